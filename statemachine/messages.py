@@ -1,0 +1,250 @@
+"""What is said to a session and what it says back.
+
+Here live the events (past tense: something happened), the effects (imperative: carry this
+out), and the two values at a session's ends, `SessionRequest` and `SessionRecord`. They are
+frozen and carry no behaviour. Times are POSIX seconds as floats; durations are seconds unless
+the name says `_ms`. JSON values are what a JSON parser makes of them (dict, list, str, int,
+float, bool, None) and are never changed after they entered a message.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import field, frozen
+
+from statemachine.table import ClientGone, State
+
+JsonObject = Mapping[str, Any]
+
+
+class UsageSource(enum.StrEnum):
+    """Where a token count came from."""
+
+    PROVIDER = "provider"
+    """The upstream reported it."""
+    ESTIMATED = "estimated"
+    """Worked out from the text's length; see `statemachine.transcript.estimate_tokens`."""
+    UNKNOWN = "unknown"
+    """Nothing arrived that could be counted."""
+
+
+@frozen
+class Failure:
+    """Why a completion did not complete, in the words that the client, the row and the log share."""
+
+    code: str
+    """Our word for it (the list is `service.errors.ERROR_CODES`)."""
+    message: str
+    """One sentence for people. Never holds message text or keys of ours."""
+    type: str = "server_error"
+    """OpenAI's error `type`; the upstream's own when it sent one."""
+    param: str | None = None
+    upstream_code: str | None = None
+    """The upstream's own error code, as text; it is what clients know how to handle."""
+    status: int | None = None
+    """HTTP status for a response not yet opened, where it differs from the code's usual one."""
+    retry_after_seconds: float | None = None
+    """What the upstream asked for in `Retry-After`."""
+
+    @property
+    def reported_code(self) -> str:
+        """The one code shown everywhere: the upstream's own if it sent one, else ours."""
+        return self.upstream_code or self.code
+
+
+@frozen
+class SessionRequest:
+    """What was asked for; everything a session knows when it is born.
+
+    `parameters` is the request's body without `messages`, `tools` and `metadata`.
+    `choices_expected` is OpenAI's `n`. `conversation_key` is the client's own name for the
+    conversation, or None from a client that keeps none.
+    """
+
+    completion_id: str
+    created_at: float
+    trace_id: str
+    owner: str
+    agent: str
+    model: str
+    messages: Sequence[JsonObject]
+    conversation_key: str | None = None
+    tools: Sequence[Any] | None = None
+    parameters: JsonObject = field(factory=dict)
+    metadata: JsonObject | None = None
+    choices_expected: int = 1
+    include_usage: bool = False
+
+
+@frozen
+class SessionPolicy:
+    """How a session is to behave; from the configuration."""
+
+    client_gone: ClientGone = ClientGone.CANCEL
+    keep_alive_interval_seconds: float | None = 15.0
+    """Silence towards the client after which a ping is due; None: never (non-streaming)."""
+    idle_seconds: float | None = 60.0
+    """Longest silence between tokens; an attempt's own figure replaces it."""
+    total_seconds: float | None = 600.0
+    """Longest life of the whole completion, counted from its creation."""
+
+
+@frozen
+class Choice:
+    """One choice of an answer: `message` is an OpenAI assistant message (`role`, `content`, and
+    whatever else its deltas carried), `extra` the choice's fields that OpenAI doesn't define."""
+
+    index: int
+    message: JsonObject
+    finish_reason: str | None = None
+    logprobs: Any = None
+    extra: JsonObject = field(factory=dict)
+
+
+@frozen
+class SessionRecord:
+    """What is kept of a completion that has ended. One per session, made when it ends.
+
+    `choices` holds at least one entry once any chunk arrived. `whole` is true when every
+    choice reached its end, so the messages may be called complete even if the completion
+    failed afterwards. `extra` holds top-level chunk fields we don't interpret
+    (`system_fingerprint`, `service_tier`, `citations`, …).
+    """
+
+    request: SessionRequest
+    agent: str
+    state: State
+    finish_reason: str | None
+    failure: Failure | None
+    choices: tuple[Choice, ...]
+    whole: bool
+    usage: JsonObject | None
+    usage_source: UsageSource
+    token_count: int
+    chunk_count: int
+    ttft_ms: float | None
+    duration_ms: float
+    finished_at: float
+    client_left_at: float | None
+    upstream_id: str | None
+    upstream_model: str | None
+    upstream_created: int | None
+    extra: JsonObject
+
+    @property
+    def completion_id(self) -> str:
+        return self.request.completion_id
+
+
+# --- events: something happened -------------------------------------------------------------
+
+
+@frozen
+class Event:
+    """Base of everything that can happen to a session."""
+
+
+@frozen
+class AttemptStarted(Event):
+    """An agent is about to be asked; also each retry and each fallback."""
+
+    agent: str
+    idle_seconds: float | None = None
+
+
+@frozen
+class ChunkReceived(Event):
+    """One chunk (an SSE data event's JSON object) arrived from the upstream."""
+
+    payload: JsonObject
+
+
+@frozen
+class UpstreamFinished(Event):
+    """The upstream ended well: `[DONE]`, or its end after a finish reason for every choice."""
+
+
+@frozen
+class UpstreamFailed(Event):
+    """The upstream broke off, answered with an error, or could not be reached."""
+
+    failure: Failure
+
+
+@frozen
+class ClientLeft(Event):
+    """The client's connection is gone, or it stopped reading for too long."""
+
+
+@frozen
+class StopRequested(Event):
+    """Somebody asked, by the completion's id, that it end now."""
+
+
+@frozen
+class DeadlineExpired(Event):
+    """A deadline of the upstream passed; `failure.code` names which."""
+
+    failure: Failure
+
+
+@frozen
+class DrainExpired(Event):
+    """The service is stopping and its grace for running streams is over."""
+
+
+@frozen
+class TimePassed(Event):
+    """A wake-up came; perhaps a ping is due."""
+
+
+# --- effects: carry this out ----------------------------------------------------------------
+
+
+@frozen
+class Effect:
+    """Base of everything a session asks its driver to do."""
+
+
+@frozen
+class OpenStream(Effect):
+    """Commit the 200 and its headers; from now on errors are SSE events."""
+
+
+@frozen
+class SendChunk(Effect):
+    """Write one chunk."""
+
+    payload: JsonObject
+
+
+@frozen
+class SendPing(Effect):
+    """Write one keep-alive comment."""
+
+
+@frozen
+class SendError(Effect):
+    """Tell the client why, truthfully: an HTTP error before the 200, an SSE error event after."""
+
+    failure: Failure
+
+
+@frozen
+class SendDone(Effect):
+    """The answer is whole: `[DONE]` on a stream, the completion object on a plain request."""
+
+    record: SessionRecord
+
+
+@frozen
+class StopUpstream(Effect):
+    """Close the upstream's connection now; nobody pays for tokens that nobody waits for."""
+
+
+@frozen
+class Save(Effect):
+    """Hand the record to the one persistence hook. Exactly one per session."""
+
+    record: SessionRecord

@@ -1,0 +1,328 @@
+"""One life of one completion: `StreamSession.handle(event, now)` → the effects, in order.
+
+Decides everything, does nothing: no I/O, no clock. Called by `service.relay` alone (and by the
+journal's recovery, which replays events through it). The rules:
+
+1. Ask the table first; an illegal event raises and changes nothing, an ignored one does nothing.
+2. Exactly one `Save` per life, among the effects of the event that makes the state final.
+3. `StopUpstream` comes before `Save`, and `Save` before `SendDone` or `SendError`: whoever saw
+   the end can read the record.
+4. "Opened" is a flag, not a state: `OpenStream` comes once, before the first thing sent.
+5. A client that left is sent nothing any more.
+6. Usage that came in a chunk of its own is held back; a client that asked for it gets it once,
+   last, and estimated (marked so) if the upstream gave none.
+"""
+
+from typing import Any
+
+from statemachine.messages import (
+    AttemptStarted,
+    ChunkReceived,
+    ClientLeft,
+    DeadlineExpired,
+    DrainExpired,
+    Effect,
+    Event,
+    Failure,
+    JsonObject,
+    OpenStream,
+    Save,
+    SendChunk,
+    SendDone,
+    SendError,
+    SendPing,
+    SessionPolicy,
+    SessionRecord,
+    SessionRequest,
+    StopRequested,
+    StopUpstream,
+    TimePassed,
+    UpstreamFailed,
+    UpstreamFinished,
+    UsageSource,
+)
+from statemachine.table import IGNORED, IllegalTransition, State, transitions
+from statemachine.transcript import Transcript, estimate_tokens, find_usage, says_nothing
+
+TRAILER_SECONDS = 5.0
+"""How long a whole answer waits for its usage chunk and `[DONE]`. They come within milliseconds
+where they come at all; a chat page keeps its message unfinished until the body ends."""
+
+CLIENT_LEFT = Failure("client_left", "The client left before the answer was complete.")
+STOPPED = Failure("stopped", "The answer was stopped on request before it was complete.")
+DRAINING = Failure(
+    "draining",
+    "The service is restarting and could not finish this answer; please send the request again.",
+)
+
+
+NEVER = float("inf")
+
+
+def _expired(code: str, message: str) -> DeadlineExpired:
+    return DeadlineExpired(Failure(code, message, type="timeout_error"))
+
+
+class StreamSession:
+    """The state of one completion. One owner, one thread; every method is synchronous and quick.
+
+    Readable at any time: `state`, `opened` (the 200 is committed), `attached` (the client is
+    still there), `transcript`, `agent` (who is being asked), `client_left_at`.
+    """
+
+    __slots__ = (
+        "_failure",
+        "_idle_seconds",
+        "_last_sent_at",
+        "_last_token_at",
+        "_table",
+        "_whole_at",
+        "agent",
+        "attached",
+        "client_left_at",
+        "first_token_at",
+        "opened",
+        "policy",
+        "request",
+        "state",
+        "transcript",
+    )
+
+    def __init__(self, request: SessionRequest, policy: SessionPolicy) -> None:
+        self.request = request
+        self.policy = policy
+        self.state = State.PENDING
+        self.opened = False
+        self.attached = True
+        self.agent = request.agent
+        self.transcript = Transcript(request.choices_expected)
+        self.first_token_at: float | None = None
+        self.client_left_at: float | None = None
+        self._table = transitions(policy.client_gone)
+        self._idle_seconds = policy.idle_seconds
+        self._last_sent_at = request.created_at
+        self._last_token_at: float | None = None
+        self._whole_at: float | None = None
+        self._failure: Failure | None = None
+
+    def __repr__(self) -> str:
+        flags = "opened" if self.opened else "not opened"
+        left = "" if self.attached else ", client left"
+        chunks = self.transcript.chunk_count
+        return f"<StreamSession {self.request.completion_id} {self.state} ({flags}{left}), {chunks} chunks>"
+
+    def handle(self, event: Event, now: float) -> tuple[Effect, ...]:
+        """Take one event in and say what follows from it.
+
+        Args:
+            event: what happened.
+            now: when, in POSIX seconds; must not run backwards between calls.
+
+        Returns:
+            The effects, to be carried out in this order.
+
+        Raises:
+            IllegalTransition: the event cannot happen in this state; nothing was changed.
+        """
+        name = type(event).__name__
+        target = self._table[self.state].get(name)
+        if target is None:
+            raise IllegalTransition(self.state, name)
+        if target is IGNORED:
+            return ()
+        match event:
+            case ChunkReceived(payload):
+                self.state = target
+                return self._receive(payload, now)
+            case TimePassed():
+                return self._ping(now)
+            case AttemptStarted(agent, idle_seconds):
+                self.agent = agent
+                self._idle_seconds = idle_seconds
+                return ()
+            case ClientLeft() if self.attached:
+                self.attached = False
+                self.client_left_at = now
+        if not target.is_final:
+            return ()
+        self.state = target
+        return self._end(event, now)
+
+    @property
+    def milestones(self) -> int:
+        """How many of these have come: the first token, the answer's being whole."""
+        return (self.first_token_at is not None) + (self._whole_at is not None)
+
+    @property
+    def wakes_at(self) -> float:
+        """When `due` is worth asking next, in POSIX seconds; `inf` if never.
+
+        It moves closer only when `milestones` grows; otherwise each chunk and ping moves it
+        away, so a driver need not ask after each.
+        """
+        return min(self._trailer_at, self._total_at, self._idle_at, self._ping_at)
+
+    def due(self, now: float) -> Event | None:
+        """The event that the passing of time has made of itself by `now`, or None."""
+        if now < self.wakes_at:
+            return None
+        if self._trailer_at <= now:
+            return UpstreamFinished()
+        if self._total_at <= now:
+            return _expired(
+                "total_timeout",
+                f"The answer was not complete after {self.policy.total_seconds:g} s, "
+                "the longest that is allowed.",
+            )
+        if self._idle_at <= now:
+            return _expired(
+                "idle_timeout",
+                f"The model fell silent: no further token came within {self._idle_seconds:g} s.",
+            )
+        return TimePassed()
+
+    @property
+    def _trailer_at(self) -> float:
+        if self._whole_at is None or self.state.is_final:
+            return NEVER
+        return self._whole_at + TRAILER_SECONDS
+
+    @property
+    def _total_at(self) -> float:
+        total_seconds = self.policy.total_seconds
+        if total_seconds is None or self.state.is_final:
+            return NEVER
+        return self.request.created_at + total_seconds
+
+    @property
+    def _idle_at(self) -> float:
+        waiting = self._whole_at is None and not self.state.is_final
+        if self._last_token_at is None or self._idle_seconds is None or not waiting:
+            return NEVER
+        return self._last_token_at + self._idle_seconds
+
+    @property
+    def _ping_at(self) -> float:
+        interval = self.policy.keep_alive_interval_seconds
+        if interval is None or not self.attached or self.state.is_final:
+            return NEVER
+        return self._last_sent_at + interval
+
+    # --- what each kind of event does -------------------------------------------------------
+
+    def _receive(self, payload: JsonObject, now: float) -> tuple[Effect, ...]:
+        if self.transcript.fold(payload):
+            self._last_token_at = now
+            if self.first_token_at is None:
+                self.first_token_at = now
+        if self._whole_at is None and self.transcript.is_whole:
+            self._whole_at = now
+        if not self.attached or not self._is_shown(payload):
+            return ()
+        self._last_sent_at = now
+        return self._opening(SendChunk(payload))
+
+    def _is_shown(self, payload: JsonObject) -> bool:
+        if payload.get("choices"):
+            return True
+        return find_usage(payload) is None and not says_nothing(payload)
+
+    def _ping(self, now: float) -> tuple[Effect, ...]:
+        if now < self._ping_at:
+            return ()
+        self._last_sent_at = now
+        return self._opening(SendPing())
+
+    def _end(self, event: Event, now: float) -> tuple[Effect, ...]:
+        effects: list[Effect] = []
+        closing: list[Effect] = []
+        match event:
+            case UpstreamFinished():
+                if self.attached:
+                    effects.extend(self._usage_chunk())
+            case UpstreamFailed(failure):
+                self._failure = failure
+            case DeadlineExpired(failure):
+                self._failure = failure
+                effects.append(StopUpstream())
+            case DrainExpired():
+                self._failure = DRAINING
+                effects.append(StopUpstream())
+            case StopRequested():
+                self._failure = STOPPED
+                effects.append(StopUpstream())
+            case ClientLeft():
+                self._failure = CLIENT_LEFT
+                effects.append(StopUpstream())
+        record = self._record(now)
+        effects.append(Save(record))
+        if self.attached:
+            if self._failure is None:
+                closing.append(SendDone(record))
+            elif self._failure is not STOPPED or not self.opened:
+                closing.append(SendError(self._failure))
+        if self._failure is None and self.attached:
+            return self._opening(*effects, *closing)
+        return (*effects, *closing)
+
+    def _opening(self, *effects: Effect) -> tuple[Effect, ...]:
+        if self.opened:
+            return effects
+        self.opened = True
+        return (OpenStream(), *effects)
+
+    # --- what is kept -----------------------------------------------------------------------
+
+    def _usage_chunk(self) -> tuple[Effect, ...]:
+        """The one extra chunk for a client that asked for usage."""
+        if not self.request.include_usage:
+            return ()
+        frame = self.transcript.usage_frame or {}
+        return self._opening(SendChunk({**frame, "choices": [], "usage": self._usage()[0]}))
+
+    def _usage(self) -> tuple[dict[str, Any] | None, UsageSource]:
+        """Usage as the upstream gave it, or an estimate that says so, or nothing."""
+        if self.transcript.usage is not None:
+            return dict(self.transcript.usage), UsageSource.PROVIDER
+        if not self.transcript.chunk_count:
+            return None, UsageSource.UNKNOWN
+        prompt = estimate_tokens([self.request.messages, self.request.tools])
+        answer = sum(
+            estimate_tokens([value for key, value in choice.message.items() if key != "role"])
+            for choice in self.transcript.choices()
+        )
+        usage = {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+            "estimated": True,
+        }
+        return usage, UsageSource.ESTIMATED
+
+    def _record(self, now: float) -> SessionRecord:
+        transcript, request = self.transcript, self.request
+        usage, source = self._usage()
+        tokens = (usage or {}).get("completion_tokens")
+        whole = self.state is State.COMPLETED or transcript.is_whole
+        first = self.first_token_at
+        return SessionRecord(
+            request=request,
+            agent=self.agent,
+            state=self.state,
+            finish_reason=transcript.finish_reason if whole else None,
+            failure=self._failure,
+            choices=transcript.choices(),
+            whole=whole,
+            usage=usage,
+            usage_source=source,
+            token_count=tokens if isinstance(tokens, int) else 0,
+            chunk_count=transcript.chunk_count,
+            ttft_ms=None if first is None else (first - request.created_at) * 1000,
+            duration_ms=(now - request.created_at) * 1000,
+            finished_at=now,
+            client_left_at=self.client_left_at,
+            upstream_id=transcript.upstream_id,
+            upstream_model=transcript.upstream_model,
+            upstream_created=transcript.upstream_created,
+            extra=dict(transcript.extra),
+        )

@@ -1,0 +1,256 @@
+"""What the answer is so far: folds chunks (decoded JSON objects) into choices, usage and the rest.
+
+Called by `session` once per chunk, on the hot path. Never sees bytes and never raises on odd
+values: what doesn't fit OpenAI's shape is kept as it came.
+
+How values fold, for every delta field alike (`content`, `reasoning_content`, `reasoning`,
+`refusal`, `tool_calls`, `function_call`, `audio`, and whatever a vendor invents):
+
+- text joins text; `None` changes nothing;
+- objects fold field by field; lists of objects with an `index` fold by that index, other lists
+  are joined;
+- names (`id`, `type`, `name`, `role`, `index`) are said once: the first non-empty one stays;
+- other values: the latest wins; values of different kinds are kept side by side in a list.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import ceil
+from typing import Any
+
+from statemachine.messages import Choice, JsonObject
+
+_ENVELOPE = frozenset(
+    ("id", "object", "created", "model", "choices", "usage", "obfuscation"),
+)
+_SAID_ONCE = frozenset(("id", "type", "name", "role", "index"))
+_UTF8_BYTES_PER_TOKEN = 4
+"""OpenAI's rule of thumb for English ("1 token is about 4 characters"); counted in UTF-8 bytes
+it also comes near for scripts such as Chinese, where a character is 3 bytes and about a token."""
+
+
+class _Text(list[str]):
+    """Text still arriving: its pieces, joined once at the end instead of once per chunk."""
+
+    __slots__ = ()
+
+
+def _fold(old: Any, new: Any) -> Any:
+    """The value after `new` arrived on top of `old` (None: nothing yet). May change `old` in place."""
+    if new is None:
+        return old
+    if isinstance(new, str):
+        if old is None:
+            return _Text((new,))
+        if isinstance(old, _Text):
+            old.append(new)
+            return old
+        return [*_as_parts(old), *_as_parts(new)] if new else old
+    if isinstance(new, Mapping):
+        if old is None:
+            old = {}
+        if isinstance(old, dict):
+            for key, value in new.items():
+                if key in _SAID_ONCE:
+                    if old.get(key) in (None, ""):
+                        old[key] = value
+                else:
+                    old[key] = _fold(old.get(key), value)
+            return old
+        return [*_as_parts(old), *_as_parts(new)]
+    if isinstance(new, list):
+        folded = [] if old is None else _as_parts(old)
+        for item in new:
+            _fold_item(folded, item)
+        return folded
+    if isinstance(old, (_Text, dict, list)):
+        return [*_as_parts(old), new]
+    return new
+
+
+def _fold_item(items: list[Any], new: Any) -> None:
+    """Fold one list item in: into its namesake by `index`, or at the end."""
+    index = new.get("index") if isinstance(new, Mapping) else None
+    if index is not None:
+        for position, item in enumerate(items):
+            if isinstance(item, dict) and item.get("index") == index:
+                items[position] = _fold(item, new)
+                return
+    items.append(_fold(None, new) if isinstance(new, Mapping) else new)
+
+
+def _as_parts(value: Any) -> list[Any]:
+    if isinstance(value, _Text):
+        value = "".join(value)
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}] if value else []
+    return value if isinstance(value, list) else [value]
+
+
+def _plain(value: Any) -> Any:
+    """A copy of a folded value with its texts joined."""
+    if isinstance(value, _Text):
+        return "".join(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+class _OpenChoice:
+    """One choice while it is arriving."""
+
+    __slots__ = ("content", "delta", "extra", "finish_reason", "logprobs")
+
+    def __init__(self) -> None:
+        self.content: _Text | None = None
+        self.delta: dict[str, Any] = {}
+        self.finish_reason: str | None = None
+        self.logprobs: Any = None
+        self.extra: dict[str, Any] = {}
+
+    def fold(self, choice: JsonObject) -> bool:
+        """Take one chunk's choice in; true if it bore a token."""
+        bore_token = False
+        delta = choice.get("delta")
+        if isinstance(delta, Mapping):
+            for key, value in delta.items():
+                if key == "content" and type(value) is str and "content" not in self.delta:
+                    if self.content is None:
+                        self.content = _Text()
+                    self.content.append(value)
+                    bore_token = bore_token or value != ""
+                elif key != "role":
+                    self._fold_field(key, value)
+                    bore_token = bore_token or value not in (None, "", [], {})
+        for key, value in choice.items():
+            if value is None or key in ("delta", "index"):
+                continue
+            if key == "finish_reason":
+                self.finish_reason = str(value)
+            elif key == "logprobs":
+                self.logprobs = _fold(self.logprobs, value)
+            else:
+                self.extra[key] = value
+        return bore_token
+
+    def _fold_field(self, key: str, value: Any) -> None:
+        if key == "content" and self.content is not None and value is not None:
+            self.delta[key] = self.content  # text first, then parts: they go on as one list
+            self.content = None
+        folded = _fold(self.delta.get(key), value)
+        if folded is not None:
+            self.delta[key] = folded
+
+    def closed(self, index: int) -> Choice:
+        content = None if self.content is None else "".join(self.content)
+        message = {"role": "assistant", "content": content, **_plain(self.delta)}
+        return Choice(index, message, self.finish_reason, _plain(self.logprobs), dict(self.extra))
+
+
+class Transcript:
+    """The answer so far. One per session; not safe to share between sessions."""
+
+    __slots__ = (
+        "_choices",
+        "_choices_expected",
+        "chunk_count",
+        "extra",
+        "upstream_created",
+        "upstream_id",
+        "upstream_model",
+        "usage",
+        "usage_frame",
+    )
+
+    def __init__(self, choices_expected: int = 1) -> None:
+        self._choices: dict[int, _OpenChoice] = {}
+        self._choices_expected = choices_expected
+        self.chunk_count = 0
+        self.usage: JsonObject | None = None
+        self.usage_frame: JsonObject | None = None
+        """The last chunk that carried usage and no choice; shown only to clients that asked."""
+        self.upstream_id: str | None = None
+        self.upstream_model: str | None = None
+        self.upstream_created: int | None = None
+        self.extra: dict[str, Any] = {}
+
+    def fold(self, payload: JsonObject) -> bool:
+        """Take one chunk in.
+
+        Returns true if it bore a token: any non-empty delta field besides `role`.
+        """
+        if not self.chunk_count:
+            self._fold_envelope(payload)
+        self.chunk_count += 1
+        for key, value in payload.items():
+            if key not in _ENVELOPE and value is not None:
+                self.extra[key] = value
+        if (usage := find_usage(payload)) is not None:
+            self.usage = usage
+            if not payload.get("choices"):
+                self.usage_frame = payload
+        bore_token = False
+        for choice in payload.get("choices") or ():
+            index = choice.get("index") or 0
+            current = self._choices.get(index)
+            if current is None:
+                current = self._choices[index] = _OpenChoice()
+            bore_token = current.fold(choice) or bore_token
+        return bore_token
+
+    def _fold_envelope(self, payload: JsonObject) -> None:
+        upstream_id, model, created = (payload.get(key) for key in ("id", "model", "created"))
+        self.upstream_id = upstream_id if isinstance(upstream_id, str) else None
+        self.upstream_model = model if isinstance(model, str) else None
+        self.upstream_created = int(created) if isinstance(created, (int, float)) else None
+
+    @property
+    def is_whole(self) -> bool:
+        """True once every choice, those asked for and those seen, has a finish reason."""
+        return len(self._choices) >= self._choices_expected and all(
+            choice.finish_reason is not None for choice in self._choices.values()
+        )
+
+    @property
+    def finish_reason(self) -> str | None:
+        """The first choice's finish reason, if it has come."""
+        first = self._choices.get(min(self._choices)) if self._choices else None
+        return first.finish_reason if first else None
+
+    def choices(self) -> tuple[Choice, ...]:
+        """The choices as far as they came, by index; fresh copies with all text joined."""
+        return tuple(choice.closed(index) for index, choice in sorted(self._choices.items()))
+
+
+def find_usage(payload: JsonObject) -> JsonObject | None:
+    """The usage object of a chunk: `usage`, or `x_groq.usage` from Groq's older frames."""
+    usage = payload.get("usage")
+    if usage is None and "x_groq" in payload:
+        vendor = payload["x_groq"]
+        usage = vendor.get("usage") if isinstance(vendor, Mapping) else None
+    return usage if isinstance(usage, Mapping) else None
+
+
+def says_nothing(payload: JsonObject) -> bool:
+    """True for a chunk without choices, usage or any field of its own: an upstream's heartbeat."""
+    if payload.get("choices") or find_usage(payload) is not None:
+        return False
+    return all(key in _ENVELOPE or value is None for key, value in payload.items())
+
+
+def estimate_tokens(value: Any) -> int:
+    """About how many tokens the texts within a JSON value make: their UTF-8 bytes over 4, rounded up."""
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in _texts(value))
+    return ceil(size / _UTF8_BYTES_PER_TOKEN)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)

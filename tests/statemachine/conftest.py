@@ -1,0 +1,40 @@
+"""Small makers of what sessions are given."""
+
+from typing import Any
+
+from statemachine import SessionRequest
+
+
+def asked(**fields: Any) -> SessionRequest:
+    """A request for one completion, created at second 0."""
+    defaults: dict[str, Any] = {
+        "completion_id": "chatcmpl-1",
+        "created_at": 0.0,
+        "trace_id": "0" * 31 + "1",
+        "owner": "anonymous",
+        "agent": "demo",
+        "model": "demo",
+        "messages": [{"role": "user", "content": "Hello?"}],
+    }
+    return SessionRequest(**{**defaults, **fields})
+
+
+def chunk(delta: dict[str, Any], finish_reason: str | None = None, index: int = 0, **fields: Any) -> Any:
+    """A chunk with one choice."""
+    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    return {
+        "id": "up-1",
+        "object": "chat.completion.chunk",
+        "created": 7,
+        "model": "upstream-model",
+        "choices": [choice],
+        **fields,
+    }
+
+
+def text_chunk(text: str) -> Any:
+    return chunk({"content": text})
+
+
+def finish_chunk(reason: str = "stop") -> Any:
+    return chunk({}, reason)

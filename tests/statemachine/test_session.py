@@ -1,0 +1,310 @@
+"""What a session asks for, event by event: the order of effects is the policy."""
+
+from typing import Any
+
+import pytest
+
+from statemachine import (
+    AttemptStarted,
+    ChunkReceived,
+    ClientGone,
+    ClientLeft,
+    DeadlineExpired,
+    DrainExpired,
+    Effect,
+    Event,
+    Failure,
+    Save,
+    SendChunk,
+    SendDone,
+    SendError,
+    SessionPolicy,
+    SessionRecord,
+    State,
+    StopRequested,
+    StreamSession,
+    TimePassed,
+    UpstreamFailed,
+    UpstreamFinished,
+    UsageSource,
+)
+from statemachine.session import TRAILER_SECONDS
+from tests.statemachine.conftest import asked, chunk, finish_chunk, text_chunk
+
+FAILURE = Failure("upstream_incomplete", "It broke off.")
+
+
+def session(policy: SessionPolicy | None = None, **request: Any) -> StreamSession:
+    return StreamSession(asked(**request), policy or SessionPolicy())
+
+
+def play(target: StreamSession, *events: Event, at: float = 1.0) -> list[Effect]:
+    return [effect for event in events for effect in target.handle(event, at)]
+
+
+def names(effects: list[Effect]) -> list[str]:
+    return [type(effect).__name__ for effect in effects]
+
+
+def saved(effects: list[Effect]) -> SessionRecord:
+    (save,) = (effect for effect in effects if isinstance(effect, Save))
+    return save.record
+
+
+def test_whole_answer() -> None:
+    """Open, send, save, and only then say done."""
+    effects = play(
+        session(),
+        ChunkReceived(text_chunk("Hello")),
+        ChunkReceived(finish_chunk()),
+        UpstreamFinished(),
+    )
+    assert names(effects) == ["OpenStream", "SendChunk", "SendChunk", "Save", "SendDone"]
+    record = saved(effects)
+    assert record.state is State.COMPLETED
+    assert record.finish_reason == "stop"
+    assert record.choices[0].message == {"role": "assistant", "content": "Hello"}
+    assert record.whole
+
+
+def test_empty_answer_is_complete() -> None:
+    """An upstream that ends well without a chunk makes an empty, completed answer, with no
+    invented finish reason."""
+    effects = play(session(), UpstreamFinished())
+    assert names(effects) == ["OpenStream", "Save", "SendDone"]
+    record = saved(effects)
+    assert (record.state, record.finish_reason, record.choices) == (State.COMPLETED, None, ())
+    assert record.usage_source is UsageSource.UNKNOWN
+
+
+def test_failure_before_the_first_token() -> None:
+    """Nothing was opened, so the error can be an HTTP status; the failure is kept all the same."""
+    target = session()
+    effects = play(target, UpstreamFailed(FAILURE))
+    assert names(effects) == ["Save", "SendError"]
+    assert not target.opened
+    assert saved(effects).failure == FAILURE
+
+
+def test_failure_mid_stream_keeps_the_text() -> None:
+    """The partial text is saved before the client hears of the error, and nothing says stop."""
+    effects = play(session(), ChunkReceived(text_chunk("Hel")), UpstreamFailed(FAILURE))
+    assert names(effects) == ["OpenStream", "SendChunk", "Save", "SendError"]
+    record = saved(effects)
+    assert record.choices[0].message["content"] == "Hel"
+    assert (record.finish_reason, record.whole) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("event", "state", "code"),
+    [
+        (DeadlineExpired(Failure("idle_timeout", "…")), State.FAILED, "idle_timeout"),
+        (DrainExpired(), State.FAILED, "draining"),
+    ],
+)
+def test_our_own_endings_stop_the_upstream_first(event: Event, state: State, code: str) -> None:
+    """Deadlines and drains stop the upstream, save, then tell the client."""
+    effects = play(session(), ChunkReceived(text_chunk("Hel")), event)
+    assert names(effects)[2:] == ["StopUpstream", "Save", "SendError"]
+    record = saved(effects)
+    assert (record.state, record.failure.code if record.failure else None) == (state, code)
+
+
+def test_client_leaves_under_cancel() -> None:
+    """Stop the upstream, keep the partial text, send nothing more."""
+    effects = play(session(), ChunkReceived(text_chunk("Hel")), ClientLeft(), at=3.0)
+    assert names(effects)[2:] == ["StopUpstream", "Save"]
+    record = saved(effects)
+    assert (record.state, record.client_left_at) == (State.CLIENT_GONE, 3.0)
+    assert record.failure is not None
+    assert record.failure.code == "client_left"
+
+
+def test_client_leaves_under_finish() -> None:
+    """The answer goes on without a client, and is kept whole with the moment it was left."""
+    target = session(SessionPolicy(client_gone=ClientGone.FINISH))
+    play(target, ChunkReceived(text_chunk("Hel")))
+    assert play(target, ClientLeft(), at=2.0) == []
+    assert play(target, ClientLeft(), at=2.5) == []
+    assert play(target, ChunkReceived(text_chunk("lo")), at=3.0) == []
+    effects = play(target, UpstreamFinished(), at=4.0)
+    assert names(effects) == ["Save"]
+    record = saved(effects)
+    assert (record.state, record.client_left_at) == (State.COMPLETED, 2.0)
+    assert record.choices[0].message["content"] == "Hello"
+
+
+def test_stop_is_told_from_leaving() -> None:
+    """An explicit stop is `stopped`, also under finish; the stream just ends, without [DONE]."""
+    target = session(SessionPolicy(client_gone=ClientGone.FINISH))
+    effects = play(target, ChunkReceived(text_chunk("Hel")), StopRequested())
+    assert names(effects)[2:] == ["StopUpstream", "Save"]
+    record = saved(effects)
+    assert record.failure is not None
+    assert (record.state, record.failure.code) == (State.CLIENT_GONE, "stopped")
+
+
+def test_finish_reasons_survive_a_late_failure() -> None:
+    """A failure after every choice's finish reason is a failure, but its messages are whole."""
+    error = UpstreamFailed(Failure("upstream_error", "Oops."))
+    effects = play(
+        session(), ChunkReceived(text_chunk("Hello")), ChunkReceived(finish_chunk("length")), error
+    )
+    record = saved(effects)
+    assert (record.state, record.finish_reason, record.whole) == (State.FAILED, "length", True)
+
+
+def test_two_choices_end_one_by_one() -> None:
+    """With n: 2 an answer is whole only when both choices have ended."""
+    target = session(choices_expected=2)
+    play(target, ChunkReceived(chunk({}, "stop", index=1)))
+    assert not target.transcript.is_whole
+    play(target, ChunkReceived(chunk({"content": "late"}, index=0)))
+    play(target, ChunkReceived(chunk({}, "stop", index=0)))
+    assert target.transcript.is_whole
+
+
+def test_ping_before_the_first_token_opens_the_stream() -> None:
+    """After an interval of silence the 200 is committed by a ping; not a moment earlier."""
+    target = session(SessionPolicy(keep_alive_interval_seconds=15.0))
+    assert play(target, TimePassed(), at=14.9) == []
+    assert names(play(target, TimePassed(), at=15.0)) == ["OpenStream", "SendPing"]
+    assert target.state is State.PENDING
+    assert play(target, TimePassed(), at=29.9) == []
+    assert names(play(target, TimePassed(), at=30.0)) == ["SendPing"]
+
+
+def test_chunks_put_pings_off() -> None:
+    """Silence is counted from the last thing sent, chunk or ping."""
+    target = session(SessionPolicy(keep_alive_interval_seconds=15.0))
+    play(target, ChunkReceived(text_chunk("Hel")), at=10.0)
+    assert play(target, TimePassed(), at=24.9) == []
+    assert names(play(target, TimePassed(), at=25.0)) == ["SendPing"]
+
+
+def test_no_pings_without_interval_or_client() -> None:
+    """A plain request gets no pings, nor does a client that left."""
+    plain = session(SessionPolicy(keep_alive_interval_seconds=None, total_seconds=None))
+    assert play(plain, TimePassed(), at=1e6) == []
+    assert plain.wakes_at == float("inf")
+    left = session(SessionPolicy(client_gone=ClientGone.FINISH))
+    play(left, ClientLeft())
+    assert play(left, TimePassed(), at=1e6) == []
+
+
+def test_idle_deadline_counts_tokens_only() -> None:
+    """The idle deadline starts with the first token, and an empty delta doesn't feed it."""
+    policy = SessionPolicy(
+        keep_alive_interval_seconds=None, idle_seconds=10.0, total_seconds=None
+    )
+    target = session(policy)
+    play(target, ChunkReceived(chunk({"role": "assistant", "content": ""})), at=1.0)
+    assert target.wakes_at == float("inf")
+    play(target, ChunkReceived(text_chunk("Hel")), at=2.0)
+    play(target, ChunkReceived(text_chunk("")), at=9.0)
+    assert target.wakes_at == 12.0
+    assert target.due(11.9) is None
+    event = target.due(12.0)
+    assert isinstance(event, DeadlineExpired)
+    assert event.failure.code == "idle_timeout"
+    assert "10 s" in event.failure.message
+
+
+def test_total_deadline_counts_from_the_beginning() -> None:
+    """However lively the stream, `total_seconds` after its creation it is over."""
+    target = session(SessionPolicy(keep_alive_interval_seconds=None, total_seconds=600.0))
+    play(target, ChunkReceived(text_chunk("Hel")), at=599.0)
+    event = target.due(600.0)
+    assert isinstance(event, DeadlineExpired)
+    assert event.failure.code == "total_timeout"
+
+
+def test_whole_answer_does_not_wait_for_a_dawdling_upstream() -> None:
+    """After every finish reason the trailer gets some seconds; then the answer has ended well."""
+    target = session(SessionPolicy(keep_alive_interval_seconds=None))
+    play(target, ChunkReceived(text_chunk("Hel")), ChunkReceived(finish_chunk()), at=1.0)
+    assert target.due(1.0 + TRAILER_SECONDS - 0.1) is None
+    assert target.due(1.0 + TRAILER_SECONDS) == UpstreamFinished()
+
+
+def test_attempts_name_the_agent_and_its_patience() -> None:
+    """The record names the agent that answered; its idle deadline counts."""
+    target = session(SessionPolicy(keep_alive_interval_seconds=None, total_seconds=None))
+    play(target, AttemptStarted("first", 5.0), AttemptStarted("second", 9.0))
+    play(target, ChunkReceived(text_chunk("Hi")), at=1.0)
+    assert target.wakes_at == 10.0
+    assert saved(play(target, UpstreamFinished())).agent == "second"
+
+
+def test_usage_is_hidden_from_those_who_did_not_ask() -> None:
+    """A usage chunk is kept for the record, not sent."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    effects = play(
+        session(),
+        ChunkReceived(text_chunk("Hi")),
+        ChunkReceived({"choices": [], "usage": usage}),
+        UpstreamFinished(),
+    )
+    assert names(effects) == ["OpenStream", "SendChunk", "Save", "SendDone"]
+    record = saved(effects)
+    assert (record.usage, record.usage_source) == (usage, UsageSource.PROVIDER)
+    assert record.token_count == 2
+
+
+def test_usage_comes_once_and_last_for_those_who_asked() -> None:
+    """Wherever the upstream put it, usage is one chunk of its own before the end, its other
+    fields untouched."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    frame = {"id": "up-1", "choices": [], "usage": usage, "timings": {"predicted_n": 2}}
+    effects = play(
+        session(include_usage=True),
+        ChunkReceived(frame),
+        ChunkReceived(text_chunk("Hi")),
+        UpstreamFinished(),
+    )
+    assert names(effects) == ["OpenStream", "SendChunk", "SendChunk", "Save", "SendDone"]
+    sent = [effect.payload for effect in effects if isinstance(effect, SendChunk)]
+    assert sent[-1] == frame
+
+
+def test_usage_is_estimated_and_says_so() -> None:
+    """A client that asked gets an estimate from an upstream that doesn't count."""
+    effects = play(session(include_usage=True), ChunkReceived(text_chunk("x" * 40)), UpstreamFinished())
+    sent = [effect.payload for effect in effects if isinstance(effect, SendChunk)][-1]
+    assert sent == {
+        "choices": [],
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 10,
+            "total_tokens": 13,
+            "estimated": True,
+        },
+    }
+    assert saved(effects).usage_source is UsageSource.ESTIMATED
+
+
+def test_heartbeat_chunks_are_not_passed_on() -> None:
+    """A chunk that says nothing would make clients stumble over `choices[0]`; one with fields of
+    its own goes through."""
+    heartbeat = {"id": "x", "object": "chat.completion.chunk", "choices": []}
+    filters = {"id": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
+    effects = play(session(), ChunkReceived(heartbeat), ChunkReceived(filters))
+    assert names(effects) == ["OpenStream", "SendChunk"]
+
+
+def test_times_are_measured_from_the_request() -> None:
+    """TTFT ends with the first text, not with the role; the duration with the end."""
+    target = session(created_at=100.0)
+    play(target, ChunkReceived(chunk({"role": "assistant", "content": ""})), at=100.1)
+    play(target, ChunkReceived(text_chunk("Hi")), at=100.25)
+    record = saved(play(target, UpstreamFinished(), at=101.5))
+    assert record.ttft_ms == pytest.approx(250.0)
+    assert record.duration_ms == pytest.approx(1500.0)
+
+
+def test_done_and_error_exclude_each_other() -> None:
+    """Whoever failed is never told done."""
+    failed = play(session(), ChunkReceived(text_chunk("Hi")), UpstreamFailed(FAILURE))
+    assert not any(isinstance(effect, SendDone) for effect in failed)
+    done = play(session(), ChunkReceived(text_chunk("Hi")), UpstreamFinished())
+    assert not any(isinstance(effect, SendError) for effect in done)

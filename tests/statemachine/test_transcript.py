@@ -1,0 +1,164 @@
+"""How chunks fold into an answer."""
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from statemachine import Transcript
+from statemachine.transcript import estimate_tokens
+from tests.statemachine.conftest import chunk, finish_chunk, text_chunk
+
+
+def folded(*payloads: Any, choices_expected: int = 1) -> Transcript:
+    transcript = Transcript(choices_expected)
+    for payload in payloads:
+        transcript.fold(payload)
+    return transcript
+
+
+@given(st.lists(st.text()))
+def test_text_is_the_deltas_joined(pieces: list[str]) -> None:
+    """Nothing is added, dropped or reordered, surrogates and NULs included."""
+    transcript = folded(*map(text_chunk, pieces))
+    content = transcript.choices()[0].message["content"] if pieces else ""
+    assert content == "".join(pieces)
+
+
+def test_reasoning_under_its_vendors_names() -> None:
+    """`reasoning_content` (DeepSeek, llama.cpp) and `reasoning` (OpenRouter) fold like content."""
+    transcript = folded(
+        chunk({"role": "assistant", "reasoning_content": "Let "}),
+        chunk({"reasoning_content": "me see.", "reasoning": "Hm"}),
+        chunk({"reasoning": "m.", "content": "Yes."}),
+    )
+    assert transcript.choices()[0].message == {
+        "role": "assistant",
+        "content": "Yes.",
+        "reasoning_content": "Let me see.",
+        "reasoning": "Hmm.",
+    }
+
+
+def test_refusal() -> None:
+    """A refusal is text of its own; content stays null."""
+    message = folded(chunk({"refusal": "I "}), chunk({"refusal": "can't."})).choices()[0].message
+    assert message == {"role": "assistant", "content": None, "refusal": "I can't."}
+
+
+def test_tool_calls_fold_by_index() -> None:
+    """Id, type and name are said once; arguments come in pieces, calls interleaved."""
+
+    def call(index: int, **fields: Any) -> Any:
+        return chunk({"tool_calls": [{"index": index, **fields}]})
+
+    transcript = folded(
+        call(0, id="a", type="function", function={"name": "add", "arguments": ""}),
+        call(1, id="b", type="function", function={"name": "mul", "arguments": '{"'}),
+        call(0, function={"arguments": '{"x":'}),
+        call(1, id="b", type="function", function={"name": "mul", "arguments": 'y":2}'}),
+        call(0, function={"arguments": " 1}"}),
+        finish_chunk("tool_calls"),
+    )
+    choice = transcript.choices()[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message["tool_calls"] == [
+        {
+            "index": 0,
+            "id": "a",
+            "type": "function",
+            "function": {"name": "add", "arguments": '{"x": 1}'},
+        },
+        {
+            "index": 1,
+            "id": "b",
+            "type": "function",
+            "function": {"name": "mul", "arguments": '{"y":2}'},
+        },
+    ]
+
+
+def test_choices_are_kept_apart() -> None:
+    """Interleaved choices fold each into its own."""
+    transcript = folded(
+        chunk({"content": "a"}, index=1),
+        chunk({"content": "b"}, index=0),
+        chunk({"content": "c"}, index=1),
+        choices_expected=2,
+    )
+    assert [(c.index, c.message["content"]) for c in transcript.choices()] == [(0, "b"), (1, "ac")]
+
+
+def test_unknown_fields_are_kept() -> None:
+    """What vendors invent is folded: in the delta, in the choice, and beside the choices."""
+    first = chunk({"images": [{"url": "data:1"}], "audio": {"id": "a", "data": "QU"}})
+    first["choices"][0]["content_filter_results"] = {"hate": {"filtered": False}}
+    second = chunk({"images": [{"url": "data:2"}], "audio": {"data": "JD"}}, citations=["u"])
+    transcript = folded(first, second, {"service_tier": "default"})
+    choice = transcript.choices()[0]
+    assert choice.message["images"] == [{"url": "data:1"}, {"url": "data:2"}]
+    assert choice.message["audio"] == {"id": "a", "data": "QUJD"}
+    assert choice.extra == {"content_filter_results": {"hate": {"filtered": False}}}
+    assert transcript.extra == {"citations": ["u"], "service_tier": "default"}
+
+
+def test_content_in_parts_after_text() -> None:
+    """An upstream that switches from text to parts loses neither."""
+    part = {"type": "image_url", "image_url": {"url": "data:"}}
+    message = folded(text_chunk("See: "), chunk({"content": [part]}), text_chunk("!")).choices()[0]
+    assert message.message["content"] == [
+        {"type": "text", "text": "See: "},
+        part,
+        {"type": "text", "text": "!"},
+    ]
+
+
+def test_logprobs_are_joined() -> None:
+    """Each chunk's token log probabilities follow the ones before."""
+
+    def with_logprobs(token: str) -> Any:
+        payload = text_chunk(token)
+        payload["choices"][0]["logprobs"] = {"content": [{"token": token}], "refusal": None}
+        return payload
+
+    choice = folded(with_logprobs("a"), with_logprobs("b")).choices()[0]
+    assert choice.logprobs == {"content": [{"token": "a"}, {"token": "b"}], "refusal": None}
+
+
+def test_folding_does_not_touch_the_chunks() -> None:
+    """Chunks are shared with the writer; the transcript keeps copies of what it joins."""
+    call = {"index": 0, "id": "a", "function": {"name": "f", "arguments": "1"}}
+    payload = chunk({"tool_calls": [call]})
+    folded(payload, chunk({"tool_calls": [{"index": 0, "function": {"arguments": "2"}}]}))
+    assert payload == chunk({"tool_calls": [call]})
+    assert call["function"] == {"name": "f", "arguments": "1"}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["index", "id", "content", "x", "role", "finish_reason"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.dictionaries(st.sampled_from(["content", "tool_calls", "x"]), json_values)))
+def test_odd_deltas_never_raise(deltas: list[dict[str, Any]]) -> None:
+    """Whatever an upstream puts into a delta is folded somehow."""
+    transcript = folded(*map(chunk, deltas))
+    transcript.choices()
+
+
+def test_estimates_count_bytes() -> None:
+    """Four UTF-8 bytes are about a token; anything at all is at least one."""
+    assert estimate_tokens("x" * 400) == 100
+    assert estimate_tokens("你好") == 2
+    assert estimate_tokens([{"role": "user", "content": "\ud800"}]) == 2
+    assert estimate_tokens([]) == 0

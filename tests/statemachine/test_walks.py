@@ -1,0 +1,131 @@
+"""Random walks: whatever happens in whatever order, the promises hold."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from statemachine import (
+    AttemptStarted,
+    ChunkReceived,
+    ClientGone,
+    ClientLeft,
+    DeadlineExpired,
+    DrainExpired,
+    Event,
+    Failure,
+    IllegalTransition,
+    OpenStream,
+    Save,
+    SendChunk,
+    SendDone,
+    SendError,
+    SendPing,
+    SessionPolicy,
+    State,
+    StopRequested,
+    StopUpstream,
+    StreamSession,
+    TimePassed,
+    UpstreamFailed,
+    UpstreamFinished,
+)
+from tests.statemachine.conftest import asked, finish_chunk, text_chunk
+
+FAILURE = Failure("upstream_error", "It broke.")
+SENDS = (OpenStream, SendChunk, SendPing, SendDone, SendError)
+
+events = st.one_of(
+    st.text(max_size=5).map(lambda text: ChunkReceived(text_chunk(text))),
+    st.sampled_from(
+        [
+            ChunkReceived(finish_chunk()),
+            ChunkReceived({"choices": [], "usage": {"completion_tokens": 1}}),
+            AttemptStarted("demo", 60.0),
+            UpstreamFinished(),
+            UpstreamFailed(FAILURE),
+            DeadlineExpired(FAILURE),
+            DrainExpired(),
+            ClientLeft(),
+            StopRequested(),
+            TimePassed(),
+        ]
+    ),
+)
+steps = st.lists(st.tuples(events, st.floats(0, 100)), max_size=30)
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps=steps, client_gone=st.sampled_from(ClientGone), include_usage=st.booleans())
+def test_promises_hold_on_every_walk(
+    steps: list[tuple[Event, float]], client_gone: ClientGone, include_usage: bool
+) -> None:
+    """One Save per ended life and none before; the text saved is the text received; nothing is
+    sent before opening, after the end's last word, or to a client that left."""
+    session = StreamSession(
+        asked(include_usage=include_usage), SessionPolicy(client_gone=client_gone)
+    )
+    now, text, effects = 0.0, "", []
+    for event, delay in steps:
+        now += delay
+        running = not session.state.is_final
+        was_attached = session.attached
+        try:
+            new = session.handle(event, now)
+        except IllegalTransition:
+            continue
+        if running and isinstance(event, ChunkReceived):
+            choices = event.payload["choices"]
+            text += choices[0]["delta"].get("content", "") if choices else ""
+        if not was_attached:
+            assert not any(isinstance(effect, SENDS) for effect in new)
+        effects.extend(new)
+    saves = [effect for effect in effects if isinstance(effect, Save)]
+    assert len(saves) == (1 if session.state.is_final else 0)
+    opens = [index for index, effect in enumerate(effects) if isinstance(effect, OpenStream)]
+    chunks = [
+        index
+        for index, effect in enumerate(effects)
+        if isinstance(effect, (SendChunk, SendPing, SendDone))
+    ]
+    assert len(opens) <= 1
+    if chunks:
+        assert opens
+        assert opens[0] < chunks[0]
+    if saves:
+        position = effects.index(saves[0])
+        assert not any(isinstance(e, (SendChunk, SendPing)) for e in effects[position:])
+        assert not any(isinstance(e, StopUpstream) for e in effects[position:])
+        record = saves[0].record
+        kept = "".join(str(c.message["content"] or "") for c in record.choices)
+        assert kept == text
+        assert record.state is session.state
+        if record.state is not State.COMPLETED:
+            assert record.failure is not None
+            assert not any(isinstance(effect, SendDone) for effect in effects)
+    if session.state.is_final:
+        assert session.wakes_at == float("inf")
+        assert session.due(now + 1e9) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(gaps=st.lists(st.floats(0, 40), max_size=20), interval=st.floats(0.1, 30))
+def test_a_driver_that_asks_at_wakes_at_never_spins_or_sleeps_in(
+    gaps: list[float], interval: float
+) -> None:
+    """At `wakes_at` something is due, before it nothing is, and handling it moves `wakes_at` on."""
+    session = StreamSession(asked(), SessionPolicy(keep_alive_interval_seconds=interval))
+    now = 0.0
+    for gap in gaps:
+        moment = session.wakes_at
+        assert moment >= now
+        if now + gap < moment:
+            now += gap
+            assert session.due(now) is None
+            session.handle(ChunkReceived(text_chunk("x")), now)
+        else:
+            now = moment
+            event = session.due(now)
+            assert event is not None
+            session.handle(event, now)
+            assert session.wakes_at > now
+        if session.state.is_final:
+            return
