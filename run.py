@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Start the service. `python run.py --help` says how; `make run` prepares everything first."""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from db.embedded import EmbeddedUnavailable
+from service import __version__
+from service.config import ConfigError, dump_config, load_config
+from service.serving import CannotServe, bind, serve
+from service.telemetry import configure_logging
+
+DEFAULT_CONFIG = Path(__file__).with_name("config.yaml")
+
+EPILOG = """\
+precedence: flags, environment, the file, defaults.
+
+environment:
+  DATABASE_URL             postgresql://user:password@host/name, or 'embedded'
+  OPENAI_API_KEY           key of the backend; unset: agents that need it are off
+  OPENAI_BASE_URL          where that backend is (Ollama: http://127.0.0.1:11434/v1)
+  SSE_KEEP_ALIVE_INTERVAL  seconds of silence before a keep-alive comment, e.g. 15 or 0.5
+  LOG_FORMAT               auto, console or json
+
+signals: SIGTERM and SIGINT stop: running streams get server.drain_timeout_seconds, then their
+partial answers are saved; a second signal ends that grace at once.
+
+exit status: 0 after a clean stop, 1 if the service could not start, 2 for a bad configuration.
+"""
+
+
+def parse_flags(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description="Streaming chat completions over OpenAI's API, every answer kept.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, metavar="PATH", help="default: config.yaml beside run.py")
+    parser.add_argument("--host", help="address to listen on (server.host)")
+    parser.add_argument("--port", type=int, help="port to listen on, 0 for any (server.port)")
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the configuration in force and exit"
+    )
+    parser.add_argument("--version", action="version", version=f"verbatim {__version__}")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    flags = parse_flags(arguments)
+    path = flags.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    given = {("server", "host"): flags.host, ("server", "port"): flags.port}
+    try:
+        config = load_config(path, flags={k: v for k, v in given.items() if v is not None})
+    except ConfigError as error:
+        print(f"The configuration can't be used:\n{error}", file=sys.stderr)
+        return 2
+    if flags.print_config:
+        print(dump_config(config), end="")
+        return 0
+    if flags.check:
+        print(f"{path or 'The default configuration'} is fine.")
+        return 0
+    configure_logging(config.logging)
+    try:
+        asyncio.run(serve(config, bind(config.server.host, config.server.port)))
+    except (CannotServe, EmbeddedUnavailable) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

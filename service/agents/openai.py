@@ -1,0 +1,208 @@
+"""The agent that asks an OpenAI-compatible backend. The only file that sees `openai`.
+
+The SDK builds the request, signs it and maps errors; its response is taken as raw bytes, because
+its parsed chunks cost three times as much as everything else together (docs/architecture.md).
+The body goes in as bytes too: the SDK's own JSON refuses lone surrogates.
+"""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import aiohttp
+import httpx2
+import openai
+import structlog
+from attrs import evolve
+
+from service.agents.protocol import AgentCall, AgentError
+from service.config import OpenAIAgentConfig
+from service.wire import decode_json, encode_json, upstream_body
+from service.wire.decoder import upstream_failure
+from statemachine import Failure
+
+log = structlog.get_logger(__name__)
+
+_MODELS_CACHED_SECONDS = 60.0
+_MODELS_TIMEOUT_SECONDS = 5.0
+_IDLE_CONNECTION_SECONDS = 30.0
+_LONGEST_ERROR_BODY = 200
+_NO_KEY = "no-key-needed"
+_RETRYABLE_STATUSES = frozenset((408, 409, 429))
+_FINAL_STATUSES = frozenset((400, 413, 422))
+"""The request itself is at fault; another agent would say the same."""
+
+
+class OpenAIAgent:
+    """One backend, with a connection pool of its own.
+
+    Args:
+        config: its part of the configuration.
+        api_key: the backend's key; None for a backend that asks for none.
+    """
+
+    def __init__(self, config: OpenAIAgentConfig, api_key: str | None) -> None:
+        self.name = config.name
+        self.timeouts = config.timeouts
+        self.retries = config.retries
+        self.fallbacks = config.fallbacks
+        self.client_gone = config.client_gone
+        self.max_event_bytes = config.max_event_bytes
+        self._config = config
+        self._key = api_key
+        self._models: list[dict[str, Any]] = []
+        self._models_until = 0.0
+        # Token deadlines are the relay's; here only connecting is timed. 0 lifts aiohttp's limit
+        # of 100 connections: `server.max_concurrent_streams` is the limit.
+        timeout = httpx2.Timeout(
+            connect=config.timeouts.connect_seconds, read=None, write=None, pool=None
+        )
+        limits = httpx2.Limits(max_connections=0, keepalive_expiry=_IDLE_CONNECTION_SECONDS)
+        self._client = openai.AsyncOpenAI(
+            api_key=api_key or _NO_KEY,
+            base_url=config.base_url,
+            max_retries=0,  # `service.upstream` retries, and knows about fallbacks
+            timeout=timeout,
+            http_client=openai.DefaultAioHttpClient(timeout=timeout, limits=limits),
+        )
+
+    def serves(self, model: str) -> bool:
+        return model == self.name or any(
+            fnmatchcase(model, pattern) for pattern in self._config.models
+        )
+
+    @asynccontextmanager
+    async def open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[bytes]]:
+        body = upstream_body(
+            call.request,
+            model=self._upstream_model(call.request.model),
+            parameters=self._config.parameters,
+            preamble=self._config.preamble,
+        )
+        headers = {
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",  # compressed streams arrive in lumps
+            "traceparent": call.traceparent,
+        }
+        with self._translated():
+            response = await self._client.post(
+                "/chat/completions",
+                cast_to=httpx2.Response,
+                content=encode_json(body),
+                options={"headers": headers},
+                stream=True,
+            )
+        try:
+            yield self._read(response)
+        finally:
+            await response.aclose()
+
+    async def models(self) -> list[dict[str, Any]]:
+        named = self._named_models()
+        if time.monotonic() >= self._models_until:
+            self._models_until = time.monotonic() + _MODELS_CACHED_SECONDS
+            self._models = await self._ask_for_models()
+        listed = {model["id"] for model in named}
+        return named + [model for model in self._models if model["id"] not in listed]
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _upstream_model(self, model: str) -> str:
+        """An agent asked for by its own name uses the model of its `parameters`, if it has one."""
+        default = self._config.parameters.get("model")
+        return default if model == self.name and isinstance(default, str) else model
+
+    def _named_models(self) -> list[dict[str, Any]]:
+        names = [model for model in self._config.models if not set(model) & set("*?[")]
+        if "model" in self._config.parameters:
+            names.insert(0, self.name)
+        return [
+            {"id": name, "object": "model", "created": 0, "owned_by": self.name} for name in names
+        ]
+
+    async def _ask_for_models(self) -> list[dict[str, Any]]:
+        try:
+            response = await self._client.get(
+                "/models",
+                cast_to=httpx2.Response,
+                options={"timeout": _MODELS_TIMEOUT_SECONDS},
+            )
+            entries = decode_json(response.content)["data"]
+            found = [entry for entry in entries if isinstance(entry.get("id"), str)]
+        except (openai.OpenAIError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("models not listed", agent=self.name, reason=type(error).__name__)
+            return []
+        return [
+            {"object": "model", "created": 0, "owned_by": self.name, **entry}
+            for entry in found
+            if self.serves(entry["id"])
+        ]
+
+    async def _read(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+        with self._translated():
+            async for data in response.aiter_bytes():
+                yield data
+
+    # --- the one door for foreign errors ----------------------------------------------------
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except openai.APIStatusError as error:
+            raise self._status_error(error) from error
+        except openai.APIConnectionError as error:  # also its timeouts
+            raise self._connection_error(error) from error
+        except httpx2.DecodingError as error:
+            message = f"The backend of agent {self.name!r} sent a body that cannot be decoded."
+            raise AgentError(Failure("upstream_malformed", message), is_retryable=True) from error
+        except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
+            message = f"The connection to the backend of agent {self.name!r} broke."
+            raise AgentError(Failure("upstream_incomplete", message), is_retryable=True) from error
+
+    def _status_error(self, error: openai.APIStatusError) -> AgentError:
+        status = error.status_code
+        body = error.body
+        if isinstance(body, str) or body is None:
+            text = (body or "").strip()[:_LONGEST_ERROR_BODY]
+            body = {"message": text or f"The backend of agent {self.name!r} answered {status}."}
+        failure = evolve(
+            upstream_failure(body, status),
+            retry_after_seconds=_seconds(error.response.headers.get("retry-after")),
+        )
+        if self._key:  # some backends quote the key they refuse
+            failure = evolve(failure, message=failure.message.replace(self._key, "***"))
+        return AgentError(
+            failure,
+            is_retryable=status in _RETRYABLE_STATUSES or status >= 500,
+            is_final=status in _FINAL_STATUSES,
+        )
+
+    def _connection_error(self, error: openai.APIConnectionError) -> AgentError:
+        """The SDK's httpx layer calls every lost connection a timeout; aiohttp's own error below
+        it tells which it was (openai 3.54; tests/service/test_upstream_failures.py)."""
+        if isinstance(_root(error), aiohttp.ServerTimeoutError):
+            seconds = self.timeouts.connect_seconds
+            message = f"Connecting to the backend of agent {self.name!r} took over {seconds:g} s."
+            failure = Failure("connect_timeout", message, type="timeout_error")
+        else:
+            message = f"The backend of agent {self.name!r} could not be reached."
+            failure = Failure("upstream_unreachable", message)
+        return AgentError(failure, is_retryable=True)
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _seconds(text: str | None) -> float | None:
+    """A `Retry-After` in seconds; its other form, a date, is rare here and not worth trusting."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

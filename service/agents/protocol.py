@@ -1,0 +1,66 @@
+"""What the service asks of an agent, and how an agent says no."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from service.config import Timeouts
+from service.wire import ChatRequest
+from statemachine import ClientGone, Failure
+
+
+class AgentError(Exception):
+    """An attempt failed before its first token.
+
+    `is_retryable` says that the same agent may well answer next time; `is_final` that no other
+    agent would do better, because the request itself is at fault.
+    """
+
+    def __init__(
+        self, failure: Failure, *, is_retryable: bool = False, is_final: bool = False
+    ) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.is_retryable = is_retryable
+        self.is_final = is_final
+
+
+@frozen
+class AgentCall:
+    """One request to an agent. `traceparent` is the W3C header to send along."""
+
+    request: ChatRequest
+    completion_id: str
+    traceparent: str
+
+
+class Agent(Protocol):
+    """An upstream. One instance serves all requests; it holds no state of any of them."""
+
+    name: str
+    timeouts: Timeouts
+    retries: int
+    fallbacks: tuple[str, ...]
+    client_gone: ClientGone | None
+    max_event_bytes: int
+
+    def serves(self, model: str) -> bool:
+        """True if requests for this model may go here."""
+
+    def open(self, call: AgentCall) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Ask. Entering returns once the upstream has said 200; the value yields its SSE body,
+        one item per socket read. Leaving closes the connection at once, on every path;
+        cancelling any await does too.
+
+        Raises on entering and while reading:
+            AgentError: the attempt failed; `failure` says how.
+        """
+
+    async def models(self) -> list[dict[str, Any]]:
+        """OpenAI model objects that can be asked for here. Never raises: an upstream that can't
+        be asked contributes nothing."""
+
+    async def close(self) -> None:
+        """Give back every connection."""

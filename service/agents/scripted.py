@@ -1,0 +1,144 @@
+"""The built-in agent: says fixed words at a steady pace, and fails on request.
+
+It answers when no key is set, so that a first run needs no network; it is the agent to try
+alerting, timeouts and clients against (`fail_after_tokens`, `fail_with`). Same configuration,
+same bytes.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+from service.agents.protocol import AgentCall, AgentError
+from service.config import ScriptedAgentConfig
+from service.wire import DONE, encode_json, error_event
+from statemachine import Failure
+from statemachine.transcript import estimate_tokens
+
+INTRODUCTION = (
+    "Hello! I am the built-in demo agent: I need no key and no network, and I always say this. "
+    "Every word reaches you the moment I say it, and all of them are kept in PostgreSQL, even if "
+    "you hang up in the middle. To talk to a real model, set OPENAI_API_KEY, or point "
+    "OPENAI_BASE_URL at any server that speaks OpenAI's API (Ollama, vLLM, llama.cpp), and "
+    "start me again."
+)
+
+
+class ScriptedAgent:
+    """Says its reply word by word. One instance serves all requests.
+
+    A token is a word with the space before it. `fail_with` takes effect after
+    `fail_after_tokens` tokens: `reset` breaks the connection, `truncate` ends it cleanly without
+    a finish reason, `stall` falls silent, `error` sends an error event, `malformed` sends half
+    a JSON object.
+    """
+
+    def __init__(self, config: ScriptedAgentConfig) -> None:
+        self.name = config.name
+        self.timeouts = config.timeouts
+        self.retries = config.retries
+        self.fallbacks = config.fallbacks
+        self.client_gone = config.client_gone
+        self.max_event_bytes = config.max_event_bytes
+        self._config = config
+        self._tokens = split_tokens(INTRODUCTION if config.reply is None else config.reply)
+
+    def serves(self, model: str) -> bool:
+        return model == self.name or any(
+            fnmatchcase(model, pattern) for pattern in self._config.models
+        )
+
+    @asynccontextmanager
+    async def open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[bytes]]:
+        body = self._body(call)
+        try:
+            yield body
+        finally:
+            await body.aclose()  # type: ignore[attr-defined]  # an async generator
+
+    async def models(self) -> list[dict[str, Any]]:
+        names = [self.name, *(name for name in self._config.models if not set(name) & set("*?["))]
+        return [
+            {"id": name, "object": "model", "created": 0, "owned_by": "verbatim"}
+            for name in dict.fromkeys(names)
+        ]
+
+    async def close(self) -> None:
+        pass
+
+    async def _body(self, call: AgentCall) -> AsyncIterator[bytes]:
+        config = self._config
+        choices = range(call.request.choices_expected)
+        loop = asyncio.get_running_loop()
+        starts_at = loop.time() + config.first_token_delay_seconds
+        role = {"role": "assistant", "content": ""}
+        yield b"".join(_event(call, [_choice(index, role)]) for index in choices)
+        for position, token in enumerate(self._tokens):
+            if position == config.fail_after_tokens:
+                break
+            await asyncio.sleep(starts_at + position / config.tokens_per_second - loop.time())
+            yield b"".join(_event(call, [_choice(index, {"content": token})]) for index in choices)
+        if config.fail_after_tokens is not None:
+            async for data in self._failure():
+                yield data
+            return
+        yield b"".join(_event(call, [_choice(index, {}, "stop")]) for index in choices)
+        if call.request.include_usage is not False:
+            yield _event(call, [], usage=self._usage(call))
+        yield DONE
+
+    async def _failure(self) -> AsyncIterator[bytes]:
+        match self._config.fail_with:
+            case "reset":
+                message = f"The connection to the backend of agent {self.name!r} broke."
+                raise AgentError(Failure("upstream_incomplete", message), is_retryable=True)
+            case "stall":
+                await asyncio.Event().wait()
+            case "error":
+                message = f"The agent {self.name!r} is scripted to fail here."
+                yield error_event(Failure("upstream_error", message))
+            case "malformed":
+                yield b'data: {"choices": [\n\n'
+            case "truncate":
+                pass
+
+    def _usage(self, call: AgentCall) -> dict[str, int]:
+        prompt = estimate_tokens(call.request.messages)
+        answer = len(self._tokens) * call.request.choices_expected
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+        }
+
+
+def split_tokens(text: str) -> list[str]:
+    """Cut a text into words, each with the white space before it; joined they are the text."""
+    return list(_words(text))
+
+
+def _words(text: str) -> Iterator[str]:
+    start = 0
+    for position in range(1, len(text)):
+        if text[position].isspace() and not text[position - 1].isspace():
+            yield text[start:position]
+            start = position
+    if text:
+        yield text[start:]
+
+
+def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _event(call: AgentCall, choices: list[dict[str, Any]], **fields: Any) -> bytes:
+    chunk = {
+        "id": f"scripted-{call.completion_id}",
+        "object": "chat.completion.chunk",
+        "model": call.request.model,
+        "choices": choices,
+        **fields,
+    }
+    return b"data: " + encode_json(chunk) + b"\n\n"

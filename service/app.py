@@ -1,0 +1,208 @@
+"""The composition root: the only file that knows everybody.
+
+`build_app` wires the parts and says in which order they start; they stop in the opposite order:
+streams are drained first, then records are flushed, then the database closes.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+
+import stamina
+import structlog
+from aiohttp import web
+
+from db.embedded import EmbeddedPostgres
+from db.migrate import migrate
+from db.postgres import PostgresStore
+from db.saver import Saver
+from db.store import Store, StoreUnavailable
+from service.agents.directory import AgentDirectory
+from service.clock import Clock, steady_clock
+from service.completions import Completions
+from service.config import Config
+from service.cors import cors
+from service.errors import errors_middleware
+from service.lifecycle import Readiness, RunningStreams, healthz
+from service.telemetry import add_id_headers, telemetry_middleware
+
+log = structlog.get_logger(__name__)
+
+CONFIG = web.AppKey("config", Config)
+STORE = web.AppKey("store", Store)
+SAVER = web.AppKey("saver", Saver)
+DIRECTORY = web.AppKey("directory", AgentDirectory)
+STREAMS = web.AppKey("streams", RunningStreams)
+DSN = web.AppKey("dsn", str)
+COMPLETIONS = web.AppKey("completions", Completions)
+READINESS = web.AppKey("readiness", Readiness)
+
+_FIRST_MIGRATION_SECONDS = 10.0
+"""How long a start waits for the tables before it serves without them."""
+_FLUSH_SECONDS = 10.0
+"""How long a stop waits for the database to take what is left."""
+
+
+def build_app(
+    config: Config,
+    *,
+    environ: Mapping[str, str] | None = None,
+    store: Store | None = None,
+    directory: AgentDirectory | None = None,
+    clock: Clock | None = None,
+) -> web.Application:
+    """The application, ready for an `AppRunner(..., handler_cancellation=True)`.
+
+    Args:
+        config: what operators set.
+        environ: where agents' keys are; the process's environment if not given.
+        store, directory, clock: parts to use instead of those that `config` describes.
+
+    Starting it raises `db.embedded.EmbeddedUnavailable` if the embedded PostgreSQL is asked for
+    and can't be had. A database that can't be reached doesn't stop it: the service streams, says
+    in `/readyz` that it isn't ready, and saves what waits once the database is there.
+    """
+    answer_preflight, mark_origin = cors(config.server.cors_origins)
+    app = web.Application(
+        middlewares=[telemetry_middleware, answer_preflight, errors_middleware],
+        client_max_size=config.server.max_body_bytes,
+    )
+    app.on_response_prepare.extend((add_id_headers, mark_origin))
+    app[CONFIG] = config
+    app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
+    environ = os.environ if environ is None else environ
+    app.cleanup_ctx.extend(
+        (
+            _given_store(store) if store is not None else _database,
+            _saver,
+            _given_directory(directory) if directory is not None else _configured_agents(environ),
+            _endpoints(clock or steady_clock()),
+        )
+    )
+    app.on_shutdown.append(_drain)
+    _add_routes(app)
+    return app
+
+
+# --- the parts, in the order in which they start ----------------------------------------------
+
+CleanupContext = Callable[[web.Application], AsyncIterator[None]]
+
+
+def _given_store(store: Store) -> CleanupContext:
+    async def give(app: web.Application) -> AsyncIterator[None]:
+        app[STORE] = store
+        yield
+
+    return give
+
+
+async def _database(app: web.Application) -> AsyncIterator[None]:
+    """The embedded PostgreSQL if asked for, the store, and its tables."""
+    config = app[CONFIG].database
+    embedded: EmbeddedPostgres | None = None
+    dsn = config.url
+    if dsn == "embedded":
+        embedded = await asyncio.to_thread(EmbeddedPostgres.start, Path(config.data_dir))
+        dsn = embedded.dsn
+    app[DSN] = dsn
+    store = await PostgresStore.open(dsn, config.pool_max_size)
+    app[STORE] = store
+    migrating = asyncio.create_task(_migrate(dsn), name="migrate")
+    await asyncio.wait((migrating,), timeout=_FIRST_MIGRATION_SECONDS)
+    yield
+    migrating.cancel()
+    await asyncio.gather(migrating, return_exceptions=True)
+    await store.close()
+    if embedded is not None:
+        await asyncio.to_thread(embedded.stop)
+
+
+async def _migrate(dsn: str) -> None:
+    """Bring the tables up to date, however long it takes the database to come."""
+    attempts = stamina.retry_context(
+        on=StoreUnavailable, attempts=None, timeout=None, wait_initial=0.5, wait_max=10.0
+    )
+    async for attempt in attempts:
+        with attempt:
+            try:
+                applied = await asyncio.to_thread(migrate, dsn)
+            except StoreUnavailable as error:
+                log.error("database not ready", attempt=attempt.num, reason=str(error))
+                raise
+            log.info("database ready", migrations_applied=applied)
+
+
+async def _saver(app: web.Application) -> AsyncIterator[None]:
+    saver = app[SAVER] = Saver(app[STORE])
+    saver.start()
+    yield
+    await saver.stop(_FLUSH_SECONDS)
+
+
+def _given_directory(directory: AgentDirectory) -> CleanupContext:
+    async def give(app: web.Application) -> AsyncIterator[None]:
+        app[DIRECTORY] = directory
+        yield
+
+    return give
+
+
+def _configured_agents(environ: Mapping[str, str]) -> CleanupContext:
+    async def make(app: web.Application) -> AsyncIterator[None]:
+        directory = app[DIRECTORY] = AgentDirectory.from_config(app[CONFIG].agents, environ)
+        yield
+        await directory.close()
+
+    return make
+
+
+async def _drain(app: web.Application) -> None:
+    await app[STREAMS].drain(app[CONFIG].server.drain_timeout_seconds)
+
+
+# --- the endpoints ----------------------------------------------------------------------------
+
+
+def _endpoints(clock: Clock) -> CleanupContext:
+    async def make(app: web.Application) -> AsyncIterator[None]:
+        app[COMPLETIONS] = Completions(
+            app[CONFIG], app[DIRECTORY], app[STREAMS], app[SAVER], clock
+        )
+        app[READINESS] = Readiness(app[STREAMS], _database_check(app[STORE]))
+        yield
+
+    return make
+
+
+def _database_check(store: Store) -> Callable[[], Awaitable[str | None]]:
+    async def check() -> str | None:
+        try:
+            await store.check()
+        except StoreUnavailable as error:
+            return str(error)
+        return None
+
+    return check
+
+
+def _add_routes(app: web.Application) -> None:
+    async def create_completion(request: web.Request) -> web.StreamResponse:
+        return await request.app[COMPLETIONS].create(request)
+
+    async def list_models(request: web.Request) -> web.Response:
+        models = await request.app[DIRECTORY].models()
+        return web.json_response({"object": "list", "data": models})
+
+    async def readyz(request: web.Request) -> web.Response:
+        return await request.app[READINESS].readyz(request)
+
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", create_completion),
+            web.get("/v1/models", list_models),
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+        ]
+    )

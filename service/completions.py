@@ -1,0 +1,110 @@
+"""`POST /v1/chat/completions`: parse, pick the agent, make the session, hand it to the relay."""
+
+import asyncio
+import secrets
+
+from aiohttp import web
+from attrs import frozen
+
+from service.agents.directory import AgentDirectory
+from service.agents.protocol import Agent, AgentCall
+from service.clock import Clock
+from service.config import Config
+from service.lifecycle import RunningStreams
+from service.relay import Relay, RelayLimits, Saver
+from service.sse import JsonWriter, SseWriter, Writer
+from service.telemetry import TRACE, Trace
+from service.upstream import Upstream
+from service.wire import ChatRequest, ChunkEncoder, parse_request
+from statemachine import ClientLeft, SessionPolicy, SessionRequest, StreamSession
+
+ANONYMOUS = "anonymous"
+"""The owner of what is asked without a key."""
+_CONVERSATION_HEADERS = ("X-OpenWebUI-Chat-Id", "X-Conversation-Id")
+_LONGEST_CONVERSATION_KEY = 512
+
+
+@frozen
+class Completions:
+    """The endpoint, with what it needs of the service."""
+
+    config: Config
+    directory: AgentDirectory
+    streams: RunningStreams
+    saver: Saver
+    clock: Clock
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request. Cancelled by aiohttp when the client leaves."""
+        self.streams.check_room()
+        chat = parse_request(await request.read())
+        agents = self.directory.pick(chat.model)
+        self.streams.check_room()  # the body may have taken its time
+        relay = self._relay(request, chat, agents)
+        self.streams.add(relay)
+        assert relay.task is not None
+        try:
+            return await asyncio.shield(relay.task)
+        except asyncio.CancelledError:
+            relay.post(ClientLeft())
+            raise
+
+    def _relay(
+        self, request: web.Request, chat: ChatRequest, agents: tuple[Agent, ...]
+    ) -> Relay:
+        trace = request[TRACE]
+        asked = self._session_request(request, chat, agents[0], trace)
+        session = StreamSession(asked, self._policy(chat, agents[0]))
+        limits = RelayLimits(
+            self.config.sse.send_timeout_seconds, self.config.database.commit_timeout_seconds
+        )
+        relay = Relay(session, self._writer(request, chat, asked), self.saver, limits, self.clock)
+        call = AgentCall(chat, asked.completion_id, trace.traceparent)
+        relay.start(lambda announce: Upstream(agents, call, announce))
+        return relay
+
+    def _session_request(
+        self, request: web.Request, chat: ChatRequest, agent: Agent, trace: Trace
+    ) -> SessionRequest:
+        return SessionRequest(
+            completion_id=f"chatcmpl-{secrets.token_hex(12)}",
+            created_at=self.clock(),
+            trace_id=trace.trace_id,
+            owner=ANONYMOUS,
+            agent=agent.name,
+            model=chat.model,
+            messages=chat.messages,
+            conversation_key=_conversation_key(request, chat),
+            tools=chat.tools,
+            parameters=chat.parameters,
+            metadata=chat.metadata,
+            choices_expected=chat.choices_expected,
+            include_usage=chat.include_usage is True and chat.stream,
+        )
+
+    def _policy(self, chat: ChatRequest, agent: Agent) -> SessionPolicy:
+        return SessionPolicy(
+            client_gone=agent.client_gone or self.config.client_gone,
+            keep_alive_interval_seconds=(
+                self.config.sse.keep_alive_interval_seconds if chat.stream else None
+            ),
+            idle_seconds=agent.timeouts.idle_seconds,
+            total_seconds=agent.timeouts.total_seconds,
+        )
+
+    def _writer(self, request: web.Request, chat: ChatRequest, asked: SessionRequest) -> Writer:
+        if not chat.stream:
+            return JsonWriter(request)
+        encoder = ChunkEncoder(
+            asked.completion_id, asked.model, int(asked.created_at), asked.include_usage
+        )
+        return SseWriter(request, encoder, self.config.sse.send_timeout_seconds)
+
+
+def _conversation_key(request: web.Request, chat: ChatRequest) -> str | None:
+    """The client's own name for the conversation: a header, else `metadata.conversation_id`."""
+    for name in _CONVERSATION_HEADERS:
+        if key := request.headers.get(name):
+            return key[:_LONGEST_CONVERSATION_KEY]
+    key = (chat.metadata or {}).get("conversation_id")
+    return key[:_LONGEST_CONVERSATION_KEY] if key else None

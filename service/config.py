@@ -1,0 +1,294 @@
+"""The configuration: a frozen tree, read from YAML, the environment and flags.
+
+Precedence: flags, environment, file, defaults. The only file that sees yaml. Whatever doesn't
+fit is refused with where it came from, its key path, what was found and what is allowed.
+`docs/configuration.md` describes every key; a test compares.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from attrs import Factory, asdict, evolve, field, frozen
+
+from service.config_reading import Allowed, ConfigError, Problem, Source, structure
+from statemachine import ClientGone
+
+_above_0 = Allowed("a number above 0", lambda value: value > 0)
+_from_0 = Allowed("a number from 0", lambda value: value >= 0)
+_count = Allowed("a whole number above 0", lambda value: value > 0)
+_some_text = Allowed("a non-empty text", lambda value: bool(value))
+
+Seconds = Annotated[float, _above_0]
+Name = Annotated[str, _some_text]
+Count = Annotated[int, _count]
+
+
+@frozen
+class ServerConfig:
+    host: Name = "127.0.0.1"
+    port: Annotated[int, Allowed("a port, 0 to 65535", lambda value: 0 <= value <= 65535)] = 8000
+    max_body_bytes: Count = 10 * 1024 * 1024
+    max_concurrent_streams: Count = 2000
+    drain_timeout_seconds: Annotated[float, _from_0] = 30.0
+    cors_origins: tuple[Name, ...] = ()
+
+
+@frozen
+class SseConfig:
+    keep_alive_interval_seconds: Seconds = 15.0
+    send_timeout_seconds: Seconds = 60.0
+
+
+@frozen
+class DatabaseConfig:
+    url: Annotated[
+        Name,
+        Allowed(
+            "'embedded' or a postgresql:// URL",
+            lambda value: (
+                value == "embedded" or value.startswith(("postgresql://", "postgres://"))
+            ),
+        ),
+    ] = "embedded"
+    data_dir: Name = "var/postgres"
+    pool_max_size: Count = 10
+    commit_timeout_seconds: Seconds = 2.0
+
+
+@frozen
+class Timeouts:
+    """Deadlines of one agent, in seconds; see `docs/configuration.md`."""
+
+    connect_seconds: Seconds = 5.0
+    first_token_seconds: Seconds = 60.0
+    idle_seconds: Seconds = 60.0
+    total_seconds: Seconds = 600.0
+
+
+@frozen
+class ScriptedAgentConfig:
+    """The built-in agent: says `reply` (or its own introduction), word by word."""
+
+    name: Name
+    kind: Literal["scripted"]
+    models: tuple[Name, ...] = ()
+    reply: str | None = None
+    tokens_per_second: Annotated[float, _above_0] = 30.0
+    first_token_delay_seconds: Annotated[float, _from_0] = 0.0
+    fail_after_tokens: Annotated[int, _from_0] | None = None
+    fail_with: Literal["reset", "stall", "error", "truncate", "malformed"] = "error"
+    timeouts: Timeouts = Timeouts()
+    retries: Annotated[int, _from_0] = 0
+    fallbacks: tuple[Name, ...] = ()
+    client_gone: ClientGone | None = None
+    max_event_bytes: Count = 8 * 1024 * 1024
+
+
+@frozen
+class OpenAIAgentConfig:
+    """Any OpenAI-compatible backend."""
+
+    name: Name
+    kind: Literal["openai"]
+    base_url: Annotated[
+        Name,
+        Allowed("an http:// or https:// URL", lambda value: value.startswith(("http://", "https://"))),
+    ] = "https://api.openai.com/v1"
+    api_key_env: Name | None = "OPENAI_API_KEY"
+    models: tuple[Name, ...] = ("*",)
+    preamble: str | None = None
+    parameters: dict[str, Any] = field(factory=dict)
+    timeouts: Timeouts = Timeouts()
+    retries: Annotated[int, _from_0] = 2
+    fallbacks: tuple[Name, ...] = ()
+    client_gone: ClientGone | None = None
+    max_event_bytes: Count = 8 * 1024 * 1024
+
+
+AgentConfig = ScriptedAgentConfig | OpenAIAgentConfig
+
+
+def _default_agents() -> tuple[AgentConfig, ...]:
+    return (
+        ScriptedAgentConfig(name="demo", kind="scripted"),
+        OpenAIAgentConfig(name="openai", kind="openai"),
+    )
+
+
+@frozen
+class LoggingConfig:
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+@frozen
+class Config:
+    """Everything an operator may set, checked. Secrets are not in it: keys stay in the environment."""
+
+    server: ServerConfig = ServerConfig()
+    sse: SseConfig = SseConfig()
+    client_gone: ClientGone = ClientGone.CANCEL
+    database: DatabaseConfig = DatabaseConfig()
+    agents: tuple[AgentConfig, ...] = Factory(_default_agents)
+    logging: LoggingConfig = LoggingConfig()
+
+
+_ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
+    "DATABASE_URL": ("database", "url"),
+    "SSE_KEEP_ALIVE_INTERVAL": ("sse", "keep_alive_interval_seconds"),
+    "LOG_FORMAT": ("logging", "format"),
+}
+"""Environment variable → key. `OPENAI_BASE_URL` is handled apart: it belongs to agents."""
+
+
+def load_config(
+    path: Path | None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[tuple[str, ...], Any] | None = None,
+) -> Config:
+    """Read and check the configuration.
+
+    Args:
+        path: the YAML file; None: defaults alone.
+        environ: the environment; the process's own if not given. Empty values count as unset.
+        flags: key path → value, from the command line.
+
+    Raises:
+        ConfigError: with every problem found, one per line.
+    """
+    environ = os.environ if environ is None else environ
+    tree = {} if path is None else _read_yaml(path)
+    sources: dict[tuple[str, ...], Source] = {}
+    for name, keys in _ENVIRONMENT.items():
+        if environ.get(name):
+            _set(tree, keys, environ[name])
+            sources[keys] = Source(f"environment variable {name}", is_text=True)
+    for keys, value in (flags or {}).items():
+        _set(tree, keys, value)
+        sources[keys] = Source("command line")
+    config = structure(tree, Config, file=str(path or "defaults"), sources=sources)
+    if environ.get("OPENAI_BASE_URL"):
+        config = _with_base_url(config, environ["OPENAI_BASE_URL"])
+    _check_together(config, str(path or "defaults"))
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The configuration in force as YAML, for `--print-config`. A password in a URL is masked."""
+    tree = asdict(config, value_serializer=lambda _instance, _attribute, value: _plain(value))
+    tree["database"]["url"] = mask_password(tree["database"]["url"])
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def is_loopback(host: str) -> bool:
+    """True if listening on `host` can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as a configuration needs it: a key given twice is an error, not the last one's win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except FileNotFoundError:
+        raise ConfigError([Problem(str(path), "", "no such file", "the path of a YAML file")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(path), "", str(error), "a readable YAML file")]) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError([Problem(str(path), where, error.problem or "bad YAML", "YAML")]) from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError([Problem(str(path), "", repr(tree)[:60], "a mapping of keys")])
+    return tree
+
+
+def _set(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    *parents, last = keys
+    for key in parents:
+        below = tree.get(key)
+        if below is None:
+            below = tree[key] = {}
+        if not isinstance(below, dict):
+            return  # the file's own error, reported when the tree is structured
+        tree = below
+    tree[last] = value
+
+
+def _with_base_url(config: Config, base_url: str) -> Config:
+    """`OPENAI_BASE_URL` moves the agents whose key is `OPENAI_API_KEY`, as the SDK's users expect."""
+    if not base_url.startswith(("http://", "https://")):
+        source = "environment variable OPENAI_BASE_URL"
+        raise ConfigError([Problem(source, "", repr(base_url), "an http:// or https:// URL")])
+    agents = tuple(
+        evolve(agent, base_url=base_url)
+        if isinstance(agent, OpenAIAgentConfig) and agent.api_key_env == "OPENAI_API_KEY"
+        else agent
+        for agent in config.agents
+    )
+    return evolve(config, agents=agents)
+
+
+def _check_together(config: Config, file: str) -> None:
+    """What no single key can tell."""
+    problems: list[Problem] = []
+    names = [agent.name for agent in config.agents]
+    for position, agent in enumerate(config.agents):
+        path = f"agents[{position}]"
+        if names.index(agent.name) != position:
+            problems.append(Problem(file, f"{path}.name", repr(agent.name), "a name used once"))
+        for fallback in agent.fallbacks:
+            if fallback not in names or fallback == agent.name:
+                others = ", ".join(name for name in names if name != agent.name) or "nothing"
+                problems.append(Problem(file, f"{path}.fallbacks", repr(fallback), others))
+    if not config.agents:
+        problems.append(Problem(file, "agents", "no agent", "at least one agent"))
+    if not is_loopback(config.server.host):
+        problems.append(
+            Problem(
+                file,
+                "server.host",
+                repr(config.server.host),
+                "a loopback address such as 127.0.0.1, as nothing asks callers for a key; "
+                "put a proxy that does in front",
+            )
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, ClientGone) else value
+
+
+def mask_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    scheme, slashes, credentials = head.partition("://")
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{slashes}{user}:***{at}{tail}" if at and colon else url

@@ -1,0 +1,302 @@
+"""Checks a tree of plain values against attrs classes and words what doesn't fit.
+
+cattrs does the walking; here are the strictness (no silent conversions) and the sentences.
+Called by `service.config` alone; knows no key by name.
+"""
+
+import difflib
+import types
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from attrs import fields, frozen, has
+from cattrs import Converter, transform_error
+from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn
+
+T = TypeVar("T")
+
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "a mapping of keys",
+    tuple: "a list",
+    type(None): "null",
+}
+
+
+@frozen
+class Allowed:
+    """A rule for a value of the right type, and its words: `Annotated[int, Allowed("…", rule)]`."""
+
+    words: str
+    rule: Callable[[Any], bool]
+
+
+@frozen
+class Source:
+    """Where a value came from, if not from the file. `is_text`: numbers come as text."""
+
+    name: str
+    is_text: bool = False
+
+
+@frozen
+class Problem:
+    """One thing that doesn't fit."""
+
+    source: str
+    path: str
+    found: str
+    allowed: str
+
+    def __str__(self) -> str:
+        where = f"{self.source}: {self.path}" if self.path else self.source
+        return f"{where}: found {self.found}, allowed: {self.allowed}"
+
+
+class ConfigError(Exception):
+    """The configuration can't be used. The message has a line for each problem."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class _Refused(ValueError):
+    def __init__(self, found: Any, allowed: str) -> None:
+        super().__init__()
+        self.found = _show(found)
+        self.allowed = allowed
+
+
+def structure(
+    tree: Mapping[str, Any], cls: type[T], *, file: str, sources: Mapping[tuple[str, ...], Source]
+) -> T:
+    """The tree as an instance of `cls`.
+
+    Args:
+        tree: plain values, as a YAML parser gives them.
+        cls: an attrs class of checked fields.
+        file: what to call the place the tree came from.
+        sources: key path → the other place a value came from.
+
+    Raises:
+        ConfigError: with every problem in the tree.
+    """
+    tree = _convert_texts(tree, sources)
+    try:
+        return _converter().structure(tree, cls)
+    except Exception as error:
+        raise ConfigError(_problems(error, file, sources)) from None
+
+
+def _problems(
+    error: Exception, file: str, sources: Mapping[tuple[str, ...], Source]
+) -> list[Problem]:
+    problems: list[Problem] = []
+    for line in transform_error(error, path="", format_exception=_format):
+        words, _, path = line.rpartition(" @ ")
+        path = path.lstrip(".")
+        found, _, allowed = words.partition(_SEPARATOR)
+        source = sources.get(tuple(path.split(".")))
+        if not allowed:
+            found, allowed = "something unusable", words
+        for key, hint in _split_keys(found):
+            full = ".".join(part for part in (path, key) if part)
+            problems.append(Problem(source.name if source else file, full, hint, allowed))
+    return problems
+
+
+_SEPARATOR, _KEY_MARK = "\x1f", "\x1e"
+
+
+def _split_keys(found: str) -> list[tuple[str, str]]:
+    """Unknown keys come several in one; every other problem is one, without a key of its own."""
+    if not found.startswith(_KEY_MARK):
+        return [("", found)]
+    return [(key, "an unknown key") for key in found[1:].split(_KEY_MARK)]
+
+
+def _format(error: BaseException, _type: Any) -> str:
+    match error:
+        case _Refused():
+            return f"{error.found}{_SEPARATOR}{error.allowed}"
+        case ForbiddenExtraKeysError():
+            known = [attribute.name for attribute in fields(error.cl)]
+            unknown = sorted(map(str, error.extra_fields))
+            near = difflib.get_close_matches(unknown[0], known, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            return f"{_KEY_MARK}{_KEY_MARK.join(unknown)}{_SEPARATOR}{', '.join(known)}{hint}"
+        case KeyError():
+            return f"nothing{_SEPARATOR}a value: this key must be given"
+        case _:
+            return f"{_show(str(error))}{_SEPARATOR}a value that fits"
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _convert_texts(
+    tree: Mapping[str, Any], sources: Mapping[tuple[str, ...], Source]
+) -> dict[str, Any]:
+    """A copy in which numbers that came as text (from the environment) are numbers."""
+    copy = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()
+    }
+    for keys, source in sources.items():
+        if source.is_text:
+            *parents, last = keys
+            below: Any = copy
+            for key in parents:
+                below = below.get(key) if isinstance(below, dict) else None
+            if isinstance(below, dict) and isinstance(below.get(last), str):
+                below[last] = _number_or_text(below[last])
+    return copy
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _converter() -> Converter:
+    converter = Converter(forbid_extra_keys=True, detailed_validation=True)
+    for kind in (bool, int, str):
+        converter.register_structure_hook(kind, _exactly(kind))
+    converter.register_structure_hook(float, _structure_float)
+    converter.register_structure_hook_func(_is_plain_dict, _structure_dict)
+    converter.register_structure_hook_factory(has, lambda cls: _structure_class(converter, cls))
+    converter.register_structure_hook_factory(_is_tuple, lambda t: _structure_list(converter, t))
+    converter.register_structure_hook_factory(_is_union, lambda t: _structure_union(converter, t))
+    converter.register_structure_hook_func(_is_literal, _structure_literal)
+    converter.register_structure_hook_func(_is_enum, _structure_enum)
+    converter.register_structure_hook_factory(
+        _is_annotated, lambda t: _structure_annotated(converter, t)
+    )
+    return converter
+
+
+def _exactly(kind: type) -> Callable[[Any, Any], Any]:
+    def check(value: Any, _: Any) -> Any:
+        if type(value) is not kind:
+            raise _Refused(value, _TYPE_NAMES[kind])
+        return value
+
+    return check
+
+
+def _structure_float(value: Any, _: Any) -> float:
+    if type(value) not in (int, float) or value != value or value in (float("inf"), -float("inf")):
+        raise _Refused(value, _TYPE_NAMES[float])
+    return float(value)
+
+
+def _is_plain_dict(kind: Any) -> bool:
+    return kind is dict or get_origin(kind) is dict
+
+
+def _structure_dict(value: Any, _: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Refused(value, _TYPE_NAMES[dict])
+    return dict(value)
+
+
+def _structure_class(converter: Converter, cls: Any) -> Callable[[Any, Any], Any]:
+    build = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
+
+    def check(value: Any, kind: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise _Refused(value, _TYPE_NAMES[dict])
+        return build(value, kind)
+
+    return check
+
+
+def _is_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple
+
+
+def _structure_list(converter: Converter, kind: Any) -> Callable[[Any, Any], Any]:
+    list_of: Any = types.GenericAlias(list, (get_args(kind)[0],))
+
+    def check(value: Any, _: Any) -> Any:
+        if not isinstance(value, list):
+            raise _Refused(value, _TYPE_NAMES[tuple])
+        return tuple(converter.structure(value, list_of))
+
+    return check
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (types.UnionType, Union)
+
+
+def _structure_union(converter: Converter, kind: Any) -> Callable[[Any, Any], Any]:
+    """Either `X | None`, or classes told apart by their `kind` field."""
+    members = [member for member in get_args(kind) if member is not type(None)]
+    if len(members) == 1:
+        return lambda value, _: (
+            None if value is None else converter.structure(value, members[0])
+        )
+    by_kind = {get_args(fields(member).kind.type)[0]: member for member in members}
+
+    def check(value: Any, _: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise _Refused(value, _TYPE_NAMES[dict])
+        member = by_kind.get(value.get("kind"))
+        if member is None:
+            raise _Refused(value.get("kind"), f"kind: {' or '.join(by_kind)}")
+        return converter.structure(value, member)
+
+    return check
+
+
+def _is_literal(kind: Any) -> bool:
+    return get_origin(kind) is Literal
+
+
+def _structure_literal(value: Any, kind: Any) -> Any:
+    if value not in get_args(kind):
+        raise _Refused(value, " or ".join(map(str, get_args(kind))))
+    return value
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and hasattr(kind, "__members__")
+
+
+def _structure_enum(value: Any, kind: Any) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise _Refused(value, " or ".join(member.value for member in kind)) from None
+
+
+def _is_annotated(kind: Any) -> bool:
+    return get_origin(kind) is Annotated
+
+
+def _structure_annotated(converter: Converter, kind: Any) -> Callable[[Any, Any], Any]:
+    base, *notes = get_args(kind)
+    rules = [note for note in notes if isinstance(note, Allowed)]
+
+    def check(value: Any, _: Any) -> Any:
+        try:
+            value = converter.structure(value, base)
+        except _Refused as refused:
+            raise _Refused(value, rules[-1].words if rules else refused.allowed) from None
+        for rule in rules:
+            if not rule.rule(value):
+                raise _Refused(value, rule.words)
+        return value
+
+    return check

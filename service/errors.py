@@ -1,0 +1,111 @@
+"""Errors: the codes, the HTTP status of each, and the one middleware that renders them.
+
+Everything that goes wrong towards a client leaves as OpenAI's error body. Handlers raise
+`ApiError`; nobody else builds an error response.
+"""
+
+from collections.abc import Mapping
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from service.wire import InvalidRequest, encode_json, error_body
+from statemachine import Failure
+
+log = structlog.get_logger(__name__)
+
+ERROR_CODES: Mapping[str, int] = {
+    # code: HTTP status before the 200 is sent
+    "invalid_request": 400,
+    "not_found": 404,
+    "model_not_found": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "body_too_large": 413,
+    "stopped": 409,
+    "too_many_streams": 429,
+    "internal_error": 500,
+    "upstream_error": 502,
+    "upstream_incomplete": 502,
+    "upstream_malformed": 502,
+    "upstream_unreachable": 502,
+    "draining": 503,
+    "connect_timeout": 504,
+    "first_token_timeout": 504,
+    "idle_timeout": 504,
+    "total_timeout": 504,
+    "client_left": 499,  # rows only: there is nobody to send it to
+}
+"""Every code that this service gives an error of its own. An upstream's own code is passed on."""
+
+_DONT_RETRY = frozenset(("stopped", "total_timeout"))
+"""Where the SDKs' automatic retry (on 408, 409, 429 and from 500) would do harm."""
+
+
+class ApiError(Exception):
+    """An answer other than 200. The message is shown to people as it is."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def invalid_request(message: str, param: str | None = None) -> ApiError:
+    """A 400 in OpenAI's words."""
+    return ApiError(
+        Failure("invalid_request", message, type="invalid_request_error", param=param)
+    )
+
+
+def error_response(failure: Failure) -> web.Response:
+    """The HTTP error response for a failure: status, body, and the headers the SDKs obey."""
+    status = failure.status or ERROR_CODES[failure.code]
+    response = web.Response(
+        status=status, body=encode_json(error_body(failure)), content_type="application/json"
+    )
+    if failure.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(max(0, round(failure.retry_after_seconds)))
+    if failure.code in _DONT_RETRY:
+        response.headers["x-should-retry"] = "false"
+    return response
+
+
+@web.middleware
+async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Render whatever a handler raises. A bug becomes a 500 that says nothing of its inside."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return error_response(error.failure)
+    except InvalidRequest as error:
+        return error_response(invalid_request(error.message, error.param).failure)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return error_response(_http_failure(error, request))
+    except Exception:
+        log.exception("request failed", method=request.method, path=request.path)
+        message = "The service made a mistake; the log has the details under this request's id."
+        return error_response(Failure("internal_error", message))
+
+
+def _http_failure(error: web.HTTPException, request: web.Request) -> Failure:
+    """aiohttp's own refusals (no such route, wrong method, body too large) in OpenAI's words."""
+    codes = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "body_too_large"}
+    match error:
+        case web.HTTPNotFound():
+            message = f"There is nothing at {request.method} {request.path}."
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"{request.path} does not take {request.method}; it takes {allowed}."
+        case web.HTTPRequestEntityTooLarge():
+            message = "The request's body is larger than this service takes (server.max_body_bytes)."
+        case _:
+            message = error.reason
+    return Failure(
+        codes.get(error.status, "invalid_request"),
+        message,
+        type="invalid_request_error",
+        status=error.status,
+    )

@@ -1,0 +1,153 @@
+"""Effects to bytes: `SseWriter` for a stream, `JsonWriter` for a plain request.
+
+The only file that sees aiohttp-sse. `service.relay` is the only caller, one call at a time. Both
+writers end with a response for the handler to return.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse
+
+from service.errors import error_response
+from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
+from statemachine import Failure, SessionRecord
+from statemachine.messages import JsonObject
+
+_NEVER_SECONDS = 10.0 * 365 * 24 * 3600
+
+
+class ClientConnectionLost(Exception):
+    """The client can't be written to any more."""
+
+
+class Writer(Protocol):
+    """Where a session's effects go. Every method may raise `ClientConnectionLost`; cancelling
+    one leaves the bytes already taken in order, so a later write still makes sense."""
+
+    async def open(self) -> None:
+        """Commit the 200."""
+
+    async def send_chunks(self, payloads: Sequence[JsonObject]) -> None:
+        """Write chunks that came together, together. Returns when the client has room for more."""
+
+    async def ping(self) -> None:
+        """Write one keep-alive comment."""
+
+    async def send_error(self, failure: Failure) -> None:
+        """Tell the client what went wrong, in the way that is still open."""
+
+    async def send_done(self, record: SessionRecord) -> None:
+        """Write the end of a whole answer."""
+
+    async def close(self) -> web.StreamResponse:
+        """End the body; the response for the handler to return. Never raises."""
+
+    def abort(self) -> None:
+        """Cut the connection now; a write that is waiting raises `ClientConnectionLost`."""
+
+
+class SseWriter:
+    """A `text/event-stream` response.
+
+    Args:
+        request: whose client is written to.
+        encoder: makes chunks ours.
+        send_timeout_seconds: how long the kernel keeps unacknowledged bytes (Linux).
+    """
+
+    def __init__(
+        self, request: web.Request, encoder: ChunkEncoder, send_timeout_seconds: float
+    ) -> None:
+        self._request = request
+        self._encoder = encoder
+        self._send_timeout_seconds = send_timeout_seconds
+        self._stream: EventSourceResponse | None = None
+        self._refusal: web.Response | None = None
+
+    async def open(self) -> None:
+        stream = EventSourceResponse(
+            sep="\n",
+            allow_all_methods=True,
+            send_timeout=self._send_timeout_seconds,
+            ping_interval=_NEVER_SECONDS,
+        )
+        try:
+            await stream.prepare(self._request)
+        except (ConnectionError, AssertionError) as error:
+            # aiohttp asserts on a transport that went away just before.
+            raise ClientConnectionLost from error
+        stream.stop_streaming()  # its own pings are a second writer; ours are `ping`
+        self._stream = stream
+
+    async def send_chunks(self, payloads: Sequence[JsonObject]) -> None:
+        encode = self._encoder.encode
+        if len(payloads) == 1:
+            await self._write(encode(payloads[0]))
+        else:
+            await self._write(b"".join([encode(payload) for payload in payloads]))
+
+    async def ping(self) -> None:
+        await self._write(PING)
+
+    async def send_error(self, failure: Failure) -> None:
+        if self._stream is None:
+            self._refusal = error_response(failure)
+        else:
+            await self._write(error_event(failure))
+
+    async def send_done(self, record: SessionRecord) -> None:
+        await self._write(DONE)
+
+    async def close(self) -> web.StreamResponse:
+        if self._stream is None:
+            return self._refusal or web.Response(status=499)
+        try:
+            await self._stream.write_eof()
+        except (ConnectionError, RuntimeError):
+            pass  # the client is gone; there is no body left to end
+        return self._stream
+
+    def abort(self) -> None:
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    async def _write(self, data: bytes) -> None:
+        assert self._stream is not None, "the session opens before it sends"
+        try:
+            await self._stream.write(data)
+        except (ConnectionError, RuntimeError) as error:
+            raise ClientConnectionLost from error
+
+
+class JsonWriter:
+    """One `chat.completion` object at the end, for a client that didn't ask for a stream."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._response: web.Response | None = None
+
+    async def open(self) -> None:
+        pass
+
+    async def send_chunks(self, payloads: Sequence[JsonObject]) -> None:
+        pass
+
+    async def ping(self) -> None:
+        pass
+
+    async def send_error(self, failure: Failure) -> None:
+        self._response = error_response(failure)
+
+    async def send_done(self, record: SessionRecord) -> None:
+        self._response = web.Response(
+            body=encode_json(completion_object(record)), content_type="application/json"
+        )
+
+    async def close(self) -> web.StreamResponse:
+        return self._response or web.Response(status=499)
+
+    def abort(self) -> None:
+        if self._request.transport is not None:
+            self._request.transport.abort()

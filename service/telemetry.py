@@ -1,0 +1,147 @@
+"""What operators see: structlog's set-up, the canonical line, request and trace ids.
+
+Never message text, never keys. Every line of a request carries its `request_id` and `trace_id`
+through structlog's context variables, which the relay's task inherits.
+"""
+
+import logging
+import re
+import secrets
+import sys
+from typing import Any, TextIO
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from attrs import frozen
+
+from service.config import LoggingConfig
+from statemachine import SessionRecord, State
+
+log = structlog.get_logger(__name__)
+
+_TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$")
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+
+
+@frozen
+class Trace:
+    """A W3C trace context: 32 hex digits of trace, our own span's 16, two of flags."""
+
+    trace_id: str
+    span_id: str
+    flags: str = "01"
+
+    @property
+    def traceparent(self) -> str:
+        """The header that makes an upstream's spans children of ours."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
+
+
+REQUEST_ID = web.RequestKey("request_id", str)
+TRACE = web.RequestKey("trace", Trace)
+
+
+def adopt_trace(header: str | None) -> Trace:
+    """Join the caller's trace if `traceparent` is valid (W3C Trace Context, level 1), else begin one."""
+    match = _TRACEPARENT.match((header or "").strip())
+    span_id = secrets.token_hex(8)
+    if match is not None:
+        version, trace_id, parent_id, flags, rest = match.groups()
+        zeros = set(trace_id) == {"0"} or set(parent_id) == {"0"}
+        if version != "ff" and not zeros and not (version == "00" and rest):
+            return Trace(trace_id, span_id, flags)
+    return Trace(secrets.token_hex(16), span_id)
+
+
+def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> None:
+    """Send every log line, ours and our libraries', to `stream` (standard output if None).
+
+    `format: auto` means pretty on a terminal, one JSON object a line otherwise.
+    """
+    stream = stream or sys.stdout
+    pretty = config.format == "console" or (config.format == "auto" and stream.isatty())
+    level = logging.getLevelName(config.level.upper())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=not pretty),
+        _lead_with_the_event,
+    ]
+    if pretty:
+        renderer: list[structlog.typing.Processor] = [
+            structlog.dev.ConsoleRenderer(colors=stream.isatty())
+        ]
+    else:
+        renderer = [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False, default=str),
+        ]
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _lead_with_the_event(
+    _logger: Any, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """When, how grave and what come first, for people who read JSON."""
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
+    return {**first, **event}
+
+
+def log_completion(record: SessionRecord) -> None:
+    """The canonical line: one per completion, everything an operator asks about it."""
+    write = log.warning if record.state is State.FAILED else log.info
+    write("completion finished", **completion_fields(record))
+
+
+def completion_fields(record: SessionRecord) -> dict[str, Any]:
+    """The canonical line's fields, in its order."""
+    request = record.request
+    return {
+        "completion_id": record.completion_id,
+        "trace_id": request.trace_id,
+        "owner": request.owner,
+        "agent": record.agent,
+        "model": request.model,
+        "state": record.state.value,
+        "finish_reason": record.finish_reason,
+        "token_count": record.token_count,
+        "usage_source": record.usage_source.value,
+        "chunk_count": record.chunk_count,
+        "ttft_ms": None if record.ttft_ms is None else round(record.ttft_ms, 1),
+        "duration_ms": round(record.duration_ms, 1),
+        "error": record.failure.reported_code if record.failure else None,
+    }
+
+
+@web.middleware
+async def telemetry_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request its ids, and bind them to every line logged on its behalf."""
+    given = request.headers.get("X-Request-Id", "")
+    request_id = given if _REQUEST_ID.match(given) else f"req_{secrets.token_hex(12)}"
+    trace = adopt_trace(request.headers.get("traceparent"))
+    request[REQUEST_ID] = request_id
+    request[TRACE] = trace
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=request_id, trace_id=trace.trace_id)
+    return await handler(request)
+
+
+async def add_id_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the ids on every response, streams and errors included."""
+    if REQUEST_ID in request:
+        response.headers["x-request-id"] = request[REQUEST_ID]
+        response.headers["x-trace-id"] = request[TRACE].trace_id

@@ -1,0 +1,196 @@
+"""Asks agents in turn until one says its first token, then reads that one to its end.
+
+Called by `service.relay`, one `Upstream` per session. Here is the policy of attempts:
+
+1. Each agent is asked up to 1 + `retries` times, with exponential back-off and jitter; then its
+   fallbacks are, in order.
+2. Only failures that may pass are retried on the same agent (no connection, 408, 409, 429, 5xx,
+   a broken answer); a `Retry-After` is obeyed up to `LONGEST_RETRY_WAIT_SECONDS`. A first-token
+   timeout goes straight to the fallback: asking the same slow model again doubles the wait.
+3. A request that is itself at fault (400, 413, 422) goes nowhere else.
+4. All of it ends with the first token. What comes before it (a role, a heartbeat) is held back
+   till then, so that a retry leaves no trace at the client.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+
+import stamina
+import structlog
+
+from service.agents.protocol import Agent, AgentCall, AgentError
+from service.wire import SseDecoder
+from statemachine import (
+    AttemptStarted,
+    ChunkReceived,
+    DeadlineExpired,
+    Event,
+    Failure,
+    UpstreamFailed,
+)
+from statemachine.messages import JsonObject
+
+log = structlog.get_logger(__name__)
+
+LONGEST_RETRY_WAIT_SECONDS = 8.0
+_FIRST_RETRY_WAIT_SECONDS = 0.25
+
+stamina.instrumentation.set_on_retry_hooks([])  # attempts are logged below, with their agent
+
+
+class Upstream:
+    """The tokens of one completion, wherever they come from.
+
+    Args:
+        agents: whom to ask, in order; at least one.
+        call: what to ask.
+        announce: told of every attempt as it starts (`AttemptStarted`).
+    """
+
+    def __init__(
+        self, agents: Sequence[Agent], call: AgentCall, announce: Callable[[Event], None]
+    ) -> None:
+        self._agents = agents
+        self._call = call
+        self._announce = announce
+        self._stack = AsyncExitStack()
+        self._body: AsyncIterator[bytes] | None = None
+        self._decoder = SseDecoder(0)
+
+    async def read(self) -> list[Event]:
+        """The next events, at least one: those of one socket read, or the ending.
+
+        The first call asks the agents and returns with the first token. After an ending
+        (`UpstreamFinished`, `UpstreamFailed`, `DeadlineExpired`) there is nothing more to read.
+        Cancelling it leaves nothing but `close` to call.
+        """
+        if self._body is None:
+            return await self._ask()
+        while True:
+            payloads = await self._read_payloads(self._body)
+            events = self._events(payloads)
+            if events:
+                return events
+
+    async def close(self) -> None:
+        """Close the connection at once. Safe to call twice, and after a cancelled `read`."""
+        await self._stack.aclose()
+
+    async def _ask(self) -> list[Event]:
+        failure: Failure | None = None
+        for agent in self._agents:
+            try:
+                return await self._ask_agent(agent)
+            except AgentError as error:
+                failure = error.failure
+                if error.is_final:
+                    break
+        assert failure is not None  # there is at least one agent
+        if failure.code.endswith("_timeout"):
+            return [DeadlineExpired(failure)]
+        return [UpstreamFailed(failure)]
+
+    async def _ask_agent(self, agent: Agent) -> list[Event]:
+        """One agent, with its retries. Raises AgentError after the last."""
+        attempts = stamina.retry_context(
+            on=_retry_wait,
+            attempts=agent.retries + 1,
+            timeout=None,
+            wait_initial=_FIRST_RETRY_WAIT_SECONDS,
+            wait_max=LONGEST_RETRY_WAIT_SECONDS,
+            wait_jitter=_FIRST_RETRY_WAIT_SECONDS,
+        )
+        async for attempt in attempts:
+            with attempt:
+                self._announce(AttemptStarted(agent.name, agent.timeouts.idle_seconds))
+                try:
+                    return await self._attempt(agent)
+                except AgentError as error:
+                    await self._stack.aclose()
+                    log.warning(
+                        "attempt failed",
+                        agent=agent.name,
+                        attempt=attempt.num,
+                        error=error.failure.reported_code,
+                        status=error.failure.status,
+                    )
+                    raise
+        raise AssertionError("stamina raises after the last attempt")
+
+    async def _attempt(self, agent: Agent) -> list[Event]:
+        self._decoder = SseDecoder(agent.max_event_bytes)
+        try:
+            async with asyncio.timeout(agent.timeouts.first_token_seconds):
+                body = await self._stack.enter_async_context(agent.open(self._call))
+                payloads = await self._first_token(body)
+        except TimeoutError:
+            raise AgentError(_first_token_timeout(agent)) from None
+        self._body = body
+        return self._events(payloads)
+
+    async def _first_token(self, body: AsyncIterator[bytes]) -> list[JsonObject]:
+        held: list[JsonObject] = []
+        while True:
+            held += await self._read_payloads(body)
+            if any(map(_bears_token, held)):
+                return held
+            ending = self._decoder.ending
+            if isinstance(ending, UpstreamFailed):
+                broke = ending.failure.code != "upstream_error"
+                raise AgentError(ending.failure, is_retryable=broke)
+            if ending is not None:
+                return held
+
+    async def _read_payloads(self, body: AsyncIterator[bytes]) -> Sequence[JsonObject]:
+        """The chunks of one socket read; at the body's end, whatever was left."""
+        try:
+            data = await anext(body, None)
+        except AgentError as error:
+            payloads = self._decoder.close()
+            if _ended_badly(self._decoder):
+                self._decoder.ending = UpstreamFailed(error.failure)
+            return payloads
+        return self._decoder.close() if data is None else self._decoder.feed(data)
+
+    def _events(self, payloads: Sequence[JsonObject]) -> list[Event]:
+        events: list[Event] = [ChunkReceived(payload) for payload in payloads]
+        if self._decoder.ending is not None:
+            events.append(self._decoder.ending)
+        return events
+
+
+def _ended_badly(decoder: SseDecoder) -> bool:
+    ending = decoder.ending
+    return isinstance(ending, UpstreamFailed) and ending.failure.code == "upstream_incomplete"
+
+
+def _retry_wait(error: Exception) -> bool | float:
+    """Whether to ask the same agent again, and if it named a time, after how many seconds."""
+    if not isinstance(error, AgentError) or not error.is_retryable:
+        return False
+    wait = error.failure.retry_after_seconds
+    if wait is None:
+        return True
+    return wait if wait <= LONGEST_RETRY_WAIT_SECONDS else False
+
+
+def _first_token_timeout(agent: Agent) -> Failure:
+    seconds = agent.timeouts.first_token_seconds
+    message = f"The agent {agent.name!r} said nothing within {seconds:g} s."
+    return Failure("first_token_timeout", message, type="timeout_error")
+
+
+def _bears_token(payload: JsonObject) -> bool:
+    """True if this chunk ends the wait for the first token: any text, or a finish reason."""
+    for choice in _choices(payload):
+        if choice.get("finish_reason") is not None:
+            return True
+        for key, value in (choice.get("delta") or {}).items():
+            if key != "role" and value not in (None, "", [], {}):
+                return True
+    return False
+
+
+def _choices(payload: JsonObject) -> Iterator[JsonObject]:
+    yield from payload.get("choices") or ()

@@ -1,0 +1,239 @@
+"""Reads an upstream's SSE body: bytes, cut anywhere, into chunks and a truthful ending.
+
+Called by `service.upstream` once per socket read. What real upstreams send, and this accepts:
+LF, CRLF and CR line ends, no space after `data:`, comments, `retry:` and `id:` lines, data over
+several lines, characters cut in two, many events in one packet, one event in many, a last event
+without its blank line, `[DONE]` or none, an error as a JSON object, as a string, under
+`event: error`, or as a plain JSON body without any SSE around it.
+
+What it refuses, as a failure that keeps everything before it: bad UTF-8, bad JSON, an event
+past the size limit, JSON that is no chunk, any `error`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.wire.jsontext import decode_json
+from statemachine import Failure, UpstreamFailed, UpstreamFinished
+
+JsonObject = dict[str, Any]
+Ending = UpstreamFinished | UpstreamFailed
+
+_BOM = b"\xef\xbb\xbf"
+_LONGEST_QUOTE = 200
+"""Characters of an upstream's own words that go into a message of ours."""
+
+
+class SseDecoder:
+    """One upstream body. Feed it bytes until `ending` is set or the body ends, then `close` it.
+
+    `ending` is None while more may come. Afterwards it is `UpstreamFinished` (a `[DONE]` was
+    read) or `UpstreamFailed`, and further bytes are ignored. A body that ends with neither
+    fails as `upstream_incomplete`; only the session knows if its finish reasons make that a
+    good end after all.
+    """
+
+    __slots__ = ("_buffer", "_ended_in_cr", "_events", "_max_event_bytes", "_started", "ending")
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self.ending: Ending | None = None
+        self._max_event_bytes = max_event_bytes
+        self._buffer = bytearray()
+        self._ended_in_cr = False
+        self._started = False
+        self._events = 0
+
+    def feed(self, data: bytes) -> list[JsonObject]:
+        """Take in the next bytes; the chunks that they complete, in order. Never raises."""
+        if self.ending is not None or not data:
+            return []
+        data = self._unify_line_ends(data)
+        if not self._started:
+            data = self._drop_byte_order_mark(data)
+        if not self._buffer and data.endswith(b"\n\n"):
+            return self._decode(data.split(b"\n\n"))  # whole events only: the usual case
+        searched = max(len(self._buffer) - 1, 0)
+        self._buffer += data
+        end = self._buffer.rfind(b"\n\n", searched)
+        if end < 0:
+            self._check_size(len(self._buffer))
+            return []
+        blocks = bytes(self._buffer[:end]).split(b"\n\n")
+        del self._buffer[: end + 2]
+        payloads = self._decode(blocks)
+        self._check_size(len(self._buffer))
+        return payloads
+
+    def close(self) -> list[JsonObject]:
+        """The body has ended: what was left in the buffer, if it is a whole event; sets `ending`."""
+        payloads: list[JsonObject] = []
+        if self.ending is None:
+            rest = bytes(self._buffer).strip(b"\n")
+            if rest:
+                payloads = self._decode_rest(rest)
+        if self.ending is None:
+            self._fail("upstream_incomplete", "The model's answer broke off before its end.")
+        return payloads
+
+    # --- bytes to events --------------------------------------------------------------------
+
+    def _unify_line_ends(self, data: bytes) -> bytes:
+        """Make every line end a `\\n`. JSON holds no raw CR, so no text is touched."""
+        if self._ended_in_cr and data.startswith(b"\n"):
+            data = data[1:]
+            self._ended_in_cr = False
+            if not data:
+                return data
+        if b"\r" in data:
+            self._ended_in_cr = data.endswith(b"\r")
+            return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        self._ended_in_cr = False
+        return data
+
+    def _drop_byte_order_mark(self, data: bytes) -> bytes:
+        """SSE allows one U+FEFF at the very start."""
+        if self._buffer:
+            data = bytes(self._buffer) + data
+            self._buffer.clear()
+        if len(data) < len(_BOM) and _BOM.startswith(data):
+            self._buffer += data
+            return b""
+        self._started = True
+        return data.removeprefix(_BOM)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_event_bytes and self.ending is None:
+            self._fail(
+                "upstream_malformed",
+                f"The model's backend sent an event of more than {self._max_event_bytes} bytes.",
+            )
+            self._buffer.clear()
+
+    def _decode(self, blocks: list[bytes]) -> list[JsonObject]:
+        payloads: list[JsonObject] = []
+        for block in blocks:
+            if self.ending is not None:
+                break
+            if len(block) > self._max_event_bytes:
+                self._check_size(len(block))
+                break
+            if block.startswith(b"data: {") and b"\n" not in block:
+                payload = self._decode_data(block[6:], b"")
+            else:
+                payload = self._decode_block(block)
+            if payload is not None:
+                payloads.append(payload)
+        return payloads
+
+    def _decode_block(self, block: bytes) -> JsonObject | None:
+        name = b""
+        data: list[bytes] = []
+        for line in block.split(b"\n"):
+            key, _, value = line.partition(b":")
+            if key == b"data":
+                data.append(value.removeprefix(b" "))
+            elif key == b"event":
+                name = value.strip()
+        if not data and name != b"error":
+            return None
+        return self._decode_data(b"\n".join(data), name)
+
+    def _decode_rest(self, rest: bytes) -> list[JsonObject]:
+        """A last event without its blank line, or a body that never was SSE."""
+        if self._events == 0 and rest.lstrip().startswith(b"{"):
+            self._decode_plain_body(rest)
+            return []
+        payload = self._decode_block(rest)
+        if isinstance(self.ending, UpstreamFailed):
+            if self.ending.failure.code == "upstream_malformed":
+                self.ending = None  # cut in the middle of an event: incomplete, not malformed
+        return [] if payload is None else [payload]
+
+    def _decode_plain_body(self, body: bytes) -> None:
+        try:
+            value = decode_json(body)
+        except ValueError:
+            value = None
+        if isinstance(value, Mapping) and value.get("error") is not None:
+            self._fail_upstream(value["error"])
+        else:
+            self._fail("upstream_malformed", "The model's backend did not answer with a stream.")
+
+    # --- events to chunks -------------------------------------------------------------------
+
+    def _decode_data(self, data: bytes, name: bytes) -> JsonObject | None:
+        """One event's data: the chunk in it, or None with `ending` set or nothing to say."""
+        self._events += 1
+        text = data.strip()
+        if text == b"[DONE]":
+            self.ending = UpstreamFinished()
+            return None
+        if not text and name != b"error":
+            return None
+        try:
+            payload = decode_json(data)
+        except ValueError:
+            if name == b"error":
+                self._fail_upstream(text.decode("utf-8", "replace"))
+            else:
+                self._fail(
+                    "upstream_malformed", "The model's backend sent an event that is not JSON."
+                )
+            return None
+        if isinstance(payload, dict) and payload.get("error") is not None:
+            self._fail_upstream(payload["error"])
+        elif name == b"error":
+            self._fail_upstream(payload)
+        elif not _is_chunk(payload):
+            self._fail("upstream_malformed", "The model's backend sent JSON that is not a chunk.")
+        else:
+            return payload  # type: ignore[no-any-return]  # _is_chunk saw a dict
+        return None
+
+    def _fail(self, code: str, message: str) -> None:
+        self.ending = UpstreamFailed(Failure(code, message))
+
+    def _fail_upstream(self, error: Any) -> None:
+        self.ending = UpstreamFailed(upstream_failure(error))
+
+
+def upstream_failure(error: Any, status: int | None = None) -> Failure:
+    """A failure in the upstream's own words.
+
+    Args:
+        error: the value of its `error` key: OpenAI's object, or a string, or anything.
+        status: the HTTP status it came with, if it came before the stream.
+    """
+    fields = error if isinstance(error, Mapping) else {"message": error}
+    message, kind, param, code = (fields.get(key) for key in ("message", "type", "param", "code"))
+    if not isinstance(message, str) or not message:
+        message = "The model's backend reported an error without a message."
+    numeric = isinstance(code, (int, float)) and not isinstance(code, bool)
+    return Failure(
+        "upstream_error",
+        message if isinstance(error, Mapping) else message[:_LONGEST_QUOTE],
+        type=kind if isinstance(kind, str) and kind else "upstream_error",
+        param=param if isinstance(param, str) else None,
+        upstream_code=str(code) if numeric or (isinstance(code, str) and code) else None,
+        status=status,
+    )
+
+
+def _is_chunk(payload: Any) -> bool:
+    """True for an object whose `choices`, if any, have the shape that everybody relies on."""
+    if not isinstance(payload, dict):
+        return False
+    choices = payload.get("choices")
+    if choices is None:
+        return True
+    if not isinstance(choices, list):
+        return False
+    for choice in choices:
+        if not isinstance(choice, dict):
+            return False
+        if not isinstance(choice.get("delta"), (dict, type(None))):
+            return False
+        if not isinstance(choice.get("index"), (int, type(None))):
+            return False
+    return True
+
