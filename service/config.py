@@ -15,6 +15,7 @@ import yaml
 from attrs import Factory, asdict, evolve, field, frozen
 
 from service.config_reading import Allowed, ConfigError, Problem, Source, structure
+from service.config_reading import mask_password as mask_password  # for those who print a config
 from statemachine import ClientGone
 
 _above_0 = Allowed("a number above 0", lambda value: value > 0)
@@ -197,16 +198,17 @@ def is_loopback(host: str) -> bool:
 class _Loader(yaml.SafeLoader):
     """YAML as a configuration needs it: a key given twice is an error, not the last one's win."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here and not where values are made: by then merge keys (`<<`) have added their own.
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):  # a list as a key is refused later
+                if (key.tag, key.value) in seen:
+                    words = f"the key {key.value!r} is given twice"
+                    raise yaml.MarkedYAMLError(None, None, words, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -220,10 +222,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError([Problem(str(path), where, error.problem or "bad YAML", "YAML")]) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Control characters, dates like 2026-13-01, endless nesting.
+        words = " ".join(str(error).split())
+        raise ConfigError([Problem(str(path), "", words, "YAML")]) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError([Problem(str(path), "", repr(tree)[:60], "a mapping of keys")])
+        raise ConfigError([Problem(str(path), "", mask_password(repr(tree))[:60], "a mapping of keys")])
     return tree
 
 
@@ -285,10 +291,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, ClientGone) else value
-
-
-def mask_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    scheme, slashes, credentials = head.partition("://")
-    user, colon, _ = credentials.partition(":")
-    return f"{scheme}{slashes}{user}:***{at}{tail}" if at and colon else url

@@ -5,6 +5,10 @@ Called by `service.config` alone; knows no key by name.
 """
 
 import difflib
+import enum
+import json
+import math
+import re
 import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -66,10 +70,11 @@ class ConfigError(Exception):
 
 
 class _Refused(ValueError):
-    def __init__(self, found: Any, allowed: str) -> None:
+    def __init__(self, found: Any, allowed: str, key: str = "") -> None:
         super().__init__()
         self.found = _show(found)
         self.allowed = allowed
+        self.key = key
 
 
 def structure(
@@ -100,44 +105,53 @@ def _problems(
     for line in transform_error(error, path="", format_exception=_format):
         words, _, path = line.rpartition(" @ ")
         path = path.lstrip(".")
-        found, _, allowed = words.partition(_SEPARATOR)
         source = sources.get(tuple(path.split(".")))
-        if not allowed:
-            found, allowed = "something unusable", words
-        for key, hint in _split_keys(found):
+        for key, found, allowed in json.loads(words):
             full = ".".join(part for part in (path, key) if part)
-            problems.append(Problem(source.name if source else file, full, hint, allowed))
+            problems.append(Problem(source.name if source else file, full, found, allowed))
     return problems
 
 
-_SEPARATOR, _KEY_MARK = "\x1f", "\x1e"
-
-
-def _split_keys(found: str) -> list[tuple[str, str]]:
-    """Unknown keys come several in one; every other problem is one, without a key of its own."""
-    if not found.startswith(_KEY_MARK):
-        return [("", found)]
-    return [(key, "an unknown key") for key in found[1:].split(_KEY_MARK)]
-
-
 def _format(error: BaseException, _type: Any) -> str:
+    """What doesn't fit, as JSON, since cattrs wants a text: a list of [key, found, allowed].
+
+    The key is one below the path that cattrs adds, or empty.
+    """
     match error:
         case _Refused():
-            return f"{error.found}{_SEPARATOR}{error.allowed}"
+            problems = [(error.key, error.found, error.allowed)]
         case ForbiddenExtraKeysError():
             known = [attribute.name for attribute in fields(error.cl)]
             unknown = sorted(map(str, error.extra_fields))
-            near = difflib.get_close_matches(unknown[0], known, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            return f"{_KEY_MARK}{_KEY_MARK.join(unknown)}{_SEPARATOR}{', '.join(known)}{hint}"
+            problems = [(key, "an unknown key", _with_hint(known, key)) for key in unknown]
         case KeyError():
-            return f"nothing{_SEPARATOR}a value: this key must be given"
+            problems = [("", "nothing", "a value: this key must be given")]
         case _:
-            return f"{_show(str(error))}{_SEPARATOR}a value that fits"
+            problems = [("", _show(str(error)), "a value that fits")]
+    return json.dumps(problems)
+
+
+def _with_hint(known: list[str], key: str) -> str:
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{', '.join(known)}{hint}"
+
+
+_PASSWORDS = (
+    re.compile(r"(://[^/?:@]*:)(?:[^/]*|[^?]*)(?=@)"),  # before the host, even badly quoted
+    re.compile(r"([?&](?:ssl)?password=)[^&]*"),  # libpq takes it among the parameters too
+)
+
+
+def mask_password(url: str) -> str:
+    """The URL with every password in it replaced."""
+    for password in _PASSWORDS:
+        url = password.sub(r"\1***", url)
+    return url
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = repr(mask_password(value) if isinstance(value, str) else value)
     return text if len(text) <= 80 else text[:77] + "…"
 
 
@@ -173,12 +187,13 @@ def _converter() -> Converter:
     for kind in (bool, int, str):
         converter.register_structure_hook(kind, _exactly(kind))
     converter.register_structure_hook(float, _structure_float)
+    # By class, not by predicate: those come second, and to cattrs a StrEnum is a str.
+    converter.register_structure_hook(enum.StrEnum, _structure_enum)
     converter.register_structure_hook_func(_is_plain_dict, _structure_dict)
     converter.register_structure_hook_factory(has, lambda cls: _structure_class(converter, cls))
     converter.register_structure_hook_factory(_is_tuple, lambda t: _structure_list(converter, t))
     converter.register_structure_hook_factory(_is_union, lambda t: _structure_union(converter, t))
     converter.register_structure_hook_func(_is_literal, _structure_literal)
-    converter.register_structure_hook_func(_is_enum, _structure_enum)
     converter.register_structure_hook_factory(
         _is_annotated, lambda t: _structure_annotated(converter, t)
     )
@@ -195,9 +210,13 @@ def _exactly(kind: type) -> Callable[[Any, Any], Any]:
 
 
 def _structure_float(value: Any, _: Any) -> float:
-    if type(value) not in (int, float) or value != value or value in (float("inf"), -float("inf")):
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise _Refused(value, _TYPE_NAMES[float])
-    return float(value)
+    return number
 
 
 def _is_plain_dict(kind: Any) -> bool:
@@ -252,10 +271,10 @@ def _structure_union(converter: Converter, kind: Any) -> Callable[[Any, Any], An
     def check(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
             raise _Refused(value, _TYPE_NAMES[dict])
-        member = by_kind.get(value.get("kind"))
-        if member is None:
-            raise _Refused(value.get("kind"), f"kind: {' or '.join(by_kind)}")
-        return converter.structure(value, member)
+        name = value.get("kind")
+        if not isinstance(name, str) or name not in by_kind:
+            raise _Refused(name, " or ".join(by_kind), key="kind")
+        return converter.structure(value, by_kind[name])
 
     return check
 
@@ -268,10 +287,6 @@ def _structure_literal(value: Any, kind: Any) -> Any:
     if value not in get_args(kind):
         raise _Refused(value, " or ".join(map(str, get_args(kind))))
     return value
-
-
-def _is_enum(kind: Any) -> bool:
-    return isinstance(kind, type) and hasattr(kind, "__members__")
 
 
 def _structure_enum(value: Any, kind: Any) -> Any:
@@ -289,14 +304,14 @@ def _structure_annotated(converter: Converter, kind: Any) -> Callable[[Any, Any]
     base, *notes = get_args(kind)
     rules = [note for note in notes if isinstance(note, Allowed)]
 
-    def check(value: Any, _: Any) -> Any:
+    def check(given: Any, _: Any) -> Any:
         try:
-            value = converter.structure(value, base)
+            value = converter.structure(given, base)
         except _Refused as refused:
-            raise _Refused(value, rules[-1].words if rules else refused.allowed) from None
+            raise _Refused(given, rules[-1].words if rules else refused.allowed) from None
         for rule in rules:
             if not rule.rule(value):
-                raise _Refused(value, rule.words)
+                raise _Refused(given, rule.words)
         return value
 
     return check

@@ -5,7 +5,7 @@ id look there.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import structlog
@@ -41,6 +41,9 @@ class RunningStreams:
 
     def __len__(self) -> int:
         return len(self._relays)
+
+    def __iter__(self) -> Iterator[Relay]:
+        return iter(self._relays.values())
 
     def check_room(self) -> None:
         """Raises ApiError `draining` (503) or `too_many_streams` (429)."""

@@ -55,10 +55,6 @@ from statemachine.messages import JsonObject
 
 log = structlog.get_logger(__name__)
 
-FAREWELL_SECONDS = 5.0
-"""How long a client that reads slowly may hold up the end of its own stream."""
-
-
 class Saver(Protocol):
     """The persistence hook; `db.saver.Saver` is the real one."""
 
@@ -69,10 +65,14 @@ class Saver(Protocol):
 
 @frozen
 class RelayLimits:
-    """How long a relay waits, in seconds: for a client to read, for a commit to be answered."""
+    """How long a relay waits, in seconds."""
 
     send_timeout_seconds: float
+    """For a client that takes nothing, before it counts as gone."""
     commit_timeout_seconds: float
+    """For the commit, before the client is told the end."""
+    farewell_seconds: float = 5.0
+    """For a client that reads slowly, once its stream has ended."""
 
 
 class Relay:
@@ -108,6 +108,7 @@ class Relay:
         self._carrying = asyncio.Lock()
         self._is_running = False
         self._is_reachable = True
+        self._write_was_broken = False
         self._interrupted = False
         self._ping_task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -139,6 +140,9 @@ class Relay:
             await self._drive(upstream)
             await self._part()
             return await self._close_body()
+        except BaseException:
+            self._writer.abort()  # a client left without an end must not wait for one
+            raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -164,7 +168,10 @@ class Relay:
                 self._admit(UpstreamFailed(_OWN_FAULT))
 
     async def _part(self) -> None:
-        """Carry out what the end asked for. Whatever breaks, the record is saved."""
+        """Carry out what the end asked for. Whatever breaks, the record is saved; a client that
+        doesn't read comes last."""
+        if self._write_was_broken:
+            self._effects = deque(sorted(self._effects, key=_is_for_the_client))
         while self._effects:
             try:
                 await self._carry_out()
@@ -228,10 +235,12 @@ class Relay:
             log.info("client stalled", completion_id=self.session.request.completion_id)
             self._writer.abort()  # the waiting write raises, and the client has left
         event = self.session.due(now)
-        if event is not None:
-            self.post(event)
-        if not self.session.state.is_final:
-            self._set_timer()
+        try:
+            if event is not None:
+                self.post(event)
+        finally:  # even after a mistake of ours, a stream must not be left without its deadlines
+            if not self.session.state.is_final:
+                self._set_timer()
 
     # --- effects out ------------------------------------------------------------------------
 
@@ -272,10 +281,13 @@ class Relay:
         self._writing_since = self._clock()
         try:
             if self.session.state.is_final:
-                async with asyncio.timeout(FAREWELL_SECONDS):
+                async with asyncio.timeout(self._limits.farewell_seconds):
                     await self._write(effect, payloads)
             else:
                 await self._write(effect, payloads)
+        except asyncio.CancelledError:
+            self._write_was_broken = True
+            raise
         except TimeoutError:
             self._is_reachable = False
         except ClientConnectionLost:
@@ -304,6 +316,10 @@ class Relay:
         done, _ = await asyncio.wait((saved,), timeout=self._limits.commit_timeout_seconds)
         if not done:
             log.warning("commit is late", completion_id=record.completion_id)
+
+
+def _is_for_the_client(effect: Effect) -> bool:
+    return not isinstance(effect, (StopUpstream, Save))
 
 
 _SHORTEST_TIMER_SECONDS = 0.001

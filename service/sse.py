@@ -114,7 +114,8 @@ class SseWriter:
             self._request.transport.abort()
 
     async def _write(self, data: bytes) -> None:
-        assert self._stream is not None, "the session opens before it sends"
+        if self._stream is None:  # its opening was broken off
+            raise ClientConnectionLost
         try:
             await self._stream.write(data)
         except (ConnectionError, RuntimeError) as error:

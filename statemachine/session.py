@@ -13,10 +13,12 @@ journal's recovery, which replays events through it). The rules:
    last, and estimated (marked so) if the upstream gave none.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from statemachine.messages import (
     AttemptStarted,
+    Choice,
     ChunkReceived,
     ClientLeft,
     DeadlineExpired,
@@ -59,6 +61,21 @@ DRAINING = Failure(
 NEVER = float("inf")
 
 
+def _failure_of(event: Event) -> Failure | None:
+    """What an ending event says went wrong; None if nothing did."""
+    match event:
+        case UpstreamFailed(failure) | DeadlineExpired(failure):
+            return failure
+        case DrainExpired():
+            return DRAINING
+        case StopRequested():
+            return STOPPED
+        case ClientLeft():
+            return CLIENT_LEFT
+        case _:
+            return None
+
+
 def _expired(code: str, message: str) -> DeadlineExpired:
     return DeadlineExpired(Failure(code, message, type="timeout_error"))
 
@@ -71,7 +88,6 @@ class StreamSession:
     """
 
     __slots__ = (
-        "_failure",
         "_idle_seconds",
         "_last_sent_at",
         "_last_token_at",
@@ -103,7 +119,6 @@ class StreamSession:
         self._last_sent_at = request.created_at
         self._last_token_at: float | None = None
         self._whole_at: float | None = None
-        self._failure: Failure | None = None
 
     def __repr__(self) -> str:
         flags = "opened" if self.opened else "not opened"
@@ -145,8 +160,7 @@ class StreamSession:
                 self.client_left_at = now
         if not target.is_final:
             return ()
-        self.state = target
-        return self._end(event, now)
+        return self._end(event, target, now)
 
     @property
     def milestones(self) -> int:
@@ -233,37 +247,20 @@ class StreamSession:
         self._last_sent_at = now
         return self._opening(SendPing())
 
-    def _end(self, event: Event, now: float) -> tuple[Effect, ...]:
-        effects: list[Effect] = []
-        closing: list[Effect] = []
-        match event:
-            case UpstreamFinished():
-                if self.attached:
-                    effects.extend(self._usage_chunk())
-            case UpstreamFailed(failure):
-                self._failure = failure
-            case DeadlineExpired(failure):
-                self._failure = failure
-                effects.append(StopUpstream())
-            case DrainExpired():
-                self._failure = DRAINING
-                effects.append(StopUpstream())
-            case StopRequested():
-                self._failure = STOPPED
-                effects.append(StopUpstream())
-            case ClientLeft():
-                self._failure = CLIENT_LEFT
-                effects.append(StopUpstream())
-        record = self._record(now)
-        effects.append(Save(record))
-        if self.attached:
-            if self._failure is None:
-                closing.append(SendDone(record))
-            elif self._failure is not STOPPED or not self.opened:
-                closing.append(SendError(self._failure))
-        if self._failure is None and self.attached:
-            return self._opening(*effects, *closing)
-        return (*effects, *closing)
+    def _end(self, event: Event, target: State, now: float) -> tuple[Effect, ...]:
+        failure = _failure_of(event)
+        record = self._record(target, failure, now)
+        self.state = target  # nothing below can fail, so a life can't end without its Save
+        if failure is None:
+            if not self.attached:
+                return (Save(record),)
+            return self._opening(*self._usage_chunk(record), Save(record), SendDone(record))
+        effects: list[Effect] = [Save(record)]
+        if not isinstance(event, UpstreamFailed):
+            effects.insert(0, StopUpstream())
+        if self.attached and not (failure is STOPPED and self.opened):
+            effects.append(SendError(failure))  # a stopped stream just ends, without [DONE]
+        return tuple(effects)
 
     def _opening(self, *effects: Effect) -> tuple[Effect, ...]:
         if self.opened:
@@ -273,14 +270,16 @@ class StreamSession:
 
     # --- what is kept -----------------------------------------------------------------------
 
-    def _usage_chunk(self) -> tuple[Effect, ...]:
+    def _usage_chunk(self, record: SessionRecord) -> tuple[Effect, ...]:
         """The one extra chunk for a client that asked for usage."""
         if not self.request.include_usage:
             return ()
         frame = self.transcript.usage_frame or {}
-        return self._opening(SendChunk({**frame, "choices": [], "usage": self._usage()[0]}))
+        return (SendChunk({**frame, "choices": [], "usage": record.usage}),)
 
-    def _usage(self) -> tuple[dict[str, Any] | None, UsageSource]:
+    def _usage(
+        self, choices: Sequence[Choice]
+    ) -> tuple[dict[str, Any] | None, UsageSource]:
         """Usage as the upstream gave it, or an estimate that says so, or nothing."""
         if self.transcript.usage is not None:
             return dict(self.transcript.usage), UsageSource.PROVIDER
@@ -289,7 +288,7 @@ class StreamSession:
         prompt = estimate_tokens([self.request.messages, self.request.tools])
         answer = sum(
             estimate_tokens([value for key, value in choice.message.items() if key != "role"])
-            for choice in self.transcript.choices()
+            for choice in choices
         )
         usage = {
             "prompt_tokens": prompt,
@@ -299,19 +298,20 @@ class StreamSession:
         }
         return usage, UsageSource.ESTIMATED
 
-    def _record(self, now: float) -> SessionRecord:
+    def _record(self, state: State, failure: Failure | None, now: float) -> SessionRecord:
         transcript, request = self.transcript, self.request
-        usage, source = self._usage()
+        choices = transcript.choices()
+        usage, source = self._usage(choices)
         tokens = (usage or {}).get("completion_tokens")
-        whole = self.state is State.COMPLETED or transcript.is_whole
+        whole = state is State.COMPLETED or transcript.is_whole
         first = self.first_token_at
         return SessionRecord(
             request=request,
             agent=self.agent,
-            state=self.state,
+            state=state,
             finish_reason=transcript.finish_reason if whole else None,
-            failure=self._failure,
-            choices=transcript.choices(),
+            failure=failure,
+            choices=choices,
             whole=whole,
             usage=usage,
             usage_source=source,

@@ -56,16 +56,16 @@ class SseDecoder:
         self._buffer += data
         end = self._buffer.rfind(b"\n\n", searched)
         if end < 0:
-            self._check_size(len(self._buffer))
+            self._check_size(self._buffer)
             return []
         blocks = bytes(self._buffer[:end]).split(b"\n\n")
         del self._buffer[: end + 2]
         payloads = self._decode(blocks)
-        self._check_size(len(self._buffer))
+        self._check_size(self._buffer)
         return payloads
 
     def close(self) -> list[JsonObject]:
-        """The body has ended: what was left in the buffer, if it is a whole event; sets `ending`."""
+        """The body has ended: what was left in the buffer, if a whole event; sets `ending`."""
         payloads: list[JsonObject] = []
         if self.ending is None:
             rest = bytes(self._buffer).strip(b"\n")
@@ -101,21 +101,23 @@ class SseDecoder:
         self._started = True
         return data.removeprefix(_BOM)
 
-    def _check_size(self, size: int) -> None:
-        if size > self._max_event_bytes and self.ending is None:
+    def _check_size(self, block: bytes | bytearray) -> None:
+        """The limit is on an event's lines, not on the line ends around them: how many of those
+        are here depends on how the body was cut."""
+        limit = self._max_event_bytes
+        if len(block) > limit and self.ending is None and len(block.strip(b"\n")) > limit:
             self._fail(
                 "upstream_malformed",
-                f"The model's backend sent an event of more than {self._max_event_bytes} bytes.",
+                f"The model's backend sent an event of more than {limit} bytes.",
             )
             self._buffer.clear()
 
     def _decode(self, blocks: list[bytes]) -> list[JsonObject]:
         payloads: list[JsonObject] = []
         for block in blocks:
-            if self.ending is not None:
-                break
             if len(block) > self._max_event_bytes:
-                self._check_size(len(block))
+                self._check_size(block)
+            if self.ending is not None:
                 break
             if block.startswith(b"data: {") and b"\n" not in block:
                 payload = self._decode_data(block[6:], b"")
@@ -135,6 +137,8 @@ class SseDecoder:
             elif key == b"event":
                 name = value.strip()
         if not data and name != b"error":
+            if self._events == 0 and block.lstrip().startswith(b"{"):
+                self._decode_plain_body(block)
             return None
         return self._decode_data(b"\n".join(data), name)
 

@@ -35,10 +35,15 @@ class ChunkEncoder:
         self._include_usage = include_usage
 
     def encode(self, payload: Mapping[str, Any]) -> bytes:
-        """One chunk as one event, `data: {…}` and a blank line. Raises ValueError if nested too deeply."""
+        """One chunk as one event: `data: {…}` and a blank line.
+
+        Raises ValueError if it is nested too deeply.
+        """
         if self._created is None:
             created = payload.get("created")
-            self._created = int(created) if isinstance(created, int) else self._fallback_created
+            if not isinstance(created, (int, float)):  # a fraction is cut, as in the record
+                created = self._fallback_created
+            self._created = int(created)
         chunk = {
             **payload,
             "id": self._id,

@@ -121,9 +121,11 @@ def upstream_body(
     Always asks for a stream, and for usage unless the client or the agent's own
     `stream_options` say no. `preamble` goes first as a system message if the client sent none.
     """
-    options = {"include_usage": True}
+    options: JsonObject = {"include_usage": True}
     for source in (parameters, request.body):
-        options.update(source.get("stream_options") or {})
+        for key, value in (source.get("stream_options") or {}).items():
+            if key != "include_usage" or value is not None:  # null is no answer, so it isn't a no
+                options[key] = value
     messages = list(request.messages)
     instructed = any(message["role"] in ("system", "developer") for message in messages)
     if preamble is not None and not instructed:

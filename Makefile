@@ -1,0 +1,61 @@
+# One-word commands. `make` alone lists them; the first one used sets up .venv (about a minute).
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Any Python from 3.11 that really runs (version managers leave shims that don't).
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	{ echo $$python; break; }; done)
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format bench psql docs lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.run-ready ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
+	@exec $(BIN)/python run.py $(ARGS)
+
+test: $(VENV)/.dev-ready ## run every test (some: make test ARGS="tests/db -k save")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev-ready ## lint, check formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev-ready ## format the code
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev-ready ## measure time to first token with 100 streams starting at once
+	$(BIN)/python -m benchmarks.arrival $(ARGS)
+
+psql: $(VENV)/.run-ready ## look into the embedded database (make psql ARGS="-c 'SELECT 1'")
+	@$(BIN)/python -m db.embedded psql $(ARGS)
+
+docs: $(VENV)/.run-ready ## print the state table and diagram into docs/state-machine.md
+	$(BIN)/python -m statemachine docs/state-machine.md
+
+lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
+	@{ echo "# Versions that the README's commands install. Made by: make lock"; \
+	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
+
+clean: ## remove .venv and caches; data under var/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/it)." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	echo "$(PYTHON) can't make virtual environments; on Debian: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.run-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Setting up $(VENV) (once; about half a minute) ..."
+	@$(INSTALL) --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
+	@$(INSTALL) --editable '.[embedded,dev]'
+	@touch $(VENV)/.run-ready $@

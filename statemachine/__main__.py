@@ -1,0 +1,275 @@
+"""Prints the state table, its diagram and the endings as Markdown, from the code that runs.
+
+    python -m statemachine                          print to standard output
+    python -m statemachine docs/state-machine.md    write between that file's markers
+    python -m statemachine --check FILE             exit 1 if the file is stale
+
+The table and the diagram are read from `statemachine.table`; the endings are what real
+`StreamSession`s say when they are led through each. The only file of this package that does I/O.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from statemachine import messages
+from statemachine.messages import (
+    ChunkReceived,
+    ClientLeft,
+    DeadlineExpired,
+    DrainExpired,
+    Effect,
+    Event,
+    Failure,
+    Save,
+    SendDone,
+    SendError,
+    SessionPolicy,
+    SessionRecord,
+    SessionRequest,
+    StopRequested,
+    TimePassed,
+    UpstreamFailed,
+    UpstreamFinished,
+)
+from statemachine.session import StreamSession
+from statemachine.table import IGNORED, Cell, ClientGone, State, transitions
+
+BEGIN, END = "<!-- printed: begin -->", "<!-- printed: end -->"
+
+# Not `__subclasses__`: attrs makes each slotted class twice, and the first may linger there.
+EVENTS = tuple(
+    value
+    for value in vars(messages).values()
+    if isinstance(value, type) and issubclass(value, Event) and value is not Event
+)
+
+
+# --- the table ------------------------------------------------------------------------------
+
+
+def state_table(client_gone: ClientGone) -> str:
+    """A row per event, a column per state; cells that the other policy has otherwise are bold."""
+    table = transitions(client_gone)
+    (other,) = (transitions(policy) for policy in ClientGone if policy is not client_gone)
+    rows = [["event", *(f"`{state.value}`" for state in State)]]
+    for event in EVENTS:
+        name = event.__name__
+        cells = [_cell(table[state].get(name), other[state].get(name)) for state in State]
+        rows.append([f"`{name}`", *cells])
+    return _markdown_table(rows)
+
+
+def _cell(cell: Cell | None, other: Cell | None) -> str:
+    if cell is None:
+        return "illegal"
+    text = "ignored" if cell is IGNORED else f"`{cell.value}`"
+    return text if cell == other else f"**{text}**"
+
+
+# --- the diagram ----------------------------------------------------------------------------
+
+
+def state_diagram() -> str:
+    """A Mermaid state diagram of both policies; ignored cells change nothing and aren't drawn."""
+    lines = ["```mermaid", "stateDiagram-v2", "    direction LR", "    [*] --> pending"]
+    for (source, target), labels in _arrows().items():
+        # Mermaid ends a label at a second colon or a semicolon; these have neither.
+        lines.append(f"    {source.value} --> {target.value} : {'<br>'.join(labels)}")
+    lines += [f"    {state.value} --> [*]" for state in State if state.is_final]
+    return "\n".join([*lines, "```"])
+
+
+def _arrows() -> dict[tuple[State, State], list[str]]:
+    """(from, to) → the events that lead there, in the order of the states and the events."""
+    arrows: dict[tuple[State, State], list[str]] = {}
+    for source in State:
+        for event in EVENTS:
+            targets = {
+                policy: transitions(policy)[source].get(event.__name__) for policy in ClientGone
+            }
+            for policy, target in targets.items():
+                if not isinstance(target, State):
+                    continue
+                same = len(set(targets.values())) == 1
+                label = event.__name__ if same else f"{event.__name__} under {policy.value}"
+                labels = arrows.setdefault((source, target), [])
+                if label not in labels:
+                    labels.append(label)
+    return arrows
+
+
+# --- the endings ----------------------------------------------------------------------------
+
+_REQUEST = SessionRequest(
+    completion_id="chatcmpl-1",
+    created_at=0.0,
+    trace_id="",
+    owner="anonymous",
+    agent="demo",
+    model="demo",
+    messages=({"role": "user", "content": "Hello!"},),
+)
+_BROKEN = UpstreamFailed(Failure("upstream_error", ""))
+_EXPIRED = DeadlineExpired(Failure("total_timeout", ""))
+_WORD = ChunkReceived({"choices": [{"index": 0, "delta": {"content": "Hello"}}]})
+_REASON = ChunkReceived({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+
+
+@frozen
+class Ending:
+    """One way for a completion to end. `events` come a keep-alive interval apart."""
+
+    words: str
+    events: tuple[Event, ...]
+    client_gone: ClientGone = ClientGone.CANCEL
+
+
+ENDINGS = (
+    Ending("a whole answer", (_WORD, _REASON, UpstreamFinished())),
+    Ending("an empty answer", (UpstreamFinished(),)),
+    Ending("a slow first token, then a whole answer", (TimePassed(), _WORD, UpstreamFinished())),
+    Ending("failed before anything was sent", (_BROKEN,)),
+    Ending("failed after a keep-alive", (TimePassed(), _BROKEN)),
+    Ending("failed in the middle", (_WORD, _BROKEN)),
+    Ending("failed after its finish reason", (_WORD, _REASON, _BROKEN)),
+    Ending("a deadline before anything was sent", (_EXPIRED,)),
+    Ending("a deadline in the middle", (_WORD, _EXPIRED)),
+    Ending("the service stops", (_WORD, DrainExpired())),
+    Ending("the client leaves, `cancel`", (_WORD, ClientLeft())),
+    Ending(
+        "the client leaves, `finish`",
+        (_WORD, ClientLeft(), _REASON, UpstreamFinished()),
+        ClientGone.FINISH,
+    ),
+    Ending(
+        "the client leaves, `finish`, then a failure",
+        (_WORD, ClientLeft(), _BROKEN),
+        ClientGone.FINISH,
+    ),
+    Ending("a stop before anything was sent", (StopRequested(),)),
+    Ending("a stop in the middle", (_WORD, StopRequested())),
+)
+
+
+def endings_table() -> str:
+    """A row per ending: what happened, the effects in order, what is seen and kept."""
+    rows = [["ending", "events", "effects, in order", "the client sees last", "kept"]]
+    for ending in ENDINGS:
+        session = _session(ending)
+        effects = list(_effects(session, ending))
+        rows.append(
+            [
+                ending.words,
+                _names(ending.events),
+                _names(effects),
+                _seen_last(session, effects),
+                _kept(effects),
+            ]
+        )
+    return _markdown_table(rows)
+
+
+def _session(ending: Ending) -> StreamSession:
+    return StreamSession(_REQUEST, SessionPolicy(client_gone=ending.client_gone))
+
+
+def _effects(session: StreamSession, ending: Ending) -> Iterator[Effect]:
+    interval = session.policy.keep_alive_interval_seconds or 0.0
+    for step, event in enumerate(ending.events, start=1):
+        yield from session.handle(event, step * interval)
+
+
+def _names(messages: Sequence[Event | Effect]) -> str:
+    return ", ".join(f"`{type(message).__name__}`" for message in messages)
+
+
+def _seen_last(session: StreamSession, effects: Sequence[Effect]) -> str:
+    if any(isinstance(effect, SendDone) for effect in effects):
+        return "`[DONE]`"
+    if any(isinstance(effect, SendError) for effect in effects):
+        return "an error event, no `[DONE]`" if session.opened else "an HTTP error"
+    return "the body's end, no `[DONE]`" if session.attached else "nothing: it has left"
+
+
+def _kept(effects: Sequence[Effect]) -> str:
+    (record,) = (effect.record for effect in effects if isinstance(effect, Save))
+    return f"`{record.state.value}`, {_messages_kept(record)}{_code(record)}"
+
+
+def _messages_kept(record: SessionRecord) -> str:
+    if not record.choices:
+        return "no message"
+    return "message `complete`" if record.whole else "message `partial`"
+
+
+def _code(record: SessionRecord) -> str:
+    return f", error `{record.failure.code}`" if record.failure else ""
+
+
+# --- all of it ------------------------------------------------------------------------------
+
+
+def printed() -> str:
+    """Everything, as Markdown."""
+    return "\n\n".join(
+        (
+            "### Under `client_gone: cancel`",
+            state_table(ClientGone.CANCEL),
+            "### Under `client_gone: finish`",
+            state_table(ClientGone.FINISH),
+            "### As a diagram",
+            state_diagram(),
+            "### What each ending does",
+            endings_table(),
+        )
+    )
+
+
+def with_printed(text: str) -> str:
+    """The text with what stands between its markers printed anew.
+
+    Raises:
+        ValueError: the markers aren't there, each once and in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    stale, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in stale + after or END in after:
+        raise ValueError(f"needs one {BEGIN} and after it one {END}")
+    return f"{before}{BEGIN}\n\n{printed()}\n\n{END}{after}"
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print, write or check; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m statemachine")
+    parser.add_argument("file", type=Path, nargs="?", help="write between this file's markers")
+    parser.add_argument("--check", action="store_true", help="only say if the file is stale")
+    options = parser.parse_args(arguments)
+    if options.file is None:
+        print(printed())
+        return 0
+    text = options.file.read_text("utf-8")
+    try:
+        fresh = with_printed(text)
+    except ValueError as error:
+        print(f"{options.file} {error}", file=sys.stderr)
+        return 2
+    if options.check:
+        if text != fresh:
+            print(f"{options.file} is stale: make docs", file=sys.stderr)
+        return int(text != fresh)
+    options.file.write_text(fresh, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

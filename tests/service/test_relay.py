@@ -1,0 +1,317 @@
+"""The relay alone, between hand-written neighbours: order, time, interruptions, its own faults."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from aiohttp import web
+from freezegun import freeze_time
+
+from service.clock import steady_clock
+from service.relay import Relay, RelayLimits
+from service.sse import ClientConnectionLost
+from statemachine import (
+    ChunkReceived,
+    ClientGone,
+    ClientLeft,
+    DrainExpired,
+    Event,
+    Failure,
+    SessionPolicy,
+    SessionRecord,
+    State,
+    StopRequested,
+    StreamSession,
+    UpstreamFailed,
+    UpstreamFinished,
+)
+from tests.statemachine.conftest import asked, finish_chunk, text_chunk
+
+LIMITS = RelayLimits(send_timeout_seconds=60.0, commit_timeout_seconds=0.2)
+
+
+class FakeUpstream:
+    """Hands out what a test puts in; an exception put in is raised."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[list[Event] | Exception] = asyncio.Queue()
+        self.closed = False
+
+    def say(self, *events: Event) -> None:
+        self.events.put_nowait(list(events))
+
+    async def read(self) -> list[Event]:
+        item = await self.events.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class FakeWriter:
+    """Notes every call. `blocked` stops writes until it is set or the connection aborted."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.free = asyncio.Event()
+        self.free.set()
+        self.fails: Exception | None = None
+        self._aborted = asyncio.Event()
+
+    async def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if self.fails is not None:
+            raise self.fails
+        waits = [asyncio.ensure_future(event.wait()) for event in (self.free, self._aborted)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self._aborted.is_set():
+            raise ClientConnectionLost
+
+    async def open(self) -> None:
+        await self._note("open")
+
+    async def send_chunks(self, payloads: Sequence[Any]) -> None:
+        deltas = (payload["choices"][0]["delta"] for payload in payloads)
+        await self._note("send " + "|".join(delta.get("content", "-") for delta in deltas))
+
+    async def ping(self) -> None:
+        await self._note("ping")
+
+    async def send_error(self, failure: Failure) -> None:
+        await self._note(f"error {failure.code}")
+
+    async def send_done(self, record: SessionRecord) -> None:
+        await self._note("done")
+
+    async def close(self) -> web.StreamResponse:
+        self.calls.append("close")
+        return web.Response()
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+        self._aborted.set()
+
+
+class FakeSaver:
+    """Notes records; commits at once unless told to be slow."""
+
+    def __init__(self) -> None:
+        self.records: list[SessionRecord] = []
+        self.is_slow = False
+
+    def save(self, record: SessionRecord) -> "asyncio.Future[None]":
+        self.records.append(record)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self.is_slow:
+            future.set_result(None)
+        return future
+
+
+class Stage:
+    """A relay and its neighbours."""
+
+    def __init__(
+        self, policy: SessionPolicy | None = None, limits: RelayLimits = LIMITS
+    ) -> None:
+        clock = steady_clock()
+        self.upstream = FakeUpstream()
+        self.writer = FakeWriter()
+        self.saver = FakeSaver()
+        self.session = StreamSession(asked(created_at=clock()), policy or SessionPolicy())
+        self.relay = Relay(self.session, self.writer, self.saver, limits, clock)
+
+    def start(self) -> "Stage":
+        make: Callable[[Any], Any] = lambda _announce: self.upstream  # noqa: E731
+        self.relay.start(make)
+        return self
+
+    async def settle(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def end(self) -> SessionRecord:
+        assert self.relay.task is not None
+        async with asyncio.timeout(5):
+            await self.relay.task
+        (record,) = self.saver.records
+        return record
+
+
+def words(*texts: str) -> list[Event]:
+    return [ChunkReceived(text_chunk(text)) for text in texts]
+
+
+async def test_order_of_a_whole_life() -> None:
+    """Chunks of one read leave in one write; the record is saved before done is said."""
+    stage = Stage().start()
+    stage.upstream.say(*words("a", "b"))
+    await stage.settle()
+    assert stage.writer.calls == ["open", "send a|b"]
+    stage.upstream.say(ChunkReceived(finish_chunk()), UpstreamFinished())
+    record = await stage.end()
+    assert stage.writer.calls[2:] == ["send -", "done", "close"]
+    assert record.state is State.COMPLETED
+    assert stage.upstream.closed
+
+
+async def test_pings_follow_the_clock() -> None:
+    """On a frozen clock, fifteen seconds of silence make one ping; no test has to wait for it."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        stage = Stage(SessionPolicy(keep_alive_interval_seconds=15.0)).start()
+        await stage.settle()
+        clock.tick(14.9)
+        await stage.settle()
+        assert stage.writer.calls == []
+        clock.tick(0.2)
+        await stage.settle()
+        assert stage.writer.calls == ["open", "ping"]
+        clock.tick(15.1)
+        await stage.settle()
+        assert stage.writer.calls == ["open", "ping", "ping"]
+        stage.upstream.say(*words("a"), UpstreamFinished())
+        assert (await stage.end()).state is State.COMPLETED
+
+
+async def test_idle_deadline_follows_the_clock() -> None:
+    """The timer set for the next ping is brought forward by the first token's idle deadline."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        policy = SessionPolicy(keep_alive_interval_seconds=300.0, idle_seconds=20.0)
+        stage = Stage(policy).start()
+        stage.upstream.say(*words("a"))
+        await stage.settle()
+        clock.tick(20.1)
+        record = await stage.end()
+    assert record.failure is not None
+    assert record.failure.code == "idle_timeout"
+    assert stage.writer.calls == ["open", "send a", "error idle_timeout", "close"]
+
+
+@pytest.mark.parametrize(
+    ("event", "calls"),
+    [(StopRequested(), []), (DrainExpired(), ["error draining"]), (ClientLeft(), [])],
+)
+async def test_outside_events_interrupt_a_silent_upstream(event: Event, calls: list[str]) -> None:
+    """An ending from outside doesn't wait for the upstream's next word, and closes it."""
+    stage = Stage().start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.relay.post(event)
+    record = await stage.end()
+    assert record.choices[0].message["content"] == "a"
+    assert stage.upstream.closed
+    assert stage.writer.calls[2:] == [*calls, "close"]
+
+
+@pytest.mark.parametrize("event", [StopRequested(), ClientLeft()])
+async def test_an_end_before_the_relay_ran(event: Event) -> None:
+    """A client that leaves in the very moment its relay is made is saved like any other."""
+    stage = Stage().start()
+    stage.relay.post(event)
+    assert (await stage.end()).state is State.CLIENT_GONE
+
+
+async def test_interrupting_a_stalled_write() -> None:
+    """An ending from outside breaks a write that the client holds up; the record doesn't wait."""
+    stage = Stage(limits=RelayLimits(60.0, 0.2, farewell_seconds=0.2)).start()
+    stage.writer.free.clear()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.relay.post(StopRequested())
+    await stage.settle()
+    assert stage.saver.records[0].choices[0].message["content"] == "a"
+    await stage.end()
+    assert stage.writer.calls[-2:] == ["abort", "close"]
+
+
+async def test_a_stalled_write_is_a_client_that_left() -> None:
+    """A write that makes no progress for `send_timeout_seconds` is cut off."""
+    stage = Stage(limits=RelayLimits(0.1, 0.2)).start()
+    stage.writer.free.clear()
+    stage.upstream.say(*words("a"))
+    record = await stage.end()
+    assert "abort" in stage.writer.calls
+    assert record.state is State.CLIENT_GONE
+
+
+async def test_a_slow_commit_delays_done_only_so_long() -> None:
+    """`[DONE]` waits for the commit at most `commit_timeout_seconds`."""
+    stage = Stage(limits=RelayLimits(60.0, 0.05))
+    stage.saver.is_slow = True
+    stage.start().upstream.say(*words("a"), UpstreamFinished())
+    await stage.end()
+    assert stage.writer.calls[-2:] == ["done", "close"]
+
+
+async def test_a_client_lost_while_writing_is_detached_under_finish() -> None:
+    """Under `finish` a failed write only detaches the client; the answer is kept whole."""
+    stage = Stage(SessionPolicy(client_gone=ClientGone.FINISH)).start()
+    stage.writer.fails = ClientConnectionLost()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.upstream.say(*words("b"), UpstreamFinished())
+    record = await stage.end()
+    assert record.state is State.COMPLETED
+    assert record.choices[0].message["content"] == "ab"
+    assert record.client_left_at is not None
+
+
+async def test_a_ping_that_finds_the_client_gone_ends_the_session() -> None:
+    """Under `cancel` a ping that can't be written stops the silent upstream."""
+    stage = Stage(SessionPolicy(keep_alive_interval_seconds=0.05))
+    stage.writer.fails = ClientConnectionLost()
+    record = await stage.start().end()
+    assert record.state is State.CLIENT_GONE
+    assert stage.upstream.closed
+
+
+async def test_breaks_off_after_the_finish_reason() -> None:
+    """An upstream that breaks after every finish reason has ended well; an error it names has not."""
+    broken = UpstreamFailed(Failure("upstream_incomplete", "It broke."))
+    stage = Stage().start()
+    stage.upstream.say(*words("a"), ChunkReceived(finish_chunk()), broken)
+    assert (await stage.end()).state is State.COMPLETED
+
+
+@pytest.mark.parametrize("breaks", ["read", "write"])
+async def test_a_fault_of_our_own_keeps_the_text(breaks: str) -> None:
+    """A mistake in our own code fails the completion; its words are saved and the client told."""
+    stage = Stage().start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    if breaks == "read":
+        stage.upstream.events.put_nowait(ZeroDivisionError())
+    else:
+        stage.writer.fails = ZeroDivisionError()
+        stage.upstream.say(*words("b"))
+    record = await stage.end()
+    assert record.failure is not None
+    assert (record.state, record.failure.code) == (State.FAILED, "internal_error")
+    assert record.choices[0].message["content"] in ("a", "ab")
+
+
+async def test_effects_survive_a_broken_effect() -> None:
+    """Even if the client's side breaks in an unforeseen way at the very end, the record is saved."""
+    stage = Stage().start()
+    stage.writer.fails = ZeroDivisionError()
+    stage.upstream.say(UpstreamFinished())
+    record = await stage.end()
+    assert record.state is State.COMPLETED
+
+
+async def test_somebody_elses_cancellation_is_not_swallowed() -> None:
+    """A relay cancelled by anybody but itself ends as cancelled and cuts its client off."""
+    stage = Stage().start()
+    await stage.settle()
+    assert stage.relay.task is not None
+    stage.relay.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stage.relay.task
+    assert stage.writer.calls == ["abort"]
+    assert stage.upstream.closed
