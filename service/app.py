@@ -38,8 +38,6 @@ DSN = web.AppKey("dsn", str)
 COMPLETIONS = web.AppKey("completions", Completions)
 READINESS = web.AppKey("readiness", Readiness)
 
-_FIRST_MIGRATION_SECONDS = 10.0
-"""How long a start waits for the tables before it serves without them."""
 _FLUSH_SECONDS = 10.0
 """How long a stop waits for the database to take what is left."""
 
@@ -109,8 +107,9 @@ async def _database(app: web.Application) -> AsyncIterator[None]:
     app[DSN] = dsn
     store = await PostgresStore.open(dsn, config.pool_max_size)
     app[STORE] = store
-    migrating = asyncio.create_task(_migrate(dsn), name="migrate")
-    await asyncio.wait((migrating,), timeout=_FIRST_MIGRATION_SECONDS)
+    tried = asyncio.Event()
+    migrating = asyncio.create_task(_migrate(dsn, tried), name="migrate")
+    await tried.wait()
     yield
     migrating.cancel()
     await asyncio.gather(migrating, return_exceptions=True)
@@ -119,8 +118,11 @@ async def _database(app: web.Application) -> AsyncIterator[None]:
         await asyncio.to_thread(embedded.stop)
 
 
-async def _migrate(dsn: str) -> None:
-    """Bring the tables up to date, however long it takes the database to come."""
+async def _migrate(dsn: str, tried: asyncio.Event) -> None:
+    """Bring the tables up to date, however long it takes the database to come.
+
+    Sets `tried` after the first attempt, so that a start waits for that one alone.
+    """
     attempts = stamina.retry_context(
         on=StoreUnavailable, attempts=None, timeout=None, wait_initial=0.5, wait_max=10.0
     )
@@ -131,6 +133,8 @@ async def _migrate(dsn: str) -> None:
             except StoreUnavailable as error:
                 log.error("database not ready", attempt=attempt.num, reason=str(error))
                 raise
+            finally:
+                tried.set()
             log.info("database ready", migrations_applied=applied)
 
 

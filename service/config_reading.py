@@ -11,6 +11,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from attrs import fields, frozen, has
@@ -182,6 +183,7 @@ def _number_or_text(text: str) -> int | float | str:
     return text
 
 
+@cache
 def _converter() -> Converter:
     converter = Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind in (bool, int, str):
