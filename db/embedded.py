@@ -1,0 +1,155 @@
+"""The embedded PostgreSQL, for a machine that has none: `database.url: embedded`.
+
+Who uses the server, when it starts and when it stops; PostgreSQL's own commands are in
+`db.cluster`. Called by `service.app` in a thread, by the tests, and by operators as
+`python -m db.embedded psql`. Never logs; what takes seconds is said through a callback.
+
+1. Everything lies under the data directory: `cluster/` is PostgreSQL's own, `lock` is held while
+   somebody starts or stops it, `users` is held (shared) by every process that uses it. The kernel
+   lets go of both when a process dies, so a kill leaves nothing to clean up.
+2. Several processes may share one data directory. The last to stop stops the server; one that
+   was killed leaves it running, and the next to start takes it over.
+3. A cluster is made under another name and renamed when it is whole, so that an interrupted first
+   start leaves nothing that looks like one.
+4. It listens on a Unix socket only.
+"""
+
+import argparse
+import fcntl
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from db.cluster import START_TIMEOUT_SECONDS, Cluster, EmbeddedUnavailable
+
+__all__ = ["EmbeddedPostgres", "EmbeddedUnavailable"]
+
+
+class EmbeddedPostgres:
+    """A running embedded server that this process uses. Made by `start`, given back by `stop`."""
+
+    def __init__(self, cluster: Cluster, users: IO[bytes]) -> None:
+        self._cluster = cluster
+        self._users: IO[bytes] | None = users
+        self.dsn = cluster.dsn
+        """Its libpq URL, for the user and the database called `postgres`."""
+        self.data_dir = cluster.data_dir
+
+    @classmethod
+    def start(
+        cls,
+        data_dir: Path,
+        *,
+        on_progress: Callable[[str], None] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> "EmbeddedPostgres":
+        """Use the server of this data directory; make and start it if need be.
+
+        Blocks, for about three seconds the first time; call it in a thread.
+
+        Args:
+            data_dir: made if missing; what is in it stays between runs.
+            on_progress: called with a sentence before each step that takes long.
+            settings: PostgreSQL's configuration parameters, for a server not yet running.
+
+        Raises:
+            EmbeddedUnavailable: the extra isn't installed, or the server can't run here.
+        """
+        report = on_progress or (lambda _: None)
+        try:
+            data_dir = data_dir.expanduser().resolve()
+            data_dir.mkdir(parents=True, exist_ok=True)
+            cluster = Cluster(data_dir)
+            with _locked(data_dir):
+                users = open(data_dir / "users", "ab")
+                fcntl.flock(users, fcntl.LOCK_SH)
+                try:
+                    cluster.ensure_made(report)
+                    cluster.ensure_running(report, settings or {})
+                except BaseException:
+                    users.close()
+                    raise
+        except OSError as error:
+            raise EmbeddedUnavailable(
+                f"The embedded PostgreSQL can't use {data_dir}: {error}; "
+                "choose another database.data_dir or set DATABASE_URL"
+            ) from error
+        return cls(cluster, users)
+
+    def stop(self) -> bool:
+        """Stop using the server; stop the server too if nobody else uses it. Blocks.
+
+        Returns true if the server was stopped. Safe to call again.
+
+        Raises:
+            EmbeddedUnavailable: it would not stop; it may still be running.
+        """
+        if self._users is None:
+            return False
+        try:
+            with _locked(self.data_dir), self._users as users:
+                self._users = None
+                try:
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return False
+                return self._cluster.ensure_stopped()
+        except OSError as error:
+            raise EmbeddedUnavailable(
+                f"The embedded PostgreSQL in {self.data_dir} can't be stopped: {error}"
+            ) from error
+
+
+@contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """Alone among all processes that start or stop this server."""
+    patience_ends = time.monotonic() + START_TIMEOUT_SECONDS
+    with open(data_dir / "lock", "ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > patience_ends:
+                    raise EmbeddedUnavailable(
+                        f"Another process has been starting or stopping the embedded PostgreSQL "
+                        f"in {data_dir} for {START_TIMEOUT_SECONDS} s; look for it and end it"
+                    ) from None
+            time.sleep(0.05)
+        yield
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m db.embedded [--data-dir DIR] psql [ARGUMENT…]`, or `url` for the address."""
+    parser = argparse.ArgumentParser(prog="python -m db.embedded")
+    parser.add_argument("--data-dir", type=Path, default=Path("var/postgres"))
+    parser.add_argument("command", choices=("url", "psql"))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for psql")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "url":
+            print(Cluster(options.data_dir.expanduser().resolve()).dsn)
+            return 0
+        server = EmbeddedPostgres.start(
+            options.data_dir, on_progress=lambda said: print(said, file=sys.stderr)
+        )
+        interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for psql
+        try:
+            psql = str(server._cluster.programs / "psql")
+            extra = [argument for argument in options.arguments if argument != "--"]
+            return subprocess.call([psql, server.dsn, *extra])
+        finally:
+            signal.signal(signal.SIGINT, interrupted)
+            server.stop()
+    except EmbeddedUnavailable as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

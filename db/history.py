@@ -1,0 +1,274 @@
+"""From a record to its rows: the tree of messages, and who is whose parent. Pure, no SQL.
+
+A chat client resends the whole history with each request. Stored each time, it would grow with
+the square of its length; so history is a tree, like commits:
+
+1. A message's digest is made of its parent's digest, its role and its content (`db.digest`).
+   Equal digests mean: the same message after the same messages in the same conversation.
+2. A first message's parent digest is NULL, so that a walk up the tree ends there; its digest is
+   made over the conversation's id instead, and the id over the owner. So no row is ever shared
+   between two conversations or two owners.
+3. A conversation is named by the client's key, or, by clients that keep none, by its opening:
+   everything up to and including the first user message. A follow-up finds its conversation
+   without asking the database.
+4. What the client sent is to be stored only where its digest is new. Its id is made of the
+   digest, so that storing it again is harmless.
+5. Each choice of an answer is a row of its own, child of the last message sent. Regenerated
+   answers are siblings, edits are branches.
+6. No chunk, no answer: a completion that ended before the first one has no message rows.
+
+Called by `db.postgres` and `db.memory`.
+"""
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from attrs import frozen
+
+from db.columns import readable
+from db.digest import answer_digest, canonical_content, digest_of, is_empty, message_digest
+from db.store import StoredCompletion, StoredMessage
+from statemachine import Choice, Failure, SessionRecord, SessionRequest
+
+_INDEXED_BYTES = 512
+"""Longest text put into an index; PostgreSQL refuses index rows over 2,704 bytes."""
+
+_INT32, _INT64 = 2**31 - 1, 2**63 - 1
+
+
+@frozen
+class ConversationRow:
+    """A conversation as one record knows it; the stored one keeps the latest `updated_at`."""
+
+    conversation_id: str
+    owner: str
+    client_key: str | None
+    created_at: float
+    updated_at: float
+
+
+@frozen
+class ToolSetRow:
+    """The tool definitions of a request, kept once however often they are sent."""
+
+    digest: str
+    tools: Sequence[Any]
+
+
+@frozen
+class RecordRows:
+    """Everything one record has to say to the store."""
+
+    conversation: ConversationRow
+    completion: StoredCompletion
+    tool_set: ToolSetRow | None
+    sent: tuple[StoredMessage, ...]
+    """What the client sent, oldest first; to be stored only where the digest is new."""
+    answers: tuple[StoredMessage, ...]
+
+
+def rows_of(record: SessionRecord) -> RecordRows:
+    """The rows of a record. The same record always makes the same rows."""
+    request = record.request
+    conversation = _conversation(request, record.finished_at)
+    sent = _sent_messages(request, conversation)
+    prompt_digest = sent[-1].digest if sent else None
+    tool_set = None
+    if request.tools:
+        tool_set = ToolSetRow(digest_of(request.tools), request.tools)
+    return RecordRows(
+        conversation=conversation,
+        completion=_completion(record, conversation, tool_set, prompt_digest),
+        tool_set=tool_set,
+        sent=sent,
+        answers=_answers(record, conversation, prompt_digest),
+    )
+
+
+# --- the rows -------------------------------------------------------------------------------
+
+
+def _conversation(request: SessionRequest, finished_at: float) -> ConversationRow:
+    owner = readable(request.owner)
+    key = None if request.conversation_key is None else _indexable(request.conversation_key)
+    name: list[Any] = [owner, "opening", *_opening(request.messages)]
+    if key is not None:
+        name = [owner, "key", key]
+    return ConversationRow(
+        conversation_id="conv_" + digest_of(name)[:32],
+        owner=owner,
+        client_key=key,
+        created_at=_moment(request.created_at),
+        updated_at=_moment(finished_at),
+    )
+
+
+def _opening(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    opening: list[Any] = []
+    for message in messages:
+        opening.append([_role(message), canonical_content(message)])
+        if message.get("role") == "user":
+            break
+    return opening
+
+
+def _sent_messages(
+    request: SessionRequest, conversation: ConversationRow
+) -> tuple[StoredMessage, ...]:
+    rows: list[StoredMessage] = []
+    for message in request.messages:
+        parent = rows[-1].digest if rows else None
+        role = _role(message)
+        digest = message_digest(parent or conversation.conversation_id, role, message)
+        rows.append(
+            StoredMessage(
+                message_id="msg_" + digest[:32],
+                conversation_id=conversation.conversation_id,
+                completion_id=None,
+                choice_index=None,
+                role=role,
+                content=_content(message),
+                parts=_parts(message) or None,
+                state="complete",
+                digest=digest,
+                parent_digest=parent,
+                created_at=_moment(request.created_at),
+            )
+        )
+    return tuple(rows)
+
+
+def _answers(
+    record: SessionRecord, conversation: ConversationRow, prompt_digest: str | None
+) -> tuple[StoredMessage, ...]:
+    parent = prompt_digest or conversation.conversation_id
+    return tuple(
+        StoredMessage(
+            message_id=f"{record.completion_id}-{index}",
+            conversation_id=conversation.conversation_id,
+            completion_id=record.completion_id,
+            choice_index=index,
+            role=_role(choice.message),
+            content=_content(choice.message),
+            parts=_answer_parts(choice, record) or None,
+            state="complete" if record.whole else "partial",
+            digest=answer_digest(parent, _role(choice.message), choice.message),
+            parent_digest=prompt_digest,
+            created_at=_moment(record.finished_at),
+        )
+        for index, choice in _numbered(record.choices)
+    )
+
+
+def _numbered(choices: Sequence[Choice]) -> list[tuple[int, Choice]]:
+    """The choices by their own index, or by position if an upstream gave nonsense for one."""
+    indices = [choice.index for choice in choices]
+    if all(type(index) is int and 0 <= index <= _INT32 for index in indices):
+        return list(zip(indices, choices, strict=True))
+    return list(enumerate(choices))
+
+
+def _completion(
+    record: SessionRecord,
+    conversation: ConversationRow,
+    tool_set: ToolSetRow | None,
+    prompt_digest: str | None,
+) -> StoredCompletion:
+    request, created = record.request, record.upstream_created
+    left_at = record.client_left_at
+    return StoredCompletion(
+        completion_id=record.completion_id,
+        conversation_id=conversation.conversation_id,
+        owner=conversation.owner,
+        agent=readable(record.agent),
+        model=readable(request.model),
+        upstream_id=_readable(record.upstream_id),
+        upstream_model=_readable(record.upstream_model),
+        upstream_created=created if created is not None and abs(created) <= _INT64 else None,
+        state=record.state,
+        finish_reason=_readable(record.finish_reason),
+        error=_error(record.failure),
+        usage=_object(record.usage),
+        usage_source=record.usage_source.value,
+        token_count=max(0, min(int(record.token_count), _INT64)),
+        chunk_count=record.chunk_count,
+        ttft_ms=record.ttft_ms,
+        duration_ms=record.duration_ms,
+        trace_id=readable(request.trace_id),
+        request=dict(request.parameters),
+        tools_digest=tool_set.digest if tool_set else None,
+        metadata=_object(request.metadata),
+        prompt_digest=prompt_digest,
+        extra=_object(record.extra) or None,
+        created_at=_moment(request.created_at),
+        finished_at=_moment(record.finished_at),
+        client_left_at=None if left_at is None else _moment(left_at),
+    )
+
+
+def _error(failure: Failure | None) -> dict[str, Any] | None:
+    """The error as the client saw it; `kind` is our word where the upstream had its own."""
+    if failure is None:
+        return None
+    error = {
+        "code": failure.reported_code,
+        "message": failure.message,
+        "type": failure.type,
+        "param": failure.param,
+    }
+    return error if failure.reported_code == failure.code else {**error, "kind": failure.code}
+
+
+def _role(message: Mapping[str, Any]) -> str:
+    return readable(str(message.get("role")))
+
+
+def _content(message: Mapping[str, Any]) -> str | None:
+    content = message.get("content")
+    return content if isinstance(content, str) else None
+
+
+def _parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message holds besides its role and a plain text content."""
+    return {
+        field: value
+        for field, value in message.items()
+        if value is not None
+        and field != "role"
+        and not (field == "content" and isinstance(value, str))
+    }
+
+
+def _answer_parts(choice: Choice, record: SessionRecord) -> dict[str, Any]:
+    """The same for an answer, with what its choice says of it under `choice`."""
+    parts = _parts(choice.message)
+    said = {
+        "logprobs": choice.logprobs,
+        "extra": dict(choice.extra),
+        "finish_reason": (
+            choice.finish_reason if choice.finish_reason != record.finish_reason else None
+        ),
+    }
+    if kept := {field: value for field, value in said.items() if not is_empty(value)}:
+        parts["choice"] = kept
+    return parts
+
+
+def _readable(text: str | None) -> str | None:
+    return None if text is None else readable(text)
+
+
+def _indexable(text: str) -> str:
+    """The text as an index can hold it: itself, or its digest if it is too long."""
+    encoded = (text := readable(text)).encode()
+    return text if len(encoded) <= _INDEXED_BYTES else "sha256:" + sha256(encoded).hexdigest()
+
+
+def _object(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if value is None else dict(value)
+
+
+def _moment(seconds: float) -> float:
+    """POSIX seconds to the microsecond, which is what timestamptz keeps."""
+    return round(seconds, 6)

@@ -1,0 +1,115 @@
+"""Brings a database's tables up to date: applies `db/migrations/*.sql` through yoyo-migrations.
+
+The only file that sees yoyo, and beside `db.postgres` the only one that sees psycopg2, since
+yoyo's backends are synchronous. Never decides when to migrate: `service.lifecycle` calls
+`migrate` in a thread, and operators run `python -m db.migrate`.
+
+1. Any number of processes may start at once: an advisory lock lets one migrate while the others
+   wait. It belongs to the connection, so that a killed process leaves nothing behind. yoyo's own
+   lock is a row with a process id, which would block everyone until somebody removed it.
+2. A migration and the note that it was applied commit together.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import psycopg2
+import yoyo
+from yoyo.backends.core.postgresql import PostgresqlBackend
+
+from db.address import shown
+from db.postgres import CONNECT_TIMEOUT_SECONDS, parsed, translated
+from db.sql import MIGRATIONS
+from db.store import StoreUnavailable
+
+LOCK_TIMEOUT_SECONDS = 60
+"""How long to wait for another process that is migrating."""
+
+_LOCK = int.from_bytes(b"verbatim")
+"""The advisory lock's number: unlikely to be anyone else's."""
+
+
+def migrate(dsn: str) -> list[str]:
+    """Apply what is not applied yet, and wait for whoever is doing so already.
+
+    Blocks; call it in a thread. Safe to call again at any time, from any number of processes.
+
+    Returns:
+        The ids of the migrations that this call applied, in order; usually none.
+
+    Raises:
+        StoreUnavailable: nothing of the migration that failed was kept; the message says why.
+    """
+    where = shown(parsed(dsn))
+    try:
+        with _Backend(dsn, "_yoyo_migrations") as backend:
+            backend.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
+            backend.execute("SELECT pg_advisory_lock(:number)", {"number": _LOCK})
+            pending = backend.to_apply(yoyo.read_migrations(str(MIGRATIONS)))
+            backend.apply_migrations(pending)
+            missing = [migration.id for migration in backend.to_apply(pending)]
+            if missing:  # yoyo skips a migration that it can't load
+                raise StoreUnavailable(f"These migrations can't be loaded: {', '.join(missing)}")
+            return [migration.id for migration in pending]
+    except psycopg2.Error as error:
+        raise translated(error, where) from error
+
+
+class _Backend(PostgresqlBackend):  # type: ignore[misc]  # yoyo publishes no types
+    """yoyo on one connection of ours, made from any libpq address."""
+
+    def connect(self, dburi: str) -> Any:
+        connection = psycopg2.connect(dburi, connect_timeout=CONNECT_TIMEOUT_SECONDS)
+        connection.autocommit = True
+        return connection
+
+    def list_tables(self, **_: Any) -> list[str]:
+        # The inherited one wants yoyo's own kind of address.
+        found = self.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema")
+        return [row[0] for row in found.fetchall()]
+
+    @contextmanager
+    def lock(self, timeout: float = 0) -> Iterator[None]:
+        yield  # the advisory lock is held already
+
+    def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
+        # The inherited one commits the migration first and marks it afterwards: a kill between
+        # the two would leave tables that the next start tries to create again.
+        with self.transaction():
+            migration.process_steps(self, "apply", force=force)
+            self.log_migration(migration, "apply")
+            self.mark_one(migration, log=False)
+
+    def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
+        # The inherited one asks for the user's and the host's name, and fails in a container
+        # whose user id has no name.
+        return {
+            "id": str(uuid4()),
+            "migration_id": migration.id if migration else None,
+            "migration_hash": migration.hash if migration else None,
+            "username": str(os.getuid()),
+            "hostname": os.uname().nodename,
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m db.migrate [URL]`; without a URL, that of `DATABASE_URL`."""
+    dsn = arguments[0] if arguments else os.environ.get("DATABASE_URL", "")
+    try:
+        applied = migrate(dsn)
+    except StoreUnavailable as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

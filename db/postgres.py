@@ -1,0 +1,231 @@
+"""The store in PostgreSQL: its connections, and what becomes of a call whatever they do.
+
+The only file that sees aiopg, and with `db.migrate` the only one that sees psycopg2. No policy:
+when to retry a save, and for how long, is `db.saver`'s business. A save's steps are in
+`db.transaction`, its statements in `db.sql`, what errors mean in `db.faults`.
+
+1. No statement takes longer than `timeout_seconds`, nor does a whole call, whatever the server
+   does; only a save gets a tenth more for each record, so that a large one on a slow line ends.
+2. A connection goes back to the pool idle or closed: closing is what rolls back. So a call that
+   is cancelled leaves neither half a save nor a lost connection.
+3. After a server's restart the pool is full of dead connections; a call tries as many as there
+   can be, and one more. A commit whose answer got lost may so be tried twice, which is why saves
+   are idempotent.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import aiopg
+import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
+
+from db import sql, transaction
+from db.address import Route, shown
+from db.columns import readable
+from db.faults import store_error
+from db.store import (
+    RecordRejected,
+    StoredCompletion,
+    StoredMessage,
+    StoreError,
+    StoreUnavailable,
+)
+from statemachine import SessionRecord
+
+CONNECT_TIMEOUT_SECONDS = 5
+
+_T = TypeVar("_T")
+
+
+def parsed(dsn: str) -> dict[str, str]:
+    """The parts of a libpq URL or key=value string. Raises `StoreUnavailable` if it is neither."""
+    try:
+        parts: dict[str, str] = parse_dsn(dsn)
+    except psycopg2.ProgrammingError:
+        # Not chained: libpq's message quotes the address, password included.
+        raise StoreUnavailable(
+            "The database's address can't be read; "
+            "DATABASE_URL looks like postgresql://user:password@host:5432/database"
+        ) from None
+    return parts
+
+
+def translated(error: psycopg2.Error, where: str) -> StoreError:
+    """The store's error for one of psycopg2's."""
+    return store_error(error.pgcode, str(error), where=where, constraint=error.diag.constraint_name)
+
+
+class _Current:
+    """A part of the address as the route has it at the moment of connecting: aiopg's pool is
+    given its address once and for all, and psycopg2 makes text of it at each connect."""
+
+    def __init__(self, route: Route, name: str) -> None:
+        self._route = route
+        self._name = name
+
+    def __str__(self) -> str:
+        return str(getattr(self._route, self._name))
+
+
+class PostgresStore:
+    """A `db.store.Store`. Made by `open`; safe for any number of tasks of one event loop."""
+
+    def __init__(self, pool: aiopg.Pool, route: Route, where: str, timeout_seconds: float) -> None:
+        self._pool = pool
+        self._max_size = pool.maxsize or sys.maxsize
+        self._route = route
+        self._where = where
+        self._timeout_seconds = timeout_seconds
+
+    def __repr__(self) -> str:
+        pool = self._pool
+        return f"<PostgresStore {self._where}, {pool.freesize} of {pool.size} connections free>"
+
+    @classmethod
+    async def open(
+        cls, dsn: str, pool_max_size: int = 10, *, timeout_seconds: float = 10.0
+    ) -> "PostgresStore":
+        """A store for the database at `dsn`, a libpq URL or key=value string.
+
+        Connects to nothing yet, so that the service can start while its database is down;
+        `check` tells whether it is there.
+
+        Args:
+            pool_max_size: most connections open at once.
+            timeout_seconds: longest that a call takes, waiting for a connection included; a save
+                gets a tenth more for each record.
+
+        Raises:
+            StoreUnavailable: `dsn` can't be read.
+        """
+        parts = {"application_name": "verbatim-chat", **parsed(dsn), "client_encoding": "UTF8"}
+        route = Route(parts)
+        names = () if route.is_fixed else ("host", "hostaddr", "port")
+        chosen: dict[str, Any] = {name: _Current(route, name) for name in names}
+        pool = await aiopg.create_pool(
+            make_dsn(**parts),
+            minsize=0,
+            maxsize=pool_max_size,
+            timeout=timeout_seconds,
+            enable_json=False,
+            enable_hstore=False,
+            enable_uuid=False,
+            **chosen,
+        )
+        return cls(pool, route, shown(parts), timeout_seconds)
+
+    async def close(self) -> None:
+        """See `db.store.Store.close`."""
+        self._pool.terminate()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout_seconds):
+                await self._pool.wait_closed()
+
+    async def save(self, records: Sequence[SessionRecord]) -> None:
+        """See `db.store.Store.save`."""
+        batch = await transaction.rows_of_all(records)
+        if batch:
+            patience_seconds = self._timeout_seconds * (1 + len(batch) / 10)
+            await self._run(
+                lambda cursor: transaction.save(cursor, batch, self._timeout_seconds),
+                patience_seconds,
+            )
+
+    async def find(self, completion_id: str) -> StoredCompletion | None:
+        """See `db.store.Store.find`."""
+        rows = await self._select(sql.FIND_COMPLETION, completion_id=readable(completion_id))
+        return sql.completion_from(rows[0]) if rows else None
+
+    async def answer(self, completion_id: str) -> list[StoredMessage]:
+        """See `db.store.Store.answer`."""
+        rows = await self._select(sql.ANSWER, completion_id=readable(completion_id))
+        return [sql.message_from(row) for row in rows]
+
+    async def thread(self, digest: str) -> list[StoredMessage]:
+        """See `db.store.Store.thread`."""
+        rows = await self._select(sql.THREAD, digest=readable(digest))
+        return [sql.message_from(row) for row in rows]
+
+    async def check(self) -> None:
+        """See `db.store.Store.check`. Asks whether the database takes writes from us and has
+        every migration that this code knows."""
+        ((read_only, may_write, encoding, applied),) = await self._select(sql.CHECK)
+        if read_only:
+            raise store_error("25006", "", where=self._where)
+        if not may_write:
+            raise store_error("42501", "", where=self._where)
+        if not sql.migration_ids().issubset(applied):
+            raise store_error("42P01", "", where=self._where)
+        if encoding != "UTF8":
+            raise StoreUnavailable(
+                f"The database at {self._where} is encoded in {encoding}, which can't hold every "
+                "text; create one with ENCODING 'UTF8'"
+            )
+
+    async def _select(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        async def ask(cursor: aiopg.Cursor) -> list[tuple[Any, ...]]:
+            await cursor.execute(statement, parameters)
+            rows: list[tuple[Any, ...]] = await cursor.fetchall()
+            return rows
+
+        return await self._run(ask)
+
+    # --- one call, whatever happens ---------------------------------------------------------
+
+    async def _run(
+        self, work: Callable[[aiopg.Cursor], Awaitable[_T]], patience_seconds: float | None = None
+    ) -> _T:
+        """The one door for foreign errors. They aren't chained: theirs may quote stored text."""
+        try:
+            async with asyncio.timeout(patience_seconds or self._timeout_seconds):
+                return await self._try_connections(work)
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"PostgreSQL at {self._where} gave no answer within {self._timeout_seconds:g} s"
+            ) from None
+        except asyncio.CancelledError:
+            # aiopg 1.4.0 also raises this when the server cancels a statement.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise store_error("57014", "", where=self._where) from None
+        except psycopg2.Error as error:
+            raise translated(error, self._where) from None
+        except OSError as error:
+            raise store_error(None, str(error), where=self._where) from None
+        except (ValueError, TypeError, OverflowError) as error:
+            # psycopg2 refuses NUL itself; `db.columns` refuses what isn't JSON.
+            raise RecordRejected(
+                f"The data can't be sent to PostgreSQL: {type(error).__name__}"
+            ) from None
+
+    async def _try_connections(self, work: Callable[[aiopg.Cursor], Awaitable[_T]]) -> _T:
+        more = self._max_size
+        while True:
+            connection = await self._acquire()
+            try:
+                return await work(await connection.cursor())
+            except (psycopg2.OperationalError, psycopg2.InterfaceError):
+                if not connection.closed or not more:
+                    raise
+                more -= 1
+            finally:
+                self._release(connection)
+
+    async def _acquire(self) -> aiopg.Connection:
+        if not self._pool.freesize and self._pool.size < self._max_size:
+            await self._route.choose()
+        try:
+            return await self._pool.acquire()
+        except RuntimeError:
+            raise StoreUnavailable("The store is closed") from None
+
+    def _release(self, connection: aiopg.Connection) -> None:
+        raw = connection.raw
+        if not raw.closed and raw.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+            connection.close()
+        self._pool.release(connection)

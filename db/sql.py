@@ -1,0 +1,195 @@
+"""The statements, one for each step of a save and each question, and the values that go in and
+come out. No driver here.
+
+Rows go in as one array per column, so that a statement serves one record or two hundred, and are
+inserted in the order they are given in. Called by `db.transaction` and `db.postgres`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from db.columns import from_jsonb, original_text, raw_bytes, readable, to_jsonb
+from db.store import StoredCompletion, StoredMessage
+from statemachine import State
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+CONVERSATIONS: Final = {
+    "conversation_id": "text",
+    "owner": "text",
+    "client_key": "text",
+    "created_at": "timestamptz",
+    "updated_at": "timestamptz",
+}
+TOOL_SETS: Final = {"digest": "text", "tools": "jsonb"}
+COMPLETIONS: Final = {
+    "completion_id": "text",
+    "conversation_id": "text",
+    "owner": "text",
+    "agent": "text",
+    "model": "text",
+    "upstream_id": "text",
+    "upstream_model": "text",
+    "upstream_created": "bigint",
+    "state": "text",
+    "finish_reason": "text",
+    "error": "jsonb",
+    "usage": "jsonb",
+    "usage_source": "text",
+    "token_count": "bigint",
+    "chunk_count": "bigint",
+    "ttft_ms": "double precision",
+    "duration_ms": "double precision",
+    "trace_id": "text",
+    "request": "jsonb",
+    "tools_digest": "text",
+    "metadata": "jsonb",
+    "prompt_digest": "text",
+    "extra": "jsonb",
+    "created_at": "timestamptz",
+    "finished_at": "timestamptz",
+    "client_left_at": "timestamptz",
+}
+MESSAGES: Final = {
+    "message_id": "text",
+    "conversation_id": "text",
+    "completion_id": "text",
+    "choice_index": "integer",
+    "role": "text",
+    "content": "text",
+    "content_raw": "bytea",
+    "parts": "jsonb",
+    "state": "text",
+    "digest": "text",
+    "parent_digest": "text",
+    "created_at": "timestamptz",
+}
+
+
+def _insert(table: str, columns: dict[str, str]) -> str:
+    names = ", ".join(columns)
+    arrays = ", ".join(f"%({name})s::{kind}[]" for name, kind in columns.items())
+    return f"INSERT INTO {table} ({names}) SELECT {names} FROM unnest({arrays}) AS new ({names})"
+
+
+def _select(columns: dict[str, str], prefix: str = "") -> str:
+    # jsonb as text: we read it with our own parser, see `db.columns`.
+    return ", ".join(
+        f"{prefix}{name}::text" if kind == "jsonb" else f"{prefix}{name}"
+        for name, kind in columns.items()
+    )
+
+
+BEGIN: Final = (
+    "BEGIN; SET LOCAL statement_timeout = %(timeout_ms)s;"
+    " SET LOCAL idle_in_transaction_session_timeout = %(timeout_ms)s"
+)
+INSERT_COMPLETIONS: Final = (
+    _insert("completions", COMPLETIONS)
+    + " ON CONFLICT (completion_id) DO NOTHING RETURNING completion_id"
+)
+UPSERT_CONVERSATIONS: Final = (
+    _insert("conversations", CONVERSATIONS)
+    + " ON CONFLICT (conversation_id) DO UPDATE SET updated_at = excluded.updated_at"
+    " WHERE conversations.updated_at < excluded.updated_at"
+)
+INSERT_TOOL_SETS: Final = _insert("tool_sets", TOOL_SETS) + " ON CONFLICT (digest) DO NOTHING"
+# Without a target, since a sent message may be there by its id as well as by its digest.
+INSERT_MESSAGES: Final = _insert("messages", MESSAGES) + " ON CONFLICT DO NOTHING"
+
+KNOWN_DIGESTS: Final = (
+    "SELECT digest FROM messages WHERE digest = ANY (%(digests)s::text[])"
+    " UNION ALL SELECT digest FROM tool_sets WHERE digest = ANY (%(digests)s::text[])"
+)
+
+FIND_COMPLETION: Final = (
+    f"SELECT {_select(COMPLETIONS)} FROM completions WHERE completion_id = %(completion_id)s"
+)
+ANSWER: Final = (
+    f"SELECT {_select(MESSAGES)} FROM messages"
+    " WHERE completion_id = %(completion_id)s ORDER BY choice_index"
+)
+
+THREAD_MAX_MESSAGES: Final = 100_000
+"""Where a walk gives up. Digests can't form a ring unless somebody edits rows by hand."""
+
+# Of several rows with one digest an answer comes first: it holds more than its copy sent back.
+_ONE_OF = "ORDER BY completion_id IS NULL, created_at, message_id LIMIT 1"
+THREAD: Final = f"""
+WITH RECURSIVE walk AS (
+    (SELECT messages.*, 1 AS steps FROM messages WHERE digest = %(digest)s {_ONE_OF})
+    UNION ALL
+    SELECT parent.*, walk.steps + 1
+    FROM walk, LATERAL (
+        SELECT messages.* FROM messages WHERE messages.digest = walk.parent_digest {_ONE_OF}
+    ) AS parent
+    WHERE walk.steps < {THREAD_MAX_MESSAGES}
+)
+SELECT {_select(MESSAGES)} FROM walk ORDER BY steps DESC
+"""
+
+CHECK: Final = (
+    "SELECT current_setting('transaction_read_only') = 'on',"
+    " has_table_privilege('completions', 'INSERT')"
+    " AND has_table_privilege('messages', 'INSERT'),"
+    " current_setting('server_encoding'),"
+    " ARRAY(SELECT migration_id FROM _yoyo_migrations)::text[]"
+)
+
+
+def migration_ids() -> frozenset[str]:
+    """The ids of the migrations that these statements need, as yoyo notes them."""
+    return frozenset(path.stem for path in MIGRATIONS.glob("*.sql"))
+
+
+# --- values ---------------------------------------------------------------------------------
+
+_TO_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
+    "text": readable,
+    "jsonb": to_jsonb,
+    "timestamptz": lambda seconds: datetime.fromtimestamp(seconds, UTC),
+    "bytea": lambda text: None if (raw := raw_bytes(text)) is None else "\\x" + raw.hex(),
+}
+_FROM_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
+    "jsonb": from_jsonb,
+    "timestamptz": datetime.timestamp,
+    "bytea": bytes,
+}
+
+
+def arrays(columns: Mapping[str, str], rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """The parameters of an insert: one array per column, of the rows' attributes of its name.
+
+    `content_raw` is made of `content`; it is no attribute."""
+    parameters: dict[str, list[Any]] = {}
+    for name, kind in columns.items():
+        convert = _TO_COLUMN.get(kind, _as_it_is)
+        values = (getattr(row, "content" if name == "content_raw" else name) for row in rows)
+        parameters[name] = [None if value is None else convert(value) for value in values]
+    return parameters
+
+
+def completion_from(row: Sequence[Any]) -> StoredCompletion:
+    """The completion in a row of `FIND_COMPLETION`."""
+    fields = _fields(COMPLETIONS, row)
+    return StoredCompletion(**{**fields, "state": State(fields["state"])})
+
+
+def message_from(row: Sequence[Any]) -> StoredMessage:
+    """The message in a row of `ANSWER` or `THREAD`."""
+    fields = _fields(MESSAGES, row)
+    raw = fields.pop("content_raw")
+    return StoredMessage(**{**fields, "content": original_text(fields["content"], raw)})
+
+
+def _fields(columns: Mapping[str, str], row: Sequence[Any]) -> dict[str, Any]:
+    return {
+        name: None if value is None else _FROM_COLUMN.get(kind, _as_it_is)(value)
+        for (name, kind), value in zip(columns.items(), row, strict=True)
+    }
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

@@ -1,0 +1,104 @@
+"""Which address is connected to, where a database has several or its name isn't known."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from db.address import Route
+from db.embedded import EmbeddedPostgres
+from db.postgres import PostgresStore
+from db.store import StoreUnavailable
+from tests.conftest import UNSAFE_BUT_FAST
+
+
+async def test_a_host_with_several_addresses_is_reached(
+    data_dir: Path, unused_tcp_port: int
+) -> None:
+    """Where nothing listens on the first of a host's addresses, the next one is used, at once."""
+    settings = {"listen_addresses": "127.0.0.1", "port": str(unused_tcp_port), **UNSAFE_BUT_FAST}
+    server = EmbeddedPostgres.start(data_dir, settings=settings)
+    for hosts in ("host=127.0.0.2,127.0.0.1", "host=db,db hostaddr=127.0.0.2,127.0.0.1"):
+        store = await PostgresStore.open(
+            f"{hosts} port={unused_tcp_port} user=postgres dbname=postgres", timeout_seconds=2
+        )
+        with pytest.raises(StoreUnavailable, match="run the migrations"):  # so it was reached
+            await store.check()
+        await store.close()
+    server.stop()
+
+
+async def test_a_name_servers_trouble_delays_nobody_else() -> None:
+    """While a host name is looked up, the event loop goes on."""
+
+    async def slow(host: str, port: str) -> list[str]:
+        await asyncio.sleep(0.2)
+        return ["192.0.2.1"]
+
+    route = Route({"host": "db.example", "port": "6432"}, resolve=slow)
+    ticks = 0
+    choosing = asyncio.create_task(route.choose())
+    while not choosing.done():
+        await asyncio.sleep(0.01)
+        ticks += 1
+    assert ticks > 5
+    assert ("db.example", "192.0.2.1", "6432") == (route.host, route.hostaddr, route.port)
+
+
+async def test_the_store_never_lets_the_driver_look_a_name_up() -> None:
+    """A name that nobody knows is reported by us, and looked up outside the event loop."""
+    store = await PostgresStore.open("postgresql://u:hunter2@no-such-host.invalid/chat")
+    with pytest.raises(StoreUnavailable, match=r"isn't known: no-such-host\.invalid") as caught:
+        await store.check()
+    assert "hunter2" not in str(caught.value)
+    await store.close()
+
+
+async def test_a_host_that_swallows_connections_is_passed_over(unused_tcp_port: int) -> None:
+    """The first address that accepts a connection wins; if none does, the first of all."""
+
+    async def three(host: str, port: str) -> list[str]:
+        return ["127.0.0.2", "127.0.0.1", "127.0.0.3"]
+
+    route = Route({"host": "db", "port": str(unused_tcp_port)}, resolve=three)
+    await route.choose()
+    assert "127.0.0.2" == route.hostaddr
+    server = await asyncio.start_server(
+        lambda _, writer: writer.close(), "127.0.0.1", unused_tcp_port
+    )
+    async with server:
+        await route.choose()
+    assert "127.0.0.1" == route.hostaddr
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"host": "/run/postgresql"},
+        {"host": "@abstract"},
+        {"host": "db", "hostaddr": "192.0.2.1"},
+        {"host": "/a,/b"},
+    ],
+)
+async def test_what_needs_no_choice_is_left_alone(parts: dict[str, str]) -> None:
+    """Sockets, given addresses and libpq's own defaults are passed on untouched."""
+    route = Route(parts)
+    assert route.is_fixed
+    await route.choose()
+    assert parts.get("host", "") == route.host
+    assert parts.get("hostaddr", "") == route.hostaddr
+
+
+async def test_hosts_may_have_ports_of_their_own() -> None:
+    """Each host of a list goes with its port, or all with the one there is."""
+    asked: list[tuple[str, str]] = []
+
+    async def noting(host: str, port: str) -> list[str]:
+        asked.append((host, port))
+        raise OSError
+
+    for ports in ("1,2", "3"):
+        with pytest.raises(StoreUnavailable, match="a, b"):
+            await Route({"host": "a,b", "port": ports}, resolve=noting).choose()
+    assert [("a", "1"), ("b", "2"), ("a", "3"), ("b", "3")] == asked

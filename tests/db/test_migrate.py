@@ -1,0 +1,139 @@
+"""Bringing tables up to date: once, whoever and however many try."""
+
+import re
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+import db.migrate as module
+from db import sql
+from db.migrate import main, migrate
+from db.store import StoreUnavailable
+from tests.conftest import execute
+
+ALL = sorted(sql.migration_ids())
+TABLES = (
+    "SELECT table_name FROM information_schema.tables"
+    " WHERE table_schema = 'public' AND table_name NOT LIKE '\\_yoyo%' ORDER BY 1"
+)
+
+
+def tables(dsn: str) -> list[str]:
+    return [name for (name,) in execute(dsn, TABLES)]
+
+
+def test_an_empty_database_gets_every_table(empty_database_url: str) -> None:
+    """Migrating applies all there is, in order, and says so."""
+    assert ALL == migrate(empty_database_url)
+    assert ["completions", "conversations", "messages", "tool_sets"] == tables(empty_database_url)
+
+
+def test_migrating_again_does_nothing(empty_database_url: str) -> None:
+    """Once all is applied there is nothing more to apply."""
+    migrate(empty_database_url)
+    assert [] == migrate(empty_database_url)
+
+
+def test_several_processes_may_migrate_at_once(empty_database_url: str) -> None:
+    """Of several processes that start together one migrates, the others wait; none fails."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "db.migrate", empty_database_url],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [0] * 4 == [process.returncode for process in processes], said
+    applied = [f"applied {name}" for name in ALL]
+    expected = sorted(["\n".join(applied), *["nothing to apply"] * 3])
+    assert expected == sorted(out.strip() for out, _ in said)
+
+
+def test_a_killed_migration_blocks_nobody(empty_database_url: str) -> None:
+    """The lock goes with its connection: who holds it and dies leaves the way free."""
+    with closing(psycopg2.connect(empty_database_url)) as connection:
+        connection.cursor().execute(f"SELECT pg_advisory_lock({module._LOCK})")
+    assert ALL == migrate(empty_database_url)
+
+
+def test_waiting_for_another_migration_is_bounded(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If somebody else migrates for ever, the wait ends, saying what to look for."""
+    monkeypatch.setattr(module, "LOCK_TIMEOUT_SECONDS", 0.1)
+    with closing(psycopg2.connect(empty_database_url)) as connection:
+        connection.cursor().execute(f"SELECT pg_advisory_lock({module._LOCK})")
+        with pytest.raises(StoreUnavailable, match="a migration that hangs"):
+            migrate(empty_database_url)
+
+
+def test_a_failing_migration_leaves_nothing(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A migration is applied and noted as a whole, or not at all; those before it stay."""
+    (tmp_path / "0001_good.sql").write_text("CREATE TABLE good (a int);")
+    bad = tmp_path / "0002_bad.sql"
+    bad.write_text("CREATE TABLE half (a int);\nINSERT INTO missing VALUES (1);")
+    monkeypatch.setattr(module, "MIGRATIONS", tmp_path)
+    with pytest.raises(StoreUnavailable):
+        migrate(empty_database_url)
+    assert ["good"] == tables(empty_database_url)
+    bad.write_text("CREATE TABLE half (a int);")
+    assert ["0002_bad"] == migrate(empty_database_url)
+    assert ["good", "half"] == tables(empty_database_url)
+
+
+def test_a_migration_and_its_note_commit_together(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dying between the tables and the note that they are made undoes the tables."""
+
+    def die(*_: object, **__: object) -> None:
+        raise psycopg2.OperationalError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Backend, "mark_one", die)
+        with pytest.raises(StoreUnavailable, match="killed"):
+            migrate(empty_database_url)
+    assert [] == tables(empty_database_url)
+    assert ALL == migrate(empty_database_url)
+
+
+def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m db.migrate` fails with one line, without the password."""
+    assert 1 == main(["postgresql://u:hunter2@127.0.0.1:1/chat"])
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"PostgreSQL at 127\.0\.0\.1:1/chat: nothing listens there.*\n", said)
+
+
+def test_the_columns_are_those_the_statements_name(database_url: str) -> None:
+    """The tables have exactly the columns that `db.sql` writes, with those types."""
+    expected = {
+        "conversations": sql.CONVERSATIONS,
+        "tool_sets": sql.TOOL_SETS,
+        "completions": sql.COMPLETIONS,
+        "messages": sql.MESSAGES,
+    }
+    for table, columns in expected.items():
+        actual = execute(
+            database_url,
+            "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute"
+            " WHERE attrelid = %s::regclass AND attnum > 0 ORDER BY attnum",
+            (table,),
+        )
+        kinds = {"timestamptz": "timestamp with time zone"}
+        assert [(name, kinds.get(kind, kind)) for name, kind in columns.items()] == actual
+
+
+def test_every_table_is_described(database_url: str) -> None:
+    """Whoever looks into the database finds in it what each table is for."""
+    described = "SELECT relname::text FROM pg_class WHERE obj_description(oid, 'pg_class') <> ''"
+    names = [name for (name,) in execute(database_url, described)]
+    assert {"conversations", "tool_sets", "completions", "messages"} <= set(names)
