@@ -5,6 +5,8 @@ its parsed chunks cost three times as much as everything else together (docs/arc
 The body goes in as bytes too: the SDK's own JSON refuses lone surrogates.
 """
 
+import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -54,6 +56,7 @@ class OpenAIAgent:
         self._key = api_key
         self._models: list[dict[str, Any]] = []
         self._models_until = 0.0
+        self._asking_for_models = asyncio.Lock()
         # Token deadlines are the relay's; here only connecting is timed. 0 lifts aiohttp's limit
         # of 100 connections: `server.max_concurrent_streams` is the limit.
         timeout = httpx2.Timeout(
@@ -101,9 +104,10 @@ class OpenAIAgent:
 
     async def models(self) -> list[dict[str, Any]]:
         named = self._named_models()
-        if time.monotonic() >= self._models_until:
-            self._models_until = time.monotonic() + _MODELS_CACHED_SECONDS
-            self._models = await self._ask_for_models()
+        async with self._asking_for_models:  # callers who come meanwhile get the same list
+            if time.monotonic() >= self._models_until:
+                self._models = await self._ask_for_models()
+                self._models_until = time.monotonic() + _MODELS_CACHED_SECONDS
         listed = {model["id"] for model in named}
         return named + [model for model in self._models if model["id"] not in listed]
 
@@ -167,24 +171,26 @@ class OpenAIAgent:
         status = error.status_code
         body = error.body
         if isinstance(body, str) or body is None:
-            text = (body or "").strip()[:_LONGEST_ERROR_BODY]
+            text = self._redacted(body or "").strip()[:_LONGEST_ERROR_BODY]
             body = {"message": text or f"The backend of agent {self.name!r} answered {status}."}
         failure = evolve(
             upstream_failure(body, status),
             retry_after_seconds=_seconds(error.response.headers.get("retry-after")),
         )
-        if self._key:  # some backends quote the key they refuse
-            failure = evolve(failure, message=failure.message.replace(self._key, "***"))
         return AgentError(
-            failure,
+            evolve(failure, message=self._redacted(failure.message)),
             is_retryable=status in _RETRYABLE_STATUSES or status >= 500,
             is_final=status in _FINAL_STATUSES,
         )
 
+    def _redacted(self, text: str) -> str:
+        """Some backends quote the key they refuse."""
+        return text.replace(self._key, "***") if self._key else text
+
     def _connection_error(self, error: openai.APIConnectionError) -> AgentError:
         """The SDK's httpx layer calls every lost connection a timeout; aiohttp's own error below
-        it tells which it was (openai 3.54; tests/service/test_upstream_failures.py)."""
-        if isinstance(_root(error), aiohttp.ServerTimeoutError):
+        it tells which it was (openai 3.54; tests/service/test_agents.py)."""
+        if any(isinstance(cause, aiohttp.ServerTimeoutError) for cause in _causes(error)):
             seconds = self.timeouts.connect_seconds
             message = f"Connecting to the backend of agent {self.name!r} took over {seconds:g} s."
             failure = Failure("connect_timeout", message, type="timeout_error")
@@ -194,15 +200,16 @@ class OpenAIAgent:
         return AgentError(failure, is_retryable=True)
 
 
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
         error = error.__cause__
-    return error
 
 
 def _seconds(text: str | None) -> float | None:
     """A `Retry-After` in seconds; its other form, a date, is rare here and not worth trusting."""
     try:
-        return float(text) if text else None
+        seconds = float(text) if text else -1.0
     except ValueError:
         return None
+    return seconds if 0 <= seconds < math.inf else None

@@ -1,0 +1,1 @@
+"""Measurements, repeatable with a command; never tests. `make bench` runs `arrival`."""
