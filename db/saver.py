@@ -1,12 +1,21 @@
-"""Between the session's end and the store: one writer that commits many records at a time.
+"""Between a session's end and the store: one writer that commits many records at a time.
 
-Called by `service.relay` through `save`; knows the store's contract and no SQL. Its task belongs
-to nobody's request, so no client can cancel a commit.
+Called by `service.relay` and `db.recovery` through `save`; knows the store's contract and no SQL.
+Its task belongs to nobody's request, so no client can cancel a commit. The rules:
+
+1. While a transaction runs, further records gather; the next one takes them all, up to a batch.
+2. A store that is unavailable is tried again for ever, with exponential back-off and jitter.
+3. Memory is bounded: past `MAX_WAITING` a record that the journal has whole is let go of, and
+   read back from there when its turn comes.
+4. A record that the store will never take is found by halving its batch, set aside as a dead
+   letter, and logged; its neighbours are committed.
+5. What is committed or set aside is forgotten by the journal, and not before.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from typing import Protocol
 
 import stamina
 import structlog
@@ -18,32 +27,72 @@ log = structlog.get_logger(__name__)
 
 MAX_BATCH = 200
 """Records per transaction. Larger ones bring nothing more and hold locks longer."""
+MAX_BATCH_CHARACTERS = 16 * 1024 * 1024
+"""Text per transaction, so that a few enormous answers don't make one enormous statement."""
+MAX_WAITING = 2000
+"""Records kept in memory while the store is away."""
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 5.0
 
 _Waiting = tuple[SessionRecord, "asyncio.Future[None]"]
 
 
+class Backlog(Protocol):
+    """As much of a journal as the saver needs; `service.app` puts it together."""
+
+    def has_whole(self, completion_id: str) -> bool:
+        """True if the record can be read back."""
+
+    def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
+        """The records of these completions, as far as they are there."""
+
+    def forget(self, completion_ids: Iterable[str]) -> None:
+        """These are committed."""
+
+
+class NoBacklog:
+    """For a service without a journal: everything waits in memory."""
+
+    def has_whole(self, completion_id: str) -> bool:
+        return False
+
+    async def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
+        for _ in ():
+            yield _
+
+    def forget(self, completion_ids: Iterable[str]) -> None:
+        pass
+
+
 class Saver:
     """Group commit with retries. `start` it, `save` through it, `stop` it.
 
-    While a transaction runs, further records gather; the next one takes them all. A store that
-    is unavailable is tried again for ever, with exponential back-off and jitter; a record that
-    the store will never take is logged and set aside, and its neighbours are committed.
+    Args:
+        store: where records go.
+        backlog: the journal's side.
+        set_aside: keeps a record that the store refuses, with the reason. It may raise OSError.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self,
+        store: Store,
+        backlog: Backlog | None = None,
+        set_aside: Callable[[SessionRecord, str], None] | None = None,
+    ) -> None:
         self._store = store
+        self._backlog = backlog or NoBacklog()
+        self._set_aside = set_aside
         self._waiting: deque[_Waiting] = deque()
+        self._on_disk: dict[str, asyncio.Future[None]] = {}
+        self._committing = 0
         self._has_work = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._task: asyncio.Task[None] | None = None
-        self._unsaved = 0
 
     @property
     def unsaved(self) -> int:
         """Records taken over and not committed yet."""
-        return self._unsaved
+        return len(self._waiting) + len(self._on_disk) + self._committing
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="saver")
@@ -52,53 +101,103 @@ class Saver:
         """Take a record over. The future is done when it is committed or set aside; it has no
         error and can be dropped."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((record, done))
-        self._unsaved += 1
+        full = len(self._waiting) >= MAX_WAITING
+        if full and self._backlog.has_whole(record.completion_id):
+            self._on_disk[record.completion_id] = done
+        else:
+            self._waiting.append((record, done))
         self._is_idle.clear()
         self._has_work.set()
         return done
 
     async def stop(self, patience_seconds: float) -> int:
-        """Commit what waits, for at most this long, then end. Returns how many were left."""
+        """Commit what waits, for at most this long, then end. Returns how many were left; those
+        that the journal has are saved by the next process."""
         try:
             async with asyncio.timeout(patience_seconds):
                 await self._is_idle.wait()
         except TimeoutError:
-            log.error("records not saved", count=self._unsaved)
+            log.error("records not saved yet", count=self.unsaved)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        return self._unsaved
+        return self.unsaved
 
     async def _run(self) -> None:
         while True:
             await self._has_work.wait()
-            size = min(len(self._waiting), MAX_BATCH)
-            batch = [self._waiting.popleft() for _ in range(size)]
-            if not self._waiting:
-                self._has_work.clear()
+            batch = self._next_batch() if self._waiting else await self._read_back()
+            self._committing = len(batch)
             await self._commit(batch)
+            self._committing = 0
+            if not self.unsaved:
+                self._has_work.clear()
+                self._is_idle.set()
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        characters = 0
+        while self._waiting and len(batch) < MAX_BATCH and characters < MAX_BATCH_CHARACTERS:
+            batch.append(self._waiting.popleft())
+            characters += _characters(batch[-1][0])
+        return batch
+
+    async def _read_back(self) -> list[_Waiting]:
+        """The next records that memory had no room for."""
+        wanted = list(self._on_disk)[:MAX_BATCH]
+        batch = [
+            (record, self._on_disk.pop(record.completion_id))
+            async for record in self._backlog.read_back(wanted)
+            if record.completion_id in self._on_disk
+        ]
+        for completion_id in wanted:
+            if (lost := self._on_disk.pop(completion_id, None)) is not None:
+                log.error("record not readable in the journal", completion_id=completion_id)
+                lost.set_result(None)
+        return batch
 
     async def _commit(self, batch: Sequence[_Waiting]) -> None:
         """Save all of the batch; by halves where one of it is refused."""
         records = [record for record, _ in batch]
         try:
             await self._save(records)
-        except RecordRejected as error:
+        except Exception as error:
+            # Beside RecordRejected only a mistake of ours gets here; it must not end the saver.
             if len(batch) > 1:
                 middle = len(batch) // 2
                 await self._commit(batch[:middle])
                 await self._commit(batch[middle:])
                 return
-            log.error("record refused", completion_id=records[0].completion_id, reason=str(error))
+            if not self._bury(records[0], error):
+                return
+        self._backlog.forget([record.completion_id for record in records])
         for _, done in batch:
             if not done.done():
                 done.set_result(None)
-        self._unsaved -= len(batch)
-        if not self._unsaved:
-            self._is_idle.set()
+
+    def _bury(self, record: SessionRecord, error: Exception) -> bool:
+        """Set a refused record aside. False if even that failed: then the journal keeps it."""
+        known = isinstance(error, RecordRejected)
+        reason = str(error) if known else f"{type(error).__name__} in the saver"
+        try:
+            if self._set_aside is not None:
+                self._set_aside(record, reason)
+        except OSError as failure:
+            log.error(
+                "dead letter not written", completion_id=record.completion_id, reason=str(failure)
+            )
+            return False
+        log.error("record refused", completion_id=record.completion_id, reason=reason)
+        return True
 
     async def _save(self, records: Sequence[SessionRecord]) -> None:
+        if not records:
+            return
+        try:
+            await self._store.save(records)  # the usual case, without the machinery of retrying
+            return
+        except StoreUnavailable as error:
+            failure: StoreUnavailable | None = error
         attempts = stamina.retry_context(
             on=StoreUnavailable,
             attempts=None,
@@ -109,13 +208,28 @@ class Saver:
         )
         async for attempt in attempts:
             with attempt:
-                try:
-                    await self._store.save(records)
-                except StoreUnavailable as error:
+                if attempt.num > 1:
+                    failure = await self._try_again(records)
+                if failure is not None:
                     log.warning(
                         "save postponed",
                         attempt=attempt.num,
-                        unsaved=self._unsaved,
-                        reason=str(error),
+                        unsaved=self.unsaved,
+                        reason=str(failure),
                     )
-                    raise
+                    raise failure
+
+    async def _try_again(self, records: Sequence[SessionRecord]) -> StoreUnavailable | None:
+        try:
+            await self._store.save(records)
+        except StoreUnavailable as error:
+            return error
+        return None
+
+
+def _characters(record: SessionRecord) -> int:
+    """About how much text a record holds."""
+    messages = (*record.request.messages, *(choice.message for choice in record.choices))
+    return sum(
+        len(content) for message in messages if isinstance(content := message.get("content"), str)
+    )

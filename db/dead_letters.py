@@ -1,0 +1,93 @@
+"""Records that no database would take: kept as files, shown and tried again by hand.
+
+    python -m db.dead_letters DIRECTORY list
+    python -m db.dead_letters DIRECTORY retry [--database URL]
+
+One JSON file per completion under `dead-letters/` in the journal's directory: the reason and the
+whole record. It is made for a mistake of ours or an odd limit of the database's; once either is
+mended, `retry` saves the record and deletes the file. Written by `db.saver`.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from db.journal_format import converter, dump_json, load_json
+from db.postgres import PostgresStore
+from db.store import StoreError
+from statemachine import SessionRecord
+
+FOLDER = "dead-letters"
+
+
+class DeadLetters:
+    """The folder. `directory` is the journal's; nothing is made before there is something to keep."""
+
+    def __init__(self, directory: Path) -> None:
+        self._folder = directory / FOLDER
+
+    def add(self, record: SessionRecord, reason: str) -> None:
+        """Keep a record. Written whole or not at all. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = self._folder / f"{record.completion_id}.json"
+        letter = dump_json({"reason": reason, "record": converter.unstructure(record)})
+        making = path.with_suffix(".new")
+        descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(letter)
+            file.flush()
+            os.fsync(file.fileno())
+        making.replace(path)
+
+    def paths(self) -> list[Path]:
+        """The letters, oldest first."""
+        return sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+
+    def read(self, path: Path) -> tuple[SessionRecord, str]:
+        """A letter's record and reason. Raises ValueError or OSError."""
+        letter = load_json(path.read_bytes())
+        return converter.structure(letter["record"], SessionRecord), letter["reason"]
+
+
+async def _retry(letters: DeadLetters, database_url: str) -> int:
+    """Save what can be saved now. Returns how many are left."""
+    store = await PostgresStore.open(database_url)
+    left = 0
+    try:
+        for path in letters.paths():
+            record, _ = letters.read(path)
+            try:
+                await store.save([record])
+            except StoreError as error:
+                left += 1
+                print(f"{record.completion_id}: {error}")
+            else:
+                path.unlink()
+                print(f"{record.completion_id}: saved")
+    finally:
+        await store.close()
+    return left
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m db.dead_letters", description=__doc__)
+    parser.add_argument("directory", type=Path, help="the journal's directory, e.g. var/journal")
+    parser.add_argument("command", choices=("list", "retry"))
+    parser.add_argument("--database", default=os.environ.get("DATABASE_URL"), help="URL for retry")
+    options = parser.parse_args(arguments)
+    letters = DeadLetters(options.directory)
+    if options.command == "list":
+        for path in letters.paths():
+            record, reason = letters.read(path)
+            print(f"{record.completion_id}  {record.state}  {reason}")
+        return 0
+    if not options.database:
+        parser.error("retry needs --database or DATABASE_URL")
+    return 1 if asyncio.run(_retry(letters, options.database)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,183 @@
+"""How the journal's records look on disk, and how to read them back from a damaged file. Pure.
+
+One record is one line, so that `grep`, `cut` and `jq` read it:
+
+    4c2b1f09 132 {"id": "chatcmpl-…", "n": 3, "at": 1767264752.5, "events": [{"chunk": {…}}]}
+    └ CRC-32 of the JSON, 8 hex digits   └ its length in bytes, decimal
+
+`n` counts a completion's records from 0, so that a missing one is noticed. The kinds of record:
+
+- `request`, `policy`: a session began (n = 0);
+- `events`: what happened to it, in order, at second `at`; written before any of it is shown;
+- `saved`: these completions are committed, their records are no longer needed.
+
+Lengths and checksums make damage local: a torn last line is cut off, a flipped byte costs the
+record it is in. `docs/journal.md` describes the format for people with a broken disk.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+from attrs import frozen
+from cattrs import Converter
+
+from statemachine import (
+    AttemptStarted,
+    ChunkReceived,
+    ClientLeft,
+    DeadlineExpired,
+    DrainExpired,
+    Event,
+    SessionPolicy,
+    SessionRequest,
+    StopRequested,
+    UpstreamFailed,
+    UpstreamFinished,
+)
+
+JOURNALED: Mapping[str, type[Event]] = {
+    kind.__name__: kind
+    for kind in (
+        AttemptStarted,
+        ClientLeft,
+        DeadlineExpired,
+        DrainExpired,
+        StopRequested,
+        UpstreamFailed,
+        UpstreamFinished,
+    )
+}
+"""Events written by name. A chunk has a shorter form; `TimePassed` says nothing about an answer."""
+
+_HEADER_LONGEST = 8 + 1 + 10 + 1
+converter = Converter()
+
+
+@frozen
+class Damage:
+    """A stretch of a file that is no record. `is_tail`: nothing whole follows it."""
+
+    offset: int
+    length: int
+    is_tail: bool
+
+
+def begin_record(request: SessionRequest, policy: SessionPolicy) -> bytes:
+    """The line that begins a session."""
+    return _line(
+        {
+            "id": request.completion_id,
+            "n": 0,
+            "at": request.created_at,
+            "request": converter.unstructure(request),
+            "policy": converter.unstructure(policy),
+        }
+    )
+
+
+def events_record(completion_id: str, number: int, events: Sequence[Event], now: float) -> bytes:
+    """The line for what happened at `now`."""
+    return _line(
+        {"id": completion_id, "n": number, "at": now, "events": [_event(event) for event in events]}
+    )
+
+
+def saved_record(completion_ids: Sequence[str]) -> bytes:
+    """The line that says these need no recovery."""
+    return _line({"saved": list(completion_ids)})
+
+
+def request_of(record: Mapping[str, Any]) -> tuple[SessionRequest, SessionPolicy]:
+    """What a `request` record began. Raises whatever cattrs does for one that isn't ours."""
+    return (
+        converter.structure(record["request"], SessionRequest),
+        converter.structure(record["policy"], SessionPolicy),
+    )
+
+
+def events_of(record: Mapping[str, Any]) -> list[Event]:
+    """The events of a record."""
+    return [_event_of(item) for item in record["events"]]
+
+
+def read_records(data: bytes) -> Iterator[dict[str, Any] | Damage]:
+    """Every record of a segment, in order, with the damage between them."""
+    position, damaged_from = 0, None
+    while position < len(data):
+        found = _read_line(data, position)
+        if found is None:
+            if damaged_from is None:
+                damaged_from = position
+            position = _next_start(data, position)
+            continue
+        if damaged_from is not None:
+            yield Damage(damaged_from, position - damaged_from, is_tail=False)
+            damaged_from = None
+        record, position = found
+        yield record
+    if damaged_from is not None:
+        yield Damage(damaged_from, len(data) - damaged_from, is_tail=True)
+
+
+def dump_json(value: Any) -> bytes:
+    """Compact JSON without a raw newline; what orjson refuses (lone surrogates) as escapes."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def load_json(data: bytes) -> Any:
+    """The value of a JSON text of ours. Raises ValueError."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    body = dump_json(record)
+    return b"%08x %d %b\n" % (zlib.crc32(body), len(body), body)
+
+
+def _event(event: Event) -> dict[str, Any]:
+    if isinstance(event, ChunkReceived):
+        return {"chunk": event.payload}
+    return {"event": type(event).__name__, **converter.unstructure(event)}
+
+
+def _event_of(item: Mapping[str, Any]) -> Event:
+    if "chunk" in item:
+        return ChunkReceived(item["chunk"])
+    fields = {key: value for key, value in item.items() if key != "event"}
+    return converter.structure(fields, JOURNALED[item["event"]])
+
+
+def _read_line(data: bytes, start: int) -> tuple[dict[str, Any], int] | None:
+    """The record that starts here and where the next one should, or None."""
+    header = data[start : start + _HEADER_LONGEST].split(b" ", 2)
+    if len(header) < 3 or len(header[0]) != 8 or not header[1].isdigit():
+        return None
+    try:
+        checksum = int(header[0], 16)
+    except ValueError:
+        return None
+    body_start = start + len(header[0]) + len(header[1]) + 2
+    body = data[body_start : body_start + int(header[1])]
+    if len(body) != int(header[1]) or zlib.crc32(body) != checksum:
+        return None
+    try:
+        record = load_json(body)
+    except ValueError:
+        return None
+    # The line's end may be the damaged byte; length and checksum vouch for the record.
+    return record, body_start + len(body) + 1
+
+
+def _next_start(data: bytes, start: int) -> int:
+    """Where to look for a record after one that couldn't be read."""
+    end = data.find(b"\n", start)
+    return len(data) if end < 0 else end + 1

@@ -1,0 +1,199 @@
+"""From a journal's records back to sessions' records: the same state machine, fed from disk. Pure
+but for reading files. Called by `db.recovery` (dead processes' journals) and `db.saver` (records
+that memory had no room for).
+
+A session whose end was never journaled died with its process: it gets `process_died` and so its
+one `Save`, with every word that was shown. A session with a gap in its numbers lost records to a
+damaged disk: its words are kept as far as they came, but never called complete.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+from attrs import evolve
+
+from db.journal import Journal
+from db.journal_format import Damage, events_of, read_records, request_of
+from statemachine import (
+    Failure,
+    IllegalTransition,
+    Save,
+    SessionPolicy,
+    SessionRecord,
+    SessionRequest,
+    State,
+    StreamSession,
+    UpstreamFailed,
+)
+
+log = structlog.get_logger(__name__)
+
+PROCESS_DIED = Failure(
+    "process_died", "The service was killed before the answer was complete; the rest is lost."
+)
+JOURNAL_DAMAGED = Failure(
+    "journal_damaged", "Part of the answer was lost to a damaged disk before it was stored."
+)
+_RECORDS_PER_TURN = 200
+"""Records read before the event loop gets its turn."""
+
+
+class JournalBacklog:
+    """The saver's view of this process's journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def has_whole(self, completion_id: str) -> bool:
+        """See `db.saver.Backlog`."""
+        return self._journal.has_whole(completion_id)
+
+    def forget(self, completion_ids: Iterable[str]) -> None:
+        """See `db.saver.Backlog`."""
+        self._journal.forget(completion_ids)
+
+    async def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
+        """See `db.saver.Backlog`. Reads each segment that holds any of them once."""
+        segments = self._journal.segments_of(completion_ids)
+        async for record in Replay(segments, set(completion_ids)).records():
+            yield record
+
+
+class _Life:
+    """One completion on its way back."""
+
+    __slots__ = ("expected", "is_damaged", "last_at", "record", "session")
+
+    def __init__(self, session: StreamSession, number: int, at: float) -> None:
+        self.session = session
+        self.expected = number
+        self.last_at = at
+        self.is_damaged = False
+        self.record: SessionRecord | None = None
+
+
+class Replay:
+    """Reads segments in order; `records` yields each completion's record once it has ended.
+
+    Args:
+        segments: the files, oldest first.
+        only: the completions wanted; None: all that aren't marked as saved.
+
+    Attributes:
+        damages: stretches that were no records, torn ends aside.
+    """
+
+    def __init__(self, segments: Iterable[Path], only: Collection[str] | None = None) -> None:
+        self._segments = list(segments)
+        self._only = only
+        self._lives: dict[str, _Life] = {}
+        self._done: set[str] = set()
+        self.damages = 0
+
+    async def records(self) -> AsyncIterator[SessionRecord]:
+        """The records, in the order in which their sessions ended; last, those that never did."""
+        turns = 0
+        for path in self._segments:
+            data = await asyncio.to_thread(path.read_bytes)
+            for item in read_records(data):
+                turns += 1
+                if turns % _RECORDS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+                if isinstance(item, Damage):
+                    self._note_damage(path, item)
+                elif (record := self._take(item)) is not None:
+                    yield record
+        for completion_id in list(self._lives):
+            if (record := self._end(completion_id)) is not None:
+                yield record
+
+    def _note_damage(self, path: Path, damage: Damage) -> None:
+        if damage.is_tail:
+            log.info("torn end of journal cut off", segment=str(path), bytes=damage.length)
+            return
+        self.damages += 1
+        log.error("journal damaged", segment=str(path), offset=damage.offset, bytes=damage.length)
+
+    def _take(self, item: Mapping[str, Any]) -> SessionRecord | None:
+        """One record in; the completion's own record, if this was its end."""
+        if "saved" in item:
+            for completion_id in item["saved"]:
+                self._lives.pop(completion_id, None)
+                self._done.add(completion_id)
+            return None
+        completion_id = item["id"]
+        if completion_id in self._done or (
+            self._only is not None and completion_id not in self._only
+        ):
+            return None
+        try:
+            life = self._lives.get(completion_id) or self._begin(item)
+            return self._play(completion_id, life, item)
+        except (LookupError, TypeError, ValueError) as error:
+            # A whole line that isn't ours, such as one from another version of the format.
+            log.error("journal record not understood", id=completion_id, reason=repr(error)[:200])
+            self.damages += 1
+            return None
+
+    def _begin(self, item: Mapping[str, Any]) -> _Life:
+        if "request" in item:
+            session = StreamSession(*request_of(item))
+        else:
+            session = StreamSession(_forgotten_request(item), SessionPolicy())
+        life = self._lives[item["id"]] = _Life(session, 0, item["at"])
+        return life
+
+    def _play(
+        self, completion_id: str, life: _Life, item: Mapping[str, Any]
+    ) -> SessionRecord | None:
+        if item["n"] != life.expected:
+            life.is_damaged = True
+        life.expected = item["n"] + 1
+        life.last_at = max(life.last_at, item["at"])
+        for event in () if "request" in item else events_of(item):
+            try:
+                effects = life.session.handle(event, life.last_at)
+            except IllegalTransition:
+                life.is_damaged = True  # what came before it is missing
+                continue
+            for effect in effects:
+                if isinstance(effect, Save):
+                    self._lives.pop(completion_id)
+                    self._done.add(completion_id)
+                    return _truthful(effect.record, life)
+        return None
+
+    def _end(self, completion_id: str) -> SessionRecord | None:
+        life = self._lives.pop(completion_id)
+        effects = life.session.handle(UpstreamFailed(PROCESS_DIED), life.last_at)
+        (save,) = (effect for effect in effects if isinstance(effect, Save))
+        return _truthful(save.record, life)
+
+
+def _truthful(record: SessionRecord, life: _Life) -> SessionRecord:
+    """A record with a gap in it can't claim to be complete."""
+    if not life.is_damaged:
+        return record
+    return evolve(
+        record,
+        state=State.FAILED if record.state is State.COMPLETED else record.state,
+        failure=JOURNAL_DAMAGED if record.state is State.COMPLETED else record.failure,
+        finish_reason=None,
+        whole=False,
+    )
+
+
+def _forgotten_request(item: Mapping[str, Any]) -> SessionRequest:
+    """What is known of a session whose beginning was lost: its id, and its words to come."""
+    return SessionRequest(
+        completion_id=item["id"],
+        created_at=item["at"],
+        trace_id="",
+        owner="anonymous",
+        agent="",
+        model="",
+        messages=[],
+    )
