@@ -50,14 +50,19 @@ class DatabaseConfig:
         Name,
         Allowed(
             "'embedded' or a postgresql:// URL",
-            lambda value: (
-                value == "embedded" or value.startswith(("postgresql://", "postgres://"))
-            ),
+            lambda value: value == "embedded" or value.startswith(("postgresql://", "postgres://")),
         ),
     ] = "embedded"
     data_dir: Name = "var/postgres"
     pool_max_size: Count = 10
     commit_timeout_seconds: Seconds = 2.0
+
+
+@frozen
+class JournalConfig:
+    directory: Name | None = "var/journal"
+    fsync: Literal["never", "terminal", "always"] = "never"
+    max_bytes: Count = 1024 * 1024 * 1024
 
 
 @frozen
@@ -97,7 +102,9 @@ class OpenAIAgentConfig:
     kind: Literal["openai"]
     base_url: Annotated[
         Name,
-        Allowed("an http:// or https:// URL", lambda value: value.startswith(("http://", "https://"))),
+        Allowed(
+            "an http:// or https:// URL", lambda value: value.startswith(("http://", "https://"))
+        ),
     ] = "https://api.openai.com/v1"
     api_key_env: Name | None = "OPENAI_API_KEY"
     models: tuple[Name, ...] = ("*",)
@@ -134,16 +141,19 @@ class Config:
     sse: SseConfig = SseConfig()
     client_gone: ClientGone = ClientGone.CANCEL
     database: DatabaseConfig = DatabaseConfig()
+    journal: JournalConfig = JournalConfig()
     agents: tuple[AgentConfig, ...] = Factory(_default_agents)
     logging: LoggingConfig = LoggingConfig()
 
 
 _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "DATABASE_URL": ("database", "url"),
+    "JOURNAL_DIR": ("journal", "directory"),
     "SSE_KEEP_ALIVE_INTERVAL": ("sse", "keep_alive_interval_seconds"),
     "LOG_FORMAT": ("logging", "format"),
 }
 """Environment variable → key. `OPENAI_BASE_URL` is handled apart: it belongs to agents."""
+_NUMBERS = frozenset(("SSE_KEEP_ALIVE_INTERVAL",))
 
 
 def load_config(
@@ -167,7 +177,8 @@ def load_config(
     for name, keys in _ENVIRONMENT.items():
         if environ.get(name):
             _set(tree, keys, environ[name])
-            sources[keys] = Source(f"environment variable {name}", is_text=True)
+            is_number = name in _NUMBERS
+            sources[keys] = Source(f"environment variable {name}", is_number=is_number)
     for keys, value in (flags or {}).items():
         _set(tree, keys, value)
         sources[keys] = Source("command line")
@@ -213,15 +224,19 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        tree = yaml.load(path.read_text("utf-8"), Loader=_Loader)
     except FileNotFoundError:
-        raise ConfigError([Problem(str(path), "", "no such file", "the path of a YAML file")]) from None
+        raise ConfigError(
+            [Problem(str(path), "", "no such file", "the path of a YAML file")]
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([Problem(str(path), "", str(error), "a readable YAML file")]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError([Problem(str(path), where, error.problem or "bad YAML", "YAML")]) from None
+        raise ConfigError(
+            [Problem(str(path), where, error.problem or "bad YAML", "YAML")]
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # Control characters, dates like 2026-13-01, endless nesting.
         words = " ".join(str(error).split())
@@ -229,7 +244,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError([Problem(str(path), "", mask_password(repr(tree))[:60], "a mapping of keys")])
+        raise ConfigError(
+            [Problem(str(path), "", mask_password(repr(tree))[:60], "a mapping of keys")]
+        )
     return tree
 
 

@@ -42,10 +42,10 @@ class Allowed:
 
 @frozen
 class Source:
-    """Where a value came from, if not from the file. `is_text`: numbers come as text."""
+    """Where a value came from, if not from the file. `is_number`: it is one, but comes as text."""
 
     name: str
-    is_text: bool = False
+    is_number: bool = False
 
 
 @frozen
@@ -164,7 +164,7 @@ def _convert_texts(
         key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()
     }
     for keys, source in sources.items():
-        if source.is_text:
+        if source.is_number:
             *parents, last = keys
             below: Any = copy
             for key in parents:
@@ -265,9 +265,7 @@ def _structure_union(converter: Converter, kind: Any) -> Callable[[Any, Any], An
     """Either `X | None`, or classes told apart by their `kind` field."""
     members = [member for member in get_args(kind) if member is not type(None)]
     if len(members) == 1:
-        return lambda value, _: (
-            None if value is None else converter.structure(value, members[0])
-        )
+        return lambda value, _: None if value is None else converter.structure(value, members[0])
     by_kind = {get_args(fields(member).kind.type)[0]: member for member in members}
 
     def check(value: Any, _: Any) -> Any:

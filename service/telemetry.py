@@ -4,10 +4,12 @@ Never message text, never keys. Every line of a request carries its `request_id`
 through structlog's context variables, which the relay's task inherits.
 """
 
+import io
 import logging
 import re
 import secrets
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 import structlog
@@ -50,16 +52,19 @@ def adopt_trace(header: str | None) -> Trace:
         version, trace_id, parent_id, flags, rest = match.groups()
         zeros = set(trace_id) == {"0"} or set(parent_id) == {"0"}
         if version != "ff" and not zeros and not (version == "00" and rest):
-            return Trace(trace_id, span_id, flags)
+            sampled = int(flags, 16) & 1  # the one flag of version 00, which is what we send
+            return Trace(trace_id, span_id, f"{sampled:02}")
     return Trace(secrets.token_hex(16), span_id)
 
 
 def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> None:
     """Send every log line, ours and our libraries', to `stream` (standard output if None).
 
-    `format: auto` means pretty on a terminal, one JSON object a line otherwise.
+    `format: auto` means pretty on a terminal, one JSON object a line otherwise. A line that
+    can't be written is lost, and nothing else is.
     """
     stream = stream or sys.stdout
+    sink = _Sink(stream)
     pretty = config.format == "console" or (config.format == "auto" and stream.isatty())
     level = logging.getLevelName(config.level.upper())
     shared: list[structlog.typing.Processor] = [
@@ -70,20 +75,21 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
     ]
     if pretty:
         renderer: list[structlog.typing.Processor] = [
-            structlog.dev.ConsoleRenderer(colors=stream.isatty())
+            _escape_unprintable,
+            structlog.dev.ConsoleRenderer(colors=stream.isatty()),
         ]
     else:
         renderer = [
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(ensure_ascii=False, default=str),
+            structlog.processors.JSONRenderer(default=str),
         ]
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(sink),  # type: ignore[arg-type]  # write, flush
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(sink)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -91,6 +97,38 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+class _Sink:
+    """A stream that never raises: a full disk, a closed pipe or half a character in a client's
+    model name must not stop whoever logs, least of all on the way to saving an answer."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def _escape_unprintable(
+    _logger: Any, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """On a console, a client's words can't begin a line of their own or command the terminal."""
+    return {
+        key: "".join(map(_printable, value)) if isinstance(value, str) else value
+        for key, value in event.items()
+    }
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def _lead_with_the_event(

@@ -240,4 +240,3 @@ def _is_chunk(payload: Any) -> bool:
         if not isinstance(choice.get("index"), (int, type(None))):
             return False
     return True
-

@@ -41,9 +41,7 @@ class ChunkEncoder:
         """
         if self._created is None:
             created = payload.get("created")
-            if not isinstance(created, (int, float)):  # a fraction is cut, as in the record
-                created = self._fallback_created
-            self._created = int(created)
+            self._created = int(created) if isinstance(created, int) else self._fallback_created
         chunk = {
             **payload,
             "id": self._id,
