@@ -21,6 +21,7 @@ environment:
   DATABASE_URL             postgresql://user:password@host/name, or 'embedded'
   OPENAI_API_KEY           key of the backend; unset: agents that need it are off
   OPENAI_BASE_URL          where that backend is (Ollama: http://127.0.0.1:11434/v1)
+  JOURNAL_DIR              where words are kept until PostgreSQL has them
   SSE_KEEP_ALIVE_INTERVAL  seconds of silence before a keep-alive comment, e.g. 15 or 0.5
   LOG_FORMAT               auto, console or json
 

@@ -13,9 +13,13 @@ import stamina
 import structlog
 from aiohttp import web
 
+from db.dead_letters import DeadLetters
 from db.embedded import EmbeddedPostgres
+from db.journal import Fsync, Journal
 from db.migrate import migrate
 from db.postgres import PostgresStore
+from db.recovery import Recovery
+from db.replay import JournalBacklog
 from db.saver import Saver
 from db.store import Store, StoreUnavailable
 from service.agents.directory import AgentDirectory
@@ -31,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 CONFIG = web.AppKey("config", Config)
 STORE = web.AppKey("store", Store)
+JOURNAL: web.AppKey[Journal | None] = web.AppKey("journal")
 SAVER = web.AppKey("saver", Saver)
 DIRECTORY = web.AppKey("directory", AgentDirectory)
 STREAMS = web.AppKey("streams", RunningStreams)
@@ -73,6 +78,7 @@ def build_app(
     app.cleanup_ctx.extend(
         (
             _given_store(store) if store is not None else _database,
+            _journal,
             _saver,
             _given_directory(directory) if directory is not None else _configured_agents(environ),
             _endpoints(clock or steady_clock()),
@@ -138,10 +144,35 @@ async def _migrate(dsn: str, tried: asyncio.Event) -> None:
             log.info("database ready", migrations_applied=applied)
 
 
-async def _saver(app: web.Application) -> AsyncIterator[None]:
-    saver = app[SAVER] = Saver(app[STORE])
-    saver.start()
+async def _journal(app: web.Application) -> AsyncIterator[None]:
+    """This process's journal, unless `journal.directory` is null."""
+    config = app[CONFIG].journal
+    journal: Journal | None = None
+    if config.directory is not None:
+        journal = Journal.open(Path(config.directory), Fsync(config.fsync), config.max_bytes)
+    app[JOURNAL] = journal
     yield
+    if journal is not None:
+        journal.close()
+
+
+async def _saver(app: web.Application) -> AsyncIterator[None]:
+    """The saver, and the recovery of what earlier processes left to save."""
+    journal, directory = app[JOURNAL], app[CONFIG].journal.directory
+    if journal is None or directory is None:
+        saver = app[SAVER] = Saver(app[STORE])
+        saver.start()
+        yield
+        await saver.stop(_FLUSH_SECONDS)
+        return
+    letters = DeadLetters(Path(directory))
+    saver = app[SAVER] = Saver(app[STORE], JournalBacklog(journal), letters.add)
+    saver.start()
+    recovery = Recovery(Path(directory), journal.directory, saver.save)
+    recovering = asyncio.create_task(recovery.run(), name="recovery")
+    yield
+    recovering.cancel()
+    await asyncio.gather(recovering, return_exceptions=True)
     await saver.stop(_FLUSH_SECONDS)
 
 
@@ -171,10 +202,14 @@ async def _drain(app: web.Application) -> None:
 
 def _endpoints(clock: Clock) -> CleanupContext:
     async def make(app: web.Application) -> AsyncIterator[None]:
+        saver, journal = app[SAVER], app[JOURNAL]
         app[COMPLETIONS] = Completions(
-            app[CONFIG], app[DIRECTORY], app[STREAMS], app[SAVER], clock
+            app[CONFIG], app[DIRECTORY], app[STREAMS], saver, journal, clock
         )
-        app[READINESS] = Readiness(app[STREAMS], _database_check(app[STORE]))
+        checks = {"database": _database_check(app[STORE])}
+        if journal is not None:
+            checks["journal"] = _journal_check(journal)
+        app[READINESS] = Readiness(app[STREAMS], checks, lambda: saver.unsaved)
         yield
 
     return make
@@ -191,9 +226,19 @@ def _database_check(store: Store) -> Callable[[], Awaitable[str | None]]:
     return check
 
 
+def _journal_check(journal: Journal) -> Callable[[], Awaitable[str | None]]:
+    async def check() -> str | None:
+        return journal.check()
+
+    return check
+
+
 def _add_routes(app: web.Application) -> None:
     async def create_completion(request: web.Request) -> web.StreamResponse:
         return await request.app[COMPLETIONS].create(request)
+
+    async def cancel_completion(request: web.Request) -> web.Response:
+        return await request.app[COMPLETIONS].cancel(request)
 
     async def list_models(request: web.Request) -> web.Response:
         models = await request.app[DIRECTORY].models()
@@ -205,6 +250,7 @@ def _add_routes(app: web.Application) -> None:
     app.add_routes(
         [
             web.post("/v1/chat/completions", create_completion),
+            web.post("/v1/chat/completions/{completion_id}/cancel", cancel_completion),
             web.get("/v1/models", list_models),
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),

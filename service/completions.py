@@ -1,7 +1,9 @@
-"""`POST /v1/chat/completions`: parse, pick the agent, make the session, hand it to the relay."""
+"""`POST /v1/chat/completions`: parse, pick the agent, make the session, hand it to the relay;
+and `…/{id}/cancel`, which stops one that runs."""
 
 import asyncio
 import secrets
+from typing import Protocol
 
 from aiohttp import web
 from attrs import frozen
@@ -10,18 +12,40 @@ from service.agents.directory import AgentDirectory
 from service.agents.protocol import Agent, AgentCall
 from service.clock import Clock
 from service.config import Config
+from service.errors import ApiError
 from service.lifecycle import RunningStreams
+from service.relay import Journal as RelayJournal
 from service.relay import Relay, RelayLimits, Saver
 from service.sse import JsonWriter, SseWriter, Writer
 from service.telemetry import TRACE, Trace
 from service.upstream import Upstream
 from service.wire import ChatRequest, ChunkEncoder, parse_request
-from statemachine import ClientLeft, SessionPolicy, SessionRequest, StreamSession
+from statemachine import (
+    ClientLeft,
+    Failure,
+    SessionPolicy,
+    SessionRequest,
+    State,
+    StopRequested,
+    StreamSession,
+)
 
 ANONYMOUS = "anonymous"
 """The owner of what is asked without a key."""
+_JOURNAL_FULL = Failure(
+    "journal_full",
+    "The service can't write answers down safely now and takes no new requests.",
+    retry_after_seconds=5,
+)
 _CONVERSATION_HEADERS = ("X-OpenWebUI-Chat-Id", "X-Conversation-Id")
 _LONGEST_CONVERSATION_KEY = 512
+
+
+class Journal(RelayJournal, Protocol):
+    """A journal that also takes new sessions."""
+
+    def begin(self, request: SessionRequest, policy: SessionPolicy) -> bool:
+        """Write down that a session begins; False if that can't be done."""
 
 
 @frozen
@@ -32,6 +56,7 @@ class Completions:
     directory: AgentDirectory
     streams: RunningStreams
     saver: Saver
+    journal: Journal | None
     clock: Clock
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -49,16 +74,36 @@ class Completions:
             relay.post(ClientLeft())
             raise
 
-    def _relay(
-        self, request: web.Request, chat: ChatRequest, agents: tuple[Agent, ...]
-    ) -> Relay:
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Stop a running completion by its id; answers once its partial text is handed over.
+
+        Also one whose client left under `client_gone: finish`. 404 for one that doesn't run.
+        """
+        completion_id = request.match_info["completion_id"]
+        relay = self.streams.get(completion_id)
+        if relay is None or relay.task is None:
+            message = f"No completion with the id {completion_id[:100]!r} is running."
+            raise ApiError(
+                Failure("not_found", message, type="invalid_request_error", param="completion_id")
+            )
+        relay.post(StopRequested())
+        await asyncio.wait((relay.task,))
+        stopped = relay.session.state is State.CLIENT_GONE
+        return web.json_response(
+            {"id": completion_id, "object": "chat.completion.cancelled", "cancelled": stopped}
+        )
+
+    def _relay(self, request: web.Request, chat: ChatRequest, agents: tuple[Agent, ...]) -> Relay:
         trace = request[TRACE]
         asked = self._session_request(request, chat, agents[0], trace)
         session = StreamSession(asked, self._policy(chat, agents[0]))
+        if self.journal is not None and not self.journal.begin(asked, session.policy):
+            raise ApiError(_JOURNAL_FULL)
         limits = RelayLimits(
             self.config.sse.send_timeout_seconds, self.config.database.commit_timeout_seconds
         )
-        relay = Relay(session, self._writer(request, chat, asked), self.saver, limits, self.clock)
+        writer = self._writer(request, chat, asked)
+        relay = Relay(session, self.journal, writer, self.saver, limits, self.clock)
         call = AgentCall(chat, asked.completion_id, trace.traceparent)
         relay.start(lambda announce: Upstream(agents, call, announce))
         return relay

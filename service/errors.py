@@ -31,11 +31,15 @@ ERROR_CODES: Mapping[str, int] = {
     "upstream_malformed": 502,
     "upstream_unreachable": 502,
     "draining": 503,
+    "journal_full": 503,
     "connect_timeout": 504,
     "first_token_timeout": 504,
     "idle_timeout": 504,
     "total_timeout": 504,
-    "client_left": 499,  # rows only: there is nobody to send it to
+    # Rows only: there is nobody left to send them to.
+    "client_left": 499,
+    "process_died": 500,
+    "journal_damaged": 500,
 }
 """Every code that this service gives an error of its own. An upstream's own code is passed on."""
 
@@ -53,9 +57,7 @@ class ApiError(Exception):
 
 def invalid_request(message: str, param: str | None = None) -> ApiError:
     """A 400 in OpenAI's words."""
-    return ApiError(
-        Failure("invalid_request", message, type="invalid_request_error", param=param)
-    )
+    return ApiError(Failure("invalid_request", message, type="invalid_request_error", param=param))
 
 
 def error_response(failure: Failure) -> web.Response:
@@ -92,7 +94,12 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
 
 def _http_failure(error: web.HTTPException, request: web.Request) -> Failure:
     """aiohttp's own refusals (no such route, wrong method, body too large) in OpenAI's words."""
-    codes = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "body_too_large"}
+    codes = {
+        404: "not_found",
+        405: "method_not_allowed",
+        408: "request_timeout",
+        413: "body_too_large",
+    }
     match error:
         case web.HTTPNotFound():
             message = f"There is nothing at {request.method} {request.path}."
@@ -100,7 +107,9 @@ def _http_failure(error: web.HTTPException, request: web.Request) -> Failure:
             allowed = ", ".join(sorted(error.allowed_methods))
             message = f"{request.path} does not take {request.method}; it takes {allowed}."
         case web.HTTPRequestEntityTooLarge():
-            message = "The request's body is larger than this service takes (server.max_body_bytes)."
+            message = (
+                "The request's body is larger than this service takes (server.max_body_bytes)."
+            )
         case _:
             message = error.reason
     return Failure(

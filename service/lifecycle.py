@@ -5,7 +5,7 @@ id look there.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import structlog
@@ -52,9 +52,7 @@ class RunningStreams:
         if len(self._relays) >= self._limit:
             message = f"All {self._limit} streams of this service are taken; please try again."
             raise ApiError(
-                Failure(
-                    "too_many_streams", message, type="rate_limit_error", retry_after_seconds=1
-                )
+                Failure("too_many_streams", message, type="rate_limit_error", retry_after_seconds=1)
             )
 
     def add(self, relay: Relay) -> None:
@@ -76,6 +74,10 @@ class RunningStreams:
         """End a drain's grace now (a second signal)."""
         self._hurry.set()
 
+    def get(self, completion_id: str) -> Relay | None:
+        """The running relay of this completion, if there is one."""
+        return self._relays.get(completion_id)
+
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new streams, let the running ones end, then end those that are left.
 
@@ -84,11 +86,12 @@ class RunningStreams:
         self.is_draining = True
         if self._relays:
             log.info("draining", streams=len(self._relays), grace_seconds=grace_seconds)
-        waits = {asyncio.ensure_future(self._idle.wait()), asyncio.ensure_future(self._hurry.wait())}
+        waits = {
+            asyncio.ensure_future(self._idle.wait()),
+            asyncio.ensure_future(self._hurry.wait()),
+        }
         try:
-            await asyncio.wait(
-                waits, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait(waits, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
@@ -109,22 +112,33 @@ class Readiness:
 
     Args:
         streams: the running streams.
-        check_database: returns None, or why the database can't take writes now.
+        checks: name → returns None, or why that part can't do its work now.
+        unsaved: how many ended completions wait for the database.
     """
 
     def __init__(
-        self, streams: RunningStreams, check_database: Callable[[], Awaitable[str | None]]
+        self,
+        streams: RunningStreams,
+        checks: Mapping[str, Callable[[], Awaitable[str | None]]],
+        unsaved: Callable[[], int],
     ) -> None:
         self._streams = streams
-        self._check_database = check_database
+        self._checks = checks
+        self._unsaved = unsaved
 
     async def readyz(self, _request: web.Request) -> web.Response:
         reasons: list[str] = []
         if self._streams.is_draining:
             reasons.append("draining: the service is stopping")
-        if (why := await self._check_database()) is not None:
-            reasons.append(f"database: {why}")
+        for name, check in self._checks.items():
+            if (why := await check()) is not None:
+                reasons.append(f"{name}: {why}")
         return web.json_response(
-            {"ready": not reasons, "reasons": reasons, "streams": len(self._streams)},
+            {
+                "ready": not reasons,
+                "reasons": reasons,
+                "streams": len(self._streams),
+                "unsaved": self._unsaved(),
+            },
             status=503 if reasons else 200,
         )

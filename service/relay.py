@@ -6,8 +6,8 @@
 
 The rules:
 
-1. Every event goes through `_admit`: session.handle, then its effects join the queue. That is
-   the place where a journal stands before the session.
+1. Every event goes through `_admit`: the journal writes it down, the session handles it, its
+   effects join the queue. What came in one read is written down in one go.
 2. Effects are carried out in order by one holder of `_carrying` at a time; nothing else writes
    to the client, and nothing else calls the persistence hook.
 3. Chunks that arrived together leave in one write, and the next read waits for that write: the
@@ -55,6 +55,17 @@ from statemachine.messages import JsonObject
 
 log = structlog.get_logger(__name__)
 
+
+class Journal(Protocol):
+    """What happened, written down before it is shown; `db.journal.Journal` is the real one."""
+
+    def append(self, completion_id: str, events: Sequence[Event], now: float) -> None:
+        """Write events down. Returns once the kernel has them; never raises."""
+
+    async def settle(self, *, is_final: bool) -> None:
+        """Return once what was appended is as safe as configured."""
+
+
 class Saver(Protocol):
     """The persistence hook; `db.saver.Saver` is the real one."""
 
@@ -80,6 +91,7 @@ class Relay:
 
     Args:
         session: the state machine; nobody else may call its `handle`.
+        journal: where events are written down first; None: nowhere.
         writer: the client's side.
         saver: the one persistence hook.
         limits: see `RelayLimits`.
@@ -92,12 +104,14 @@ class Relay:
     def __init__(
         self,
         session: StreamSession,
+        journal: Journal | None,
         writer: Writer,
         saver: Saver,
         limits: RelayLimits,
         clock: Clock,
     ) -> None:
         self.session = session
+        self._journal = journal
         self.task: asyncio.Task[web.StreamResponse] | None = None
         self._upstream: Upstream | None = None
         self._writer = writer
@@ -154,8 +168,11 @@ class Relay:
         milestones = 0
         while not session.state.is_final:
             try:
-                for event in await upstream.read():
-                    self._admit(self._truthful(event))
+                *events, last = await upstream.read()
+                if isinstance(last, UpstreamFailed) and events:
+                    self._admit(*events)  # whether it failed depends on what these finished
+                    events = []
+                self._admit(*events, self._truthful(last))
                 if session.milestones != milestones:
                     milestones = session.milestones
                     self._set_timer()
@@ -197,9 +214,13 @@ class Relay:
 
     # --- events in --------------------------------------------------------------------------
 
-    def _admit(self, event: Event) -> None:
-        """The one place that every event passes. A journal stands here, before the session."""
-        self._effects.extend(self.session.handle(event, self._clock()))
+    def _admit(self, *events: Event) -> None:
+        """The one place that every event passes: first the journal, then the session."""
+        now = self._clock()
+        if self._journal is not None:
+            self._journal.append(self.session.request.completion_id, events, now)
+        for event in events:
+            self._effects.extend(self.session.handle(event, now))
 
     def _interrupt(self) -> None:
         """Wake the relay's task from whatever it awaits. Not yet running, it needs no waking."""
@@ -247,6 +268,8 @@ class Relay:
     async def _carry_out(self) -> None:
         """Every effect that waits, in order. An interrupted one is not repeated."""
         async with self._carrying:
+            if self._journal is not None:
+                await self._journal.settle(is_final=self.session.state.is_final)
             while self._effects:
                 await self._carry_out_next()
 

@@ -277,9 +277,7 @@ class StreamSession:
         frame = self.transcript.usage_frame or {}
         return (SendChunk({**frame, "choices": [], "usage": record.usage}),)
 
-    def _usage(
-        self, choices: Sequence[Choice]
-    ) -> tuple[dict[str, Any] | None, UsageSource]:
+    def _usage(self, choices: Sequence[Choice]) -> tuple[dict[str, Any] | None, UsageSource]:
         """Usage as the upstream gave it, or an estimate that says so, or nothing."""
         if self.transcript.usage is not None:
             return dict(self.transcript.usage), UsageSource.PROVIDER

@@ -203,7 +203,7 @@ class Transcript:
         upstream_id, model, created = (payload.get(key) for key in ("id", "model", "created"))
         self.upstream_id = upstream_id if isinstance(upstream_id, str) else None
         self.upstream_model = model if isinstance(model, str) else None
-        self.upstream_created = int(created) if isinstance(created, (int, float)) else None
+        self.upstream_created = created if isinstance(created, int) else None
 
     @property
     def is_whole(self) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,7 @@ from service.app import STREAMS, build_app
 from service.config import (
     Config,
     DatabaseConfig,
+    JournalConfig,
     OpenAIAgentConfig,
     ScriptedAgentConfig,
     ServerConfig,
@@ -150,7 +152,7 @@ async def backend() -> AsyncIterator[Backend]:
 
 
 @pytest.fixture
-async def make_service() -> AsyncIterator[ServiceMaker]:
+async def make_service(tmp_path: Path) -> AsyncIterator[ServiceMaker]:
     """Makes services; they are stopped when the test ends."""
     running: list[Service] = []
 
@@ -164,6 +166,7 @@ async def make_service() -> AsyncIterator[ServiceMaker]:
             server=fields.pop("server", ServerConfig(drain_timeout_seconds=5.0)),
             sse=fields.pop("sse", SseConfig()),
             database=fields.pop("database", DatabaseConfig()),
+            journal=fields.pop("journal", JournalConfig(directory=str(tmp_path / "journal"))),
             agents=agents or (ScriptedAgentConfig(name="demo", kind="scripted", models=("*",)),),
             **fields,
         )

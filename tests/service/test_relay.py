@@ -125,7 +125,7 @@ class Stage:
         self.writer = FakeWriter()
         self.saver = FakeSaver()
         self.session = StreamSession(asked(created_at=clock()), policy or SessionPolicy())
-        self.relay = Relay(self.session, self.writer, self.saver, limits, clock)
+        self.relay = Relay(self.session, None, self.writer, self.saver, limits, clock)
 
     def start(self) -> "Stage":
         make: Callable[[Any], Any] = lambda _announce: self.upstream  # noqa: E731
