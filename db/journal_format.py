@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
-from attrs import frozen
+from attrs import asdict, frozen
 from cattrs import Converter
 
 from statemachine import (
@@ -72,8 +72,9 @@ def begin_record(request: SessionRequest, policy: SessionPolicy) -> bytes:
             "id": request.completion_id,
             "n": 0,
             "at": request.created_at,
-            "request": converter.unstructure(request),
-            "policy": converter.unstructure(policy),
+            # Not cattrs, which would copy every message: ten times the cost of the rest.
+            "request": asdict(request, recurse=False),
+            "policy": asdict(policy, recurse=False),
         }
     )
 

@@ -43,6 +43,8 @@ DSN = web.AppKey("dsn", str)
 COMPLETIONS = web.AppKey("completions", Completions)
 READINESS = web.AppKey("readiness", Readiness)
 
+_CHECK_SECONDS = 2.0
+"""How long `/readyz` waits for the database; a probe that hangs tells nobody anything."""
 _FLUSH_SECONDS = 10.0
 """How long a stop waits for the database to take what is left."""
 
@@ -218,9 +220,12 @@ def _endpoints(clock: Clock) -> CleanupContext:
 def _database_check(store: Store) -> Callable[[], Awaitable[str | None]]:
     async def check() -> str | None:
         try:
-            await store.check()
+            async with asyncio.timeout(_CHECK_SECONDS):
+                await store.check()
         except StoreUnavailable as error:
             return str(error)
+        except TimeoutError:
+            return f"it gave no answer within {_CHECK_SECONDS:g} s"
         return None
 
     return check
