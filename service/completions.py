@@ -12,10 +12,11 @@ from service.agents.directory import AgentDirectory
 from service.agents.protocol import Agent, AgentCall
 from service.clock import Clock
 from service.config import Config
+from service.delivery import Journal as RelayJournal
+from service.delivery import RelayLimits, Saver
 from service.errors import ApiError
 from service.lifecycle import RunningStreams
-from service.relay import Journal as RelayJournal
-from service.relay import Relay, RelayLimits, Saver
+from service.relay import Relay
 from service.sse import JsonWriter, SseWriter, Writer
 from service.telemetry import TRACE, Trace
 from service.upstream import Upstream

@@ -1,89 +1,46 @@
 """Drives ONE session from its first event to its last effect.
 
-    the upstream ──events──▶ ┌───────┐
-    the clock ─────event───▶ │ Relay │ ──effects──▶ the writer, the upstream, the saver
-    `post` ────────event───▶ └───────┘
+    the upstream ──events──▶ ┌───────┐              ┌──────────┐
+    the clock ─────event───▶ │ Relay │ ──effects──▶ │ Delivery │──▶ client, upstream, saver
+    `post` ────────event───▶ └───────┘              └──────────┘
 
 The rules:
 
 1. Every event goes through `_admit`: the journal writes it down, the session handles it, its
    effects join the queue. What came in one read is written down in one go.
-2. Effects are carried out in order by one holder of `_carrying` at a time; nothing else writes
-   to the client, and nothing else calls the persistence hook.
-3. Chunks that arrived together leave in one write, and the next read waits for that write: the
+2. The next read waits until the effects of the last are carried out (`service.delivery`): the
    client's back-pressure reaches the upstream. No task, timer or future is made per chunk.
-4. One timer per session looks at what time has made due (`session.due`) and at writes that
+3. One timer per session looks at what time has made due (`session.due`) and at writes that
    stall. It is set again when it fires, not when a chunk comes.
-5. An event from outside that ends the session interrupts whatever the relay waits for: the
+4. An event from outside that ends the session interrupts whatever the relay waits for: the
    upstream's next bytes, or a client that doesn't read.
-6. The relay runs in a task of its own. A handler that aiohttp cancels posts `ClientLeft` and
+5. The relay runs in a task of its own. A handler that aiohttp cancels posts `ClientLeft` and
    goes; the relay lives on until the record is saved.
-7. Whatever breaks in here ends the session as failed, so the text so far is kept.
+6. Whatever breaks in here ends the session as failed, so the text so far is kept.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import structlog
 from aiohttp import web
-from attrs import frozen
 
 from service.clock import Clock
-from service.sse import ClientConnectionLost, Writer
-from service.telemetry import log_completion
+from service.delivery import Delivery, Journal, RelayLimits, Saver
+from service.sse import Writer
 from service.upstream import Upstream
 from statemachine import (
-    ClientLeft,
-    Effect,
     Event,
     Failure,
-    OpenStream,
-    Save,
-    SendChunk,
-    SendDone,
-    SendError,
-    SendPing,
-    SessionRecord,
-    StopUpstream,
     StreamSession,
     UpstreamFailed,
     UpstreamFinished,
 )
-from statemachine.messages import JsonObject
 
 log = structlog.get_logger(__name__)
 
-
-class Journal(Protocol):
-    """What happened, written down before it is shown; `db.journal.Journal` is the real one."""
-
-    def append(self, completion_id: str, events: Sequence[Event], now: float) -> None:
-        """Write events down. Returns once the kernel has them; never raises."""
-
-    async def settle(self, *, is_final: bool) -> None:
-        """Return once what was appended is as safe as configured."""
-
-
-class Saver(Protocol):
-    """The persistence hook; `db.saver.Saver` is the real one."""
-
-    def save(self, record: SessionRecord) -> "asyncio.Future[None]":
-        """Take the record over for good. The future is done once it is committed; cancelling
-        it or not waiting changes nothing."""
-
-
-@frozen
-class RelayLimits:
-    """How long a relay waits, in seconds."""
-
-    send_timeout_seconds: float
-    """For a client that takes nothing, before it counts as gone."""
-    commit_timeout_seconds: float
-    """For the commit, before the client is told the end."""
-    farewell_seconds: float = 5.0
-    """For a client that reads slowly, once its stream has ended."""
+_SHORTEST_TIMER_SECONDS = 0.001
+_OWN_FAULT = Failure("internal_error", "The service made a mistake and could not go on.")
 
 
 class Relay:
@@ -111,28 +68,22 @@ class Relay:
         clock: Clock,
     ) -> None:
         self.session = session
-        self._journal = journal
         self.task: asyncio.Task[web.StreamResponse] | None = None
-        self._upstream: Upstream | None = None
-        self._writer = writer
-        self._saver = saver
-        self._limits = limits
+        self._journal = journal
         self._clock = clock
-        self._effects: deque[Effect] = deque()
-        self._carrying = asyncio.Lock()
+        self._patience = limits.send_timeout_seconds
+        self._delivery = Delivery(session, journal, writer, saver, limits, clock, self._admit)
         self._is_running = False
-        self._is_reachable = True
-        self._write_was_broken = False
         self._interrupted = False
         self._ping_task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._writing_since: float | None = None
 
-    def start(self, make_upstream: "Callable[[Callable[[Event], None]], Upstream]") -> None:
+    def start(self, make_upstream: Callable[[Callable[[Event], None]], Upstream]) -> None:
         """Begin. `make_upstream` is given the function to announce attempts to."""
-        self._upstream = make_upstream(self._admit)
+        upstream = make_upstream(self._admit)
+        self._delivery.upstream = upstream
         name = f"relay {self.session.request.completion_id}"
-        self.task = asyncio.create_task(self._run(self._upstream), name=name)
+        self.task = asyncio.create_task(self._run(upstream), name=name)
 
     def post(self, event: Event) -> None:
         """Let the session know of something that happened outside. Returns at once."""
@@ -141,9 +92,9 @@ class Relay:
         if self.session.state.is_final:
             if not was_final:
                 self._interrupt()
-        elif self._effects and not self._carrying.locked():
+        elif self._delivery.is_waiting_for_a_carrier:
             # Only pings come this way: the relay's own task is waiting for the upstream.
-            self._ping_task = asyncio.create_task(self._carry_out_pings())
+            self._ping_task = asyncio.create_task(self._ping())
 
     # --- the life ---------------------------------------------------------------------------
 
@@ -153,9 +104,9 @@ class Relay:
         try:
             await self._drive(upstream)
             await self._part()
-            return await self._close_body()
+            return await self._delivery.close()
         except BaseException:
-            self._writer.abort()  # a client left without an end must not wait for one
+            self._delivery.abort()  # a client left without an end must not wait for one
             raise
         finally:
             if self._timer is not None:
@@ -177,7 +128,7 @@ class Relay:
                     milestones = session.milestones
                     self._set_timer()
                 if not session.state.is_final:
-                    await self._carry_out()
+                    await self._delivery.carry_out()
             except asyncio.CancelledError:
                 self._go_on_if_interrupted()
             except Exception:
@@ -185,22 +136,21 @@ class Relay:
                 self._admit(UpstreamFailed(_OWN_FAULT))
 
     async def _part(self) -> None:
-        """Carry out what the end asked for. Whatever breaks, the record is saved; a client that
-        doesn't read comes last."""
-        if self._write_was_broken:
-            self._effects = deque(sorted(self._effects, key=_is_for_the_client))
-        while self._effects:
+        """Carry out what the end asked for. Whatever breaks, the record is saved."""
+        self._delivery.put_a_stalled_client_last()
+        while self._delivery.has_effects:
             try:
-                await self._carry_out()
+                await self._delivery.carry_out()
             except asyncio.CancelledError:
                 self._go_on_if_interrupted()
             except Exception:
                 log.exception("effect failed")
 
-    async def _close_body(self) -> web.StreamResponse:
-        if not self._is_reachable:
-            self._writer.abort()
-        return await self._writer.close()
+    async def _ping(self) -> None:
+        """Carry out a ping from beside the relay's task, which alone may carry out an end."""
+        await self._delivery.carry_out_until_the_end()
+        if self.session.state.is_final:
+            self._interrupt()
 
     def _truthful(self, event: Event) -> Event:
         """An upstream that breaks off after every choice's finish reason has ended well."""
@@ -220,7 +170,7 @@ class Relay:
         if self._journal is not None:
             self._journal.append(self.session.request.completion_id, events, now)
         for event in events:
-            self._effects.extend(self.session.handle(event, now))
+            self._delivery.add(self.session.handle(event, now))
 
     def _interrupt(self) -> None:
         """Wake the relay's task from whatever it awaits. Not yet running, it needs no waking."""
@@ -243,18 +193,18 @@ class Relay:
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        now, patience = self._clock(), self._limits.send_timeout_seconds
-        since = now if self._writing_since is None else self._writing_since
-        delay = min(self.session.wakes_at, since + patience) - now
+        now = self._clock()
+        since = self._delivery.writing_since or now
+        delay = min(self.session.wakes_at, since + self._patience) - now
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(max(delay, _SHORTEST_TIMER_SECONDS), self._tick)
 
     def _tick(self) -> None:
         now = self._clock()
-        since = self._writing_since
-        if since is not None and now - since >= self._limits.send_timeout_seconds:
+        since = self._delivery.writing_since
+        if since is not None and now - since >= self._patience:
             log.info("client stalled", completion_id=self.session.request.completion_id)
-            self._writer.abort()  # the waiting write raises, and the client has left
+            self._delivery.abort()  # the waiting write raises, and the client has left
         event = self.session.due(now)
         try:
             if event is not None:
@@ -262,88 +212,3 @@ class Relay:
         finally:  # even after a mistake of ours, a stream must not be left without its deadlines
             if not self.session.state.is_final:
                 self._set_timer()
-
-    # --- effects out ------------------------------------------------------------------------
-
-    async def _carry_out(self) -> None:
-        """Every effect that waits, in order. An interrupted one is not repeated."""
-        async with self._carrying:
-            if self._journal is not None:
-                await self._journal.settle(is_final=self.session.state.is_final)
-            while self._effects:
-                await self._carry_out_next()
-
-    async def _carry_out_pings(self) -> None:
-        """The same from beside the relay's task, which alone may carry out an end."""
-        async with self._carrying:
-            while self._effects and not self.session.state.is_final:
-                await self._carry_out_next()
-        if self.session.state.is_final:
-            self._interrupt()
-
-    async def _carry_out_next(self) -> None:
-        effect = self._effects.popleft()
-        match effect:
-            case SendChunk(payload):
-                payloads = [payload]
-                while self._effects and isinstance(self._effects[0], SendChunk):
-                    payloads.append(self._effects.popleft().payload)  # type: ignore[attr-defined]
-                await self._send(effect, payloads)
-            case StopUpstream():
-                assert self._upstream is not None
-                await self._upstream.close()
-            case Save(record):
-                await self._save(record)
-            case _:
-                await self._send(effect)
-
-    async def _send(self, effect: Effect, payloads: Sequence[JsonObject] = ()) -> None:
-        """Write to the client, if it is there; find out if it isn't."""
-        if not self._is_reachable or not self.session.attached:
-            return
-        self._writing_since = self._clock()
-        try:
-            if self.session.state.is_final:
-                async with asyncio.timeout(self._limits.farewell_seconds):
-                    await self._write(effect, payloads)
-            else:
-                await self._write(effect, payloads)
-        except asyncio.CancelledError:
-            self._write_was_broken = True
-            raise
-        except TimeoutError:
-            self._is_reachable = False
-        except ClientConnectionLost:
-            self._is_reachable = False
-            self._admit(ClientLeft())
-        finally:
-            self._writing_since = None
-
-    async def _write(self, effect: Effect, payloads: Sequence[JsonObject]) -> None:
-        match effect:
-            case SendChunk():
-                await self._writer.send_chunks(payloads)
-            case OpenStream():
-                await self._writer.open()
-            case SendPing():
-                await self._writer.ping()
-            case SendError(failure):
-                await self._writer.send_error(failure)
-            case SendDone(record):
-                await self._writer.send_done(record)
-
-    async def _save(self, record: SessionRecord) -> None:
-        """Hand the record over, and give its commit a moment before the client is told."""
-        log_completion(record)
-        saved = self._saver.save(record)
-        done, _ = await asyncio.wait((saved,), timeout=self._limits.commit_timeout_seconds)
-        if not done:
-            log.warning("commit is late", completion_id=record.completion_id)
-
-
-def _is_for_the_client(effect: Effect) -> bool:
-    return not isinstance(effect, (StopUpstream, Save))
-
-
-_SHORTEST_TIMER_SECONDS = 0.001
-_OWN_FAULT = Failure("internal_error", "The service made a mistake and could not go on.")

@@ -9,7 +9,8 @@ from aiohttp import web
 from freezegun import freeze_time
 
 from service.clock import steady_clock
-from service.relay import Relay, RelayLimits
+from service.delivery import RelayLimits
+from service.relay import Relay
 from service.sse import ClientConnectionLost
 from statemachine import (
     ChunkReceived,

@@ -1,0 +1,219 @@
+"""Carries out a session's effects: towards the client, the upstream and the saver.
+
+Called by `service.relay` alone. The rules:
+
+1. Effects are carried out in their order, by one caller at a time; nothing else writes to the
+   client, and nothing else calls the persistence hook.
+2. Chunks that wait together leave in one write.
+3. What the journal was asked to make safe first is safe first.
+4. A client that can't be written to is reported (`ClientLeft`) and sent nothing more. After the
+   session's end it may hold up its own farewell for some seconds, and nothing else.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import structlog
+from aiohttp import web
+from attrs import frozen
+
+from service.clock import Clock
+from service.sse import ClientConnectionLost, Writer
+from service.telemetry import log_completion
+from service.upstream import Upstream
+from statemachine import (
+    ClientLeft,
+    Effect,
+    Event,
+    OpenStream,
+    Save,
+    SendChunk,
+    SendDone,
+    SendError,
+    SendPing,
+    SessionRecord,
+    StopUpstream,
+    StreamSession,
+)
+from statemachine.messages import JsonObject
+
+log = structlog.get_logger(__name__)
+
+
+class Journal(Protocol):
+    """What happened, written down before it is shown; `db.journal.Journal` is the real one."""
+
+    def append(self, completion_id: str, events: Sequence[Event], now: float) -> None:
+        """Write events down. Returns once the kernel has them; never raises."""
+
+    async def settle(self, *, is_final: bool) -> None:
+        """Return once what was appended is as safe as configured."""
+
+
+class Saver(Protocol):
+    """The persistence hook; `db.saver.Saver` is the real one."""
+
+    def save(self, record: SessionRecord) -> "asyncio.Future[None]":
+        """Take the record over for good. The future is done once it is committed; cancelling
+        it or not waiting changes nothing."""
+
+
+@frozen
+class RelayLimits:
+    """How long a relay waits, in seconds."""
+
+    send_timeout_seconds: float
+    """For a client that takes nothing, before it counts as gone."""
+    commit_timeout_seconds: float
+    """For the commit, before the client is told the end."""
+    farewell_seconds: float = 5.0
+    """For a client that reads slowly, once its stream has ended."""
+
+
+class Delivery:
+    """The effects of one session that wait to be carried out.
+
+    Args:
+        session, journal, writer, saver, limits, clock: as for `service.relay.Relay`.
+        report: told that the client has left.
+
+    Attributes:
+        upstream: to be stopped on request; set before anything is carried out.
+        writing_since: when the write that waits for the client began, in POSIX seconds, or None.
+    """
+
+    def __init__(
+        self,
+        session: StreamSession,
+        journal: Journal | None,
+        writer: Writer,
+        saver: Saver,
+        limits: RelayLimits,
+        clock: Clock,
+        report: Callable[[Event], None],
+    ) -> None:
+        self.upstream: Upstream | None = None
+        self.writing_since: float | None = None
+        self._session = session
+        self._journal = journal
+        self._writer = writer
+        self._saver = saver
+        self._limits = limits
+        self._clock = clock
+        self._report = report
+        self._effects: deque[Effect] = deque()
+        self._carrying = asyncio.Lock()
+        self._is_reachable = True
+        self._write_was_broken = False
+
+    def add(self, effects: Iterable[Effect]) -> None:
+        """Put effects at the end of the queue."""
+        self._effects.extend(effects)
+
+    @property
+    def has_effects(self) -> bool:
+        return bool(self._effects)
+
+    @property
+    def is_waiting_for_a_carrier(self) -> bool:
+        """True if there are effects and nobody is carrying them out."""
+        return bool(self._effects) and not self._carrying.locked()
+
+    async def carry_out(self) -> None:
+        """Every effect that waits, in order. Cancelled, it leaves those that were not begun."""
+        async with self._carrying:
+            while self._effects:
+                await self._carry_out_next()
+
+    async def carry_out_until_the_end(self) -> None:
+        """The same, but what ends the session is left to the relay's own task."""
+        async with self._carrying:
+            while self._effects and not self._session.state.is_final:
+                await self._carry_out_next()
+
+    def put_a_stalled_client_last(self) -> None:
+        """If a write was broken off, let the record not wait for that client."""
+        if self._write_was_broken:
+            self._effects = deque(sorted(self._effects, key=_is_for_the_client))
+
+    def abort(self) -> None:
+        """Cut the client's connection now."""
+        self._writer.abort()
+
+    async def close(self) -> web.StreamResponse:
+        """End the body; the response for the handler to return."""
+        if self._is_reachable:
+            try:
+                async with asyncio.timeout(self._limits.farewell_seconds):
+                    return await self._writer.close()
+            except TimeoutError:
+                pass
+        self._writer.abort()
+        return await self._writer.close()
+
+    async def _carry_out_next(self) -> None:
+        if self._journal is not None:
+            await self._journal.settle(is_final=self._session.state.is_final)
+        effect = self._effects.popleft()
+        match effect:
+            case SendChunk(payload):
+                payloads = [payload]
+                while self._effects and isinstance(self._effects[0], SendChunk):
+                    payloads.append(self._effects.popleft().payload)  # type: ignore[attr-defined]
+                await self._send(effect, payloads)
+            case StopUpstream():
+                assert self.upstream is not None
+                await self.upstream.close()
+            case Save(record):
+                await self._save(record)
+            case _:
+                await self._send(effect)
+
+    async def _send(self, effect: Effect, payloads: Sequence[JsonObject] = ()) -> None:
+        """Write to the client, if it is there; find out if it isn't."""
+        if not self._is_reachable or not self._session.attached:
+            return
+        self.writing_since = self._clock()
+        try:
+            if self._session.state.is_final:
+                async with asyncio.timeout(self._limits.farewell_seconds):
+                    await self._write(effect, payloads)
+            else:
+                await self._write(effect, payloads)
+        except asyncio.CancelledError:
+            self._write_was_broken = True
+            raise
+        except TimeoutError:
+            self._is_reachable = False
+        except ClientConnectionLost:
+            self._is_reachable = False
+            self._report(ClientLeft())
+        finally:
+            self.writing_since = None
+
+    async def _write(self, effect: Effect, payloads: Sequence[JsonObject]) -> None:
+        match effect:
+            case SendChunk():
+                await self._writer.send_chunks(payloads)
+            case OpenStream():
+                await self._writer.open()
+            case SendPing():
+                await self._writer.ping()
+            case SendError(failure):
+                await self._writer.send_error(failure)
+            case SendDone(record):
+                await self._writer.send_done(record)
+
+    async def _save(self, record: SessionRecord) -> None:
+        """Hand the record over, and give its commit a moment before the client is told."""
+        log_completion(record)
+        saved = self._saver.save(record)
+        done, _ = await asyncio.wait((saved,), timeout=self._limits.commit_timeout_seconds)
+        if not done:
+            log.warning("commit is late", completion_id=record.completion_id)
+
+
+def _is_for_the_client(effect: Effect) -> bool:
+    return not isinstance(effect, (StopUpstream, Save))
