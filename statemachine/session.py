@@ -16,13 +16,12 @@ journal's recovery, which replays events through it). The rules:
 from collections.abc import Sequence
 from typing import Any
 
+from statemachine.endings import STOPPED, expired, failure_of
 from statemachine.messages import (
     AttemptStarted,
     Choice,
     ChunkReceived,
     ClientLeft,
-    DeadlineExpired,
-    DrainExpired,
     Effect,
     Event,
     Failure,
@@ -36,7 +35,6 @@ from statemachine.messages import (
     SessionPolicy,
     SessionRecord,
     SessionRequest,
-    StopRequested,
     StopUpstream,
     TimePassed,
     UpstreamFailed,
@@ -50,34 +48,7 @@ TRAILER_SECONDS = 5.0
 """How long a whole answer waits for its usage chunk and `[DONE]`. They come within milliseconds
 where they come at all; a chat page keeps its message unfinished until the body ends."""
 
-CLIENT_LEFT = Failure("client_left", "The client left before the answer was complete.")
-STOPPED = Failure("stopped", "The answer was stopped on request before it was complete.")
-DRAINING = Failure(
-    "draining",
-    "The service is restarting and could not finish this answer; please send the request again.",
-)
-
-
 NEVER = float("inf")
-
-
-def _failure_of(event: Event) -> Failure | None:
-    """What an ending event says went wrong; None if nothing did."""
-    match event:
-        case UpstreamFailed(failure) | DeadlineExpired(failure):
-            return failure
-        case DrainExpired():
-            return DRAINING
-        case StopRequested():
-            return STOPPED
-        case ClientLeft():
-            return CLIENT_LEFT
-        case _:
-            return None
-
-
-def _expired(code: str, message: str) -> DeadlineExpired:
-    return DeadlineExpired(Failure(code, message, type="timeout_error"))
 
 
 class StreamSession:
@@ -183,13 +154,13 @@ class StreamSession:
         if self._trailer_at <= now:
             return UpstreamFinished()
         if self._total_at <= now:
-            return _expired(
+            return expired(
                 "total_timeout",
                 f"The answer was not complete after {self.policy.total_seconds:g} s, "
                 "the longest that is allowed.",
             )
         if self._idle_at <= now:
-            return _expired(
+            return expired(
                 "idle_timeout",
                 f"The model fell silent: no further token came within {self._idle_seconds:g} s.",
             )
@@ -248,7 +219,7 @@ class StreamSession:
         return self._opening(SendPing())
 
     def _end(self, event: Event, target: State, now: float) -> tuple[Effect, ...]:
-        failure = _failure_of(event)
+        failure = failure_of(event)
         record = self._record(target, failure, now)
         self.state = target  # nothing below can fail, so a life can't end without its Save
         if failure is None:
