@@ -1,0 +1,309 @@
+"""What clients read: chunks made ours, errors, pings, and the object of a plain request."""
+
+from typing import Any
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.wire import (
+    DONE,
+    PING,
+    ChunkEncoder,
+    completion_object,
+    decode_json,
+    encode_json,
+    error_body,
+    error_event,
+)
+from statemachine import (
+    Choice,
+    ChunkReceived,
+    Failure,
+    SendDone,
+    SessionPolicy,
+    SessionRecord,
+    StreamSession,
+    UpstreamFinished,
+)
+from tests.statemachine.conftest import asked, chunk, finish_chunk, text_chunk
+
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+
+
+def encoder(*, include_usage: bool = False, at: int = 100) -> ChunkEncoder:
+    return ChunkEncoder("chatcmpl-1", "ours", at, include_usage)
+
+
+def data_of(event: bytes) -> Any:
+    """The JSON value of one SSE event, after checking that it is exactly one."""
+    lines = event.decode("utf-8").split("\n")
+    assert len(lines) == 3
+    assert lines[1:] == ["", ""]
+    assert lines[0].startswith("data: {")
+    assert "\r" not in lines[0]
+    return decode_json(lines[0].removeprefix("data: ").encode())
+
+
+def encoded(*payloads: Any, **options: Any) -> list[Any]:
+    """The chunks as a client reads them."""
+    target = encoder(**options)
+    return [data_of(target.encode(payload)) for payload in payloads]
+
+
+# --- chunks ---------------------------------------------------------------------------------------
+
+
+def test_id_model_and_created_are_ours() -> None:
+    """Where an upstream varies or omits them, clients see the same in every chunk."""
+    theirs = [
+        {**text_chunk("a"), "id": "up-1", "model": "x", "created": 7},
+        {**text_chunk("b"), "id": "up-2", "model": "y", "created": 8},
+        {"choices": [], "service_tier": "default"},
+        {**finish_chunk(), "id": None, "object": "text_completion", "created": None},
+    ]
+    envelopes = [
+        {key: sent[key] for key in ("id", "object", "created", "model")}
+        for sent in encoded(*theirs)
+    ]
+    expected = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 7,
+        "model": "ours",
+    }
+    assert envelopes == [expected] * 4
+
+
+@pytest.mark.parametrize("created", [None, "7", [7], 7.9, 1e300])
+def test_created_that_is_no_whole_number(created: Any) -> None:
+    """An upstream that tells no time in whole seconds gets ours, and keeps it although it tells
+    one later."""
+    first = {**text_chunk("a"), "created": created}
+    assert [sent["created"] for sent in encoded(first, text_chunk("b"))] == [100, 100]
+
+
+def test_created_missing() -> None:
+    """A first chunk without `created` has ours."""
+    assert encoded({"choices": []})[0]["created"] == 100
+
+
+@pytest.mark.parametrize("created", [7, 0, None, "7", 7.9, 1e300, True])
+def test_stream_and_record_agree_on_created(created: Any) -> None:
+    """Whatever an upstream calls its time, the stored completion has the stream's."""
+    first = {**text_chunk("a"), "created": created}
+    assert completion_object(record_of(first))["created"] == encoded(first, at=99)[0]["created"]
+
+
+def test_everything_else_is_untouched() -> None:
+    """Unknown fields at every level, odd values and nulls come out as they came in."""
+    payload = {
+        **chunk(
+            {
+                "role": "assistant",
+                "content": None,
+                "reasoning_content": "Hm.",
+                "tool_calls": [{"index": 0, "id": "c", "function": {"arguments": "{"}, "x": 1}],
+            },
+            finish_reason="eos",
+        ),
+        "system_fingerprint": None,
+        "service_tier": "flex",
+        "obfuscation": "aXb",
+        "citations": [["https://example.org", 1.5, True, None]],
+        "error": None,
+    }
+    payload["choices"][0]["content_filter_results"] = {}
+    expected = {**payload, "id": "chatcmpl-1", "model": "ours"}
+    (sent,) = encoded(payload)
+    assert sent == expected
+    assert list(sent) == list(payload)
+
+
+def test_the_chunk_itself_is_not_changed() -> None:
+    """The transcript reads the same object; encoding makes its own."""
+    payload = {**text_chunk("a"), "usage": USAGE}
+    before = encode_json(payload)
+    encoded(payload)
+    encoded(payload, include_usage=True)
+    assert encode_json(payload) == before
+
+
+@pytest.mark.parametrize("payload", [{"service_tier": "x"}, {"choices": None, "service_tier": "x"}])
+def test_choices_are_always_a_list(payload: Any) -> None:
+    """Clients that loop over `choices` may do so with every chunk."""
+    assert encoded(payload)[0]["choices"] == []
+
+
+def test_usage_for_those_who_asked() -> None:
+    """Then every chunk has the key, null where the upstream gave none."""
+    sent = encoded(
+        text_chunk("a"),
+        {**text_chunk("b"), "usage": USAGE},
+        {"choices": [], "usage": USAGE},
+        include_usage=True,
+    )
+    assert [chunk["usage"] for chunk in sent] == [None, USAGE, USAGE]
+
+
+def test_no_usage_for_those_who_did_not_ask() -> None:
+    """Then no chunk has the key, whatever the upstream sends."""
+    sent = encoded(
+        text_chunk("a"), {**text_chunk("b"), "usage": USAGE}, {**text_chunk("c"), "usage": None}
+    )
+    assert not any("usage" in chunk for chunk in sent)
+
+
+texts = st.text(st.characters(exclude_categories=()), max_size=20)
+
+
+@given(content=texts, key=texts, include_usage=st.booleans())
+def test_any_text_makes_one_event(content: str, key: str, include_usage: bool) -> None:
+    """Line ends, NULs, surrogates: one `data:` line of valid UTF-8, and the same text again."""
+    payload = {**chunk({"content": content, f"x{key}": content}), f"y{key}": key}
+    (sent,) = encoded(payload, include_usage=include_usage)
+    assert sent["choices"] == payload["choices"]
+    assert sent[f"y{key}"] == key
+
+
+def test_surrogates_go_out_as_escapes() -> None:
+    """Half a character stays what it was, in a line of valid UTF-8."""
+    event = encoder().encode(text_chunk("a\ud83d"))
+    assert rb'"content":"a\ud83d"' in event
+
+
+def test_model_and_id_may_be_any_text() -> None:
+    """The client's own name for the model comes back as it was, even if it is no good text."""
+    event = ChunkEncoder("chatcmpl-1", 'a"b\n\udc00', 100, False).encode(text_chunk("x"))
+    assert data_of(event)["model"] == 'a"b\n\udc00'
+
+
+# --- the other lines ------------------------------------------------------------------------------
+
+
+def test_ping_is_a_comment_and_one_newline() -> None:
+    """A blank line after a comment crashes openai-python once events carry `id:`."""
+    assert PING.startswith(b":")
+    assert PING.count(b"\n") == 1
+    assert PING.endswith(b"\n")
+
+
+def test_done_is_openais() -> None:
+    """The end marker is the one that every client knows."""
+    assert DONE == b"data: [DONE]\n\n"
+
+
+def test_error_body_is_openais() -> None:
+    """All four keys are always there; the upstream's own code goes before ours."""
+    ours = Failure("idle_timeout", "It fell silent.", type="timeout_error")
+    assert error_body(ours) == {
+        "error": {
+            "message": "It fell silent.",
+            "type": "timeout_error",
+            "param": None,
+            "code": "idle_timeout",
+        }
+    }
+    theirs = Failure("upstream_error", "No.", "x_error", param="n", upstream_code="429", status=429)
+    assert error_body(theirs) == {
+        "error": {"message": "No.", "type": "x_error", "param": "n", "code": "429"}
+    }
+
+
+@given(message=texts)
+def test_error_event(message: str) -> None:
+    """An error in the stream is one event with an error object and no `choices` beside it."""
+    failure = Failure("upstream_error", message)
+    assert data_of(error_event(failure)) == error_body(failure)
+
+
+# --- the completion object ------------------------------------------------------------------------
+
+
+def record_of(*payloads: Any, **request: Any) -> SessionRecord:
+    """What is kept of a whole answer made of these chunks."""
+    session = StreamSession(asked(model="ours", created_at=99.9, **request), SessionPolicy())
+    for payload in payloads:
+        session.handle(ChunkReceived(payload), 100.0)
+    effects = session.handle(UpstreamFinished(), 101.0)
+    (done,) = (effect for effect in effects if isinstance(effect, SendDone))
+    return done.record
+
+
+def test_completion_object() -> None:
+    """A plain request gets what the stream would have said, under our id and the asked model."""
+    record = record_of(text_chunk("Hel"), text_chunk("lo"), {**finish_chunk(), "usage": USAGE})
+    assert completion_object(record) == {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 7,
+        "model": "ours",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": USAGE,
+    }
+
+
+def test_completion_object_keeps_what_vendors_add() -> None:
+    """Unknown fields of the answer, of a choice and of a message are in the object too."""
+    payload = chunk({"content": "a", "reasoning_content": "Hm."}, "stop", citations=["u"])
+    payload["choices"][0]["stop_reason"] = 5
+    found = completion_object(record_of(payload))
+    assert found["citations"] == ["u"]
+    assert found["choices"][0]["stop_reason"] == 5
+    assert found["choices"][0]["message"]["reasoning_content"] == "Hm."
+
+
+def test_completion_object_with_choices_and_a_refusal() -> None:
+    """Every choice is there, by index, each with its own message and finish reason."""
+    found = completion_object(
+        record_of(
+            chunk({"refusal": "No."}, "content_filter", index=1),
+            chunk({"content": "Yes."}, "stop", index=0),
+            choices_expected=2,
+        )
+    )
+    assert [choice["index"] for choice in found["choices"]] == [0, 1]
+    assert [choice["message"]["refusal"] for choice in found["choices"]] == [None, "No."]
+    assert [choice["finish_reason"] for choice in found["choices"]] == ["stop", "content_filter"]
+
+
+def test_completion_object_without_an_upstreams_time() -> None:
+    """Then it was created when it was asked for, in whole seconds."""
+    payload = text_chunk("a")
+    del payload["created"]
+    assert completion_object(record_of(payload))["created"] == 99
+
+
+def test_what_is_ours_cannot_be_overwritten() -> None:
+    """Odd fields of an upstream never replace the object's own."""
+    odd = {"index": 5, "message": "x", "finish_reason": "y", "logprobs": "z"}
+    record = record_of(text_chunk("a"))
+    (choice,) = record.choices
+    record = evolve(
+        record,
+        choices=(Choice(0, choice.message, None, None, odd),),
+        extra={"id": "x", "object": "x", "created": 0, "model": "x", "choices": [], "usage": {}},
+    )
+    found = completion_object(record)
+    assert (found["id"], found["object"], found["model"]) == (
+        "chatcmpl-1",
+        "chat.completion",
+        "ours",
+    )
+    assert found["usage"] == record.usage
+    assert found["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "a", "refusal": None},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+    ]

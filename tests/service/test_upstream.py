@@ -1,0 +1,558 @@
+"""Which agent is asked, how often, and that nothing of a failed attempt is left behind."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import stamina
+
+from service.agents.protocol import AgentCall, AgentError
+from service.config import Timeouts
+from service.upstream import LONGEST_RETRY_WAIT_SECONDS, Upstream
+from service.wire import encode_json, parse_request
+from statemachine import (
+    AttemptStarted,
+    ChunkReceived,
+    ClientGone,
+    DeadlineExpired,
+    Event,
+    Failure,
+    UpstreamFailed,
+    UpstreamFinished,
+)
+from tests.statemachine.conftest import chunk, finish_chunk, text_chunk
+
+CALL = AgentCall(
+    parse_request(b'{"model": "m", "messages": [{"role": "user", "content": "Hello?"}]}'),
+    "chatcmpl-1",
+    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+)
+DONE = b"data: [DONE]\n\n"
+ROLE = chunk({"role": "assistant", "content": ""})
+HEARTBEAT: Any = {"choices": []}
+HANG = "hang"
+Step = bytes | Exception | str
+
+
+def event(*payloads: Any) -> bytes:
+    return b"".join(b"data: " + encode_json(payload) + b"\n\n" for payload in payloads)
+
+
+def refusal(code: str = "upstream_error", **kinds: bool) -> AgentError:
+    return AgentError(Failure(code, f"It said {code}."), **kinds)
+
+
+def busy(retry_after_seconds: float | None = None) -> AgentError:
+    """What an agent raises that may well answer next time."""
+    failure = Failure(
+        "upstream_error", "Busy.", status=503, retry_after_seconds=retry_after_seconds
+    )
+    return AgentError(failure, is_retryable=True)
+
+
+BROKE = AgentError(Failure("upstream_incomplete", "It broke."), is_retryable=True)
+
+
+class FakeAgent:
+    """Plays its attempts one after the other.
+
+    An attempt is a list of steps: bytes are one socket read, an exception is raised, `HANG` waits
+    for ever. Steps before an `OPENED` belong to entering, where most refusals come from; an
+    attempt without one opens at its first bytes.
+    """
+
+    client_gone: ClientGone | None = None
+    fallbacks: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        name: str,
+        *attempts: list[Step],
+        retries: int = 0,
+        first_token_seconds: float = 30.0,
+        max_event_bytes: int = 1 << 20,
+    ) -> None:
+        self.name = name
+        self.retries = retries
+        self.timeouts = Timeouts(first_token_seconds=first_token_seconds, idle_seconds=7.0)
+        self.max_event_bytes = max_event_bytes
+        self.attempts = list(attempts)
+        self.asked = 0
+        self.open_now = 0
+        self.hangs = asyncio.Event()
+
+    @asynccontextmanager
+    async def open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[bytes]]:
+        assert call is CALL
+        assert self.open_now == 0, "an attempt begins after the one before was closed"
+        steps = self.attempts[self.asked]
+        self.asked += 1
+        self.open_now += 1
+        try:
+            rest = iter(steps)
+            if OPENED in steps or not isinstance(steps[0], bytes):
+                await self._enter(rest)
+            body = self._body(rest)
+            try:
+                yield body
+            finally:
+                await body.aclose()
+        finally:
+            self.open_now -= 1
+
+    async def _enter(self, steps: Iterator[Step]) -> None:
+        for step in steps:
+            if step == OPENED:
+                return
+            await self._play(step)
+
+    async def _body(self, steps: Iterator[Step]) -> Any:
+        for step in steps:
+            if isinstance(step, bytes):
+                yield step
+            else:
+                await self._play(step)
+
+    async def _play(self, step: Step) -> None:
+        if isinstance(step, Exception):
+            raise step
+        self.hangs.set()
+        await asyncio.Event().wait()
+
+    def serves(self, model: str) -> bool:
+        return True
+
+    async def models(self) -> list[dict[str, Any]]:
+        return []
+
+    async def close(self) -> None:
+        pass
+
+
+OPENED = "opened"
+ANSWER: list[Step] = [event(text_chunk("Hi")), event(finish_chunk()), DONE]
+
+
+@pytest.fixture
+def no_back_off() -> Iterator[None]:
+    """Retries follow each other at once; their number stays the agent's."""
+    with stamina.set_testing(True, attempts=100, cap=True):
+        yield
+
+
+@pytest.fixture
+def announced() -> list[Event]:
+    return []
+
+
+async def read_all(upstream: Upstream) -> list[Event]:
+    """Every event up to the ending; then everything is closed."""
+    events: list[Event] = []
+    while not (
+        events and isinstance(events[-1], (UpstreamFinished, UpstreamFailed, DeadlineExpired))
+    ):
+        new = await upstream.read()
+        assert new
+        events += new
+    await upstream.close()
+    return events
+
+
+async def ask(*agents: FakeAgent, announced: list[Event] | None = None) -> list[Event]:
+    """What the session is told; afterwards no agent has anything open."""
+    events = await read_all(
+        Upstream(agents, CALL, [].append if announced is None else announced.append)
+    )
+    assert [agent.open_now for agent in agents] == [0] * len(agents)
+    return events
+
+
+def received(*payloads: Any) -> list[Event]:
+    return [ChunkReceived(payload) for payload in payloads]
+
+
+WHOLE = [*received(text_chunk("Hi"), finish_chunk()), UpstreamFinished()]
+
+
+# --- one attempt ----------------------------------------------------------------------------------
+
+
+async def test_answer(announced: list[Event]) -> None:
+    """An agent that answers is asked once, and every event comes in order."""
+    agent = FakeAgent("a", ANSWER, retries=5)
+    assert await ask(agent, announced=announced) == WHOLE
+    assert agent.asked == 1
+    assert announced == [AttemptStarted("a", 7.0)]
+
+
+async def test_what_came_together_stays_together() -> None:
+    """Each read gives the events of one socket read; those that bring none are passed over."""
+    agent = FakeAgent(
+        "a",
+        [
+            event(text_chunk("a"), text_chunk("b")),
+            b": comment\n\n",
+            b"data:",
+            event(text_chunk("c"))[5:],
+            event(finish_chunk()) + DONE,
+        ],
+    )
+    upstream = Upstream([agent], CALL, [].append)
+    assert await upstream.read() == received(text_chunk("a"), text_chunk("b"))
+    assert await upstream.read() == received(text_chunk("c"))
+    assert await upstream.read() == [*received(finish_chunk()), UpstreamFinished()]
+    await upstream.close()
+
+
+async def test_end_without_done() -> None:
+    """A body that just ends is reported as incomplete; the session knows if that is enough."""
+    events = await ask(FakeAgent("a", [event(text_chunk("Hi"), finish_chunk())]))
+    assert events[:-1] == received(text_chunk("Hi"), finish_chunk())
+    assert isinstance(events[-1], UpstreamFailed)
+    assert events[-1].failure.code == "upstream_incomplete"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        text_chunk("a"),
+        text_chunk(" "),
+        chunk({"reasoning_content": "Hm"}),
+        chunk({"refusal": "No"}),
+        chunk({"tool_calls": [{"index": 0}]}),
+        chunk({"invented": 0}),
+        finish_chunk(),
+        chunk({}, "length", index=3),
+    ],
+)
+async def test_first_token(payload: Any) -> None:
+    """Any text, any other field of a delta, or a finish reason ends the wait for the first token."""
+    agent = FakeAgent("a", [event(payload), HANG], first_token_seconds=5)
+    upstream = Upstream([agent], CALL, [].append)
+    assert await upstream.read() == received(payload)
+    await upstream.close()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        ROLE,
+        chunk({"role": "assistant", "content": None}),
+        chunk({"role": "assistant"}),
+        chunk({"content": "", "tool_calls": [], "audio": {}}),
+        chunk({}),
+        {"choices": [{"index": 0, "delta": None}]},
+        HEARTBEAT,
+        {},
+        {"choices": None, "usage": {"total_tokens": 1}},
+        {"choices": [], "prompt_filter_results": [1]},
+    ],
+)
+async def test_not_yet_a_token(payload: Any) -> None:
+    """What says nothing is held back, and handed out with the first token."""
+    agent = FakeAgent("a", [event(payload), event(payload), event(text_chunk("Hi")), HANG])
+    upstream = Upstream([agent], CALL, [].append)
+    assert await upstream.read() == received(payload, payload, text_chunk("Hi"))
+    await upstream.close()
+
+
+async def test_empty_answer() -> None:
+    """`[DONE]` without a token is an answer, if an empty one: nobody else is asked."""
+    agent, fallback = FakeAgent("a", [event(ROLE), DONE], retries=3), FakeAgent("b", ANSWER)
+    assert await ask(agent, fallback) == [*received(ROLE), UpstreamFinished()]
+    assert (agent.asked, fallback.asked) == (1, 0)
+
+
+# --- retries --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_back_off")
+@pytest.mark.parametrize("retries", [0, 1, 3])
+async def test_number_of_attempts(retries: int, announced: list[Event]) -> None:
+    """An agent is asked once and `retries` times more, each announced, and the last failure is
+    what is reported."""
+    attempts = [
+        [AgentError(Failure("upstream_error", f"No. {n}"), is_retryable=True)] for n in range(9)
+    ]
+    agent = FakeAgent("a", *attempts, retries=retries)
+    events = await ask(agent, announced=announced)
+    assert events == [UpstreamFailed(Failure("upstream_error", f"No. {retries}"))]
+    assert agent.asked == retries + 1
+    assert announced == [AttemptStarted("a", 7.0)] * (retries + 1)
+
+
+@pytest.mark.usefixtures("no_back_off")
+@pytest.mark.parametrize(
+    "failed",
+    [
+        [busy()],
+        [OPENED, busy()],
+        [event(ROLE), BROKE],
+        [event(ROLE)],
+        [b""],
+        [event(ROLE, HEARTBEAT) + event(text_chunk("Hi"))[:-9]],
+        [event(ROLE) + b"data: {oops}\n\n"],
+        [b"<html>"],
+        [b'{"id": "x"}'],
+        [event({"a": "x" * 2000})],
+    ],
+)
+async def test_retry_leaves_no_trace(failed: list[Step]) -> None:
+    """An attempt that broke before its first token is forgotten, held chunks and all."""
+    second = {**ROLE, "id": "second"}
+    answer = [event(second), *ANSWER]
+    agent = FakeAgent("a", failed, answer, retries=1, max_event_bytes=1000)
+    assert await ask(agent) == [*received(second), *WHOLE]
+    assert agent.asked == 2
+
+
+@pytest.mark.usefixtures("no_back_off")
+@pytest.mark.parametrize(
+    "failed",
+    [
+        [refusal()],
+        [OPENED, refusal("upstream_malformed")],
+        [event(ROLE, {"error": {"message": "No.", "code": "no"}})],
+        [b"event: error\ndata: No.\n\n"],
+        [b'{"error": "No."}'],
+    ],
+)
+async def test_what_will_not_pass_is_not_retried(failed: list[Step]) -> None:
+    """A refusal, and an error in the upstream's own words, go to the fallback at once."""
+    agent, fallback = FakeAgent("a", failed, ANSWER, retries=3), FakeAgent("b", ANSWER)
+    assert await ask(agent, fallback) == WHOLE
+    assert (agent.asked, fallback.asked) == (1, 1)
+
+
+@pytest.mark.usefixtures("no_back_off")
+@pytest.mark.parametrize(
+    ("seconds", "asked"), [(0.0, 2), (LONGEST_RETRY_WAIT_SECONDS, 2), (8.1, 1)]
+)
+async def test_retry_after_has_a_limit(seconds: float, asked: int) -> None:
+    """An agent that asks for more than 8 s isn't asked again; the client is told the time."""
+    agent = FakeAgent("a", [busy(seconds)], [busy(seconds)], retries=1)
+    (ending,) = await ask(agent)
+    assert isinstance(ending, UpstreamFailed)
+    assert ending.failure.retry_after_seconds == seconds
+    assert agent.asked == asked
+
+
+async def test_retry_after_is_obeyed() -> None:
+    """The wait is what the agent asked for, here longer than any first back-off (0.25 to 0.5 s)."""
+    agent = FakeAgent("a", [busy(0.6)], ANSWER, retries=1)
+    started = time.monotonic()
+    assert await ask(agent) == WHOLE
+    assert time.monotonic() - started >= 0.59
+
+
+async def test_back_off() -> None:
+    """Without a `Retry-After`, the first retry waits for a quarter of a second at least."""
+    agent = FakeAgent("a", [busy()], ANSWER, retries=1)
+    started = time.monotonic()
+    assert await ask(agent) == WHOLE
+    assert time.monotonic() - started >= 0.24
+
+
+@pytest.mark.usefixtures("no_back_off")
+@pytest.mark.parametrize(
+    ("broken", "code"),
+    [
+        ([BROKE], "upstream_incomplete"),
+        ([b""], "upstream_incomplete"),
+        ([event({"error": "No."})], "upstream_error"),
+        ([b"data: oops\n\n"], "upstream_malformed"),
+        ([b"data: half an ev", BROKE], "upstream_incomplete"),
+    ],
+)
+async def test_nothing_is_retried_after_the_first_token(broken: list[Step], code: str) -> None:
+    """What was shown stands: the failure is reported, whatever else could be asked."""
+    agent = FakeAgent("a", [event(text_chunk("Hi")), *broken], ANSWER, retries=3)
+    fallback = FakeAgent("b", ANSWER)
+    events = await ask(agent, fallback)
+    assert events[:-1] == received(text_chunk("Hi"))
+    assert isinstance(events[-1], UpstreamFailed)
+    assert events[-1].failure.code == code
+    assert (agent.asked, fallback.asked) == (1, 0)
+
+
+async def test_connection_breaks_right_after_an_event() -> None:
+    """A whole event without its blank line is kept; how the connection ended is the agent's word."""
+    agent = FakeAgent("a", [event(text_chunk("Hi")), event(text_chunk("you"))[:-2], BROKE])
+    events = await ask(agent)
+    assert events == [*received(text_chunk("Hi"), text_chunk("you")), UpstreamFailed(BROKE.failure)]
+
+
+async def test_connection_breaks_right_after_done() -> None:
+    """An answer that said `[DONE]`, with or without its blank line, has ended well."""
+    assert (
+        await ask(FakeAgent("a", [event(text_chunk("Hi"), finish_chunk()), DONE[:-2], BROKE]))
+        == WHOLE
+    )
+
+
+# --- fallbacks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_back_off")
+async def test_fallbacks_in_order(announced: list[Event]) -> None:
+    """Each agent has its own retries; the next is asked when they are used up."""
+    first = FakeAgent("a", [busy()], [busy()], retries=1)
+    second = FakeAgent("b", [refusal()], retries=2)
+    third = FakeAgent("c", [busy()], [busy()], ANSWER, retries=2)
+    fourth = FakeAgent("d", ANSWER)
+    assert await ask(first, second, third, fourth, announced=announced) == WHOLE
+    assert announced == [AttemptStarted(name, 7.0) for name in ("a", "a", "b", "c", "c", "c")]
+    assert fourth.asked == 0
+
+
+@pytest.mark.usefixtures("no_back_off")
+async def test_all_fail() -> None:
+    """The last agent's failure is the one reported."""
+    agents = [FakeAgent("a", [refusal("upstream_unreachable")]), FakeAgent("b", [refusal()])]
+    assert await ask(*agents) == [UpstreamFailed(refusal().failure)]
+
+
+@pytest.mark.usefixtures("no_back_off")
+@pytest.mark.parametrize("is_retryable", [True, False])
+async def test_final_refusals_go_nowhere_else(is_retryable: bool) -> None:
+    """A request that is itself at fault isn't tried on other agents."""
+    error = refusal(is_final=True, is_retryable=is_retryable)
+    agent, fallback = FakeAgent("a", [error]), FakeAgent("b", ANSWER)
+    assert await ask(agent, fallback) == [UpstreamFailed(error.failure)]
+    assert fallback.asked == 0
+
+
+# --- the first token's deadline -------------------------------------------------------------------
+
+SHORT = 0.05
+
+
+@pytest.mark.parametrize(
+    "silent", [[HANG], [OPENED, HANG], [event(ROLE), HANG], [b"data: {", HANG]]
+)
+async def test_first_token_timeout_goes_to_the_fallback(silent: list[Step]) -> None:
+    """An agent that says nothing in time, in whatever phase, isn't asked again; the next one is."""
+    agent = FakeAgent("a", silent, ANSWER, retries=3, first_token_seconds=SHORT)
+    fallback = FakeAgent("b", ANSWER)
+    assert await ask(agent, fallback) == WHOLE
+    assert (agent.asked, fallback.asked) == (1, 1)
+
+
+async def test_first_token_timeout_of_the_last() -> None:
+    """With nobody left, the deadline itself is reported, with the agent's name and the figure."""
+    (ending,) = await ask(FakeAgent("slow", [HANG], first_token_seconds=SHORT))
+    message = "The agent 'slow' said nothing within 0.05 s."
+    expected = DeadlineExpired(Failure("first_token_timeout", message, type="timeout_error"))
+    assert ending == expected
+
+
+async def test_heartbeats_do_not_feed_the_first_token_deadline() -> None:
+    """An upstream that only ever says it is alive is too slow all the same."""
+
+    class Heartbeats(FakeAgent):
+        async def _body(self, steps: Iterator[Step]) -> Any:
+            while True:
+                yield event(HEARTBEAT) + b": alive\n\n"
+                await asyncio.sleep(0.005)
+
+    (ending,) = await ask(Heartbeats("a", [b""], first_token_seconds=SHORT))
+    assert isinstance(ending, DeadlineExpired)
+    assert ending.failure.code == "first_token_timeout"
+
+
+async def test_no_first_token_deadline_after_the_first_token() -> None:
+    """Once it spoke, an agent may pause longer than that; its silence is the session's to judge."""
+
+    class Slow(FakeAgent):
+        async def _body(self, steps: Iterator[Step]) -> Any:
+            yield event(text_chunk("Hi"))
+            await asyncio.sleep(2 * SHORT)
+            yield event(finish_chunk()) + DONE
+
+    assert await ask(Slow("a", [b""], first_token_seconds=SHORT)) == WHOLE
+
+
+@pytest.mark.usefixtures("no_back_off")
+async def test_other_timeouts_are_deadlines_too() -> None:
+    """An agent that could not even be connected to in time is retried, then reported as such."""
+    error = refusal("connect_timeout", is_retryable=True)
+    agent = FakeAgent("a", [error], [error], retries=1)
+    assert await ask(agent) == [DeadlineExpired(error.failure)]
+    assert agent.asked == 2
+
+
+# --- closing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [HANG],
+        [OPENED, HANG],
+        [event(ROLE), HANG],
+        [event(text_chunk("Hi")), HANG],
+        [event(text_chunk("Hi")) + b"data: ", HANG],
+    ],
+)
+async def test_cancelled_while_waiting(steps: list[Step]) -> None:
+    """Whatever a read was waiting for, after its cancellation `close` leaves nothing open."""
+    agent = FakeAgent("a", steps, retries=3)
+    fallback = FakeAgent("b", ANSWER)
+    upstream = Upstream([agent, fallback], CALL, [].append)
+    reading = asyncio.create_task(read_all(upstream))
+    await agent.hangs.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await upstream.close()
+    assert agent.open_now == 0
+    assert (agent.asked, fallback.asked) == (1, 0)
+
+
+async def test_cancelled_during_back_off() -> None:
+    """A cancelled wait between attempts ends the asking: nobody else is tried."""
+    agent, fallback = FakeAgent("a", [busy(5.0)], ANSWER, retries=1), FakeAgent("b", ANSWER)
+    upstream = Upstream([agent, fallback], CALL, [].append)
+    reading = asyncio.create_task(upstream.read())
+    while not agent.asked or agent.open_now:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert not reading.done()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await upstream.close()
+    assert (agent.asked, fallback.asked) == (1, 0)
+
+
+async def test_closed_in_the_middle() -> None:
+    """`close` closes an answer that is still going on, at once, and twice is as good as once."""
+    agent = FakeAgent("a", [event(text_chunk("Hi")), HANG])
+    upstream = Upstream([agent], CALL, [].append)
+    await upstream.read()
+    assert agent.open_now == 1
+    await upstream.close()
+    assert agent.open_now == 0
+    await upstream.close()
+
+
+async def test_closed_before_anything() -> None:
+    """An upstream that was never read has nothing to close."""
+    agent = FakeAgent("a", ANSWER)
+    await Upstream([agent], CALL, [].append).close()
+    assert agent.asked == 0
+
+
+async def test_a_bug_in_an_agent_is_not_hidden() -> None:
+    """An exception that no agent should raise comes out of `read`, and nothing stays open."""
+    for steps in ([ZeroDivisionError()], [event(ROLE), ZeroDivisionError()]):
+        agent, fallback = FakeAgent("a", steps, ANSWER, retries=3), FakeAgent("b", ANSWER)
+        upstream = Upstream([agent, fallback], CALL, [].append)
+        with pytest.raises(ZeroDivisionError):
+            await upstream.read()
+        await upstream.close()
+        assert agent.open_now == 0
+        assert (agent.asked, fallback.asked) == (1, 0)
