@@ -6,6 +6,7 @@ fit is refused with where it came from, its key path, what was found and what is
 """
 
 import ipaddress
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -284,6 +285,8 @@ def _check_together(config: Config, file: str) -> None:
         path = f"agents[{position}]"
         if names.index(agent.name) != position:
             problems.append(Problem(file, f"{path}.name", repr(agent.name), "a name used once"))
+        if isinstance(agent, OpenAIAgentConfig) and (why := _unusable(agent.parameters)):
+            problems.append(Problem(file, f"{path}.parameters", why[0], why[1]))
         for fallback in agent.fallbacks:
             if fallback not in names or fallback == agent.name:
                 others = ", ".join(name for name in names if name != agent.name) or "nothing"
@@ -302,6 +305,17 @@ def _check_together(config: Config, file: str) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def _unusable(parameters: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What no request could carry: found and allowed, or None."""
+    if not isinstance(parameters.get("stream_options"), (dict, type(None))):
+        return "stream_options that are no mapping", "stream_options: {include_usage: false}"
+    try:
+        json.dumps(parameters)
+    except (TypeError, ValueError) as error:
+        return str(error), "what JSON can say"
+    return None
 
 
 def _plain(value: Any) -> Any:

@@ -208,8 +208,8 @@ class Delivery:
 
     async def _save(self, record: SessionRecord) -> None:
         """Hand the record over, and give its commit a moment before the client is told."""
-        log_completion(record)
         saved = self._saver.save(record)
+        log_completion(record)
         done, _ = await asyncio.wait((saved,), timeout=self._limits.commit_timeout_seconds)
         if not done:
             log.warning("commit is late", completion_id=record.completion_id)

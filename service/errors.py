@@ -4,6 +4,7 @@ Everything that goes wrong towards a client leaves as OpenAI's error body. Handl
 `ApiError`; nobody else builds an error response.
 """
 
+import math
 from collections.abc import Mapping
 
 import structlog
@@ -66,8 +67,9 @@ def error_response(failure: Failure) -> web.Response:
     response = web.Response(
         status=status, body=encode_json(error_body(failure)), content_type="application/json"
     )
-    if failure.retry_after_seconds is not None:
-        response.headers["Retry-After"] = str(max(0, round(failure.retry_after_seconds)))
+    wait = failure.retry_after_seconds
+    if wait is not None and math.isfinite(wait):
+        response.headers["Retry-After"] = str(max(0, round(wait)))
     if failure.code in _DONT_RETRY:
         response.headers["x-should-retry"] = "false"
     return response

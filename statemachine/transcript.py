@@ -203,7 +203,8 @@ class Transcript:
         upstream_id, model, created = (payload.get(key) for key in ("id", "model", "created"))
         self.upstream_id = upstream_id if isinstance(upstream_id, str) else None
         self.upstream_model = model if isinstance(model, str) else None
-        self.upstream_created = created if isinstance(created, int) else None
+        # Azure's first chunk, which only has filter results, says 0.
+        self.upstream_created = created if isinstance(created, int) and created > 0 else None
 
     @property
     def is_whole(self) -> bool:

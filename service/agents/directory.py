@@ -40,7 +40,10 @@ class AgentDirectory:
                 case OpenAIAgentConfig(api_key_env=None):
                     agents.append(OpenAIAgent(config, None))
                 case OpenAIAgentConfig(api_key_env=name) if name and environ.get(name):
-                    agents.append(OpenAIAgent(config, environ[name]))
+                    if environ[name].isascii() and environ[name].isprintable():
+                        agents.append(OpenAIAgent(config, environ[name]))
+                    else:
+                        off[config.name] = f"{name} holds characters that no HTTP header can"
                 case OpenAIAgentConfig(name=agent_name, api_key_env=name):
                     off[agent_name] = f"{name} is not set"
         return cls(agents, off)

@@ -28,6 +28,7 @@ from statemachine import Failure
 log = structlog.get_logger(__name__)
 
 _MODELS_CACHED_SECONDS = 60.0
+_MODELS_RETRIED_SECONDS = 5.0
 _MODELS_TIMEOUT_SECONDS = 5.0
 _IDLE_CONNECTION_SECONDS = 30.0
 _LONGEST_ERROR_BODY = 200
@@ -106,8 +107,10 @@ class OpenAIAgent:
         named = self._named_models()
         async with self._asking_for_models:  # callers who come meanwhile get the same list
             if time.monotonic() >= self._models_until:
-                self._models = await self._ask_for_models()
-                self._models_until = time.monotonic() + _MODELS_CACHED_SECONDS
+                found = await self._ask_for_models()
+                good_for = _MODELS_RETRIED_SECONDS if found is None else _MODELS_CACHED_SECONDS
+                self._models_until = time.monotonic() + good_for
+                self._models = self._models if found is None else found
         listed = {model["id"] for model in named}
         return named + [model for model in self._models if model["id"] not in listed]
 
@@ -127,7 +130,8 @@ class OpenAIAgent:
             {"id": name, "object": "model", "created": 0, "owned_by": self.name} for name in names
         ]
 
-    async def _ask_for_models(self) -> list[dict[str, Any]]:
+    async def _ask_for_models(self) -> list[dict[str, Any]] | None:
+        """What the backend lists and we serve; None if it can't be asked."""
         try:
             response = await self._client.get(
                 "/models",
@@ -138,7 +142,7 @@ class OpenAIAgent:
             found = [entry for entry in entries if isinstance(entry.get("id"), str)]
         except (openai.OpenAIError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("models not listed", agent=self.name, reason=type(error).__name__)
-            return []
+            return None
         return [
             {"object": "model", "created": 0, "owned_by": self.name, **entry}
             for entry in found

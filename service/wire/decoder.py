@@ -20,6 +20,9 @@ JsonObject = dict[str, Any]
 Ending = UpstreamFinished | UpstreamFailed
 
 _BOM = b"\xef\xbb\xbf"
+_OTHER_FIELDS = frozenset((b"", b"id", b"retry"))
+"""What else SSE has: comments and blank lines, the id, the reconnection time."""
+_NO_STREAM = "The model's backend did not answer with a stream."
 _LONGEST_QUOTE = 200
 """Characters of an upstream's own words that go into a message of ours."""
 
@@ -33,7 +36,15 @@ class SseDecoder:
     good end after all.
     """
 
-    __slots__ = ("_buffer", "_ended_in_cr", "_events", "_max_event_bytes", "_started", "ending")
+    __slots__ = (
+        "_buffer",
+        "_ended_in_cr",
+        "_events",
+        "_is_foreign",
+        "_max_event_bytes",
+        "_started",
+        "ending",
+    )
 
     def __init__(self, max_event_bytes: int) -> None:
         self.ending: Ending | None = None
@@ -42,6 +53,7 @@ class SseDecoder:
         self._ended_in_cr = False
         self._started = False
         self._events = 0
+        self._is_foreign = False
 
     def feed(self, data: bytes) -> list[JsonObject]:
         """Take in the next bytes; the chunks that they complete, in order. Never raises."""
@@ -71,7 +83,9 @@ class SseDecoder:
             rest = bytes(self._buffer).strip(b"\n")
             if rest:
                 payloads = self._decode_rest(rest)
-        if self.ending is None:
+        if self.ending is None and self._is_foreign and not self._events:
+            self._fail("upstream_malformed", _NO_STREAM)
+        elif self.ending is None:
             self._fail("upstream_incomplete", "The model's answer broke off before its end.")
         return payloads
 
@@ -136,6 +150,8 @@ class SseDecoder:
                 data.append(value.removeprefix(b" "))
             elif key == b"event":
                 name = value.strip()
+            elif key not in _OTHER_FIELDS:
+                self._is_foreign = True
         if not data and name != b"error":
             if self._events == 0 and block.lstrip().startswith(b"{"):
                 self._decode_plain_body(block)
@@ -161,7 +177,7 @@ class SseDecoder:
         if isinstance(value, Mapping) and value.get("error") is not None:
             self._fail_upstream(value["error"])
         else:
-            self._fail("upstream_malformed", "The model's backend did not answer with a stream.")
+            self._fail("upstream_malformed", _NO_STREAM)
 
     # --- events to chunks -------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ class ChunkEncoder:
         """
         if self._created is None:
             created = payload.get("created")
-            self._created = int(created) if isinstance(created, int) else self._fallback_created
+            known = isinstance(created, int) and created > 0  # Azure's first chunk says 0
+            self._created = created if known else self._fallback_created
         chunk = {
             **payload,
             "id": self._id,

@@ -67,6 +67,7 @@ def parse_request(data: bytes) -> ChatRequest:
     include_usage = _optional(
         stream_options, "include_usage", bool, param="stream_options.include_usage"
     )
+    _optional(body, "store", bool)
     tools = body.get("tools")
     return ChatRequest(
         body=body,

@@ -951,7 +951,8 @@ async def test_models_of_an_absent_backend(make_agent: MakeAgent) -> None:
 
 
 async def test_models_are_cached(backend: Backend, make_agent: MakeAgent) -> None:
-    """Pages ask at every load; the backend is asked once a minute, failures included."""
+    """Pages ask at every load; the backend is asked once a minute. One that can't be asked keeps
+    its last list and is asked again after some seconds."""
     agent = make_agent(models=("*",))
     with freeze_time(real_asyncio=True) as frozen:
         backend.answers(200, model_list({"id": "x"}))
@@ -960,10 +961,10 @@ async def test_models_are_cached(backend: Backend, make_agent: MakeAgent) -> Non
         frozen.tick(59)
         assert ids(await agent.models()) == ["x"]
         frozen.tick(2)
-        assert ids(await agent.models()) == []
+        assert ids(await agent.models()) == ["x"]
         backend.answers(200, model_list({"id": "y"}))
-        assert ids(await agent.models()) == []
-        frozen.tick(61)
+        assert ids(await agent.models()) == ["x"]
+        frozen.tick(6)
         assert ids(await agent.models()) == ["y"]
     assert len(backend.requests) == 3
 
@@ -1017,3 +1018,11 @@ async def test_both_kinds_are_agents(make_agent: MakeAgent) -> None:
         assert {name: getattr(agent, name) for name in common} == common
         assert agent.client_gone is None
     assert evolve(Timeouts(), idle_seconds=1) == common["timeouts"]
+
+
+@pytest.mark.parametrize("key", ["sk-schlüssel", "sk-1\n"])
+async def test_a_key_that_no_header_can_carry(key: str, closing_agents: Any) -> None:
+    """A mangled key turns its agent off at start, with the reason, instead of failing requests."""
+    directory = AgentDirectory.from_config([openai_config(api_key_env="KEY")], {"KEY": key})
+    assert directory.agents == ()
+    assert list(directory.off.values()) == ["KEY holds characters that no HTTP header can"]

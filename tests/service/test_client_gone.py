@@ -33,7 +33,9 @@ class RawClient:
         await asyncio.get_running_loop().sock_connect(sock, (host, port))
         reader, writer = await asyncio.open_connection(sock=sock, limit=2**16)
         body = json.dumps({"model": "m", "stream": True, "messages": QUESTION, **fields}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         writer.write(head.encode() + body)
         await writer.drain()
         return cls(reader, writer)
@@ -104,9 +106,7 @@ async def test_leaving_before_the_first_token(
     assert (record.state, record.choices) == (State.CLIENT_GONE, ())
 
 
-async def test_leaving_while_the_upstream_connects(
-    service: Service, backend: Backend
-) -> None:
+async def test_leaving_while_the_upstream_connects(service: Service, backend: Backend) -> None:
     """Also before the upstream has answered at all."""
 
     async def script(exchange: Exchange) -> None:
@@ -165,9 +165,7 @@ async def test_an_agent_may_have_its_own_policy(
     assert (await service.kept.one()).choices[0].message["content"] == "a b c d e f g h"
 
 
-async def test_leaving_between_the_last_chunk_and_done(
-    service: Service, backend: Backend
-) -> None:
+async def test_leaving_between_the_last_chunk_and_done(service: Service, backend: Backend) -> None:
     """A client that leaves once the answer was complete changes nothing about it."""
 
     async def script(exchange: Exchange) -> None:

@@ -669,3 +669,30 @@ def test_errors_mask_passwords_too(file: Path) -> None:
     assert "postgres+asyncpg://user:***@host/name?password=***" in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "secret" not in problems(file, url)[0]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "found"),
+    [
+        ({"stream_options": "yes"}, "stream_options that are no mapping"),
+        ({"seed": {"when": "!!timestamp"}}, None),
+    ],
+)
+def test_parameters_that_no_request_can_carry(
+    file: Path, parameters: dict[str, Any], found: str | None
+) -> None:
+    """Default parameters go into every request, so they are refused at start if they can't."""
+    agent = {"name": "a", "kind": "openai", "parameters": parameters}
+    lines = tree_problems(file, {"agents": [agent]}) if found else []
+    assert [
+        line for line in lines if "agents[0].parameters" in line and str(found) in line
+    ] == lines
+    assert bool(lines) is (found is not None)
+
+
+def test_parameters_that_json_cannot_say(file: Path) -> None:
+    """YAML knows dates and bytes, JSON doesn't."""
+    text = "agents: [{name: a, kind: openai, parameters: {seed: 2026-01-01}}]"
+    (line,) = problems(file, text)
+    assert "agents[0].parameters" in line
+    assert "what JSON can say" in line

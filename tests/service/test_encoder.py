@@ -76,7 +76,7 @@ def test_id_model_and_created_are_ours() -> None:
     assert envelopes == [expected] * 4
 
 
-@pytest.mark.parametrize("created", [None, "7", [7], 7.9, 1e300])
+@pytest.mark.parametrize("created", [None, "7", [7], 7.9, 1e300, 0, -1])
 def test_created_that_is_no_whole_number(created: Any) -> None:
     """An upstream that tells no time in whole seconds gets ours, and keeps it although it tells
     one later."""

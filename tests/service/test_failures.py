@@ -136,8 +136,18 @@ async def test_break_before_the_first_token(
 @pytest.mark.parametrize(
     ("status", "body", "code", "message"),
     [
-        (400, {"error": {"message": "Bad n", "param": "n", "code": None}}, "upstream_error", "Bad n"),
-        (404, {"error": {"message": "No model", "code": "model_not_found"}}, "model_not_found", None),
+        (
+            400,
+            {"error": {"message": "Bad n", "param": "n", "code": None}},
+            "upstream_error",
+            "Bad n",
+        ),
+        (
+            404,
+            {"error": {"message": "No model", "code": "model_not_found"}},
+            "model_not_found",
+            None,
+        ),
         (429, {"error": {"message": "Slow down", "code": "rate_limit"}}, "rate_limit", None),
         (500, b"it broke", "upstream_error", "it broke"),
         (503, {"error": {"message": "Loading model", "code": 503}}, "503", "Loading model"),
@@ -172,7 +182,7 @@ async def test_upstreams_own_refusals(
         (b"", "upstream_incomplete"),
         (b'{"error": {"message": "no", "code": "x"}}', "x"),
         (b'{"choices": []}', "upstream_malformed"),
-        (b"<html>Hello</html>", "upstream_incomplete"),
+        (b"<html>Hello</html>", "upstream_malformed"),
     ],
 )
 async def test_two_hundred_that_is_no_stream(
@@ -191,7 +201,9 @@ async def test_two_hundred_that_is_no_stream(
     assert (streamed.status, streamed.error["code"]) == (502, code)
 
 
-async def test_error_after_every_finish_reason(backend: Backend, make_service: ServiceMaker) -> None:
+async def test_error_after_every_finish_reason(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
     """An explicit error is a failure even after the finish reason; the message is whole."""
 
     async def script(exchange: Exchange) -> None:
@@ -306,7 +318,9 @@ async def test_fallback_answers(backend: Backend, make_service: ServiceMaker) ->
     backend.script = script
     service = await make_service(
         agent_for(backend, fallbacks=("demo",)),
-        ScriptedAgentConfig(name="demo", kind="scripted", reply="Hi there.", tokens_per_second=1000),
+        ScriptedAgentConfig(
+            name="demo", kind="scripted", reply="Hi there.", tokens_per_second=1000
+        ),
     )
     streamed = await service.stream()
     assert (streamed.text, streamed.is_done) == ("Hi there.", True)

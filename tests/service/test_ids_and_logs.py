@@ -112,9 +112,7 @@ async def test_too_many_streams(backend: Backend, make_service: ServiceMaker) ->
         await exchange.client_closed.wait()
 
     backend.script = script
-    service = await make_service(
-        agent_for(backend), server=ServerConfig(max_concurrent_streams=1)
-    )
+    service = await make_service(agent_for(backend), server=ServerConfig(max_concurrent_streams=1))
     async with service.post() as response:
         await response.content.readany()
         refused = await service.stream()

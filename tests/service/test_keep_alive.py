@@ -29,9 +29,7 @@ async def test_pings_before_and_between_tokens(
         await exchange.finish()
 
     backend.script = script
-    service = await make_service(
-        agent_for(backend), sse=SseConfig(keep_alive_interval_seconds=0.2)
-    )
+    service = await make_service(agent_for(backend), sse=SseConfig(keep_alive_interval_seconds=0.2))
     streamed = await service.stream()
     before, _, after = streamed.body.partition(b"Hel")
     assert before.startswith(PING * 2 + b"data: ")
@@ -80,9 +78,7 @@ async def test_plain_requests_get_no_pings(backend: Backend, make_service: Servi
         await exchange.finish()
 
     backend.script = script
-    service = await make_service(
-        agent_for(backend), sse=SseConfig(keep_alive_interval_seconds=0.1)
-    )
+    service = await make_service(agent_for(backend), sse=SseConfig(keep_alive_interval_seconds=0.1))
     async with service.post(stream=False) as response:
         body = await response.read()
     assert body.startswith(b"{")

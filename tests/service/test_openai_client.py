@@ -128,9 +128,7 @@ async def test_leaving_the_loop_keeps_the_partial(
     assert (answer.content, answer.state) == ("Hello", "partial")
 
 
-async def test_pings_do_not_disturb_the_sdk(
-    client: openai.AsyncOpenAI, backend: Backend
-) -> None:
+async def test_pings_do_not_disturb_the_sdk(client: openai.AsyncOpenAI, backend: Backend) -> None:
     """Comments before the first token and between tokens are invisible to the SDK."""
 
     async def script(exchange: Exchange) -> None:

@@ -26,14 +26,24 @@ PATIENCE_SECONDS = 30.0
 class Process:
     """`python run.py` with a configuration of the test's own, on a free port."""
 
-    def __init__(self, directory: Path, config: dict[str, Any], *flags: str, **environ: str) -> None:
+    def __init__(
+        self, directory: Path, config: dict[str, Any], *flags: str, **environ: str
+    ) -> None:
         path = directory / "config.yaml"
         path.write_text(json.dumps(config))  # JSON is YAML
         clean = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
         self.log = directory / "log"
         with self.log.open("wb") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, str(ROOT / "run.py"), "--config", str(path), "--port", "0", *flags],
+                [
+                    sys.executable,
+                    str(ROOT / "run.py"),
+                    "--config",
+                    str(path),
+                    "--port",
+                    "0",
+                    *flags,
+                ],
                 env={**clean, **environ},
                 cwd=directory,
                 stdout=output,

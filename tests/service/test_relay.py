@@ -118,9 +118,7 @@ class FakeSaver:
 class Stage:
     """A relay and its neighbours."""
 
-    def __init__(
-        self, policy: SessionPolicy | None = None, limits: RelayLimits = LIMITS
-    ) -> None:
+    def __init__(self, policy: SessionPolicy | None = None, limits: RelayLimits = LIMITS) -> None:
         clock = steady_clock()
         self.upstream = FakeUpstream()
         self.writer = FakeWriter()

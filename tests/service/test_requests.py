@@ -292,7 +292,7 @@ VENDOR_FIELDS = {
     "provider": None,
     "temperature": "hot",
     "max_tokens": -1,
-    "store": "perhaps",
+    "store": False,
     "": [{"": []}],
 }
 
@@ -431,3 +431,11 @@ def test_request_and_parameters_stay_as_they_are() -> None:
     before = deepcopy((request.body, list(request.messages), parameters))
     asked_upstream(request, parameters=parameters, preamble="Be kind.")
     assert before == (request.body, request.messages, parameters)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, {}])
+def test_store_must_be_boolean(value: Any) -> None:
+    """`store` decides who can see the answer later, so it isn't guessed at."""
+    message, param = refused(store=value)
+    assert param == "store"
+    assert message.startswith("'store' must be a boolean")

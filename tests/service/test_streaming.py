@@ -223,9 +223,7 @@ async def test_end_without_done_but_with_a_finish_reason(
     assert (await service.kept.one()).state is State.COMPLETED
 
 
-async def test_done_alone_ends_well_and_invents_nothing(
-    service: Service, backend: Backend
-) -> None:
+async def test_done_alone_ends_well_and_invents_nothing(service: Service, backend: Backend) -> None:
     """`[DONE]` without a finish reason completes the answer; its finish reason stays null."""
 
     async def script(exchange: Exchange) -> None:
