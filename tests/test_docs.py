@@ -1,0 +1,322 @@
+"""The documents say what the code does: everything that has a name in both is compared.
+
+What a test here can't check, a command in the documents reproduces.
+"""
+
+import ast
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import attrs
+import pytest
+import yaml
+
+import run
+import service
+from service import config as configuration
+from service.config import Config, OpenAIAgentConfig, ScriptedAgentConfig
+from service.errors import ERROR_CODES
+from service.telemetry import completion_fields
+from statemachine import (
+    ChunkReceived,
+    Save,
+    SessionPolicy,
+    SessionRecord,
+    SessionRequest,
+    StreamSession,
+    UpstreamFinished,
+)
+from statemachine.__main__ import with_printed
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PACKAGES = ("statemachine", "db", "service")
+
+Rows = dict[str, list[str]]
+
+
+def document(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def without_code_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under a heading, up to the next one of any level."""
+    found = re.search(
+        rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)",
+        without_code_blocks(text),
+        re.DOTALL | re.MULTILINE,
+    )
+    assert found, f"there is no heading {heading!r}"
+    return found[1]
+
+
+def rows(text: str) -> Rows:
+    """The table rows whose first cell is a name in backticks: name → the other cells."""
+    found: Rows = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if cells and (name := re.fullmatch(r"`([^`]+)`", cells[0])):
+            assert name[1] not in found, f"{name[1]} has two rows"
+            found[name[1]] = cells[1:]
+    return found
+
+
+def same(documented: Rows, expected: Any) -> None:
+    """Both name the same things; says which are missing and which are made up."""
+    missing, made_up = set(expected) - set(documented), set(documented) - set(expected)
+    assert (missing, made_up) == (set(), set()), "(missing, made up)"
+
+
+# --- configuration ----------------------------------------------------------------------------
+
+
+def keys_of(cls: type, prefix: str) -> Iterator[tuple[str, str]]:
+    """Every key below an attrs class with its default as the documents write it."""
+    for field in attrs.fields(cls):
+        path = f"{prefix}{field.name}"
+        inner = field.type
+        if isinstance(inner, type) and attrs.has(inner):
+            yield from keys_of(inner, f"{path}.")
+        else:
+            yield path, default_of(field)
+
+
+def default_of(field: "attrs.Attribute[Any]") -> str:
+    default = field.default
+    if default is attrs.NOTHING:
+        return "required"
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        default = default.factory()
+    if isinstance(default, float) and default.is_integer():
+        default = int(default)
+    match default:
+        case None:
+            return "`null`"
+        case str():
+            return f"`{default}`"  # enums too: their text is their value
+        case tuple() | list():
+            return f"`{list(default)}`".replace("'", '"')
+        case _:
+            return f"`{default}`"
+
+
+def configuration_sections() -> Iterator[tuple[str, dict[str, str]]]:
+    """Heading → its keys with their defaults, from the classes."""
+    for field in attrs.fields(Config):
+        if field.name == "agents":
+            kinds = {
+                "kind: openai": dict(keys_of(OpenAIAgentConfig, "agents[].")),
+                "kind: scripted": dict(keys_of(ScriptedAgentConfig, "agents[].")),
+            }
+            first, second = kinds.values()
+            shared = {key: first[key] for key in first if first[key] == second.get(key)}
+            yield "Every agent", shared
+            for kind, keys in kinds.items():
+                yield f"`{kind}`", {k: v for k, v in keys.items() if k not in shared}
+        elif isinstance(field.type, type) and attrs.has(field.type):
+            yield f"`{field.name}`", dict(keys_of(field.type, f"{field.name}."))
+        else:
+            yield f"`{field.name}`", {field.name: default_of(field)}
+
+
+@pytest.mark.parametrize(
+    ("heading", "keys"), [*configuration_sections()], ids=lambda value: str(value)[:20]
+)
+def test_every_key_is_documented(heading: str, keys: dict[str, str]) -> None:
+    """Each section names exactly the keys that the classes have, with their defaults."""
+    documented = rows(section(document("docs/configuration.md"), heading))
+    same(documented, keys)
+    assert {key: cells[1] for key, cells in documented.items()} == keys
+
+
+def test_the_union_of_agents_is_known() -> None:
+    """A new kind of agent needs a section of its own here and in the document."""
+    (agents,) = (field for field in attrs.fields(Config) if field.name == "agents")
+    union = get_args(agents.type)[0]
+    assert get_origin(union) is types.UnionType
+    assert set(get_args(union)) == {OpenAIAgentConfig, ScriptedAgentConfig}
+
+
+def test_config_yaml_holds_the_defaults() -> None:
+    """The file that ships changes nothing: deleting it leaves the same configuration."""
+    assert configuration.load_config(ROOT / "config.yaml", environ={}) == Config()
+
+
+def test_config_yaml_shows_every_key() -> None:
+    """The file that ships names every key outside the agents, and every one of the openai agent
+    but for those that most never touch."""
+    tree = yaml.safe_load(document("config.yaml"))
+    for field in attrs.fields(Config):
+        if isinstance(field.type, type) and attrs.has(field.type):
+            assert set(tree[field.name]) == {key.name for key in attrs.fields(field.type)}
+    shown = set(tree["agents"][1])
+    all_keys = {field.name for field in attrs.fields(OpenAIAgentConfig)}
+    assert all_keys - shown == {"client_gone", "max_event_bytes"}
+
+
+def test_environment_variables_are_documented() -> None:
+    """The variables in the document, in `--help` and in the code are the same."""
+    in_help = set(re.findall(r"^  ([A-Z_]{4,})  ", run.EPILOG, re.MULTILINE))
+    in_code = {*configuration._ENVIRONMENT, "OPENAI_BASE_URL", "OPENAI_API_KEY"}
+    assert in_help == in_code
+    same(rows(section(document("docs/configuration.md"), "Environment")), in_code)
+
+
+def test_flags_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    """The flags in the document are those of `--help`."""
+    with pytest.raises(SystemExit):
+        run.parse_flags(["--help"])
+    flags = set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    documented = rows(section(document("docs/configuration.md"), "Flags"))
+    assert {name.partition(" ")[0] for name in documented} == flags
+
+
+# --- API --------------------------------------------------------------------------------------
+
+
+def test_error_codes_are_documented() -> None:
+    """Every error code has a row, with its status."""
+    codes = {
+        code: cells
+        for code, cells in rows(section(document("docs/api.md"), "Errors")).items()
+        if len(cells) == 3
+    }
+    same(codes, ERROR_CODES)
+    assert {code: int(cells[0]) for code, cells in codes.items()} == dict(ERROR_CODES)
+
+
+def test_differences_from_openai_are_those_of_the_code() -> None:
+    """The list in the API document is the one that opens `service/wire/__init__.py`."""
+    in_code = ast.get_docstring(ast.parse(document("service/wire/__init__.py"))) or ""
+    in_document = section(document("docs/api.md"), "Differences from OpenAI")
+    assert numbered(in_document) == numbered(in_code)
+    assert numbered(in_code)
+
+
+def numbered(text: str) -> list[str]:
+    """The items of a numbered list, with their line breaks undone."""
+    items = re.findall(r"^\d+\. (.*?)(?=^\d+\. |^\S|\Z)", text, re.DOTALL | re.MULTILINE)
+    return [" ".join(item.split()) for item in items]
+
+
+# --- operations -------------------------------------------------------------------------------
+
+
+def some_record() -> SessionRecord:
+    request = SessionRequest("chatcmpl-1", 0.0, "", "anonymous", "demo", "demo", messages=())
+    session = StreamSession(request, SessionPolicy())
+    word = ChunkReceived({"choices": [{"index": 0, "delta": {"content": "Hi"}}]})
+    effects = [*session.handle(word, 1.0), *session.handle(UpstreamFinished(), 2.0)]
+    (record,) = (effect.record for effect in effects if isinstance(effect, Save))
+    return record
+
+
+def test_log_fields_are_documented() -> None:
+    """The canonical line's fields have a row each, and the sample shows them in their order."""
+    fields = list(completion_fields(some_record()))
+    text = document("docs/operations.md")
+    same(rows(section(text, "Logs")), fields)
+    (sample,) = re.findall(r'^\{.*"completion finished".*\}$', text, re.MULTILINE)
+    assert re.findall(r'"(\w+)":', sample)[3:-1] == fields
+
+
+def tables() -> dict[str, list[str]]:
+    """Table → its columns, from the migrations."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "db/migrations").glob("*.sql")):
+        text = re.sub(r"--.*", "", path.read_text("utf-8"))
+        for name, body in re.findall(r"CREATE TABLE (\w+) \((.*?)^\);", text, re.DOTALL | re.M):
+            columns = re.findall(r"^    (\w+) [a-z]", body, re.MULTILINE)
+            found[name] = [column for column in columns if column != "CONSTRAINT"]
+        added = re.findall(r"ALTER TABLE (\w+)\s+ADD COLUMN (?:IF NOT EXISTS )?(\w+)", text)
+        for name, column in added:
+            found[name].append(column)
+    return found
+
+
+def test_there_are_tables() -> None:
+    """The migrations are found and read."""
+    assert set(tables()) == {"completions", "conversations", "messages", "tool_sets"}
+
+
+@pytest.mark.parametrize("table", sorted(tables()))
+def test_columns_are_documented(table: str) -> None:
+    """Every column of every table has a row."""
+    same(rows(section(document("docs/operations.md"), f"`{table}`")), tables()[table])
+
+
+# --- architecture and state machine -----------------------------------------------------------
+
+
+def test_every_room_is_documented() -> None:
+    """The table of rooms names every source file that holds more than its package's docstring."""
+    files = {"run.py"}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            if path.name != "__init__.py" or "wire" in path.parts:
+                files.add(path.relative_to(ROOT).as_posix())
+    same(rows(section(document("docs/architecture.md"), "Rooms")), files)
+
+
+def test_state_table_is_fresh() -> None:
+    """What `python -m statemachine` prints is what stands in the document."""
+    text = document("docs/state-machine.md")
+    assert text == with_printed(text), "run: make docs"
+
+
+# --- all documents ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_make_targets_exist(path: Path) -> None:
+    """Every `make …` in a document is a target."""
+    targets = set(re.findall(r"^([a-z]+):", document("Makefile"), re.MULTILINE))
+    named = re.findall(r"(?:`|\$ |\d |unused |=1 |… )make ([a-z]+)", path.read_text("utf-8"))
+    assert set(named) <= targets
+
+
+def test_readme_shows_its_two_commands() -> None:
+    """The README shows how to run and how to test."""
+    assert {"$ make run", "$ make test"} <= set(document("README.md").splitlines())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    """Every relative link is to a file that is there, and to a heading in it if it names one."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code_blocks(path.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text("utf-8")), link
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's anchors of the headings."""
+    headings = re.findall(r"^#+ (.*)$", without_code_blocks(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_exist(path: Path) -> None:
+    """Every file of ours that a document names is there."""
+    named = re.findall(
+        r"`((?:statemachine|service|db|tests|docs|benchmarks)/[\w./-]*)`", path.read_text("utf-8")
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_versions_agree() -> None:
+    """The package, its metadata and the changelog's first entry name one version."""
+    (in_metadata,) = re.findall(r"^version = (\S+)", document("setup.cfg"), re.MULTILINE)
+    in_changelog = re.findall(r"^## (\S+)", document("CHANGELOG.md"), re.MULTILINE)
+    assert (in_metadata, in_changelog[0]) == (service.__version__, service.__version__)
