@@ -110,7 +110,9 @@ async def _database(app: web.Application) -> AsyncIterator[None]:
     embedded: EmbeddedPostgres | None = None
     dsn = config.url
     if dsn == "embedded":
-        embedded = await asyncio.to_thread(EmbeddedPostgres.start, Path(config.data_dir))
+        embedded = await asyncio.to_thread(
+            EmbeddedPostgres.start, Path(config.data_dir), on_progress=log.info
+        )
         dsn = embedded.dsn
     app[DSN] = dsn
     store = await PostgresStore.open(dsn, config.pool_max_size)

@@ -39,7 +39,6 @@ _JOURNAL_FULL = Failure(
     retry_after_seconds=5,
 )
 _CONVERSATION_HEADERS = ("X-OpenWebUI-Chat-Id", "X-Conversation-Id")
-_LONGEST_CONVERSATION_KEY = 512
 
 
 class Journal(RelayJournal, Protocol):
@@ -126,6 +125,7 @@ class Completions:
             metadata=chat.metadata,
             choices_expected=chat.choices_expected,
             include_usage=chat.include_usage is True and chat.stream,
+            stream=chat.stream,
         )
 
     def _policy(self, chat: ChatRequest, agent: Agent) -> SessionPolicy:
@@ -151,6 +151,6 @@ def _conversation_key(request: web.Request, chat: ChatRequest) -> str | None:
     """The client's own name for the conversation: a header, else `metadata.conversation_id`."""
     for name in _CONVERSATION_HEADERS:
         if key := request.headers.get(name):
-            return key[:_LONGEST_CONVERSATION_KEY]
+            return key
     key = (chat.metadata or {}).get("conversation_id")
-    return key[:_LONGEST_CONVERSATION_KEY] if key else None
+    return key or None

@@ -186,7 +186,7 @@ def load_config(
     config = structure(tree, Config, file=str(path or "defaults"), sources=sources)
     if environ.get("OPENAI_BASE_URL"):
         config = _with_base_url(config, environ["OPENAI_BASE_URL"])
-    _check_together(config, str(path or "defaults"))
+    _check_together(config, str(path or "defaults"), sources)
     return config
 
 
@@ -277,7 +277,7 @@ def _with_base_url(config: Config, base_url: str) -> Config:
     return evolve(config, agents=agents)
 
 
-def _check_together(config: Config, file: str) -> None:
+def _check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], Source]) -> None:
     """What no single key can tell."""
     problems: list[Problem] = []
     names = [agent.name for agent in config.agents]
@@ -296,7 +296,7 @@ def _check_together(config: Config, file: str) -> None:
     if not is_loopback(config.server.host):
         problems.append(
             Problem(
-                file,
+                sources.get(("server", "host"), Source(file)).name,
                 "server.host",
                 repr(config.server.host),
                 "a loopback address such as 127.0.0.1, as nothing asks callers for a key; "

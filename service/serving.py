@@ -76,6 +76,8 @@ async def serve(config: Config, listener: socket.socket) -> None:
 def _stop_on_signals() -> asyncio.Event:
     stopping = asyncio.Event()
     _on_signals(stopping.set)
+    # A terminal that closes must not kill what drains.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, stopping.set)
     return stopping
 
 

@@ -130,13 +130,13 @@ class JsonWriter:
         self._response: web.Response | None = None
 
     async def open(self) -> None:
-        pass
+        raise AssertionError("a plain request has no stream")
 
     async def send_chunks(self, payloads: Sequence[JsonObject]) -> None:
-        pass
+        raise AssertionError("a plain request has no stream")
 
     async def ping(self) -> None:
-        pass
+        raise AssertionError("a plain request has no stream")
 
     async def send_error(self, failure: Failure) -> None:
         self._response = error_response(failure)

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 
 import stamina
 import structlog
+from attrs import evolve
 
 from service.agents.protocol import Agent, AgentCall, AgentError
 from service.wire import SseDecoder
@@ -137,7 +138,8 @@ class Upstream:
         self._broken = None
         try:
             async with asyncio.timeout(agent.timeouts.first_token_seconds):
-                body = await self._stack.enter_async_context(agent.open(self._call))
+                call = evolve(self._call, is_fallback=agent is not self._agents[0])
+                body = await self._stack.enter_async_context(agent.open(call))
                 payloads = await self._first_token(body)
         except TimeoutError:
             raise AgentError(_first_token_timeout(agent)) from None

@@ -58,8 +58,9 @@ class SessionRequest:
     """What was asked for; everything a session knows when it is born.
 
     `parameters` is the request's body without `messages`, `tools` and `metadata`.
-    `choices_expected` is OpenAI's `n`. `conversation_key` is the client's own name for the
-    conversation, or None from a client that keeps none.
+    `conversation_key` is the client's own name for the conversation, or None from a client that
+    keeps none. `choices_expected` is OpenAI's `n`. `stream` is false for a client that wants one
+    object: it is sent nothing before the end.
     """
 
     completion_id: str
@@ -75,6 +76,7 @@ class SessionRequest:
     metadata: JsonObject | None = None
     choices_expected: int = 1
     include_usage: bool = False
+    stream: bool = True
 
 
 @frozen

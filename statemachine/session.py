@@ -7,7 +7,8 @@ journal's recovery, which replays events through it). The rules:
 2. Exactly one `Save` per life, among the effects of the event that makes the state final.
 3. `StopUpstream` comes before `Save`, and `Save` before `SendDone` or `SendError`: whoever saw
    the end can read the record.
-4. "Opened" is a flag, not a state: `OpenStream` comes once, before the first thing sent.
+4. "Opened" is a flag, not a state: `OpenStream` comes once, before the first thing sent; never
+   for a plain request, which is sent nothing but its end.
 5. A client that left is sent nothing any more.
 6. Usage that came in a chunk of its own is held back; a client that asked for it gets it once,
    last, and estimated (marked so) if the upstream gave none.
@@ -208,6 +209,8 @@ class StreamSession:
         return self._opening(SendChunk(payload))
 
     def _is_shown(self, payload: JsonObject) -> bool:
+        if not self.request.stream:
+            return False
         if payload.get("choices"):
             return True
         return find_usage(payload) is None and not says_nothing(payload)
@@ -234,7 +237,7 @@ class StreamSession:
         return tuple(effects)
 
     def _opening(self, *effects: Effect) -> tuple[Effect, ...]:
-        if self.opened:
+        if self.opened or not self.request.stream:
             return effects
         self.opened = True
         return (OpenStream(), *effects)

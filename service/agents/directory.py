@@ -11,6 +11,12 @@ from service.errors import ApiError
 from statemachine import Failure
 
 _MOST_NAMES_SHOWN = 10
+_OPENAI_HOST = "api.openai.com"
+
+
+def _is_moved(config: OpenAIAgentConfig, environ: Mapping[str, str]) -> bool:
+    """True if `OPENAI_BASE_URL` points to a server of the user's own, which may want no key."""
+    return bool(environ.get("OPENAI_BASE_URL")) and _OPENAI_HOST not in config.base_url
 
 
 class AgentDirectory:
@@ -44,6 +50,8 @@ class AgentDirectory:
                         agents.append(OpenAIAgent(config, environ[name]))
                     else:
                         off[config.name] = f"{name} holds characters that no HTTP header can"
+                case OpenAIAgentConfig(api_key_env="OPENAI_API_KEY") if _is_moved(config, environ):
+                    agents.append(OpenAIAgent(config, None))
                 case OpenAIAgentConfig(name=agent_name, api_key_env=name):
                     off[agent_name] = f"{name} is not set"
         return cls(agents, off)

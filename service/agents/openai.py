@@ -81,7 +81,7 @@ class OpenAIAgent:
     async def open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[bytes]]:
         body = upstream_body(
             call.request,
-            model=self._upstream_model(call.request.model),
+            model=self._upstream_model(call),
             parameters=self._config.parameters,
             preamble=self._config.preamble,
         )
@@ -117,10 +117,12 @@ class OpenAIAgent:
     async def close(self) -> None:
         await self._client.close()
 
-    def _upstream_model(self, model: str) -> str:
-        """An agent asked for by its own name uses the model of its `parameters`, if it has one."""
-        default = self._config.parameters.get("model")
-        return default if model == self.name and isinstance(default, str) else model
+    def _upstream_model(self, call: AgentCall) -> str:
+        """Asked for by its own name, or as a fallback, an agent uses the model of its
+        `parameters`, if it has one; else the model that the client named."""
+        default, asked = self._config.parameters.get("model"), call.request.model
+        own = asked == self.name or call.is_fallback
+        return default if own and isinstance(default, str) else asked
 
     def _named_models(self) -> list[dict[str, Any]]:
         names = [model for model in self._config.models if not set(model) & set("*?[")]

@@ -29,11 +29,13 @@ class AgentError(Exception):
 
 @frozen
 class AgentCall:
-    """One request to an agent. `traceparent` is the W3C header to send along."""
+    """One request to an agent. `traceparent` is the W3C header to send along; `is_fallback` says
+    that the client's model was another agent's business."""
 
     request: ChatRequest
     completion_id: str
     traceparent: str
+    is_fallback: bool = False
 
 
 class Agent(Protocol):

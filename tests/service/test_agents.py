@@ -20,7 +20,7 @@ from service.agents.directory import AgentDirectory
 from service.agents.openai import OpenAIAgent
 from service.agents.protocol import Agent, AgentCall, AgentError
 from service.agents.scripted import INTRODUCTION, ScriptedAgent, split_tokens
-from service.config import OpenAIAgentConfig, ScriptedAgentConfig, Timeouts
+from service.config import OpenAIAgentConfig, ScriptedAgentConfig, Timeouts, load_config
 from service.errors import ApiError
 from service.wire import SseDecoder, encode_json, parse_request
 from statemachine import Failure, Transcript, UpstreamFailed, UpstreamFinished
@@ -1026,3 +1026,18 @@ async def test_a_key_that_no_header_can_carry(key: str, closing_agents: Any) -> 
     directory = AgentDirectory.from_config([openai_config(api_key_env="KEY")], {"KEY": key})
     assert directory.agents == ()
     assert list(directory.off.values()) == ["KEY holds characters that no HTTP header can"]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "is_on"),
+    [("http://127.0.0.1:11434/v1", True), ("https://api.openai.com/v1", False), ("", False)],
+)
+async def test_a_server_of_ones_own_needs_no_key(
+    base_url: str, is_on: bool, closing_agents: Any
+) -> None:
+    """`OPENAI_BASE_URL` alone turns the agent on, unless it points to OpenAI, which wants a key."""
+    environ = {"OPENAI_BASE_URL": base_url}
+    config = load_config(None, environ)
+    directory = AgentDirectory.from_config(config.agents, environ)
+    assert ("openai" in [agent.name for agent in directory.agents]) is is_on
+    await directory.close()

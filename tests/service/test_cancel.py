@@ -64,6 +64,19 @@ async def test_stops_one_whose_client_left(backend: Backend, make_service: Servi
     assert record.client_left_at is not None
 
 
+async def test_stops_a_plain_request(service: Service, backend: Backend) -> None:
+    """A client that waits for one object is told that there won't be one: 409, not to be retried."""
+    backend.script = talk_until_closed
+    asking = asyncio.create_task(service.stream(stream=False))
+    async with asyncio.timeout(5):
+        while not service.relays or not service.relays[0].session.transcript.chunk_count:
+            await asyncio.sleep(0.01)
+    status, _ = await cancel(service, service.relays[0].session.request.completion_id)
+    answered = await asking
+    assert (status, answered.status, answered.error["code"]) == (200, 409, "stopped")
+    assert answered.headers["x-should-retry"] == "false"
+
+
 @pytest.mark.parametrize("completion_id", ["chatcmpl-unknown", "x" * 300])
 async def test_nothing_to_stop(service: Service, completion_id: str) -> None:
     """An id that doesn't run, or never did, is a 404 in OpenAI's shape."""

@@ -327,6 +327,25 @@ async def test_fallback_answers(backend: Backend, make_service: ServiceMaker) ->
     assert (await service.kept.one()).agent == "demo"
 
 
+async def test_a_fallback_uses_its_own_model(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """A fallback can't know the client's model; it uses the one of its parameters, if any."""
+
+    async def script(exchange: Exchange) -> None:
+        backend.script = say("Hi")
+        await exchange.json(503, {"error": {"message": "Loading"}})
+
+    backend.script = script
+    service = await make_service(
+        agent_for(backend, fallbacks=("other",)),
+        agent_for(backend, name="other", models=(), parameters={"model": "other-model"}),
+    )
+    assert (await service.stream(model="asked-model")).text == "Hi"
+    models = [exchange.body["model"] for exchange in backend.exchanges]
+    assert models == ["asked-model", "other-model"]
+
+
 @pytest.mark.parametrize("fail_with", ["reset", "error", "truncate", "malformed"])
 async def test_scripted_failures(make_service: ServiceMaker, fail_with: Any) -> None:
     """The built-in agent can be told to fail after some words; they are kept."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import stamina
+from attrs import evolve
 
 from service.agents.protocol import AgentCall, AgentError
 from service.config import Timeouts
@@ -81,12 +82,14 @@ class FakeAgent:
         self.max_event_bytes = max_event_bytes
         self.attempts = list(attempts)
         self.asked = 0
+        self.asked_as_fallback: bool | None = None
         self.open_now = 0
         self.hangs = asyncio.Event()
 
     @asynccontextmanager
     async def open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[bytes]]:
-        assert call is CALL
+        self.asked_as_fallback = call.is_fallback
+        assert evolve(call, is_fallback=False) == CALL
         assert self.open_now == 0, "an attempt begins after the one before was closed"
         steps = self.attempts[self.asked]
         self.asked += 1
@@ -406,6 +409,7 @@ async def test_fallbacks_in_order(announced: list[Event]) -> None:
     assert await ask(first, second, third, fourth, announced=announced) == WHOLE
     assert announced == [AttemptStarted(name, 7.0) for name in ("a", "a", "b", "c", "c", "c")]
     assert fourth.asked == 0
+    assert [agent.asked_as_fallback for agent in (first, second, third)] == [False, True, True]
 
 
 @pytest.mark.usefixtures("no_back_off")

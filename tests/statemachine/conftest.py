@@ -19,7 +19,9 @@ def asked(**fields: Any) -> SessionRequest:
     return SessionRequest(**{**defaults, **fields})
 
 
-def chunk(delta: dict[str, Any], finish_reason: str | None = None, index: int = 0, **fields: Any) -> Any:
+def chunk(
+    delta: dict[str, Any], finish_reason: str | None = None, index: int = 0, **fields: Any
+) -> Any:
     """A chunk with one choice."""
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     return {

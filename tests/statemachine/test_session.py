@@ -194,9 +194,7 @@ def test_no_pings_without_interval_or_client() -> None:
 
 def test_idle_deadline_counts_tokens_only() -> None:
     """The idle deadline starts with the first token, and an empty delta doesn't feed it."""
-    policy = SessionPolicy(
-        keep_alive_interval_seconds=None, idle_seconds=10.0, total_seconds=None
-    )
+    policy = SessionPolicy(keep_alive_interval_seconds=None, idle_seconds=10.0, total_seconds=None)
     target = session(policy)
     play(target, ChunkReceived(chunk({"role": "assistant", "content": ""})), at=1.0)
     assert target.wakes_at == float("inf")
@@ -269,7 +267,9 @@ def test_usage_comes_once_and_last_for_those_who_asked() -> None:
 
 def test_usage_is_estimated_and_says_so() -> None:
     """A client that asked gets an estimate from an upstream that doesn't count."""
-    effects = play(session(include_usage=True), ChunkReceived(text_chunk("x" * 40)), UpstreamFinished())
+    effects = play(
+        session(include_usage=True), ChunkReceived(text_chunk("x" * 40)), UpstreamFinished()
+    )
     sent = [effect.payload for effect in effects if isinstance(effect, SendChunk)][-1]
     assert sent == {
         "choices": [],

@@ -21,6 +21,7 @@ from statemachine import (
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
+    messages,
     transitions,
 )
 from tests.statemachine.conftest import asked, text_chunk
@@ -85,7 +86,9 @@ def session_in(state: State, policy: ClientGone) -> StreamSession:
 
 def test_every_event_has_a_row() -> None:
     """The expected table names every event there is, so no new one escapes the matrix."""
-    assert set(EXPECTED) == set(Event.__subclasses__())
+    # Not `__subclasses__()`: attrs makes slotted classes twice, and the first lingers.
+    kinds = {kind for kind in vars(messages).values() if isinstance(kind, type)}
+    assert set(EXPECTED) == {kind for kind in kinds if issubclass(kind, Event)} - {Event}
 
 
 @pytest.mark.parametrize(("policy", "state", "event", "cell"), CELLS)

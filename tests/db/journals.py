@@ -1,0 +1,91 @@
+"""Journals for tests: small sessions written into them, and what a replay finds in a directory."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from db.journal import Fsync, Journal
+from db.journal_format import Damage, read_records
+from db.replay import Replay
+from statemachine import (
+    ChunkReceived,
+    Event,
+    Save,
+    SessionPolicy,
+    SessionRecord,
+    StreamSession,
+    UpstreamFinished,
+)
+from tests.statemachine.conftest import asked, finish_chunk, text_chunk
+
+PLENTY = 1024**3
+
+
+def open_journal(directory: Path, fsync: Fsync = Fsync.NEVER, max_bytes: int = PLENTY) -> Journal:
+    return Journal.open(directory, fsync, max_bytes)
+
+
+def begin(journal: Journal, completion_id: str, **fields: Any) -> bool:
+    return journal.begin(asked(completion_id=completion_id, **fields), SessionPolicy())
+
+
+def say(journal: Journal, completion_id: str, text: str, now: float = 1.0) -> None:
+    journal.append(completion_id, [ChunkReceived(text_chunk(text))], now)
+
+
+def live(
+    journal: Journal, completion_id: str, texts: Iterable[str], **fields: Any
+) -> SessionRecord:
+    """A whole life, written down as a relay would; returns the record that it ends with."""
+    request = asked(completion_id=completion_id, **fields)
+    session = StreamSession(request, SessionPolicy())
+    assert journal.begin(request, session.policy)
+    events: list[Event] = [ChunkReceived(text_chunk(text)) for text in texts]
+    events += [ChunkReceived(finish_chunk()), UpstreamFinished()]
+    effects: list[Any] = []
+    for number, event in enumerate(events):
+        journal.append(completion_id, [event], number / 8)
+        effects += session.handle(event, number / 8)
+    (record,) = (effect.record for effect in effects if isinstance(effect, Save))
+    return record
+
+
+def segments(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.jsonl"))
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    """Every record of a journal; it must have no damage."""
+    items = [item for path in segments(directory) for item in read_records(path.read_bytes())]
+    assert not any(isinstance(item, Damage) for item in items)
+    return items  # type: ignore[return-value]  # just asserted
+
+
+def replayed(directory: Path) -> list[SessionRecord]:
+    """What a recovery would bring back."""
+    return asyncio.run(collect(Replay(segments(directory))))
+
+
+async def collect(replay: Replay) -> list[SessionRecord]:
+    return [record async for record in replay.records()]
+
+
+def ids(records: Iterable[SessionRecord]) -> list[str]:
+    return [record.completion_id for record in records]
+
+
+def words(record: SessionRecord) -> str:
+    """The text of a record's first choice."""
+    return str(record.choices[0].message["content"] or "") if record.choices else ""
+
+
+def dead_journal(directory: Path, lives: Sequence[str], texts: Sequence[str] = ("a", "b")) -> Path:
+    """A journal whose process is gone before these sessions ended."""
+    journal = open_journal(directory)
+    for completion_id in lives:
+        begin(journal, completion_id)
+        for text in texts:
+            say(journal, completion_id, text)
+    journal.close()
+    return journal.directory
