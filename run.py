@@ -19,13 +19,13 @@ precedence: flags, environment, the file, defaults.
 
 environment:
   DATABASE_URL             postgresql://user:password@host/name, or 'embedded'
-  OPENAI_API_KEY           key of the backend; unset: agents that need it are off
+  OPENAI_API_KEY           key of the backend; unset: the agent is off, if it is OpenAI's
   OPENAI_BASE_URL          where that backend is (Ollama: http://127.0.0.1:11434/v1)
   JOURNAL_DIR              where words are kept until PostgreSQL has them
   SSE_KEEP_ALIVE_INTERVAL  seconds of silence before a keep-alive comment, e.g. 15 or 0.5
   LOG_FORMAT               auto, console or json
 
-signals: SIGTERM and SIGINT stop: running streams get server.drain_timeout_seconds, then their
+signals: SIGTERM, SIGINT and SIGHUP stop: running streams get server.drain_timeout_seconds, then their
 partial answers are saved; a second signal ends that grace at once.
 
 exit status: 0 after a clean stop, 1 if the service could not start, 2 for a bad configuration.
