@@ -82,6 +82,7 @@ class Delivery:
     Attributes:
         upstream: to be stopped on request; set before anything is carried out.
         writing_since: when the write that waits for the client began, in POSIX seconds, or None.
+        written_at: when the last write came to its end.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Delivery:
     ) -> None:
         self.upstream: Upstream | None = None
         self.writing_since: float | None = None
+        self.written_at = 0.0
         self._session = session
         self._journal = journal
         self._writer = writer
@@ -192,6 +194,7 @@ class Delivery:
             self._report(ClientLeft())
         finally:
             self.writing_since = None
+            self.written_at = self._clock()
 
     async def _write(self, effect: Effect, payloads: Sequence[JsonObject]) -> None:
         match effect:

@@ -167,6 +167,12 @@ class StreamSession:
             )
         return TimePassed()
 
+    def excuse_silence(self, now: float) -> None:
+        """The upstream wasn't read until `now`, because the client had to take what came before:
+        a silence that isn't the model's. Its idle deadline counts from there."""
+        if self._last_token_at is not None:
+            self._last_token_at = max(self._last_token_at, now)
+
     @property
     def _trailer_at(self) -> float:
         if self._whole_at is None or self.state.is_final:

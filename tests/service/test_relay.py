@@ -239,6 +239,19 @@ async def test_a_stalled_write_is_a_client_that_left() -> None:
     assert record.state is State.CLIENT_GONE
 
 
+async def test_a_stalled_client_is_not_the_models_silence() -> None:
+    """While the client holds the upstream up, the model's idle deadline doesn't run."""
+    policy = SessionPolicy(idle_seconds=0.1)
+    stage = Stage(policy, RelayLimits(0.4, 0.2)).start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.writer.free.clear()
+    stage.upstream.say(*words("b"))
+    record = await stage.end()
+    assert record.failure is not None
+    assert (record.state, record.failure.code) == (State.CLIENT_GONE, "client_left")
+
+
 async def test_a_slow_commit_delays_done_only_so_long() -> None:
     """`[DONE]` waits for the commit at most `commit_timeout_seconds`."""
     stage = Stage(limits=RelayLimits(60.0, 0.05))
