@@ -9,10 +9,10 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench psql docs lock clean
+.PHONY: help run test check format faults bench psql dead-letters docs lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run-ready ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
 	@exec $(BIN)/python run.py $(ARGS)
@@ -29,11 +29,17 @@ format: $(VENV)/.dev-ready ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
+faults: $(VENV)/.dev-ready ## break everything many times and count lost words (some: ARGS="--runs 20")
+	$(BIN)/python -m tests.faults $(ARGS)
+
 bench: $(VENV)/.dev-ready ## measure time to first token with 100 streams starting at once
 	$(BIN)/python -m benchmarks.arrival $(ARGS)
 
 psql: $(VENV)/.run-ready ## look into the embedded database (make psql ARGS="-c 'SELECT 1'")
 	@$(BIN)/python -m db.embedded psql $(ARGS)
+
+dead-letters: $(VENV)/.run-ready ## list what no database would take (try again: make dead-letters ARGS=retry)
+	@$(BIN)/python -m db.dead_letters var/journal $(or $(ARGS),list)
 
 docs: $(VENV)/.run-ready ## print the state table and diagram into docs/state-machine.md
 	$(BIN)/python -m statemachine docs/state-machine.md

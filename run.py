@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from db.embedded import EmbeddedUnavailable
+from db.journal import JournalUnavailable
 from service import __version__
 from service.config import ConfigError, dump_config, load_config
 from service.serving import CannotServe, bind, serve
@@ -39,7 +40,9 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, metavar="PATH", help="default: config.yaml beside run.py")
+    parser.add_argument(
+        "--config", type=Path, metavar="PATH", help="default: config.yaml beside run.py"
+    )
     parser.add_argument("--host", help="address to listen on (server.host)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for any (server.port)")
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
@@ -68,7 +71,7 @@ def main(arguments: list[str]) -> int:
     configure_logging(config.logging)
     try:
         asyncio.run(serve(config, bind(config.server.host, config.server.port)))
-    except (CannotServe, EmbeddedUnavailable) as error:
+    except (CannotServe, EmbeddedUnavailable, JournalUnavailable) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

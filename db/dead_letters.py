@@ -17,7 +17,7 @@ from pathlib import Path
 
 from db.journal_format import converter, dump_json, load_json
 from db.postgres import PostgresStore
-from db.store import StoreError
+from db.store import RecordRejected, StoreUnavailable
 from statemachine import SessionRecord
 
 FOLDER = "dead-letters"
@@ -48,25 +48,29 @@ class DeadLetters:
 
     def read(self, path: Path) -> tuple[SessionRecord, str]:
         """A letter's record and reason. Raises ValueError or OSError."""
-        letter = load_json(path.read_bytes())
-        return converter.structure(letter["record"], SessionRecord), letter["reason"]
+        data = path.read_bytes()
+        try:
+            letter = load_json(data)
+            return converter.structure(letter["record"], SessionRecord), letter["reason"]
+        except Exception as error:  # cattrs has its own family
+            raise ValueError(f"{path} is no dead letter") from error
 
 
 async def _retry(letters: DeadLetters, database_url: str) -> int:
-    """Save what can be saved now. Returns how many are left."""
+    """Save what can be saved now. Returns how many are left. Raises StoreUnavailable."""
     store = await PostgresStore.open(database_url)
     left = 0
     try:
         for path in letters.paths():
-            record, _ = letters.read(path)
             try:
+                record, _ = letters.read(path)
                 await store.save([record])
-            except StoreError as error:
+            except (RecordRejected, ValueError, OSError) as error:
                 left += 1
-                print(f"{record.completion_id}: {error}")
+                print(f"{path.stem}: {error}")
             else:
                 path.unlink()
-                print(f"{record.completion_id}: saved")
+                print(f"{path.stem}: saved")
     finally:
         await store.close()
     return left
@@ -81,12 +85,20 @@ def main(arguments: Sequence[str]) -> int:
     letters = DeadLetters(options.directory)
     if options.command == "list":
         for path in letters.paths():
-            record, reason = letters.read(path)
-            print(f"{record.completion_id}  {record.state}  {reason}")
+            try:
+                record, reason = letters.read(path)
+            except (ValueError, OSError) as error:
+                print(f"{path.stem}  unreadable  {error}")
+            else:
+                print(f"{path.stem}  {record.state}  {reason}")
         return 0
     if not options.database:
         parser.error("retry needs --database or DATABASE_URL")
-    return 1 if asyncio.run(_retry(letters, options.database)) else 0
+    try:
+        return 1 if asyncio.run(_retry(letters, options.database)) else 0
+    except StoreUnavailable as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ Written by `service.relay` through `append`, told by `db.saver` what is committe
 1. An event is appended before its effects are carried out: one `write(2)` for all that came in
    one upstream read. The kernel keeps it when the process is killed. Against a machine that
    loses power, `fsync: terminal` or `always` waits for the disk, in a thread, many at once.
-2. A segment is deleted once every completion with a record in it is committed.
+2. A segment is deleted once every completion with a record in it is committed. That a completion
+   is committed stays written as long as any of its records does.
 3. At `max_bytes`, or when the disk refuses, new sessions are refused; running ones go
    on, from then on only in memory, and their records say so by the gap in their numbers.
 4. Nothing here waits for the database.
@@ -21,12 +22,11 @@ Written by `service.relay` through `append`, told by `db.saver` what is committe
 import asyncio
 import contextlib
 import enum
-import errno
 import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import structlog
@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 """A segment that reached this is followed by another. Small enough to be read in one go."""
+_PROBE_BYTES = 256 * 1024
 _IDLE_SEGMENT_BYTES = 1024 * 1024
 """A current segment that nobody needs any more is dropped from this size on."""
 
@@ -52,16 +53,24 @@ class Fsync(enum.StrEnum):
     """Everything that is shown."""
 
 
-class _Segment:
-    """One file. `live` are the completions that still need it."""
+class JournalUnavailable(OSError):
+    """There can be no journal here. The message says why and what to do."""
 
-    __slots__ = ("fd", "live", "path", "size")
+
+class _Segment:
+    """One file. `live` are the completions that still need it; `ghosts` are committed ones with
+    records in it; `marks` are those whose `saved` record is here. `fd` is None once it is full."""
+
+    __slots__ = ("fd", "ghosts", "live", "marks", "path", "size")
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL
+        self.fd: int | None = os.open(path, flags, 0o600)
         self.size = 0
         self.live: set[str] = set()
+        self.ghosts: set[str] = set()
+        self.marks: set[str] = set()
 
 
 class _Entry:
@@ -89,9 +98,12 @@ class Journal:
         self._lock = lock
         self._fsync = fsync
         self._max_bytes = max_bytes
+        self._idle_bytes = min(_IDLE_SEGMENT_BYTES, max_bytes // 2)
         self._entries: dict[str, _Entry] = {}
         self._segments: list[_Segment] = []
-        self._numbers = 0
+        self._full: list[int] = []
+        self._numbers = self._numbers_synced = 0
+        self._rotate_from = 0
         self._failure: str | None = None
         self._appended = 0
         self._synced = 0
@@ -106,8 +118,18 @@ class Journal:
         """A journal of this process's own under `directory`, which is made if missing.
 
         Raises:
-            OSError: the directory can't be written.
+            JournalUnavailable: the directory can't be written.
         """
+        try:
+            return cls._open(directory, fsync, max_bytes)
+        except OSError as error:
+            raise JournalUnavailable(
+                f"The journal can't be kept in {directory}: {error.strerror or error}. Choose another "
+                "place with journal.directory or JOURNAL_DIR."
+            ) from error
+
+    @classmethod
+    def _open(cls, directory: Path, fsync: Fsync, max_bytes: int) -> "Journal":
         directory.mkdir(parents=True, exist_ok=True)
         name = f"{int(time.time())}-{os.getpid()}-{secrets.token_hex(4)}"
         # Made under a name that no recovery looks at, so that it is locked when it is seen.
@@ -121,8 +143,11 @@ class Journal:
     # --- writing ----------------------------------------------------------------------------
 
     def begin(self, request: SessionRequest, policy: SessionPolicy) -> bool:
-        """Write down that a session begins. False if it can't be; `check` says why."""
-        if self.size >= self._max_bytes:
+        """Write down that a session begins. False if it can't be; `check` says why, unless it has
+        begun before."""
+        if self.size >= self._max_bytes or request.completion_id in self._entries:
+            return False
+        if self._was_deleted() and not self._start_over():
             return False
         entry = self._entries[request.completion_id] = _Entry()
         if self._write(request.completion_id, entry, begin_record(request, policy)):
@@ -142,11 +167,15 @@ class Journal:
     def forget(self, completion_ids: Iterable[str]) -> None:
         """These are committed: their records are no longer needed."""
         known = [name for name in completion_ids if name in self._entries]
-        if not known:
+        if not known or not self._segments:
             return
-        self._put(saved_record(known))
+        self._mark(known)
         for completion_id in known:
             self._drop(completion_id)
+
+    def _mark(self, completion_ids: Collection[str]) -> None:
+        if self._put(saved_record(completion_ids)):
+            self._segments[-1].marks.update(completion_ids)
 
     def _write(self, completion_id: str, entry: _Entry, record: bytes) -> bool:
         entry.count += 1  # also of a record that gets lost: the gap tells
@@ -161,14 +190,13 @@ class Journal:
 
     def _put(self, record: bytes) -> bool:
         """One `write(2)` at the end of the last segment; all of the record or nothing."""
+        if not self._segments:
+            return False  # closed
+        if self._segments[-1].size >= max(SEGMENT_BYTES, self._rotate_from):
+            self._rotate()
+        segment = self._segments[-1]
         try:
-            if self._segments[-1].size >= SEGMENT_BYTES:
-                self._rotate()
-            segment = self._segments[-1]
-            written = os.write(segment.fd, record)
-            if written != len(record):
-                os.ftruncate(segment.fd, segment.size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._write_all(segment, record)
         except OSError as error:
             if self._failure is None:
                 log.error("journal not written", reason=str(error), directory=str(self.directory))
@@ -177,9 +205,46 @@ class Journal:
         if self._failure is not None:
             log.info("journal written again", directory=str(self.directory))
             self._failure = None
-        segment.size += written
-        self.size += written
         self._appended += 1
+        return True
+
+    def _write_all(self, segment: _Segment, record: bytes) -> None:
+        """Raises OSError if not all of it could be written; then nothing of it stays."""
+        assert segment.fd is not None
+        written = 0
+        try:
+            while written < len(record):  # a second time only to learn why the first was short
+                written += os.write(segment.fd, record[written:] if written else record)
+        except OSError:
+            if written:
+                os.ftruncate(segment.fd, segment.size)
+                written = 0
+            raise
+        finally:
+            # What even truncating couldn't remove is counted, and passed over when read.
+            segment.size += written
+            self.size += written
+
+    def _was_deleted(self) -> bool:
+        """True if somebody removed our files while we write to them."""
+        fd = self._segments[-1].fd if self._segments else None
+        return fd is not None and os.fstat(fd).st_nlink == 0
+
+    def _start_over(self) -> bool:
+        """Make the directory anew. What running sessions had written before is gone."""
+        log.error("journal deleted while in use", directory=str(self.directory))
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            self._failure = error.strerror or str(error)
+            return False
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.close(self._lock)
+        self._lock = lock
+        for entry in self._entries.values():
+            entry.is_whole = False
+        self._rotate()
         return True
 
     # --- segments ---------------------------------------------------------------------------
@@ -189,10 +254,19 @@ class Journal:
         self._segments.append(_Segment(self.directory / f"{self._numbers:06}.jsonl"))
 
     def _rotate(self) -> None:
+        """Go on in a new segment; in the old one if none can be had (no descriptor is free)."""
         old = self._segments[-1]
-        if self._fsync is not Fsync.NEVER:
-            os.fdatasync(old.fd)
-        self._add_segment()
+        try:
+            self._add_segment()
+        except OSError as error:
+            log.warning("journal segment not made", reason=str(error), segment=str(old.path))
+            self._rotate_from = old.size + _IDLE_SEGMENT_BYTES
+            return
+        self._rotate_from = 0
+        if self._fsync is not Fsync.NEVER and old.fd is not None:
+            self._full.append(old.fd)
+            old.fd = None
+        self._close(old)
         if not old.live:
             self._delete(old)
 
@@ -200,21 +274,33 @@ class Journal:
         entry = self._entries.pop(completion_id)
         for segment in entry.segments:
             segment.live.discard(completion_id)
+            segment.ghosts.add(completion_id)
             if not segment.live:
                 self._delete_if_done(segment)
 
     def _delete_if_done(self, segment: _Segment) -> None:
         if segment is not self._segments[-1]:
             self._delete(segment)
-        elif segment.size >= _IDLE_SEGMENT_BYTES:
-            with contextlib.suppress(OSError):  # a full disk; it is tried again
-                self._rotate()
+        elif segment.size >= max(self._idle_bytes, self._rotate_from):
+            self._rotate()
 
     def _delete(self, segment: _Segment) -> None:
         self._segments.remove(segment)
         self.size -= segment.size
-        os.close(segment.fd)
-        segment.path.unlink(missing_ok=True)
+        self._close(segment)
+        # A completion's other records may lie in an older segment that somebody still needs.
+        marks = set[str]().union(*(segment.marks & other.ghosts for other in self._segments))
+        if marks:
+            self._mark(marks)
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError as error:  # a disk gone read-only; recovery finds its completions saved
+            log.error("journal segment not deleted", segment=str(segment.path), reason=str(error))
+
+    def _close(self, segment: _Segment) -> None:
+        if segment.fd is not None:
+            os.close(segment.fd)
+            segment.fd = None
 
     # --- the disk ---------------------------------------------------------------------------
 
@@ -226,6 +312,8 @@ class Journal:
         """
         if self._fsync is Fsync.NEVER or not (is_final or self._fsync is Fsync.ALWAYS):
             return
+        if not self._segments:
+            return  # closed
         wanted = self._appended
         while self._synced < wanted:
             if self._syncing is None:
@@ -234,13 +322,18 @@ class Journal:
 
     async def _sync(self) -> None:
         """One fdatasync for all that wait; in a thread, so that no stream waits unasked."""
-        reached, fd = self._appended, os.dup(self._segments[-1].fd)
+        reached, numbers = self._appended, self._numbers
+        new = numbers != self._numbers_synced
+        directories = [self.directory, self.directory.parent] if new else []
         try:
-            await asyncio.to_thread(os.fdatasync, fd)
+            last = self._segments[-1].fd if self._segments else None
+            fds = [*self._full, *(() if last is None else (os.dup(last),))]
+            self._full = []
+            await asyncio.to_thread(_sync_all, fds, directories)
+            self._numbers_synced = numbers
         except OSError as error:
             log.error("journal not synced", reason=str(error))
         finally:
-            os.close(fd)
             self._synced = max(self._synced, reached)
             self._syncing = None
 
@@ -251,12 +344,29 @@ class Journal:
         return len(self._entries)
 
     def check(self) -> str | None:
-        """None, or why no new session can begin."""
+        """None, or why no new session can begin. A disk that refused is tried again here: nobody
+        else would, since a service that isn't ready gets no requests."""
+        if self._failure is not None and self._has_room_again():
+            log.info("journal can be written again", directory=str(self.directory))
+            self._failure = None
         if self._failure is not None:
             return f"the journal can't be written: {self._failure}"
         if self.size >= self._max_bytes:
             return f"the journal is full ({self.size} bytes of journal.max_bytes)"
         return None
+
+    def _has_room_again(self) -> bool:
+        """True if as much as a large request can be written; nothing of the attempt stays."""
+        fd = self._segments[-1].fd if self._segments else None
+        if fd is None:
+            return False
+        try:
+            return os.write(fd, bytes(_PROBE_BYTES)) == _PROBE_BYTES
+        except OSError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, self._segments[-1].size)
 
     def has_whole(self, completion_id: str) -> bool:
         """True if the completion can be read back from here in full."""
@@ -275,14 +385,35 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the files. What isn't committed stays, for the next process to adopt."""
+        if not self._segments:
+            return
         for segment in list(self._segments):
             if self._entries:
-                os.close(segment.fd)
+                self._close(segment)
             else:
                 self._delete(segment)
         self._segments.clear()
+        for fd in self._full:
+            os.close(fd)
+        self._full.clear()
         if not self._entries:
-            (self.directory / "lock").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
+                (self.directory / "lock").unlink(missing_ok=True)
                 self.directory.rmdir()
         os.close(self._lock)
+
+
+def _sync_all(fds: Sequence[int], directories: Sequence[Path]) -> None:
+    """Files first, then the directories that name them. Closes the files."""
+    try:
+        for fd in fds:
+            os.fdatasync(fd)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    for directory in directories:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -12,12 +12,16 @@ One record is one line, so that `grep`, `cut` and `jq` read it:
 - `saved`: these completions are committed, their records are no longer needed.
 
 Lengths and checksums make damage local: a torn last line is cut off, a flipped byte costs the
-record it is in. `docs/journal.md` describes the format for people with a broken disk.
+record it is in. After damage the next record is found by its header, not by the newline before
+it, which may be what was damaged: nothing else holds ` {"`, for JSON escapes the quotes within
+its texts, and we write no spaces around them. `docs/journal.md` describes the format for people
+with a broken disk.
 """
 
 import json
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -37,6 +41,7 @@ from statemachine import (
     UpstreamFailed,
     UpstreamFinished,
 )
+from statemachine.messages import JsonObject
 
 JOURNALED: Mapping[str, type[Event]] = {
     kind.__name__: kind
@@ -53,7 +58,14 @@ JOURNALED: Mapping[str, type[Event]] = {
 """Events written by name. A chunk has a shorter form; `TimePassed` says nothing about an answer."""
 
 _HEADER_LONGEST = 8 + 1 + 10 + 1
+_HEADER = re.compile(rb"[0-9a-f]{8} [0-9]{1,10}\Z")
+_SAVED = b' {"saved":['
+
 converter = Converter()
+# Lists stay lists, as a session has them; cattrs 26.2 would make tuples of them.
+converter.register_structure_hook_func(
+    lambda kind: kind in (Sequence[Any], Sequence[JsonObject]), lambda value, _: list(value)
+)
 
 
 @frozen
@@ -86,7 +98,7 @@ def events_record(completion_id: str, number: int, events: Sequence[Event], now:
     )
 
 
-def saved_record(completion_ids: Sequence[str]) -> bytes:
+def saved_record(completion_ids: Iterable[str]) -> bytes:
     """The line that says these need no recovery."""
     return _line({"saved": list(completion_ids)})
 
@@ -121,6 +133,18 @@ def read_records(data: bytes) -> Iterator[dict[str, Any] | Damage]:
         yield record
     if damaged_from is not None:
         yield Damage(damaged_from, len(data) - damaged_from, is_tail=True)
+
+
+def read_saved(data: bytes) -> Iterator[str]:
+    """The completions that a segment's `saved` records name, without reading the other records."""
+    position = 0
+    while (found := data.find(_SAVED, position)) >= 0:
+        position = found + 1
+        header = _HEADER.search(data, max(0, found + 1 - _HEADER_LONGEST), found)
+        line = header and _read_line(data, header.start())
+        if line:
+            record, position = line
+            yield from record["saved"]
 
 
 def dump_json(value: Any) -> bytes:
@@ -174,11 +198,19 @@ def _read_line(data: bytes, start: int) -> tuple[dict[str, Any], int] | None:
         record = load_json(body)
     except ValueError:
         return None
-    # The line's end may be the damaged byte; length and checksum vouch for the record.
-    return record, body_start + len(body) + 1
+    if not isinstance(record, dict):
+        return None
+    # Length and checksum vouch for the record, even if its newline is damaged or missing.
+    end = body_start + len(body)
+    return record, end + data.startswith(b"\n", end)
 
 
 def _next_start(data: bytes, start: int) -> int:
-    """Where to look for a record after one that couldn't be read."""
-    end = data.find(b"\n", start)
-    return len(data) if end < 0 else end + 1
+    """Where to look for a record after `start`, where there is none."""
+    position = start
+    while (found := data.find(b' {"', position)) >= 0:
+        header = _HEADER.search(data, max(start + 1, found + 1 - _HEADER_LONGEST), found)
+        if header is not None:
+            return header.start()
+        position = found + 1
+    return len(data)

@@ -129,7 +129,8 @@ class PostgresStore:
         """See `db.store.Store.save`."""
         batch = await transaction.rows_of_all(records)
         if batch:
-            patience_seconds = self._timeout_seconds * (1 + len(batch) / 10)
+            messages = sum(len(rows.sent) for rows in batch)
+            patience_seconds = self._timeout_seconds * (1 + len(batch) / 10 + messages / 1000)
             await self._run(
                 lambda cursor: transaction.save(cursor, batch, self._timeout_seconds),
                 patience_seconds,

@@ -5,14 +5,15 @@
 2. Its records are replayed (`db.replay`) and handed to the saver, at most a batch at a time.
 3. Its directory is deleted once all of them are committed. Killed before that, the next one
    starts over; saving twice is harmless.
+4. One with damage in it is kept as `damaged-…` instead: it may be the only place where some words
+   are left, for a person or another version of the service to read.
 """
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,10 @@ log = structlog.get_logger(__name__)
 
 _AT_ONCE = 200
 """Records on their way to the store at a time; the others wait on disk."""
+_DONE = ".done"
+"""Ends the name of a directory that is recovered and not quite deleted."""
+_DAMAGED = "damaged-"
+"""Begins the name of one that was recovered as far as it could be read."""
 
 Save = Callable[[SessionRecord], "asyncio.Future[None]"]
 
@@ -35,7 +40,8 @@ class Recovery:
     Args:
         directory: where journals lie.
         own: this process's journal, which is no orphan.
-        save: hands a record over; the future is done once it is committed.
+        save: hands a record over; the future is done once it is committed, and raises if it
+            can't be kept.
 
     Attributes:
         recovered: completions brought back so far.
@@ -53,43 +59,60 @@ class Recovery:
         Returns how many completions were brought back. Cancelling it leaves the rest for the
         next start. A journal that can't be read is left where it is and logged.
         """
-        for path in self._candidates():
+        try:
+            names = sorted(os.listdir(self._directory))
+        except OSError as error:
+            log.error("journals not found", directory=str(self._directory), reason=str(error))
+            return 0
+        for path in (self._directory / name for name in names):
             try:
-                with _adopted(path) as is_ours:
-                    if is_ours:
-                        await self._recover(path)
-            except OSError as error:
-                log.error("journal not recovered", journal=str(path), reason=str(error))
+                if path.name.startswith("."):
+                    await self._finish(path)
+                elif path != self._own and not path.name.startswith(_DAMAGED):
+                    with _adopted(path) as is_ours:
+                        if is_ours:
+                            await self._recover(path)
+            except Exception as error:  # one bad journal must not keep the others from coming back
+                log.error("journal not recovered", journal=str(path), reason=repr(error)[:200])
         return self.recovered
-
-    def _candidates(self) -> list[Path]:
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(
-                path
-                for path in self._directory.iterdir()
-                if (path / "lock").exists() and path != self._own and not path.name.startswith(".")
-            )
-        return []
 
     async def _recover(self, path: Path) -> None:
         segments, size = await asyncio.to_thread(_segments, path)
         if size:
             log.info("recovering", journal=str(path), segments=len(segments), bytes=size)
         replay = Replay(segments)
-        count, waiting = 0, set[asyncio.Future[None]]()
+        count, waiting = 0, list[asyncio.Future[None]]()
         async for record in replay.records():
             count += 1
-            waiting.add(self._save(record))
+            waiting.append(self._save(record))
             if len(waiting) >= _AT_ONCE:
-                await asyncio.wait(waiting)
+                await _all_kept(waiting)
                 waiting.clear()
                 log.info("recovering", journal=str(path), completions=count)
-        if waiting:
-            await asyncio.wait(waiting)
+        await _all_kept(waiting)
         self.recovered += count
-        await asyncio.to_thread(shutil.rmtree, path)
         if size:
             log.info("recovered", journal=str(path), completions=count, damages=replay.damages)
+        if replay.damages:
+            kept = await asyncio.to_thread(path.rename, path.with_name(f"{_DAMAGED}{path.name}"))
+            log.error("damaged journal kept", journal=str(kept), damages=replay.damages)
+            return
+        # Half deleted it must not be taken for a journal: renamed, it is deleted or not there.
+        done = path.with_name(f".{path.name}{_DONE}")
+        await self._finish(await asyncio.to_thread(path.rename, done))
+
+    async def _finish(self, path: Path) -> None:
+        """Delete what is recovered, also after one who was killed while at it."""
+        if path.name.endswith(_DONE):
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+
+async def _all_kept(saved: Sequence["asyncio.Future[None]"]) -> None:
+    """Wait for all. Raises the first's error if one could neither be saved nor set aside."""
+    if saved:
+        await asyncio.wait(saved)
+    for future in saved:
+        future.result()
 
 
 def _segments(path: Path) -> tuple[list[Path], int]:
@@ -103,14 +126,19 @@ def _adopted(path: Path) -> Iterator[bool]:
     """Hold a journal's lock; yields False if somebody else does, or it is gone."""
     try:
         lock = os.open(path / "lock", os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         yield False
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Deleted by its adopter between our two calls, it is another file's lock that we hold.
-        yield os.fstat(lock).st_nlink > 0
-    except BlockingIOError:
-        yield False
+        yield _is_locked(lock, path / "lock")
     finally:
         os.close(lock)
+
+
+def _is_locked(lock: int, path: Path) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its adopter may have finished between our opening and locking it.
+        return os.path.samestat(os.fstat(lock), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        return False

@@ -4,10 +4,12 @@ that memory had no room for).
 
 A session whose end was never journaled died with its process: it gets `process_died` and so its
 one `Save`, with every word that was shown. A session with a gap in its numbers lost records to a
-damaged disk: its words are kept as far as they came, but never called complete.
+damaged disk: its words are kept as far as they came, but never called complete. One that is marked
+as saved stays as the store has it, or doesn't have it any more.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import structlog
 from attrs import evolve
 
 from db.journal import Journal
-from db.journal_format import Damage, events_of, read_records, request_of
+from db.journal_format import Damage, events_of, read_records, read_saved, request_of
 from statemachine import (
     Failure,
     IllegalTransition,
@@ -37,8 +39,8 @@ PROCESS_DIED = Failure(
 JOURNAL_DAMAGED = Failure(
     "journal_damaged", "Part of the answer was lost to a damaged disk before it was stored."
 )
-_RECORDS_PER_TURN = 200
-"""Records read before the event loop gets its turn."""
+_TURN_SECONDS = 0.002
+"""Longest stretch of reading before the event loop gets its turn."""
 
 
 class JournalBacklog:
@@ -65,14 +67,13 @@ class JournalBacklog:
 class _Life:
     """One completion on its way back."""
 
-    __slots__ = ("expected", "is_damaged", "last_at", "record", "session")
+    __slots__ = ("expected", "is_damaged", "last_at", "session")
 
-    def __init__(self, session: StreamSession, number: int, at: float) -> None:
+    def __init__(self, session: StreamSession, at: float) -> None:
         self.session = session
-        self.expected = number
+        self.expected = 0
         self.last_at = at
         self.is_damaged = False
-        self.record: SessionRecord | None = None
 
 
 class Replay:
@@ -94,14 +95,19 @@ class Replay:
         self.damages = 0
 
     async def records(self) -> AsyncIterator[SessionRecord]:
-        """The records, in the order in which their sessions ended; last, those that never did."""
-        turns = 0
+        """The records, in the order in which their sessions ended; last, those that never did.
+
+        Raises OSError: a segment can't be read.
+        """
+        if self._only is None:
+            self._done |= await asyncio.to_thread(_saved, self._segments)
+        turn_ends = time.monotonic() + _TURN_SECONDS
         for path in self._segments:
             data = await asyncio.to_thread(path.read_bytes)
             for item in read_records(data):
-                turns += 1
-                if turns % _RECORDS_PER_TURN == 0:
+                if time.monotonic() >= turn_ends:
                     await asyncio.sleep(0)
+                    turn_ends = time.monotonic() + _TURN_SECONDS
                 if isinstance(item, Damage):
                     self._note_damage(path, item)
                 elif (record := self._take(item)) is not None:
@@ -109,6 +115,7 @@ class Replay:
         for completion_id in list(self._lives):
             if (record := self._end(completion_id)) is not None:
                 yield record
+            await asyncio.sleep(0)
 
     def _note_damage(self, path: Path, damage: Damage) -> None:
         if damage.is_tail:
@@ -120,30 +127,33 @@ class Replay:
     def _take(self, item: Mapping[str, Any]) -> SessionRecord | None:
         """One record in; the completion's own record, if this was its end."""
         if "saved" in item:
-            for completion_id in item["saved"]:
-                self._lives.pop(completion_id, None)
-                self._done.add(completion_id)
-            return None
-        completion_id = item["id"]
-        if completion_id in self._done or (
-            self._only is not None and completion_id not in self._only
-        ):
-            return None
+            return None  # known from the start
+        completion_id: Any = item.get("id")
         try:
+            if completion_id in self._done or (
+                self._only is not None and completion_id not in self._only
+            ):
+                return None
             life = self._lives.get(completion_id) or self._begin(item)
             return self._play(completion_id, life, item)
-        except (LookupError, TypeError, ValueError) as error:
+        except Exception as error:
             # A whole line that isn't ours, such as one from another version of the format.
-            log.error("journal record not understood", id=completion_id, reason=repr(error)[:200])
+            log.error(
+                "journal record not understood", id=str(completion_id), reason=repr(error)[:200]
+            )
             self.damages += 1
+            if isinstance(completion_id, str) and completion_id in self._lives:
+                self._lives[completion_id].is_damaged = True
             return None
 
     def _begin(self, item: Mapping[str, Any]) -> _Life:
+        if not isinstance(item["id"], str):
+            raise TypeError("an id that is no text")
         if "request" in item:
             session = StreamSession(*request_of(item))
         else:
             session = StreamSession(_forgotten_request(item), SessionPolicy())
-        life = self._lives[item["id"]] = _Life(session, 0, item["at"])
+        life = self._lives[item["id"]] = _Life(session, float(item["at"]))
         return life
 
     def _play(
@@ -168,8 +178,13 @@ class Replay:
 
     def _end(self, completion_id: str) -> SessionRecord | None:
         life = self._lives.pop(completion_id)
-        effects = life.session.handle(UpstreamFailed(PROCESS_DIED), life.last_at)
-        (save,) = (effect for effect in effects if isinstance(effect, Save))
+        try:
+            effects = life.session.handle(UpstreamFailed(PROCESS_DIED), life.last_at)
+            (save,) = (effect for effect in effects if isinstance(effect, Save))
+        except Exception as error:  # what an odd record left behind must not hold up the others
+            log.error("session not brought back", id=completion_id, reason=repr(error)[:200])
+            self.damages += 1
+            return None
         return _truthful(save.record, life)
 
 
@@ -197,3 +212,8 @@ def _forgotten_request(item: Mapping[str, Any]) -> SessionRequest:
         model="",
         messages=[],
     )
+
+
+def _saved(segments: Iterable[Path]) -> set[str]:
+    """The completions that the segments call saved, wherever they do."""
+    return {completion_id for path in segments for completion_id in read_saved(path.read_bytes())}

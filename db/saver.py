@@ -5,17 +5,19 @@ Its task belongs to nobody's request, so no client can cancel a commit. The rule
 
 1. While a transaction runs, further records gather; the next one takes them all, up to a batch.
 2. A store that is unavailable is tried again for ever, with exponential back-off and jitter.
-3. Memory is bounded: past `MAX_WAITING` a record that the journal has whole is let go of, and
-   read back from there when its turn comes.
+3. Memory is bounded: past `MAX_WAITING` records, or `MAX_WAITING_CHARACTERS` of text in them, one
+   that the journal has whole is let go of, and read back from there when its turn comes.
 4. A record that the store will never take is found by halving its batch, set aside as a dead
-   letter, and logged; its neighbours are committed.
-5. What is committed or set aside is forgotten by the journal, and not before.
+   letter, and logged; its neighbours are committed. So is one that a store which says it is well
+   fails at again and again, because it is too much: nobody may block everybody.
+5. What is committed or set aside is forgotten by the journal, and not before. What could be
+   neither stays there for the next process.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import stamina
 import structlog
@@ -27,13 +29,23 @@ log = structlog.get_logger(__name__)
 
 MAX_BATCH = 200
 """Records per transaction. Larger ones bring nothing more and hold locks longer."""
-MAX_BATCH_CHARACTERS = 16 * 1024 * 1024
+MAX_BATCH_CHARACTERS = 4 * 1024 * 1024
 """Text per transaction, so that a few enormous answers don't make one enormous statement."""
 MAX_WAITING = 2000
 """Records kept in memory while the store is away."""
+MAX_WAITING_CHARACTERS = 64 * 1024 * 1024
+"""Text kept in memory while the store is away; requests may carry ten million characters each."""
+_READ_AGAIN_SECONDS = 1.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 5.0
 
+_TRIES_ALONE = 5
+"""How often a record on its own is tried on a store that says it is well."""
+
 _Waiting = tuple[SessionRecord, "asyncio.Future[None]"]
+
+
+class NotKept(Exception):
+    """A record could neither be saved nor set aside; the journal has it, if there is one."""
 
 
 class Backlog(Protocol):
@@ -43,7 +55,7 @@ class Backlog(Protocol):
         """True if the record can be read back."""
 
     def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
-        """The records of these completions, as far as they are there."""
+        """The records of these completions, as far as they are there. Raises OSError."""
 
     def forget(self, completion_ids: Iterable[str]) -> None:
         """These are committed."""
@@ -63,13 +75,17 @@ class NoBacklog:
         pass
 
 
+class TooMuch(Exception):
+    """The store works, but not with these records: fewer at a time may go."""
+
+
 class Saver:
     """Group commit with retries. `start` it, `save` through it, `stop` it.
 
     Args:
         store: where records go.
         backlog: the journal's side.
-        set_aside: keeps a record that the store refuses, with the reason. It may raise OSError.
+        set_aside: keeps a record that the store refuses, with the reason. It may raise.
     """
 
     def __init__(
@@ -82,6 +98,7 @@ class Saver:
         self._backlog = backlog or NoBacklog()
         self._set_aside = set_aside
         self._waiting: deque[_Waiting] = deque()
+        self._waiting_characters = 0
         self._on_disk: dict[str, asyncio.Future[None]] = {}
         self._committing = 0
         self._has_work = asyncio.Event()
@@ -98,14 +115,17 @@ class Saver:
         self._task = asyncio.create_task(self._run(), name="saver")
 
     def save(self, record: SessionRecord) -> "asyncio.Future[None]":
-        """Take a record over. The future is done when it is committed or set aside; it has no
-        error and can be dropped."""
+        """Take a record over. The future is done when it is committed or set aside; it raises
+        `NotKept` if neither was possible. It can be dropped, or cancelled, without any effect."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        full = len(self._waiting) >= MAX_WAITING
+        full = (
+            len(self._waiting) >= MAX_WAITING or self._waiting_characters >= MAX_WAITING_CHARACTERS
+        )
         if full and self._backlog.has_whole(record.completion_id):
             self._on_disk[record.completion_id] = done
         else:
             self._waiting.append((record, done))
+            self._waiting_characters += _characters(record)
         self._is_idle.clear()
         self._has_work.set()
         return done
@@ -140,20 +160,28 @@ class Saver:
         while self._waiting and len(batch) < MAX_BATCH and characters < MAX_BATCH_CHARACTERS:
             batch.append(self._waiting.popleft())
             characters += _characters(batch[-1][0])
+        self._waiting_characters -= characters
         return batch
 
     async def _read_back(self) -> list[_Waiting]:
         """The next records that memory had no room for."""
         wanted = list(self._on_disk)[:MAX_BATCH]
-        batch = [
-            (record, self._on_disk.pop(record.completion_id))
-            async for record in self._backlog.read_back(wanted)
-            if record.completion_id in self._on_disk
-        ]
+        try:
+            found = {
+                record.completion_id: record async for record in self._backlog.read_back(wanted)
+            }
+        except OSError as error:
+            log.error("journal not readable", reason=str(error))
+            await asyncio.sleep(_READ_AGAIN_SECONDS)
+            return []
+        batch: list[_Waiting] = []
         for completion_id in wanted:
-            if (lost := self._on_disk.pop(completion_id, None)) is not None:
+            done = self._on_disk.pop(completion_id)
+            if (record := found.get(completion_id)) is not None:
+                batch.append((record, done))
+            else:
                 log.error("record not readable in the journal", completion_id=completion_id)
-                lost.set_result(None)
+                _give_up(done)
         return batch
 
     async def _commit(self, batch: Sequence[_Waiting]) -> None:
@@ -162,13 +190,15 @@ class Saver:
         try:
             await self._save(records)
         except Exception as error:
-            # Beside RecordRejected only a mistake of ours gets here; it must not end the saver.
+            # Beside RecordRejected and TooMuch only a mistake of ours gets here; it must not end
+            # the saver.
             if len(batch) > 1:
                 middle = len(batch) // 2
                 await self._commit(batch[:middle])
                 await self._commit(batch[middle:])
                 return
             if not self._bury(records[0], error):
+                _give_up(batch[0][1])
                 return
         self._backlog.forget([record.completion_id for record in records])
         for _, done in batch:
@@ -177,14 +207,16 @@ class Saver:
 
     def _bury(self, record: SessionRecord, error: Exception) -> bool:
         """Set a refused record aside. False if even that failed: then the journal keeps it."""
-        known = isinstance(error, RecordRejected)
+        known = isinstance(error, (RecordRejected, TooMuch))
         reason = str(error) if known else f"{type(error).__name__} in the saver"
         try:
             if self._set_aside is not None:
                 self._set_aside(record, reason)
-        except OSError as failure:
+        except Exception as failure:
             log.error(
-                "dead letter not written", completion_id=record.completion_id, reason=str(failure)
+                "dead letter not written",
+                completion_id=record.completion_id,
+                reason=repr(failure)[:200],
             )
             return False
         log.error("record refused", completion_id=record.completion_id, reason=reason)
@@ -206,18 +238,31 @@ class Saver:
             wait_max=_LONGEST_WAIT_SECONDS,
             wait_jitter=_FIRST_WAIT_SECONDS,
         )
+        tries_left = 1 if len(records) > 1 else _TRIES_ALONE
         async for attempt in attempts:
             with attempt:
                 if attempt.num > 1:
                     failure = await self._try_again(records)
-                if failure is not None:
-                    log.warning(
-                        "save postponed",
-                        attempt=attempt.num,
-                        unsaved=self.unsaved,
-                        reason=str(failure),
-                    )
-                    raise failure
+                if failure is None:
+                    log.info("saving again", attempts=attempt.num)
+                    return
+                log.warning(
+                    "save postponed",
+                    attempt=attempt.num,
+                    unsaved=self.unsaved,
+                    reason=str(failure),
+                )
+                tries_left = tries_left - 1 if await self._is_store_well() else tries_left
+                if not tries_left:
+                    raise TooMuch(str(failure))
+                raise failure
+
+    async def _is_store_well(self) -> bool:
+        try:
+            await self._store.check()
+        except StoreUnavailable:
+            return False
+        return True
 
     async def _try_again(self, records: Sequence[SessionRecord]) -> StoreUnavailable | None:
         try:
@@ -227,9 +272,24 @@ class Saver:
         return None
 
 
+def _give_up(done: "asyncio.Future[None]") -> None:
+    if not done.done():
+        done.set_exception(NotKept())
+        done.exception()  # asyncio complains of a dropped future whose error nobody looked at
+
+
 def _characters(record: SessionRecord) -> int:
     """About how much text a record holds."""
-    messages = (*record.request.messages, *(choice.message for choice in record.choices))
-    return sum(
-        len(content) for message in messages if isinstance(content := message.get("content"), str)
-    )
+    messages = [*record.request.messages, *(choice.message for choice in record.choices)]
+    request = record.request
+    todo: list[Any] = [messages, request.tools, request.parameters, record.extra]
+    characters = 0
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str):
+            characters += len(item)
+        elif isinstance(item, Mapping):
+            todo.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            todo.extend(item)
+    return characters

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from db import journal as journal_module
-from db.journal import Fsync
+from db.journal import Fsync, Journal
 from db.journal_format import Damage, read_records
 from db.replay import Replay
-from statemachine import ChunkReceived, ClientLeft, TimePassed, UpstreamFinished
+from statemachine import ChunkReceived, ClientLeft, SessionPolicy, TimePassed, UpstreamFinished
 from tests.db.journals import (
     begin,
     collect,
@@ -36,6 +36,7 @@ from tests.db.journals import (
     segments,
     words,
 )
+from tests.db.records import make_request
 from tests.statemachine.conftest import text_chunk
 
 Small = Callable[[int], None]
@@ -165,7 +166,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(walk=steps, limit=st.sampled_from([1, 400, 1500]))
 def test_segments_hold_what_is_needed_and_no_more(walk: list[tuple[str, int]], limit: int) -> None:
     """After every call: all records of all that aren't committed are there; each segment but the
@@ -692,3 +693,33 @@ async def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
 
 async def collect_all(path: Path) -> list[Any]:
     return await collect(Replay(segments(path)))
+
+
+def test_a_small_journal_is_full_only_while_it_is_needed(tmp_path: Path) -> None:
+    """However small `max_bytes`, a journal whose completions are all committed takes new ones."""
+    journal = Journal.open(tmp_path, Fsync.NEVER, 300)
+    first, second = make_request(), make_request()
+    assert journal.begin(first, SessionPolicy())
+    assert not journal.begin(second, SessionPolicy())
+    assert "max_bytes" in str(journal.check())
+    journal.forget([first.completion_id])
+    assert journal.check() is None
+    assert journal.begin(second, SessionPolicy())
+    journal.close()
+
+
+def test_deleted_while_in_use(tmp_path: Path) -> None:
+    """A journal whose directory somebody deletes makes a new one with the next session."""
+    journal = Journal.open(tmp_path, Fsync.NEVER, 10**9)
+    first, second = make_request(), make_request()
+    assert journal.begin(first, SessionPolicy())
+    shutil.rmtree(journal.directory)
+    assert journal.begin(second, SessionPolicy())
+    assert not journal.has_whole(first.completion_id)
+    assert journal.has_whole(second.completion_id)
+    (segment,) = journal.segments_of([second.completion_id])
+    assert second.completion_id.encode() in segment.read_bytes()
+    assert (journal.directory / "lock").exists()
+    journal.forget([first.completion_id, second.completion_id])
+    journal.close()
+    assert not journal.directory.exists()

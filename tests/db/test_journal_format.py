@@ -90,6 +90,7 @@ requests = st.builds(
     metadata=st.none() | objects,
     choices_expected=st.integers(1, 128),
     include_usage=st.booleans(),
+    stream=st.booleans(),
 )
 policies = st.builds(
     SessionPolicy,
@@ -136,7 +137,7 @@ def nested(levels: int) -> Any:
 # --- writing and reading back -----------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(written=st.lists(events, min_size=1, max_size=4), number=st.integers(0), at=numbers)
 def test_events_are_read_back_as_they_were(written: list[Event], number: int, at: float) -> None:
     """Every kind of event, with whatever text and numbers in it, comes back equal."""
@@ -145,7 +146,7 @@ def test_events_are_read_back_as_they_were(written: list[Event], number: int, at
     assert written == events_of(record)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(request=requests, policy=policies)
 def test_a_beginning_is_read_back_as_it_was(request: SessionRequest, policy: SessionPolicy) -> None:
     """A request and its policy come back equal, down to the kinds of their sequences."""
@@ -209,7 +210,7 @@ def test_a_flipped_byte_costs_at_most_its_own_record(index: int) -> None:
     others = RECORDS[:index] + RECORDS[index + 1 :]
     for offset in range(STARTS[index], STARTS[index + 1]):
         was = WHOLE[offset]
-        changed = {was ^ (1 << bit) for bit in range(8)} | {was ^ 255, *b'\n 0"{}\0'}
+        changed = {was ^ (1 << bit) for bit in range(8)} | {*b"\n 0\0"}
         for byte in changed - {was}:
             data = WHOLE[:offset] + bytes([byte]) + WHOLE[offset + 1 :]
             found = records_in(data)
@@ -220,7 +221,7 @@ def test_a_flipped_byte_costs_at_most_its_own_record(index: int) -> None:
                 assert (index == len(LINES) - 1) == damage.is_tail
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(garbage=st.binary(min_size=1, max_size=40), index=st.integers(0, len(LINES)))
 def test_garbage_between_records_costs_nothing(garbage: bytes, index: int) -> None:
     """What was never a record hides none, even where no newline ends it."""
@@ -237,7 +238,7 @@ def test_a_torn_record_in_the_middle_hides_none() -> None:
         assert RECORDS[:2] + RECORDS[2:3] * whole + RECORDS[3:] == records_in(data), length
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(start=st.integers(0, len(WHOLE)), length=st.integers(1, 300))
 def test_a_hole_of_zeros_costs_what_it_covers(start: int, length: int) -> None:
     """A block that never reached the disk costs the records that it touches."""
@@ -290,3 +291,4 @@ def test_what_is_saved_is_found_without_reading_the_rest() -> None:
     data = saved_record(["a", "b\ud800"]) + WHOLE + saved_record(["c"])
     assert ["a", "b\ud800", "chatcmpl-0", "c"] == list(read_saved(data))
     assert ["chatcmpl-0"] == list(read_saved(data[1:-2]))
+    assert ["b"] == list(read_saved(saved_record(["a"])[1:] + saved_record(["b"])))

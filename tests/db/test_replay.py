@@ -96,7 +96,7 @@ def written_lives(directory: Path, *names: str) -> list[bytes]:
 # --- replaying is living ----------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     walk=walks,
     policy=st.builds(SessionPolicy, client_gone=st.sampled_from(ClientGone)),

@@ -35,6 +35,10 @@ class FakeStore(MemoryStore):
         self.free = asyncio.Event()
         self.free.set()
 
+    async def check(self) -> None:
+        if self.failures:
+            raise StoreUnavailable("away")
+
     async def save(self, records: Sequence[SessionRecord]) -> None:
         self.calls.append(ids(records))
         self.times.append(time.monotonic())
@@ -102,6 +106,7 @@ def started(store: Store, *parts: Any) -> Saver:
 async def finish(saver: Saver) -> None:
     """The end of a test: all is committed, and the task ends."""
     assert 0 == await saver.stop(5)
+    assert "saver" not in [task.get_name() for task in asyncio.all_tasks()]
 
 
 def make_records(count: int) -> list[SessionRecord]:
@@ -158,6 +163,24 @@ async def test_a_transaction_has_a_bounded_amount_of_text(
     saver.start()
     await asyncio.gather(*futures)
     assert [3, 3, 3] == [len(call) for call in store.calls]
+    await finish(saver)
+
+
+async def test_too_much_for_a_store_that_is_well(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that times out again and again on a store that is well is set aside like one that
+    is refused, and its neighbours are committed: it can't block everybody for ever."""
+    monkeypatch.setattr(saver_module, "_LONGEST_WAIT_SECONDS", 0.01)
+    records = make_records(5)
+    store.poison[records[2].completion_id] = StoreUnavailable("no answer within 10 s")
+    letters: list[tuple[str, str]] = []
+    saver = Saver(store, None, lambda record, why: letters.append((record.completion_id, why)))
+    futures = [saver.save(record) for record in records]
+    saver.start()
+    await asyncio.gather(*futures)
+    assert letters == [(records[2].completion_id, "no answer within 10 s")]
+    assert sorted(ids(store.committed)) == sorted(ids([*records[:2], *records[3:]]))
     await finish(saver)
 
 
@@ -278,9 +301,17 @@ async def test_what_can_not_be_set_aside_stays_in_the_journal(
     assert [good.completion_id] == backlog.forgotten
     assert ["dead letter not written"] == [entry["event"] for entry in logs]
     assert 0 == saver.unsaved
-    saver.save(bad)  # dropped: nobody hears of its error, and nothing warns
     await finish(saver)
+
+
+async def test_a_dropped_failure_is_silent() -> None:
+    """Nobody has to look at a future whose record could not be kept, either."""
+    complaints: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, about: complaints.append(about))
+    saver_module._give_up(loop.create_future())
     gc.collect()
+    assert [] == complaints
 
 
 # --- bounded memory ---------------------------------------------------------------------------
@@ -338,6 +369,8 @@ async def test_much_text_waits_in_the_journal_too(
     from_disk = [record for record in store.committed if record.extra.get("from") == "disk"]
     assert ids(records[3:]) == ids(from_disk)
     assert ids(records) == ids(store.committed)
+    await asyncio.gather(*(saver.save(record) for record in records[:3]))
+    assert records[:3] == store.committed[6:]  # there is room in memory again
     await finish(saver)
 
 

@@ -22,7 +22,8 @@ from tests.faults.scenario import SCENARIOS
 from tests.faults.stage import ground
 from tests.faults.table import Table
 
-_FAILURES_SHOWN = 40
+_FAILURES_SHOWN = 3
+"""In words, of each row of the table; JSON has them all."""
 
 
 def main() -> int:
@@ -63,11 +64,12 @@ def main() -> int:
 def report(table: Table, seed: int, seconds: float) -> None:
     """The table, what went wrong, and how to repeat it."""
     print("\n".join(["", *table.lines(), ""]))
-    for verdict in table.failures[:_FAILURES_SHOWN]:
-        print(f"WRONG  {verdict}")
-    if len(table.failures) > _FAILURES_SHOWN:
-        print(f"… and {len(table.failures) - _FAILURES_SHOWN} more")
-    for complaint in table.complaints[:_FAILURES_SHOWN]:
+    for (fault, moment), verdicts in table.failures_by_row().items():
+        for verdict in verdicts[:_FAILURES_SHOWN]:
+            print(f"WRONG  {verdict}")
+        if len(verdicts) > _FAILURES_SHOWN:
+            print(f"WRONG  {fault} × {moment}: {len(verdicts) - _FAILURES_SHOWN} more")
+    for complaint in table.complaints:
         print(f"WRONG  {complaint}")
     for reason in table.skipped:
         print(f"skipped: {reason}")

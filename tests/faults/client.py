@@ -100,15 +100,11 @@ class Connection:
 
 def request_of(plan: Plan) -> bytes:
     """The request's bytes. The upstream finds the plan by the number in the question."""
-    question = f"stream {plan.number}{' ' * bool(plan.question_padding)}"
-    body = json.dumps(
-        {
-            "model": plan.model,
-            "stream": plan.stream,
-            "n": plan.choices,
-            "messages": [{"role": "user", "content": question + "q" * plan.question_padding}],
-        }
-    ).encode()
+    messages = [{"role": "u"}] * plan.history
+    messages.append({"role": "user", "content": f"stream {plan.number}"})
+    fields = {"vendor_field": "v" * plan.ballast} if plan.ballast else {}
+    asked = {"model": plan.model, "stream": plan.stream, "n": plan.choices, "messages": messages}
+    body = json.dumps({**asked, **fields}, separators=(",", ":")).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: faults\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -117,7 +113,9 @@ def request_of(plan: Plan) -> bytes:
     return head.encode() + body
 
 
-async def _with(connection: Connection | None, act: Callable[[Connection], Awaitable[None]]) -> None:
+async def _with(
+    connection: Connection | None, act: Callable[[Connection], Awaitable[None]]
+) -> None:
     if connection is None:
         return
     try:

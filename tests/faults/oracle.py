@@ -82,9 +82,7 @@ def rows_from(found: Iterable[Sequence[Any]]) -> list[Row]:
     rows: dict[str, Row] = {}
     for key, completion_id, state, reason, code, left, *message in found:
         outcome = Outcome(state, code)
-        row = rows.setdefault(
-            completion_id, Row(completion_id, key, outcome, reason, left)
-        )
+        row = rows.setdefault(completion_id, Row(completion_id, key, outcome, reason, left))
         message_id, choice, content, raw, message_state, role = message
         if message_id is not None:
             text = original_text(content, None if raw is None else bytes(raw)) or ""

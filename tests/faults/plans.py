@@ -14,7 +14,7 @@ from attrs import Factory, define, frozen
 
 from tests.faults.seen import Seen
 
-NASTY = ("", "é😀", "\0", "\ud800", "␛", "\\\"\n\r\u2028")
+NASTY = ("", "é😀", "\0", "\ud800", "␛", '\\"\n\r\u2028')
 """Endings of words: what text columns, JSON, SSE and UTF-8 are known to stumble over."""
 
 
@@ -53,6 +53,8 @@ class Plan:
         loses: words (by choice and place) that a damaged disk may have taken; set by scenarios
             that do damage.
         completion_id: its id where a scenario learned it otherwise than the client.
+        history, ballast: how many messages come before the question, and how many bytes in a
+            field that nobody knows.
         told, finished: how many words, and whether all finish reasons, the upstream began to
             send.
     """
@@ -73,7 +75,8 @@ class Plan:
     breaks_at: int = 0
     first_pause_seconds: float = 0.0
     last_pause_seconds: float = 0.0
-    question_padding: int = 0
+    history: int = 0
+    ballast: int = 0
 
     asked: asyncio.Event = Factory(asyncio.Event)
     told: int = 0

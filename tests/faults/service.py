@@ -12,7 +12,13 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 START_PATIENCE_SECONDS = 30.0
 _COMPLAINTS = frozenset(
-    ("relay failed", "effect failed", "relay died", "request failed", "record not readable in the journal")
+    (
+        "relay failed",
+        "effect failed",
+        "relay died",
+        "request failed",
+        "record not readable in the journal",
+    )
 )
 """Log lines that tell of mistakes of the service's own."""
 

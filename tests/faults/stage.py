@@ -85,7 +85,13 @@ class Stage:
 
     # --- the service ------------------------------------------------------------------------
 
-    def config(self, *, idle_seconds: float = IDLE_SECONDS, **fields: Any) -> dict[str, Any]:
+    def config(
+        self,
+        *,
+        first_token_seconds: float = FIRST_TOKEN_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
+        **fields: Any,
+    ) -> dict[str, Any]:
         """A configuration; `fields` are `section__key=value`."""
         agent = {
             "kind": "openai",
@@ -94,7 +100,7 @@ class Stage:
             "retries": 0,
             "timeouts": {
                 "connect_seconds": 2,
-                "first_token_seconds": FIRST_TOKEN_SECONDS,
+                "first_token_seconds": first_token_seconds,
                 "idle_seconds": idle_seconds,
                 "total_seconds": 30,
             },
@@ -160,17 +166,23 @@ class Stage:
 
     # --- the end ----------------------------------------------------------------------------
 
-    async def settle(self, service: Service, *, be_ready: bool = True) -> None:
+    async def settle(
+        self,
+        service: Service,
+        *,
+        be_ready: bool = True,
+        patience_seconds: float = SETTLE_PATIENCE_SECONDS,
+    ) -> None:
         """Wait until the service is ready, has nothing left to save, and all journals of dead
         processes are gone."""
         why = "it never answered"
         try:
-            async with asyncio.timeout(SETTLE_PATIENCE_SECONDS):
+            async with asyncio.timeout(patience_seconds):
                 while why:
                     why = await self._unsettled(service, be_ready)
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            self.complain(f"not settled after {SETTLE_PATIENCE_SECONDS:g} s: {why}")
+            self.complain(f"not settled after {patience_seconds:g} s: {why}")
 
     async def _unsettled(self, service: Service, be_ready: bool) -> str:
         status, body = await service.get("/readyz")

@@ -55,6 +55,16 @@ class Table:
             if not verdict.is_clean:
                 self.failures.append(verdict)
 
+    def clear(self) -> None:
+        for held in (self.rows, self.failures, self.complaints, self.skipped):
+            held.clear()  # type: ignore[attr-defined]
+
+    def failures_by_row(self) -> dict[tuple[str, str], list[Verdict]]:
+        found: dict[tuple[str, str], list[Verdict]] = {}
+        for verdict in self.failures:
+            found.setdefault((verdict.plan.fault, verdict.plan.moment), []).append(verdict)
+        return found
+
     @property
     def total(self) -> tuple[int, ...]:
         numbers = [row.numbers for row in self.rows.values()]

@@ -327,9 +327,7 @@ async def test_fallback_answers(backend: Backend, make_service: ServiceMaker) ->
     assert (await service.kept.one()).agent == "demo"
 
 
-async def test_a_fallback_uses_its_own_model(
-    backend: Backend, make_service: ServiceMaker
-) -> None:
+async def test_a_fallback_uses_its_own_model(backend: Backend, make_service: ServiceMaker) -> None:
     """A fallback can't know the client's model; it uses the one of its parameters, if any."""
 
     async def script(exchange: Exchange) -> None:

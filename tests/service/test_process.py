@@ -238,6 +238,16 @@ def test_busy_port(spawn: Any, database_url: str) -> None:
     assert "--port" in message
 
 
+def test_no_place_for_the_journal(spawn: Any, database_url: str) -> None:
+    """A journal that can't be written is said at once, with what to do; exit status 1."""
+    process = spawn(config(database_url), JOURNAL_DIR="/proc/nowhere")
+    assert process.popen.wait(PATIENCE_SECONDS) == 1
+    message = process.log.read_text()
+    assert "/proc/nowhere" in message
+    assert "JOURNAL_DIR" in message
+    assert "Traceback" not in message
+
+
 @pytest.mark.parametrize(
     ("settings", "environ", "message"),
     [

@@ -5,6 +5,7 @@ Streaming must not notice: every stream of a service that lives ends with `[DONE
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -16,6 +17,8 @@ from tests.faults.stage import Stage
 
 STREAMS = 15
 WORDS, INTERVAL_SECONDS = 40, 0.02
+SLACK_SECONDS = 2.5
+"""For the start, `commit_timeout_seconds` and a busy machine; a held-up stream takes longer."""
 BEFORE, MID, END = "before the start", "mid-stream", "at the end"
 
 Trouble = Callable[[Database], Iterator[None]]
@@ -96,19 +99,22 @@ async def _play(stage: Stage, name: str, trouble: Trouble, moment: str, *, kille
         service = await stage.serve()
         plans = _plans(stage, name, moment, killed=killed)
         tasks = [stage.start(service, plan, within_seconds=0.1) for plan in plans]
-        lasts = WORDS * INTERVAL_SECONDS
+        lasts, started = WORDS * INTERVAL_SECONDS, time.monotonic()
         if moment == MID:
             await asyncio.sleep(stage.chance.uniform(0.2, 0.7) * lasts)
             await stage.harm(begin, loop)
         elif moment == END:
-            while not any(plan.finished for plan in plans):
-                await asyncio.sleep(0.002)
+            async with asyncio.timeout(20):
+                while not any(plan.finished for plan in plans):
+                    await asyncio.sleep(0.002)
             await asyncio.sleep(stage.chance.uniform(0, 0.08))
             await stage.harm(begin, loop)
         if killed:
             await asyncio.sleep(stage.chance.uniform(0, lasts))
             service.kill()
         await asyncio.gather(*tasks)
+        if (took := time.monotonic() - started) > lasts + SLACK_SECONDS:
+            stage.complain(f"{name} × {moment}: streams of {lasts:.1f} s took {took:.1f} s")
         before_it_is_back = killed and stage.chance.random() < 0.5
         successor = stage.launch() if before_it_is_back else None
         if successor is not None:
@@ -167,8 +173,9 @@ async def _play_weather(stage: Stage, weather: Weather, moment: str, *, killed: 
         service = await stage.serve(database__url=proxy.dsn)
         plans = _plans(stage, weather.value, moment, killed=killed)
         tasks = [stage.start(service, plan, within_seconds=0.3) for plan in plans]
-        while not any(plan.told > WORDS // 2 for plan in plans):
-            await asyncio.sleep(0.002)
+        async with asyncio.timeout(20):
+            while not any(plan.told > WORDS // 2 for plan in plans):
+                await asyncio.sleep(0.002)
         proxy.weather = weather
         if killed:
             await asyncio.sleep(stage.chance.uniform(0.3, 1.2))
@@ -182,4 +189,3 @@ async def _play_weather(stage: Stage, weather: Weather, moment: str, *, killed: 
         await stage.finish(service, plans)
     finally:
         await proxy.stop()
-

@@ -68,7 +68,7 @@ async def flipped(stage: Stage) -> None:
 
 def _running(stage: Stage, fault: str, moment: str, number: int) -> list[Plan]:
     return [
-        stage.plan(f"journal: {fault}", moment, words=100, interval_seconds=0.02)
+        stage.plan(f"journal: {fault}", moment, words=60, interval_seconds=0.03)
         for _ in range(number)
     ]
 
@@ -83,7 +83,7 @@ async def _fill(stage: Stage, service: Service, fault: str, padding: int) -> lis
             words=3,
             interval_seconds=0.0,
             refusals=_FULL,
-            question_padding=padding,
+            ballast=padding,
         )
         await stage.play(service, [plan])
         plan.seen.read()

@@ -5,9 +5,9 @@ import re
 import subprocess
 import sys
 
-from tests.faults.plans import COMPLETED, DIED
+from tests.faults.plans import COMPLETED, DIED, Plan
 from tests.faults.scenario import scenario
-from tests.faults.service import ROOT
+from tests.faults.service import ROOT, Service
 from tests.faults.stage import Stage
 
 _FORBID = """
@@ -89,3 +89,46 @@ def _retry(stage: Stage, expected: int) -> None:
     saved = len(re.findall(": saved", done.stdout))
     if done.returncode != 0 or saved != expected:
         stage.complain(f"dead letters: {saved} of {expected} saved: {done.stdout}{done.stderr}")
+
+
+# --- nothing is refused, it is only too much ---------------------------------------------------
+
+
+@scenario("poison/enormous history", rounds=1)
+async def enormous_history(stage: Stage) -> None:
+    """One request with as many messages as fit into the largest body. However long PostgreSQL
+    takes over it, its neighbours are saved meanwhile or soon after."""
+    service = await stage.serve(first_token_seconds=20, server__max_body_bytes=10 * 1024 * 1024)
+    fault = "poison: 600,000 messages in one request"
+    huge = stage.plan(fault, "the enormous one", words=5, history=600_000)
+    await stage.play(service, [huge])
+    neighbours = [stage.plan(fault, "neighbours", words=5) for _ in range(stage.many(10))]
+    await stage.play(service, neighbours)
+    await _all_saved(stage, service, neighbours, [huge])
+
+
+@scenario("poison/enormous batch", rounds=1)
+async def enormous_batch(stage: Stage) -> None:
+    """Many large requests that wait for the database together are not too much for it together."""
+    await stage.harm(stage.database.stop)
+    service = await stage.serve(first_token_seconds=20, database__commit_timeout_seconds=0.05)
+    fault = "poison: 25 requests of 8 MB"
+    large = [stage.plan(fault, "the enormous ones", words=5, ballast=8_000_000) for _ in range(25)]
+    for plan in large:
+        await stage.play(service, [plan])
+    neighbours = [stage.plan(fault, "neighbours", words=5) for _ in range(stage.many(10))]
+    await stage.play(service, neighbours)
+    await stage.harm(stage.database.start)
+    await _all_saved(stage, service, neighbours, large)
+
+
+async def _all_saved(
+    stage: Stage, service: Service, neighbours: list[Plan], large: list[Plan]
+) -> None:
+    """A kill instead of a clean stop if they aren't: what blocks a save would block that too."""
+    complaints = len(stage.table.complaints)
+    await stage.settle(service, patience_seconds=60)
+    await stage.judge([*large, *neighbours])
+    if len(stage.table.complaints) == complaints:
+        assert await service.stop() == 0
+    service.kill()

@@ -44,8 +44,9 @@ async def kill_at_the_endings(stage: Stage) -> None:
     service = await stage.serve()
     plans = [_killed(stage, "as 50 streams end", words=30) for _ in range(stage.many(STREAMS))]
     tasks = [stage.start(service, plan, within_seconds=0.02) for plan in plans]
-    while not all(plan.finished for plan in plans):
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(20):
+        while not all(plan.finished for plan in plans):
+            await asyncio.sleep(0.001)
     await asyncio.sleep(stage.chance.uniform(0, 0.06))
     service.kill()
     await asyncio.gather(*tasks)
@@ -68,7 +69,8 @@ async def kill_the_recovery(stage: Stage) -> None:
     await stage.harm(stage.database.start)
     for _ in range(4):
         service = stage.launch()
-        while not (service.find("recovering") or service.find("recovered")):
+        while not (service.find("recovering") or service.find("serving")):
+            assert service.popen.poll() is None
             await asyncio.sleep(0.002)
         await asyncio.sleep(stage.chance.uniform(0, 0.25))
         service.kill()
