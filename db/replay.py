@@ -17,7 +17,6 @@ from typing import Any
 import structlog
 from attrs import evolve
 
-from db.journal import Journal
 from db.journal_format import Damage, events_of, read_records, read_saved, request_of
 from statemachine import (
     Failure,
@@ -41,27 +40,6 @@ JOURNAL_DAMAGED = Failure(
 )
 _TURN_SECONDS = 0.002
 """Longest stretch of reading before the event loop gets its turn."""
-
-
-class JournalBacklog:
-    """The saver's view of this process's journal."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-
-    def has_whole(self, completion_id: str) -> bool:
-        """See `db.saver.Backlog`."""
-        return self._journal.has_whole(completion_id)
-
-    def forget(self, completion_ids: Iterable[str]) -> None:
-        """See `db.saver.Backlog`."""
-        self._journal.forget(completion_ids)
-
-    async def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
-        """See `db.saver.Backlog`. Reads each segment that holds any of them once."""
-        segments = self._journal.segments_of(completion_ids)
-        async for record in Replay(segments, set(completion_ids)).records():
-            yield record
 
 
 class _Life:

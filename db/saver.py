@@ -8,20 +8,22 @@ Its task belongs to nobody's request, so no client can cancel a commit. The rule
 3. Memory is bounded: past `MAX_WAITING` records, or `MAX_WAITING_CHARACTERS` of text in them, one
    that the journal has whole is let go of, and read back from there when its turn comes.
 4. A record that the store will never take is found by halving its batch, set aside as a dead
-   letter, and logged; its neighbours are committed. So is one that a store which says it is well
-   fails at again and again, because it is too much: nobody may block everybody.
+   letter, and logged; its neighbours are committed. One that a store which says it is well fails
+   at again and again goes to the end of the queue, and is set aside too if others went meanwhile:
+   nobody may block everybody.
 5. What is committed or set aside is forgotten by the journal, and not before. What could be
    neither stays there for the next process.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import stamina
 import structlog
 
+from db.backlog import Backlog, NoBacklog
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import SessionRecord
 
@@ -46,33 +48,6 @@ _Waiting = tuple[SessionRecord, "asyncio.Future[None]"]
 
 class NotKept(Exception):
     """A record could neither be saved nor set aside; the journal has it, if there is one."""
-
-
-class Backlog(Protocol):
-    """As much of a journal as the saver needs; `service.app` puts it together."""
-
-    def has_whole(self, completion_id: str) -> bool:
-        """True if the record can be read back."""
-
-    def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
-        """The records of these completions, as far as they are there. Raises OSError."""
-
-    def forget(self, completion_ids: Iterable[str]) -> None:
-        """These are committed."""
-
-
-class NoBacklog:
-    """For a service without a journal: everything waits in memory."""
-
-    def has_whole(self, completion_id: str) -> bool:
-        return False
-
-    async def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
-        for _ in ():
-            yield _
-
-    def forget(self, completion_ids: Iterable[str]) -> None:
-        pass
 
 
 class TooMuch(Exception):
@@ -101,6 +76,8 @@ class Saver:
         self._waiting_characters = 0
         self._on_disk: dict[str, asyncio.Future[None]] = {}
         self._committing = 0
+        self._commits = 0
+        self._too_much: dict[str, int] = {}
         self._has_work = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -197,13 +174,29 @@ class Saver:
                 await self._commit(batch[:middle])
                 await self._commit(batch[middle:])
                 return
+            if isinstance(error, TooMuch) and not self._others_went(records[0]):
+                self._put_last(batch[0])
+                return
             if not self._bury(records[0], error):
                 _give_up(batch[0][1])
                 return
+        else:
+            self._commits += 1
+        for record in records:
+            self._too_much.pop(record.completion_id, None)
         self._backlog.forget([record.completion_id for record in records])
         for _, done in batch:
             if not done.done():
                 done.set_result(None)
+
+    def _others_went(self, record: SessionRecord) -> bool:
+        """True if others were committed since this record first was too much. Until then it may
+        be the store that is at fault, whatever it says of itself: its disk may be full."""
+        return self._commits > self._too_much.setdefault(record.completion_id, self._commits)
+
+    def _put_last(self, item: _Waiting) -> None:
+        self._waiting.append(item)
+        self._waiting_characters += _characters(item[0])
 
     def _bury(self, record: SessionRecord, error: Exception) -> bool:
         """Set a refused record aside. False if even that failed: then the journal keeps it."""

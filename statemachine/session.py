@@ -43,7 +43,7 @@ from statemachine.messages import (
     UsageSource,
 )
 from statemachine.table import IGNORED, IllegalTransition, State, transitions
-from statemachine.transcript import Transcript, estimate_tokens, find_usage, says_nothing
+from statemachine.transcript import Transcript, estimate_tokens, is_for_clients
 
 TRAILER_SECONDS = 5.0
 """How long a whole answer waits for its usage chunk and `[DONE]`. They come within milliseconds
@@ -209,17 +209,10 @@ class StreamSession:
                 self.first_token_at = now
         if self._whole_at is None and self.transcript.is_whole:
             self._whole_at = now
-        if not self.attached or not self._is_shown(payload):
+        if not (self.attached and self.request.stream and is_for_clients(payload)):
             return ()
         self._last_sent_at = now
         return self._opening(SendChunk(payload))
-
-    def _is_shown(self, payload: JsonObject) -> bool:
-        if not self.request.stream:
-            return False
-        if payload.get("choices"):
-            return True
-        return find_usage(payload) is None and not says_nothing(payload)
 
     def _ping(self, now: float) -> tuple[Effect, ...]:
         if now < self._ping_at:

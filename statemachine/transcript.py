@@ -233,11 +233,14 @@ def find_usage(payload: JsonObject) -> JsonObject | None:
     return usage if isinstance(usage, Mapping) else None
 
 
-def says_nothing(payload: JsonObject) -> bool:
-    """True for a chunk without choices, usage or any field of its own: an upstream's heartbeat."""
-    if payload.get("choices") or find_usage(payload) is not None:
+def is_for_clients(payload: JsonObject) -> bool:
+    """False for what is held back: a chunk that brings usage alone, and an upstream's heartbeat
+    (no choices and no field of its own)."""
+    if payload.get("choices"):
+        return True
+    if find_usage(payload) is not None:
         return False
-    return all(key in _ENVELOPE or value is None for key, value in payload.items())
+    return any(key not in _ENVELOPE and value is not None for key, value in payload.items())
 
 
 def estimate_tokens(value: Any) -> int:

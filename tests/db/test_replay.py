@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from db import replay as replay_module
+from db.backlog import JournalBacklog
 from db.journal_format import dump_json, events_record, saved_record
 from db.memory import MemoryStore
 from db.postgres import PostgresStore
-from db.replay import JOURNAL_DAMAGED, PROCESS_DIED, JournalBacklog, Replay
+from db.replay import JOURNAL_DAMAGED, PROCESS_DIED, Replay
 from statemachine import (
     AttemptStarted,
     ChunkReceived,

@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from db import saver as saver_module
+from db.backlog import JournalBacklog
 from db.memory import MemoryStore
-from db.replay import JournalBacklog
 from db.saver import MAX_BATCH, NotKept, Saver
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import SessionRecord
@@ -181,6 +181,28 @@ async def test_too_much_for_a_store_that_is_well(
     await asyncio.gather(*futures)
     assert letters == [(records[2].completion_id, "no answer within 10 s")]
     assert sorted(ids(store.committed)) == sorted(ids([*records[:2], *records[3:]]))
+    await finish(saver)
+
+
+async def test_a_store_that_only_says_it_is_well(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database whose disk is full answers questions and refuses every save: nothing is set
+    aside, and all is committed once there is room."""
+    monkeypatch.setattr(saver_module, "_LONGEST_WAIT_SECONDS", 0.001)
+    records = make_records(20)
+    store.poison = {record.completion_id: StoreUnavailable("disk full") for record in records}
+    letters: list[str] = []
+    saver = Saver(store, None, lambda record, why: letters.append(record.completion_id))
+    futures = [saver.save(record) for record in records]
+    saver.start()
+    async with asyncio.timeout(20):
+        while len(store.calls) < 300:
+            await asyncio.sleep(0.01)
+    store.poison = {}
+    await asyncio.gather(*futures)
+    assert letters == []
+    assert sorted(ids(store.committed)) == sorted(ids(records))
     await finish(saver)
 
 

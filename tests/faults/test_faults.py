@@ -96,8 +96,8 @@ async def test_a_lie_would_be_seen(clean: Ground) -> None:
 
 
 TAMPERING = (
-    "UPDATE messages SET content = regexp_replace(content, '[^ ]+ $', '') WHERE completion_id = %s",
-    "UPDATE messages SET content = replace(content, '.3 ', '.1 ') WHERE completion_id = %s",
+    "UPDATE messages SET content = regexp_replace(content, '[^ ]+ $', ''), content_raw = NULL WHERE completion_id = %s",
+    "UPDATE messages SET content = replace(content, '.3 ', '.1 '), content_raw = NULL WHERE completion_id = %s",
     "UPDATE messages SET state = 'partial' WHERE completion_id = %s",
     "UPDATE completions SET state = 'failed' WHERE completion_id = %s",
     "DELETE FROM messages WHERE completion_id = %s",
