@@ -82,7 +82,8 @@ class Delivery:
     Attributes:
         upstream: to be stopped on request; set before anything is carried out.
         writing_since: when the write that waits for the client began, in POSIX seconds, or None.
-        written_at: when the last write came to its end.
+        holds_upstream: chunks are being written, and the upstream isn't read meanwhile.
+        upstream_free_at: when the last such write came to its end.
     """
 
     def __init__(
@@ -97,7 +98,8 @@ class Delivery:
     ) -> None:
         self.upstream: Upstream | None = None
         self.writing_since: float | None = None
-        self.written_at = 0.0
+        self.holds_upstream = False
+        self.upstream_free_at = 0.0
         self._session = session
         self._journal = journal
         self._writer = writer
@@ -178,6 +180,7 @@ class Delivery:
         if not self._is_reachable or not self._session.attached:
             return
         self.writing_since = self._clock()
+        self.holds_upstream = isinstance(effect, SendChunk)
         try:
             if self._session.state.is_final:
                 async with asyncio.timeout(self._limits.farewell_seconds):
@@ -194,7 +197,9 @@ class Delivery:
             self._report(ClientLeft())
         finally:
             self.writing_since = None
-            self.written_at = self._clock()
+            if self.holds_upstream:  # a ping doesn't: it must not excuse the model's silence
+                self.holds_upstream = False
+                self.upstream_free_at = self._clock()
 
     async def _write(self, effect: Effect, payloads: Sequence[JsonObject]) -> None:
         match effect:

@@ -205,7 +205,8 @@ class Relay:
         if since is not None and now - since >= self._patience:
             log.info("client stalled", completion_id=self.session.request.completion_id)
             self._delivery.abort()  # the waiting write raises, and the client has left
-        self.session.excuse_silence(self._delivery.written_at if since is None else now)
+        held = self._delivery.holds_upstream
+        self.session.excuse_silence(now if held else self._delivery.upstream_free_at)
         event = self.session.due(now)
         try:
             if event is not None:

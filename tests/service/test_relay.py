@@ -252,6 +252,17 @@ async def test_a_stalled_client_is_not_the_models_silence() -> None:
     assert (record.state, record.failure.code) == (State.CLIENT_GONE, "client_left")
 
 
+async def test_pings_do_not_excuse_the_models_silence() -> None:
+    """Where pings go out more often than the idle deadline, it still ends a silent upstream."""
+    policy = SessionPolicy(keep_alive_interval_seconds=0.05, idle_seconds=0.3)
+    stage = Stage(policy).start()
+    stage.upstream.say(*words("a"))
+    record = await stage.end()
+    assert record.failure is not None
+    assert record.failure.code == "idle_timeout"
+    assert stage.writer.calls.count("ping") >= 3
+
+
 async def test_a_slow_commit_delays_done_only_so_long() -> None:
     """`[DONE]` waits for the commit at most `commit_timeout_seconds`."""
     stage = Stage(limits=RelayLimits(60.0, 0.05))
