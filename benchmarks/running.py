@@ -9,10 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
+
+import psycopg2
+
+from db.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).parents[1]
 _START_SECONDS = 60.0
@@ -50,6 +54,27 @@ def service(directory: Path, config: Mapping[str, Any]) -> Iterator[tuple[int, i
             process.wait()
 
 
+class Server:
+    """A PostgreSQL of the measurement's own, which can be stopped and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.start()
+        self.dsn = self._server.dsn
+
+    def start(self) -> None:
+        settings = {"track_commit_timestamp": "on"}
+        self._server = EmbeddedPostgres.start(self._directory, settings=settings)
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        with closing(psycopg2.connect(self.dsn)) as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall()
+
+
 def agent(upstream_port: int) -> dict[str, Any]:
     """The configuration of an agent called `bench` that asks a backend on this machine."""
     base_url = f"http://127.0.0.1:{upstream_port}/v1"
@@ -71,6 +96,12 @@ class Stream:
         self.done_at: float | None = None
         self.body = bytearray()
         self.started = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self, port: int) -> "Stream":
+        """Run by itself."""
+        self.task = asyncio.create_task(self.run(port))
+        return self
 
     async def run(self, port: int) -> None:
         """Never raises; `done_at` stays None if anything broke."""
@@ -100,6 +131,11 @@ class Stream:
     def ttft_ms(self) -> float | None:
         """Milliseconds from asking, connecting included, to the first word."""
         return None if self.first_at is None else (self.first_at - self.asked_at) * 1000
+
+    @property
+    def whole_ms(self) -> float | None:
+        """Milliseconds from asking to `[DONE]`."""
+        return None if self.done_at is None else (self.done_at - self.asked_at) * 1000
 
 
 def _request(key: str) -> bytes:

@@ -14,6 +14,9 @@ JsonObject = dict[str, Any]
 
 MAX_CHOICES = 128
 """OpenAI's own limit for `n`."""
+MAX_MESSAGES = 10_000
+"""Far beyond any conversation (OpenAI takes 2,048). Half a million tiny ones fit into a body, and
+would hold up the saving of everybody else's answers for minutes."""
 MAX_METADATA_PAIRS, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 """OpenAI's limits for `metadata`: pairs, characters per key, characters per value."""
 
@@ -158,6 +161,11 @@ def _messages(body: JsonObject) -> list[JsonObject]:
         raise InvalidRequest(f"'messages' must be an array, not {_kind(messages)}.", "messages")
     if not messages:
         raise InvalidRequest("'messages' must hold at least one message.", "messages")
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"'messages' holds {len(messages)} messages; at most {MAX_MESSAGES} are allowed.",
+            "messages",
+        )
     for position, message in enumerate(messages):
         param = f"messages[{position}]"
         if not isinstance(message, dict):

@@ -122,6 +122,7 @@ async def _with(
         async with asyncio.timeout(PATIENCE_SECONDS):
             await act(connection)
     except TimeoutError:
+        connection.plan.client_left = True
         connection.plan.seen.broken.append(f"no end within {PATIENCE_SECONDS:g} s")
     finally:
         await connection.close()

@@ -24,7 +24,7 @@ from tests.faults.upstream import Upstream
 
 SETTLE_PATIENCE_SECONDS = 25.0
 
-FIRST_TOKEN_SECONDS, IDLE_SECONDS = 1.0, 0.8
+FIRST_TOKEN_SECONDS, IDLE_SECONDS, TOTAL_SECONDS = 1.0, 0.8, 12.0
 """The agents' deadlines: short, since every stall waits for one."""
 SEND_TIMEOUT_SECONDS = 1.0
 DRAIN_SECONDS = 1.5
@@ -102,7 +102,7 @@ class Stage:
                 "connect_seconds": 2,
                 "first_token_seconds": first_token_seconds,
                 "idle_seconds": idle_seconds,
-                "total_seconds": 30,
+                "total_seconds": TOTAL_SECONDS,
             },
         }
         config: dict[str, Any] = {

@@ -81,7 +81,8 @@ async def test_a_lie_would_be_seen(clean: Ground) -> None:
         for plan in plans:
             plan.seen.read()
         for plan, statement in zip(plans, TAMPERING, strict=True):
-            stage.database.execute(statement, (plan.seen.completion_id,))
+            identity = (plan.seen.completion_id,)
+            stage.database.execute(f"{statement} WHERE completion_id = %s", identity)
         await stage.judge(plans)
 
     await play(clean, Scenario("tampered", tampered, 1), seed=SEED)
@@ -96,11 +97,11 @@ async def test_a_lie_would_be_seen(clean: Ground) -> None:
 
 
 TAMPERING = (
-    "UPDATE messages SET content = regexp_replace(content, '[^ ]+ $', ''), content_raw = NULL WHERE completion_id = %s",
-    "UPDATE messages SET content = replace(content, '.3 ', '.1 '), content_raw = NULL WHERE completion_id = %s",
-    "UPDATE messages SET state = 'partial' WHERE completion_id = %s",
-    "UPDATE completions SET state = 'failed' WHERE completion_id = %s",
-    "DELETE FROM messages WHERE completion_id = %s",
+    "UPDATE messages SET content_raw = NULL, content = regexp_replace(content, '[^ ]+ $', '')",
+    "UPDATE messages SET content_raw = NULL, content = replace(content, '.3 ', '.1 ')",
+    "UPDATE messages SET state = 'partial'",
+    "UPDATE completions SET state = 'failed'",
+    "DELETE FROM messages",
 )
 
 

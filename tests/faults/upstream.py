@@ -5,6 +5,7 @@ misbehave. A misdeed is a function of the exchange; it is done at one of the `MO
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,8 @@ from tests.faults.plans import Plan
 from tests.service.backend import Backend, Exchange, chunk, event_bytes
 
 MOMENTS = ("before headers", "after headers", "after role", "mid-stream", "after finish")
+
+_LONGEST_STALL_SECONDS = 25.0
 
 Misdeed = Callable[[Exchange, str], Awaitable[None]]
 
@@ -88,10 +91,8 @@ async def _breaks(exchange: Exchange, plan: Plan, moment: str) -> bool:
 async def _pause(exchange: Exchange, seconds: float) -> None:
     """Wait, but not for somebody who has hung up."""
     if seconds > 0.2:
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(exchange.client_closed.wait(), seconds)
-        except TimeoutError:
-            pass
     elif seconds:
         await asyncio.sleep(seconds)
 
@@ -118,8 +119,8 @@ async def fin(exchange: Exchange, _moment: str) -> None:
 
 async def stall(exchange: Exchange, _moment: str) -> None:
     """Say nothing any more, for as long as anybody waits."""
-    async with asyncio.timeout(20):
-        await exchange.client_closed.wait()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(exchange.client_closed.wait(), _LONGEST_STALL_SECONDS)
 
 
 async def malformed(exchange: Exchange, moment: str) -> None:

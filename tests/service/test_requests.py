@@ -439,3 +439,13 @@ def test_store_must_be_boolean(value: Any) -> None:
     message, param = refused(store=value)
     assert param == "store"
     assert message.startswith("'store' must be a boolean")
+
+
+def test_messages_are_limited() -> None:
+    """Ten thousand messages are a conversation; more are an attack on the database."""
+    message = {"role": "user", "content": ""}
+    assert len(parse(messages=[message] * 10_000).messages) == 10_000
+    assert refused(messages=[message] * 10_001) == (
+        "'messages' holds 10001 messages; at most 10000 are allowed.",
+        "messages",
+    )
