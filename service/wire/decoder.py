@@ -20,8 +20,6 @@ JsonObject = dict[str, Any]
 Ending = UpstreamFinished | UpstreamFailed
 
 _BOM = b"\xef\xbb\xbf"
-_OTHER_FIELDS = frozenset((b"", b"id", b"retry"))
-"""What else SSE has: comments and blank lines, the id, the reconnection time."""
 _NO_STREAM = "The model's backend did not answer with a stream."
 _LONGEST_QUOTE = 200
 """Characters of an upstream's own words that go into a message of ours."""
@@ -150,7 +148,7 @@ class SseDecoder:
                 data.append(value.removeprefix(b" "))
             elif key == b"event":
                 name = value.strip()
-            elif key not in _OTHER_FIELDS:
+            elif key and not key.isalpha():  # SSE ignores fields it doesn't know; this is none
                 self._is_foreign = True
         if not data and name != b"error":
             if self._events == 0 and block.lstrip().startswith(b"{"):

@@ -13,6 +13,7 @@ so where exactly a kill strikes, no seed can repeat.
 import argparse
 import json
 import secrets
+import signal
 import sys
 import time
 
@@ -48,6 +49,8 @@ def main() -> int:
     def tell(line: str) -> None:
         print(f"{time.monotonic() - started:6.1f}  {line}", file=sys.stderr, flush=True)
 
+    # A supervisor's SIGTERM, too, must leave nothing running.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with ground() as made:
         try:
             play_all(made, chosen, seed=seed, runs=options.runs, tell=tell)

@@ -104,7 +104,7 @@ def request_of(plan: Plan) -> bytes:
     messages.append({"role": "user", "content": f"stream {plan.number}"})
     fields = {"vendor_field": "v" * plan.ballast} if plan.ballast else {}
     asked = {"model": plan.model, "stream": plan.stream, "n": plan.choices, "messages": messages}
-    body = json.dumps({**asked, **fields}, separators=(",", ":")).encode()
+    body = json.dumps({**asked, **fields, **plan.extra}, separators=(",", ":")).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: faults\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"

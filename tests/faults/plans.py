@@ -55,6 +55,7 @@ class Plan:
         completion_id: its id where a scenario learned it otherwise than the client.
         history, ballast: how many messages come before the question, and how many bytes in a
             field that nobody knows.
+        extra: further fields of the request.
         told, finished: how many words, and whether all finish reasons, the upstream began to
             send.
     """
@@ -77,12 +78,13 @@ class Plan:
     last_pause_seconds: float = 0.0
     history: int = 0
     ballast: int = 0
+    extra: dict[str, Any] = Factory(dict)
 
     asked: asyncio.Event = Factory(asyncio.Event)
     told: int = 0
     finished: bool = False
-    done_at: float | None = None
     client_left: bool = False
+    took_seconds: float = 0.0
     loses: set[str] | None = None
     completion_id: str | None = None
     seen: Seen = Factory(Seen)
@@ -92,9 +94,14 @@ class Plan:
         """The conversation's key: unique, so it finds the row of a stream that never saw its id."""
         return f"stream-{self.number}"
 
+    @property
+    def is_plain(self) -> bool:
+        """True if its words are ASCII; every fifth stream's are nasty."""
+        return self.number % 5 != 0
+
     def word(self, place: int) -> str:
         """The word at a place, counted over all choices."""
-        ending = NASTY[(self.number + place) % len(NASTY)] if self.number % 5 == 0 else ""
+        ending = "" if self.is_plain else NASTY[(self.number + place) % len(NASTY)]
         return f"w{self.number}.{place}{ending}{'x' * self.padding} "
 
     def said(self, choice: int, words: int | None = None) -> list[str]:

@@ -24,7 +24,6 @@ SHORT = (
     "drain/twice",
     "database/stopped/mid-stream/killed",
     "journal/flipped bits",
-    "journal/max_bytes",
     "poison/SQLSTATE 22023",
 )
 BY_NAME = {one.name: one for one in SCENARIOS}
@@ -50,7 +49,7 @@ async def test_nothing_is_lost(clean: Ground, name: str) -> None:
     await play(clean, BY_NAME[name], seed=SEED, scale=0.25)
     table = clean.table
     assert [*map(str, table.failures), *table.complaints] == []
-    assert table.total[0] > 0 or table.skipped
+    assert table.total[0] > 0
 
 
 async def test_a_loss_would_be_seen(clean: Ground) -> None:
@@ -75,7 +74,10 @@ async def test_a_lie_would_be_seen(clean: Ground) -> None:
 
     async def tampered(stage: Stage) -> None:
         service = await stage.serve()
-        plans = [stage.plan("tampered", str(number), words=5) for number in range(5)]
+        plans = [stage.plan("tampered", "", words=5) for _ in range(10)]
+        plans = [plan for plan in plans if plan.is_plain][: len(TAMPERING)]
+        for number, plan in enumerate(plans):
+            plan.moment = str(number)
         await stage.play(service, plans)
         await stage.settle(service)
         for plan in plans:

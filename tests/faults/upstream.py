@@ -7,7 +7,6 @@ misbehave. A misdeed is a function of the exchange; it is done at one of the `MO
 import asyncio
 import contextlib
 import re
-import time
 from collections.abc import Awaitable, Callable
 
 from tests.faults.plans import Plan
@@ -72,7 +71,6 @@ class Upstream:
         if await _breaks(exchange, plan, "after finish"):
             return
         await _pause(exchange, plan.last_pause_seconds)
-        plan.done_at = time.monotonic()
         await exchange.done()
 
 

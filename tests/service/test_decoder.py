@@ -424,7 +424,7 @@ def test_json_instead_of_a_stream(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"<!DOCTYPE html>\n\n<html><p>Hi</p></html>\n", b"Hello: I am up"]
+    "body", [b"<!DOCTYPE html>\n\n<html><p>Hi</p></html>\n", b"Internal Server Error"]
 )
 def test_something_else_instead_of_a_stream(body: bytes) -> None:
     """A web page or a greeting is a failure, whatever its lines look like."""

@@ -1,14 +1,20 @@
 """Records that PostgreSQL refuses, or chokes on, among good ones."""
 
 import asyncio
+import random
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
+from tests.faults.oracle import QUERY, Row, Verdict, rows_from
 from tests.faults.plans import COMPLETED, DIED, Plan
 from tests.faults.scenario import scenario
 from tests.faults.service import ROOT, Service
 from tests.faults.stage import Stage
+from tests.faults.upstream import Misdeed, chunk_of
+from tests.service.backend import Exchange
 
 _FORBID = """
 CREATE FUNCTION forbid_{name}() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -132,3 +138,104 @@ async def _all_saved(
     if len(stage.table.complaints) == complaints:
         assert await service.stop() == 0
     service.kill()
+
+
+# --- odd values in every place ------------------------------------------------------------------
+
+ODD: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        0,
+        -1,
+        2**31,
+        2**63,
+        -(2**63) - 1,
+        10**30,
+        0.1,
+        1e300,
+        5e-324,
+        "",
+        "\0",
+        "\ud800",
+    ),
+    *("␛0000", "x" * 3000, "\udfff\0" * 500, [], {}, [[]], {"\0": "\ud800"}, {"": {"": None}}),
+    *([None, 1e308, "\0"], {"a" * 3000: 1}, "\\u0000", "NaN", [[[[[[{"x": [1]}]]]]]]),
+)
+"""What columns, indexes and JSON are known to stumble over."""
+_CHUNK_FIELDS = ("id", "model", "created", "usage", "system_fingerprint", "vendor", "\0")
+_CHOICE_FIELDS = ("index", "logprobs", "vendor", "\ud800", "finish_reason")
+_DELTA_FIELDS = ("role", "refusal", "reasoning_content", "tool_calls", "function_call", "\0")
+_REQUEST_FIELDS = ("temperature", "user", "seed", "stop", "tools", "store", "response_format", "\0")
+
+
+@scenario("poison/odd values", rounds=2)
+async def odd_values(stage: Stage) -> None:
+    """Whatever values an upstream and a client send, in whatever place, the words are saved and
+    nothing has to be set aside."""
+    service = await stage.serve()
+    plans = [
+        stage.plan(
+            "poison: odd values",
+            "mid-stream",
+            misdeed=_say_odd_things(stage.chance),
+            words=5,
+            breaks_at=3,
+            interval_seconds=0.0,
+            extra=_odd(stage.chance, _REQUEST_FIELDS, 3),
+        )
+        for _ in range(stage.many(120))
+    ]
+    await stage.play(service, plans)
+    await stage.settle(service)
+    letters = list((stage.journal / "dead-letters").glob("*.json"))
+    if letters:
+        stage.complain(f"set aside: {[letter.read_text()[:200] for letter in letters[:3]]}")
+    for plan in plans:
+        plan.seen.read()
+        plan.finished = plan.seen.done
+        is_refused = plan.seen.status == 400
+        plan.refusals = frozenset((plan.seen.code or "",)) if is_refused else frozenset()
+    keys = [plan.key for plan in plans]
+    found = await asyncio.to_thread(stage.database.execute, QUERY, (keys, []))
+    rows = {row.key: row for row in rows_from(found)}
+    stage.table.add(_judge_odd(plan, rows.get(plan.key)) for plan in plans)
+    if (status := await service.stop()) != 0:
+        stage.complain(f"exit status {status}")
+
+
+def _judge_odd(plan: Plan, row: Row | None) -> Verdict:
+    """There is a row, it is as whole as the client was told, and holds what was shown."""
+    seen = plan.seen
+    verdict = Verdict(plan, shown=seen.word_count)
+    if row is None:
+        if not plan.refusals:
+            verdict.wrong.append(f"no row; {bytes(seen.raw[:300])!r}")
+            verdict.lost = verdict.shown
+        return verdict
+    if seen.done != (row.outcome.state == "completed"):
+        verdict.wrong.append(f"shown [DONE]: {seen.done}, the row is {row.outcome}")
+    kept = "".join(message.text for message in row.messages)
+    verdict.lost = sum(plan.word(place) not in kept for place in range(plan.breaks_at))
+    return verdict
+
+
+def _odd(chance: random.Random, fields: Sequence[str], most: int) -> dict[str, Any]:
+    chosen = chance.sample(fields, chance.randint(0, most))
+    return {name: chance.choice(ODD) for name in chosen}
+
+
+def _say_odd_things(chance: random.Random) -> Misdeed:
+    payloads = []
+    for _ in range(chance.randint(1, 3)):
+        payload: Any = chunk_of(0, {"content": ""})
+        payload["choices"][0]["delta"] |= _odd(chance, _DELTA_FIELDS, 2)
+        payload["choices"][0] |= _odd(chance, _CHOICE_FIELDS, 1)
+        payloads.append(payload | _odd(chance, _CHUNK_FIELDS, 2))
+
+    async def say(exchange: Exchange, _moment: str) -> None:
+        for payload in payloads:
+            await exchange.event(payload)
+        await exchange.finish()
+
+    return say
