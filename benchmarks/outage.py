@@ -31,12 +31,16 @@ Stored = Mapping[str, tuple[str, str | None]]
 """Key → state and content."""
 
 
+_LEAD_SECONDS = 1.0
+"""Streams that begin so shortly before the outage end in it, and count in it."""
+
+
 async def _arrive(port: int, phase: str, rate: float, seconds: float) -> list[Stream]:
     """Start streams at this rate for so long; wait for none."""
     streams, started = [], time.monotonic()
     for number in range(round(rate * seconds)):
         await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
-        streams.append(Stream(f"{phase}-{number}").start(port))
+        streams.append(Stream(f"{phase}-{time.monotonic_ns()}").start(port))
     return streams
 
 
@@ -47,8 +51,9 @@ async def _measure(
     row of the outage was there."""
     phases: dict[str, list[Stream]] = {}
     phases["before"] = await _arrive(port, "before", options.rate, options.around)
+    phases["during"] = await _arrive(port, "during", options.rate, _LEAD_SECONDS)
     await asyncio.to_thread(server.stop)
-    phases["during"] = await _arrive(port, "during", options.rate, options.seconds)
+    phases["during"] += await _arrive(port, "during", options.rate, options.seconds)
     await asyncio.to_thread(server.start)
     back_at = time.monotonic()
     catching_up = asyncio.create_task(_caught_up(server, len(phases["during"])))
