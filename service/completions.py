@@ -10,6 +10,7 @@ from attrs import frozen
 
 from service.agents.directory import AgentDirectory
 from service.agents.protocol import Agent, AgentCall
+from service.auth import owner_of
 from service.clock import Clock
 from service.config import Config
 from service.delivery import Journal as RelayJournal
@@ -31,8 +32,6 @@ from statemachine import (
     StreamSession,
 )
 
-ANONYMOUS = "anonymous"
-"""The owner of what is asked without a key."""
 _JOURNAL_FULL = Failure(
     "journal_full",
     "The service can't write answers down safely now and takes no new requests.",
@@ -115,7 +114,7 @@ class Completions:
             completion_id=f"chatcmpl-{secrets.token_hex(12)}",
             created_at=self.clock(),
             trace_id=trace.trace_id,
-            owner=ANONYMOUS,
+            owner=owner_of(request),
             agent=agent.name,
             model=chat.model,
             messages=chat.messages,
