@@ -304,6 +304,11 @@ class Journal:
 
     # --- the disk ---------------------------------------------------------------------------
 
+    @property
+    def settles_chunks(self) -> bool:
+        """True if even before a session's end `settle` has something to wait for."""
+        return self._fsync is Fsync.ALWAYS
+
     async def settle(self, *, is_final: bool) -> None:
         """Wait until what was appended is as safe as `fsync` asks, before it is shown.
 

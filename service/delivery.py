@@ -48,6 +48,10 @@ class Journal(Protocol):
     def append(self, completion_id: str, events: Sequence[Event], now: float) -> None:
         """Write events down. Returns once the kernel has them; never raises."""
 
+    @property
+    def settles_chunks(self) -> bool:
+        """True if even before a session's end `settle` has something to wait for."""
+
     async def settle(self, *, is_final: bool) -> None:
         """Return once what was appended is as safe as configured."""
 
@@ -124,6 +128,27 @@ class Delivery:
     def is_waiting_for_a_carrier(self) -> bool:
         """True if there are effects and nobody is carrying them out."""
         return bool(self._effects) and not self._carrying.locked()
+
+    def carry_out_now(self) -> bool:
+        """Do what `carry_out` does, if nothing of it needs waiting; else do nothing of it.
+
+        True if nothing is left. It is the way of nearly every chunk.
+        """
+        effects = self._effects
+        if not effects:
+            return True
+        if (
+            self._carrying.locked()
+            or not self._is_reachable
+            or not self._session.attached
+            or (self._journal is not None and self._journal.settles_chunks)
+        ):
+            return False
+        payloads = [effect.payload for effect in effects if type(effect) is SendChunk]
+        if len(payloads) < len(effects) or not self._writer.send_chunks_now(payloads):
+            return False
+        effects.clear()
+        return True
 
     async def carry_out(self) -> None:
         """Every effect that waits, in order. Cancelled, it leaves those that were not begun."""

@@ -119,15 +119,16 @@ class Relay:
         milestones = 0
         while not session.state.is_final:
             try:
-                *events, last = await upstream.read()
-                if isinstance(last, UpstreamFailed) and events:
-                    self._admit(*events)  # whether it failed depends on what these finished
-                    events = []
-                self._admit(*events, self._truthful(last))
+                events = await upstream.read()
+                last = events[-1]
+                if isinstance(last, UpstreamFailed):
+                    self._admit(*events[:-1])  # whether it failed depends on what these finished
+                    events = [self._truthful(last)]
+                self._admit(*events)
                 if session.milestones != milestones:
                     milestones = session.milestones
                     self._set_timer()
-                if not session.state.is_final:
+                if not (self._delivery.carry_out_now() or session.state.is_final):
                     await self._delivery.carry_out()
             except asyncio.CancelledError:
                 self._go_on_if_interrupted()
@@ -166,6 +167,8 @@ class Relay:
 
     def _admit(self, *events: Event) -> None:
         """The one place that every event passes: first the journal, then the session."""
+        if not events:
+            return
         now = self._clock()
         if self._journal is not None:
             self._journal.append(self.session.request.completion_id, events, now)

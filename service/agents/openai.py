@@ -1,24 +1,26 @@
-"""The agent that asks an OpenAI-compatible backend. The only file that sees `openai`.
+"""The agent that asks an OpenAI-compatible backend. Only this file and `connection` see `openai`.
 
-The SDK builds the request, signs it and maps errors; its response is taken as raw bytes, because
-its parsed chunks cost three times as much as everything else together (docs/architecture.md).
-The body goes in as bytes too: the SDK's own JSON refuses lone surrogates.
+The SDK finds the backend, words and signs the request, and lists the models; the answer is taken
+as raw bytes, because the SDK's parsed chunks cost three times as much as everything else together
+(docs/architecture.md). The body goes in as bytes too: the SDK's own JSON refuses lone surrogates.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
 from fnmatch import fnmatchcase
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 import httpx2
 import openai
 import structlog
+from aiohttp.http_exceptions import ContentEncodingError
 from attrs import evolve
 
+from service.agents.connection import Connection
 from service.agents.protocol import AgentCall, AgentError
 from service.config import OpenAIAgentConfig
 from service.wire import decode_json, encode_json, upstream_body
@@ -33,6 +35,10 @@ _MODELS_TIMEOUT_SECONDS = 5.0
 _IDLE_CONNECTION_SECONDS = 30.0
 _LONGEST_ERROR_BODY = 200
 _NO_KEY = "no-key-needed"
+_HEADERS = {
+    "Accept": "text/event-stream",
+    "Accept-Encoding": "identity",  # compressed streams arrive in lumps
+}
 _RETRYABLE_STATUSES = frozenset((408, 409, 429))
 _FINAL_STATUSES = frozenset((400, 413, 422))
 """The request itself is at fault; another agent would say the same."""
@@ -58,18 +64,18 @@ class OpenAIAgent:
         self._models: list[dict[str, Any]] = []
         self._models_until = 0.0
         self._asking_for_models = asyncio.Lock()
-        # Token deadlines are the relay's; here only connecting is timed. 0 lifts aiohttp's limit
-        # of 100 connections: `server.max_concurrent_streams` is the limit.
-        timeout = httpx2.Timeout(
-            connect=config.timeouts.connect_seconds, read=None, write=None, pool=None
-        )
-        limits = httpx2.Limits(max_connections=0, keepalive_expiry=_IDLE_CONNECTION_SECONDS)
         self._client = openai.AsyncOpenAI(
             api_key=api_key or _NO_KEY,
             base_url=config.base_url,
             max_retries=0,  # `service.upstream` retries, and knows about fallbacks
-            timeout=timeout,
-            http_client=openai.DefaultAioHttpClient(timeout=timeout, limits=limits),
+            http_client=openai.DefaultAioHttpClient(),
+        )
+        self._connection = Connection(
+            self._client,
+            "/chat/completions",
+            _HEADERS,
+            config.timeouts.connect_seconds,
+            _IDLE_CONNECTION_SECONDS,
         )
 
     def serves(self, model: str) -> bool:
@@ -77,31 +83,27 @@ class OpenAIAgent:
             fnmatchcase(model, pattern) for pattern in self._config.models
         )
 
-    @asynccontextmanager
-    async def open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[bytes]]:
+    def open(self, call: AgentCall) -> "_Answer":
+        return _Answer(self, call)
+
+    async def ask(self, call: AgentCall) -> aiohttp.ClientResponse:
+        """Send one request. Raises AgentError, also for any status but 200."""
         body = upstream_body(
             call.request,
             model=self._upstream_model(call),
             parameters=self._config.parameters,
             preamble=self._config.preamble,
         )
-        headers = {
-            "Accept": "text/event-stream",
-            "Accept-Encoding": "identity",  # compressed streams arrive in lumps
-            "traceparent": call.traceparent,
-        }
-        with self._translated():
-            response = await self._client.post(
-                "/chat/completions",
-                cast_to=httpx2.Response,
-                content=encode_json(body),
-                options={"headers": headers},
-                stream=True,
-            )
         try:
-            yield self._read(response)
-        finally:
-            await response.aclose()
+            response = await self._connection.post(
+                encode_json(body), {"traceparent": call.traceparent}
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._connection_error(error) from error
+        if response.status != HTTPStatus.OK:
+            async with response:
+                raise self._status_error(response, await _error_body(response))
+        return response
 
     async def models(self) -> list[dict[str, Any]]:
         named = self._named_models()
@@ -115,6 +117,7 @@ class OpenAIAgent:
         return named + [model for model in self._models if model["id"] not in listed]
 
     async def close(self) -> None:
+        await self._connection.close()
         await self._client.close()
 
     def _upstream_model(self, call: AgentCall) -> str:
@@ -151,37 +154,16 @@ class OpenAIAgent:
             if self.serves(entry["id"])
         ]
 
-    async def _read(self, response: httpx2.Response) -> AsyncIterator[bytes]:
-        with self._translated():
-            async for data in response.aiter_bytes():
-                yield data
-
     # --- the one door for foreign errors ----------------------------------------------------
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except openai.APIStatusError as error:
-            raise self._status_error(error) from error
-        except openai.APIConnectionError as error:  # also its timeouts
-            raise self._connection_error(error) from error
-        except httpx2.DecodingError as error:
-            message = f"The backend of agent {self.name!r} sent a body that cannot be decoded."
-            raise AgentError(Failure("upstream_malformed", message), is_retryable=True) from error
-        except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
-            message = f"The connection to the backend of agent {self.name!r} broke."
-            raise AgentError(Failure("upstream_incomplete", message), is_retryable=True) from error
-
-    def _status_error(self, error: openai.APIStatusError) -> AgentError:
-        status = error.status_code
-        body = error.body
-        if isinstance(body, str) or body is None:
-            text = self._redacted(body or "").strip()[:_LONGEST_ERROR_BODY]
+    def _status_error(self, response: aiohttp.ClientResponse, body: Any) -> AgentError:
+        status = response.status
+        if isinstance(body, str):
+            text = self._redacted(body).strip()[:_LONGEST_ERROR_BODY]
             body = {"message": text or f"The backend of agent {self.name!r} answered {status}."}
         failure = evolve(
             upstream_failure(body, status),
-            retry_after_seconds=_seconds(error.response.headers.get("retry-after")),
+            retry_after_seconds=_seconds(response.headers.get("retry-after")),
         )
         return AgentError(
             evolve(failure, message=self._redacted(failure.message)),
@@ -193,10 +175,8 @@ class OpenAIAgent:
         """Some backends quote the key they refuse."""
         return text.replace(self._key, "***") if self._key else text
 
-    def _connection_error(self, error: openai.APIConnectionError) -> AgentError:
-        """The SDK's httpx layer calls every lost connection a timeout; aiohttp's own error below
-        it tells which it was (openai 3.54; tests/service/test_agents.py)."""
-        if any(isinstance(cause, aiohttp.ServerTimeoutError) for cause in _causes(error)):
+    def _connection_error(self, error: Exception) -> AgentError:
+        if isinstance(error, aiohttp.ServerTimeoutError):
             seconds = self.timeouts.connect_seconds
             message = f"Connecting to the backend of agent {self.name!r} took over {seconds:g} s."
             failure = Failure("connect_timeout", message, type="timeout_error")
@@ -205,11 +185,57 @@ class OpenAIAgent:
             failure = Failure("upstream_unreachable", message)
         return AgentError(failure, is_retryable=True)
 
+    def body_error(self, error: Exception) -> AgentError:
+        """What became of a body that was being read."""
+        if isinstance(error.__cause__, ContentEncodingError):
+            message = f"The backend of agent {self.name!r} sent a body that cannot be decoded."
+            return AgentError(Failure("upstream_malformed", message), is_retryable=True)
+        message = f"The connection to the backend of agent {self.name!r} broke."
+        return AgentError(Failure("upstream_incomplete", message), is_retryable=True)
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+
+class _Answer:
+    """One request and its body; a context manager and the iterator that it enters to."""
+
+    __slots__ = ("_agent", "_call", "_read", "_response")
+
+    def __init__(self, agent: OpenAIAgent, call: AgentCall) -> None:
+        self._agent = agent
+        self._call = call
+
+    async def __aenter__(self) -> AsyncIterator[bytes]:
+        self._response = await self._agent.ask(self._call)
+        self._read = self._response.content.readany
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._response.close()
+
+    def __aiter__(self) -> "_Answer":
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            data = await self._read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._agent.body_error(error) from error
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+
+async def _error_body(response: aiohttp.ClientResponse) -> Any:
+    """What an answer other than 200 says: its `error`, or its JSON, or its text."""
+    try:
+        data = await response.read()
+    except (aiohttp.ClientError, OSError):
+        return ""
+    try:
+        body = decode_json(data)
+    except ValueError:
+        return data.decode("utf-8", "replace")
+    body = body.get("error", body) if isinstance(body, dict) else body
+    return "" if body is None else body
 
 
 def _seconds(text: str | None) -> float | None:

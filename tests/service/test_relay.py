@@ -82,6 +82,9 @@ class FakeWriter:
         deltas = (payload["choices"][0]["delta"] for payload in payloads)
         await self._note("send " + "|".join(delta.get("content", "-") for delta in deltas))
 
+    def send_chunks_now(self, payloads: Sequence[Any]) -> bool:
+        return False
+
     async def ping(self) -> None:
         await self._note("ping")
 

@@ -1,0 +1,132 @@
+"""The way to one backend: requests as the SDK words them, over aiohttp's connections.
+
+Called by `service.agents.openai`. The SDK builds a request in about a millisecond, and but for the
+body and one header it is the same each time. So it is built once, for nobody, and its URL and
+headers are used for all; aiohttp, which the SDK would use as well, sends them. The response's
+bytes come as they arrive, through none of the layers above aiohttp's reader.
+"""
+
+import asyncio
+import urllib.request
+from collections.abc import Mapping
+
+import aiohttp
+import httpx2
+import openai
+from multidict import CIMultiDict
+from yarl import URL
+
+_NOT_OURS = frozenset(("host", "content-length", "connection", "traceparent"))
+"""Headers of the specimen that aiohttp writes itself, or that differ from request to request."""
+
+
+class Connection:
+    """Sends requests to one path of a backend. Made within the event loop or outside.
+
+    Args:
+        client: the SDK's client, which knows the backend's address and key.
+        path: below the base URL, such as `/chat/completions`.
+        headers: what every request carries besides the SDK's own.
+        connect_seconds: how long a connection may take, TLS included.
+        idle_connection_seconds: how long one that nobody uses is kept.
+    """
+
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI,
+        path: str,
+        headers: Mapping[str, str],
+        connect_seconds: float,
+        idle_connection_seconds: float,
+    ) -> None:
+        self._client = client
+        self._path = path
+        self._asked_headers = dict(headers)
+        self._idle_connection_seconds = idle_connection_seconds
+        # Token deadlines are the relay's; here only connecting is timed.
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds)
+        self._session: aiohttp.ClientSession | None = None
+        self._url = URL()
+        self._headers: CIMultiDict[str] = CIMultiDict()
+        self._proxy: str | None = None
+        self._preparing = asyncio.Lock()
+
+    async def post(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Send one request; returns once the response's head is there, whatever its status.
+
+        The caller closes the response. Cancelled, it leaves no connection behind.
+
+        Raises:
+            aiohttp.ClientError, OSError: no response could be had; `aiohttp.ServerTimeoutError`
+                if connecting took too long.
+        """
+        session = self._session or await self._prepare()
+        sent = self._headers.copy()
+        sent.update(headers)
+        return await session.post(
+            self._url,
+            data=body,
+            headers=sent,
+            allow_redirects=True,
+            proxy=self._proxy,
+            timeout=self._timeout,
+        )
+
+    async def close(self) -> None:
+        """Give back every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _prepare(self) -> aiohttp.ClientSession:
+        async with self._preparing:
+            if self._session is None:
+                specimen = await self._specimen()
+                self._url = URL(str(specimen.url), encoded=True)
+                self._headers = CIMultiDict(
+                    (name, value)
+                    for name, value in specimen.headers.multi_items()
+                    if name.lower() not in _NOT_OURS
+                )
+                self._proxy = _proxy_for(self._url)
+                self._session = aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(
+                        limit=0,  # `server.max_concurrent_streams` is the limit
+                        keepalive_timeout=self._idle_connection_seconds,
+                        ssl=httpx2.create_ssl_context(),  # the same trust as the SDK's
+                    ),
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                )
+        return self._session
+
+    async def _specimen(self) -> httpx2.Request:
+        """A request as the SDK sends it; this one goes nowhere."""
+        catcher = _Catcher()
+        async with httpx2.AsyncClient(transport=catcher) as http_client:
+            client = self._client.with_options(http_client=http_client)
+            await client.post(
+                self._path,
+                cast_to=httpx2.Response,
+                content=b"{}",
+                options={"headers": self._asked_headers},
+            )
+        assert catcher.request is not None
+        return catcher.request
+
+
+class _Catcher(httpx2.AsyncBaseTransport):
+    """A transport that keeps the request and says that all went well."""
+
+    def __init__(self) -> None:
+        self.request: httpx2.Request | None = None
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.request = request
+        return httpx2.Response(200, json={})
+
+
+def _proxy_for(url: URL) -> str | None:
+    """The proxy that the environment names for this URL, as the SDK would find it."""
+    if url.host is None or urllib.request.proxy_bypass(url.host):
+        return None
+    proxies = urllib.request.getproxies()
+    return proxies.get(url.scheme) or proxies.get("all")
