@@ -32,7 +32,7 @@ from pathlib import Path
 import structlog
 
 from db.journal_format import begin_record, events_record, saved_record
-from statemachine import Event, SessionPolicy, SessionRequest, TimePassed
+from statemachine import ChunkReceived, Event, SessionPolicy, SessionRequest, TimePassed
 
 log = structlog.get_logger(__name__)
 
@@ -159,9 +159,12 @@ class Journal:
         """Write down what happened to a session. Never raises: a disk that refuses costs the
         journal this record, not the client its stream."""
         entry = self._entries.get(completion_id)
-        kept = [event for event in events if not isinstance(event, TimePassed)]
-        if entry is not None and kept:
-            record = events_record(completion_id, entry.count, kept, now)
+        if entry is None or not events:
+            return
+        if type(events[-1]) is not ChunkReceived:  # else none is of another kind
+            events = [event for event in events if not isinstance(event, TimePassed)]
+        if events:
+            record = events_record(completion_id, entry.count, events, now)
             self._write(completion_id, entry, record)
 
     def forget(self, completion_ids: Iterable[str]) -> None:
@@ -192,9 +195,10 @@ class Journal:
         """One `write(2)` at the end of the last segment; all of the record or nothing."""
         if not self._segments:
             return False  # closed
-        if self._segments[-1].size >= max(SEGMENT_BYTES, self._rotate_from):
-            self._rotate()
         segment = self._segments[-1]
+        if segment.size >= SEGMENT_BYTES and segment.size >= self._rotate_from:
+            self._rotate()
+            segment = self._segments[-1]
         try:
             self._write_all(segment, record)
         except OSError as error:

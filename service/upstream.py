@@ -70,8 +70,9 @@ class Upstream:
         if self._body is None:
             return await self._ask()
         while True:
-            payloads = await self._read_payloads(self._body)
-            events = self._events(payloads)
+            events: list[Event] = [*await self._read_events(self._body)]
+            if self._decoder.ending is not None:
+                events.append(self._decoder.ending)
             if events:
                 return events
 
@@ -140,17 +141,20 @@ class Upstream:
             async with asyncio.timeout(agent.timeouts.first_token_seconds):
                 call = evolve(self._call, is_fallback=agent is not self._agents[0])
                 body = await self._stack.enter_async_context(agent.open(call))
-                payloads = await self._first_token(body)
+                events = await self._first_token(body)
         except TimeoutError:
             raise AgentError(_first_token_timeout(agent)) from None
         self._body = body
-        return self._events(payloads)
+        if self._decoder.ending is not None:
+            events.append(self._decoder.ending)
+        return events
 
-    async def _first_token(self, body: AsyncIterator[bytes]) -> list[JsonObject]:
-        held: list[JsonObject] = []
+    async def _first_token(self, body: AsyncIterator[bytes]) -> list[Event]:
+        held: list[Event] = []
         while True:
-            held += await self._read_payloads(body)
-            if any(map(_bears_token, held)):
+            new = await self._read_events(body)
+            held += new
+            if any(_bears_token(event.payload) for event in new):
                 return held
             ending = self._decoder.ending
             if self._broken is not None:
@@ -161,23 +165,19 @@ class Upstream:
             if ending is not None:
                 return held
 
-    async def _read_payloads(self, body: AsyncIterator[bytes]) -> Sequence[JsonObject]:
+    async def _read_events(self, body: AsyncIterator[bytes]) -> list[ChunkReceived]:
         """The chunks of one socket read; at the body's end, whatever was left."""
+        decoder = self._decoder
         try:
-            data = await anext(body, None)
+            payloads = decoder.feed(await body.__anext__())
+        except StopAsyncIteration:
+            payloads = decoder.close()
         except AgentError as error:
-            payloads = self._decoder.close()
-            if _ended_badly(self._decoder):
-                self._decoder.ending = UpstreamFailed(error.failure)
+            payloads = decoder.close()
+            if _ended_badly(decoder):
+                decoder.ending = UpstreamFailed(error.failure)
                 self._broken = error
-            return payloads
-        return self._decoder.close() if data is None else self._decoder.feed(data)
-
-    def _events(self, payloads: Sequence[JsonObject]) -> list[Event]:
-        events: list[Event] = [ChunkReceived(payload) for payload in payloads]
-        if self._decoder.ending is not None:
-            events.append(self._decoder.ending)
-        return events
+        return list(map(ChunkReceived, payloads, decoder.texts))
 
 
 def _ended_badly(decoder: SseDecoder) -> bool:

@@ -157,9 +157,13 @@ class AttemptStarted(Event):
 
 @frozen
 class ChunkReceived(Event):
-    """One chunk (an SSE data event's JSON object) arrived from the upstream."""
+    """One chunk (an SSE data event's JSON object) arrived from the upstream.
+
+    `text` is its JSON as it came, on one line, for those who write it down; None if nobody has it.
+    """
 
     payload: JsonObject
+    text: bytes | None = field(default=None, eq=False, repr=False)
 
 
 @frozen

@@ -63,6 +63,7 @@ class StreamSession:
         "_idle_seconds",
         "_last_sent_at",
         "_last_token_at",
+        "_row",
         "_table",
         "_whole_at",
         "agent",
@@ -87,6 +88,7 @@ class StreamSession:
         self.first_token_at: float | None = None
         self.client_left_at: float | None = None
         self._table = transitions(policy.client_gone)
+        self._row = self._table[self.state]
         self._idle_seconds = policy.idle_seconds
         self._last_sent_at = request.created_at
         self._last_token_at: float | None = None
@@ -112,15 +114,16 @@ class StreamSession:
             IllegalTransition: the event cannot happen in this state; nothing was changed.
         """
         name = type(event).__name__
-        target = self._table[self.state].get(name)
+        target = self._row.get(name)
         if target is None:
             raise IllegalTransition(self.state, name)
         if target is IGNORED:
             return ()
+        if type(event) is ChunkReceived:  # a `match` would ask this as slowly as the others
+            if target is not self.state:
+                self._enter(target)
+            return self._receive(event.payload, now)
         match event:
-            case ChunkReceived(payload):
-                self.state = target
-                return self._receive(payload, now)
             case TimePassed():
                 return self._ping(now)
             case AttemptStarted(agent, idle_seconds):
@@ -133,6 +136,10 @@ class StreamSession:
         if not target.is_final:
             return ()
         return self._end(event, target, now)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._row = self._table[state]
 
     @property
     def milestones(self) -> int:
@@ -223,7 +230,7 @@ class StreamSession:
     def _end(self, event: Event, target: State, now: float) -> tuple[Effect, ...]:
         failure = failure_of(event)
         record = self._record(target, failure, now)
-        self.state = target  # nothing below can fail, so a life can't end without its Save
+        self._enter(target)  # nothing below can fail, so a life can't end without its Save
         if failure is None:
             if not self.attached:
                 return (Save(record),)

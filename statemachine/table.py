@@ -27,9 +27,11 @@ class State(enum.StrEnum):
     CLIENT_GONE = "client_gone"
     """The client left or asked to stop; the partial text is kept."""
 
-    @property
-    def is_final(self) -> bool:
-        return self not in (State.PENDING, State.STREAMING)
+    is_final: bool
+
+    def __init__(self, value: str) -> None:
+        # Asked for every chunk: an attribute, where a property would compare texts each time.
+        self.is_final = value not in ("pending", "streaming")
 
 
 class ClientGone(enum.StrEnum):

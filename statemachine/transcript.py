@@ -113,7 +113,7 @@ class _OpenChoice:
         """Take one chunk's choice in; true if it bore a token."""
         bore_token = False
         delta = choice.get("delta")
-        if isinstance(delta, Mapping):
+        if type(delta) is dict or isinstance(delta, Mapping):
             for key, value in delta.items():
                 if key == "content" and type(value) is str and "content" not in self.delta:
                     if self.content is None:
@@ -124,7 +124,7 @@ class _OpenChoice:
                     self._fold_field(key, value)
                     bore_token = bore_token or value not in (None, "", [], {})
         for key, value in choice.items():
-            if value is None or key in ("delta", "index"):
+            if value is None or key == "delta" or key == "index":
                 continue
             if key == "finish_reason":
                 self.finish_reason = str(value)
@@ -183,9 +183,10 @@ class Transcript:
         if not self.chunk_count:
             self._fold_envelope(payload)
         self.chunk_count += 1
-        for key, value in payload.items():
-            if key not in _ENVELOPE and value is not None:
-                self.extra[key] = value
+        if not _ENVELOPE.issuperset(payload):
+            for key, value in payload.items():
+                if key not in _ENVELOPE and value is not None:
+                    self.extra[key] = value
         if (usage := find_usage(payload)) is not None:
             self.usage = usage
             if not payload.get("choices"):
@@ -209,9 +210,10 @@ class Transcript:
     @property
     def is_whole(self) -> bool:
         """True once every choice, those asked for and those seen, has a finish reason."""
-        return len(self._choices) >= self._choices_expected and all(
-            choice.finish_reason is not None for choice in self._choices.values()
-        )
+        for choice in self._choices.values():
+            if choice.finish_reason is None:
+                return False
+        return len(self._choices) >= self._choices_expected
 
     @property
     def finish_reason(self) -> str | None:
@@ -230,7 +232,7 @@ def find_usage(payload: JsonObject) -> JsonObject | None:
     if usage is None and "x_groq" in payload:
         vendor = payload["x_groq"]
         usage = vendor.get("usage") if isinstance(vendor, Mapping) else None
-    return usage if isinstance(usage, Mapping) else None
+    return usage if usage is not None and isinstance(usage, Mapping) else None
 
 
 def is_for_clients(payload: JsonObject) -> bool:

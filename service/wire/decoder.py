@@ -21,6 +21,8 @@ Ending = UpstreamFinished | UpstreamFailed
 
 _BOM = b"\xef\xbb\xbf"
 _NO_STREAM = "The model's backend did not answer with a stream."
+_DICT_OR_NONE = (dict, type(None))
+_INT_OR_NONE = (int, type(None))
 _LONGEST_QUOTE = 200
 """Characters of an upstream's own words that go into a message of ours."""
 
@@ -32,6 +34,9 @@ class SseDecoder:
     read) or `UpstreamFailed`, and further bytes are ignored. A body that ends with neither
     fails as `upstream_incomplete`; only the session knows if its finish reasons make that a
     good end after all.
+
+    `texts` holds the JSON texts of the last call's chunks, one each, as they came; None for one
+    that lay on several lines.
     """
 
     __slots__ = (
@@ -42,10 +47,12 @@ class SseDecoder:
         "_max_event_bytes",
         "_started",
         "ending",
+        "texts",
     )
 
     def __init__(self, max_event_bytes: int) -> None:
         self.ending: Ending | None = None
+        self.texts: list[bytes | None] = []
         self._max_event_bytes = max_event_bytes
         self._buffer = bytearray()
         self._ended_in_cr = False
@@ -55,13 +62,24 @@ class SseDecoder:
 
     def feed(self, data: bytes) -> list[JsonObject]:
         """Take in the next bytes; the chunks that they complete, in order. Never raises."""
+        self.texts = []
         if self.ending is not None or not data:
             return []
+        if (
+            self._started
+            and not (self._buffer or self._ended_in_cr or b"\r" in data)
+            and data.startswith(b"data: {")
+            and data.find(b"\n") == len(data) - 2
+            and data.endswith(b"\n\n")
+            and len(data) <= self._max_event_bytes
+        ):  # one whole event: the most usual case
+            payload = self._decode_data(data[6:-2], b"")
+            return [] if payload is None else [payload]
         data = self._unify_line_ends(data)
         if not self._started:
             data = self._drop_byte_order_mark(data)
         if not self._buffer and data.endswith(b"\n\n"):
-            return self._decode(data.split(b"\n\n"))  # whole events only: the usual case
+            return self._decode(data.split(b"\n\n"))  # whole events only
         searched = max(len(self._buffer) - 1, 0)
         self._buffer += data
         end = self._buffer.rfind(b"\n\n", searched)
@@ -76,6 +94,7 @@ class SseDecoder:
 
     def close(self) -> list[JsonObject]:
         """The body has ended: what was left in the buffer, if a whole event; sets `ending`."""
+        self.texts = []
         payloads: list[JsonObject] = []
         if self.ending is None:
             rest = bytes(self._buffer).strip(b"\n")
@@ -182,17 +201,18 @@ class SseDecoder:
     def _decode_data(self, data: bytes, name: bytes) -> JsonObject | None:
         """One event's data: the chunk in it, or None with `ending` set or nothing to say."""
         self._events += 1
-        text = data.strip()
-        if text == b"[DONE]":
-            self.ending = UpstreamFinished()
-            return None
-        if not text and name != b"error":
-            return None
+        if not data.startswith(b"{"):
+            text = data.strip()
+            if text == b"[DONE]":
+                self.ending = UpstreamFinished()
+                return None
+            if not text and name != b"error":
+                return None
         try:
             payload = decode_json(data)
         except ValueError:
             if name == b"error":
-                self._fail_upstream(text.decode("utf-8", "replace"))
+                self._fail_upstream(data.strip().decode("utf-8", "replace"))
             else:
                 self._fail(
                     "upstream_malformed", "The model's backend sent an event that is not JSON."
@@ -205,6 +225,7 @@ class SseDecoder:
         elif not _is_chunk(payload):
             self._fail("upstream_malformed", "The model's backend sent JSON that is not a chunk.")
         else:
+            self.texts.append(None if b"\n" in data else data)
             return payload  # type: ignore[no-any-return]  # _is_chunk saw a dict
         return None
 
@@ -249,8 +270,8 @@ def _is_chunk(payload: Any) -> bool:
     for choice in choices:
         if not isinstance(choice, dict):
             return False
-        if not isinstance(choice.get("delta"), (dict, type(None))):
+        if not isinstance(choice.get("delta"), _DICT_OR_NONE):
             return False
-        if not isinstance(choice.get("index"), (int, type(None))):
+        if not isinstance(choice.get("index"), _INT_OR_NONE):
             return False
     return True
