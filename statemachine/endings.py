@@ -1,17 +1,24 @@
-"""Why a session ended other than well: our own failures, in the words that people read.
+"""How a session ended: our own failures, in the words that people read, and what was used up.
 
 Called by `session`. What an upstream says of itself comes in with its events.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from statemachine.messages import (
+    Choice,
     ClientLeft,
     DeadlineExpired,
     DrainExpired,
     Event,
     Failure,
+    SessionRequest,
     StopRequested,
     UpstreamFailed,
+    UsageSource,
 )
+from statemachine.transcript import Transcript, estimate_tokens
 
 CLIENT_LEFT = Failure("client_left", "The client left before the answer was complete.")
 STOPPED = Failure("stopped", "The answer was stopped on request before it was complete.")
@@ -39,3 +46,29 @@ def failure_of(event: Event) -> Failure | None:
             return CLIENT_LEFT
         case _:
             return None
+
+
+def usage_of(
+    transcript: Transcript, request: SessionRequest, choices: Sequence[Choice]
+) -> tuple[dict[str, Any] | None, UsageSource]:
+    """Usage as the upstream gave it, or an estimate that says so, or nothing.
+
+    Args:
+        choices: the transcript's own, so that they needn't be made twice.
+    """
+    if transcript.usage is not None:
+        return dict(transcript.usage), UsageSource.PROVIDER
+    if not transcript.chunk_count:
+        return None, UsageSource.UNKNOWN
+    prompt = estimate_tokens([request.messages, request.tools])
+    answer = sum(
+        estimate_tokens([value for key, value in choice.message.items() if key != "role"])
+        for choice in choices
+    )
+    usage = {
+        "prompt_tokens": prompt,
+        "completion_tokens": answer,
+        "total_tokens": prompt + answer,
+        "estimated": True,
+    }
+    return usage, UsageSource.ESTIMATED

@@ -14,13 +14,9 @@ journal's recovery, which replays events through it). The rules:
    last, and estimated (marked so) if the upstream gave none.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
-from statemachine.endings import STOPPED, expired, failure_of
+from statemachine.endings import STOPPED, expired, failure_of, usage_of
 from statemachine.messages import (
     AttemptStarted,
-    Choice,
     ChunkReceived,
     ClientLeft,
     Effect,
@@ -40,10 +36,9 @@ from statemachine.messages import (
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
-    UsageSource,
 )
 from statemachine.table import IGNORED, IllegalTransition, State, transitions
-from statemachine.transcript import Transcript, estimate_tokens, is_for_clients
+from statemachine.transcript import Transcript, is_for_clients
 
 TRAILER_SECONDS = 5.0
 """How long a whole answer waits for its usage chunk and `[DONE]`. They come within milliseconds
@@ -257,29 +252,10 @@ class StreamSession:
         frame = self.transcript.usage_frame or {}
         return (SendChunk({**frame, "choices": [], "usage": record.usage}),)
 
-    def _usage(self, choices: Sequence[Choice]) -> tuple[dict[str, Any] | None, UsageSource]:
-        """Usage as the upstream gave it, or an estimate that says so, or nothing."""
-        if self.transcript.usage is not None:
-            return dict(self.transcript.usage), UsageSource.PROVIDER
-        if not self.transcript.chunk_count:
-            return None, UsageSource.UNKNOWN
-        prompt = estimate_tokens([self.request.messages, self.request.tools])
-        answer = sum(
-            estimate_tokens([value for key, value in choice.message.items() if key != "role"])
-            for choice in choices
-        )
-        usage = {
-            "prompt_tokens": prompt,
-            "completion_tokens": answer,
-            "total_tokens": prompt + answer,
-            "estimated": True,
-        }
-        return usage, UsageSource.ESTIMATED
-
     def _record(self, state: State, failure: Failure | None, now: float) -> SessionRecord:
         transcript, request = self.transcript, self.request
         choices = transcript.choices()
-        usage, source = self._usage(choices)
+        usage, source = usage_of(transcript, request, choices)
         tokens = (usage or {}).get("completion_tokens")
         whole = state is State.COMPLETED or transcript.is_whole
         first = self.first_token_at
