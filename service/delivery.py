@@ -139,8 +139,7 @@ class Delivery:
             return True
         if (
             self._carrying.locked()
-            or not self._is_reachable
-            or not self._session.attached
+            or not self._is_attached
             or (self._journal is not None and self._journal.settles_chunks)
         ):
             return False
@@ -161,6 +160,11 @@ class Delivery:
         async with self._carrying:
             while self._effects and not self._session.state.is_final:
                 await self._carry_out_next()
+
+    @property
+    def _is_attached(self) -> bool:
+        """True while the client is there and wants to be told."""
+        return self._is_reachable and self._session.attached
 
     def put_a_stalled_client_last(self) -> None:
         """If a write was broken off, let the record not wait for that client."""
@@ -191,7 +195,8 @@ class Delivery:
                 payloads = [payload]
                 while self._effects and isinstance(self._effects[0], SendChunk):
                     payloads.append(self._effects.popleft().payload)  # type: ignore[attr-defined]
-                await self._send(effect, payloads)
+                if not (self._is_attached and self._writer.send_chunks_now(payloads)):
+                    await self._send(effect, payloads)
             case StopUpstream():
                 assert self.upstream is not None
                 await self.upstream.close()
@@ -202,7 +207,7 @@ class Delivery:
 
     async def _send(self, effect: Effect, payloads: Sequence[JsonObject] = ()) -> None:
         """Write to the client, if it is there; find out if it isn't."""
-        if not self._is_reachable or not self._session.attached:
+        if not self._is_attached:
             return
         self.writing_since = self._clock()
         self.holds_upstream = isinstance(effect, SendChunk)

@@ -77,6 +77,7 @@ class SseWriter:
         self._sink: AbstractStreamWriter | None = None
         self._transport: asyncio.Transport | None = None
         self._refusal: web.Response | None = None
+        self._tail = b""
 
     async def open(self) -> None:
         stream = EventSourceResponse(
@@ -126,13 +127,15 @@ class SseWriter:
             await self._write(error_event(failure))
 
     async def send_done(self, record: SessionRecord) -> None:
-        await self._write(DONE)
+        if self._stream is None:
+            raise ClientConnectionLost
+        self._tail = DONE  # leaves with the body's end, in one packet
 
     async def close(self) -> web.StreamResponse:
         if self._stream is None:
             return self._refusal or web.Response(status=499)
         try:
-            await self._stream.write_eof()
+            await self._stream.write_eof(self._tail)
         except (ConnectionError, RuntimeError):
             pass  # the client is gone; there is no body left to end
         return self._stream

@@ -7,6 +7,7 @@ bytes come as they arrive, through none of the layers above aiohttp's reader.
 """
 
 import asyncio
+import ssl
 import urllib.request
 from collections.abc import Mapping
 
@@ -27,6 +28,7 @@ class Connection:
         client: the SDK's client, which knows the backend's address and key.
         path: below the base URL, such as `/chat/completions`.
         headers: what every request carries besides the SDK's own.
+        tls: whom to trust.
         connect_seconds: how long a connection may take, TLS included.
         idle_connection_seconds: how long one that nobody uses is kept.
     """
@@ -36,12 +38,14 @@ class Connection:
         client: openai.AsyncOpenAI,
         path: str,
         headers: Mapping[str, str],
+        tls: ssl.SSLContext,
         connect_seconds: float,
         idle_connection_seconds: float,
     ) -> None:
         self._client = client
         self._path = path
         self._asked_headers = dict(headers)
+        self._tls = tls
         self._idle_connection_seconds = idle_connection_seconds
         # Token deadlines are the relay's; here only connecting is timed.
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds)
@@ -92,7 +96,7 @@ class Connection:
                     connector=aiohttp.TCPConnector(
                         limit=0,  # `server.max_concurrent_streams` is the limit
                         keepalive_timeout=self._idle_connection_seconds,
-                        ssl=httpx2.create_ssl_context(),  # the same trust as the SDK's
+                        ssl=self._tls,
                     ),
                     cookie_jar=aiohttp.DummyCookieJar(),
                 )

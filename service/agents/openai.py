@@ -64,16 +64,18 @@ class OpenAIAgent:
         self._models: list[dict[str, Any]] = []
         self._models_until = 0.0
         self._asking_for_models = asyncio.Lock()
+        tls = httpx2.create_ssl_context()  # reads the trusted authorities, which takes a while
         self._client = openai.AsyncOpenAI(
             api_key=api_key or _NO_KEY,
             base_url=config.base_url,
             max_retries=0,  # `service.upstream` retries, and knows about fallbacks
-            http_client=openai.DefaultAioHttpClient(),
+            http_client=openai.DefaultAioHttpClient(verify=tls),
         )
         self._connection = Connection(
             self._client,
             "/chat/completions",
             _HEADERS,
+            tls,
             config.timeouts.connect_seconds,
             _IDLE_CONNECTION_SECONDS,
         )

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from db.postgres import PostgresStore
-from service.config import SseConfig
+from service.config import DatabaseConfig, SseConfig
 from statemachine import State
 from tests.service.backend import Backend, Exchange, chunk, say
 from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for
@@ -25,7 +25,10 @@ async def kept_in_postgres(
     backend: Backend, make_service: ServiceMaker, store: PostgresStore
 ) -> Service:
     return await make_service(
-        agent_for(backend), store=store, sse=SseConfig(keep_alive_interval_seconds=0.1)
+        agent_for(backend),
+        store=store,
+        sse=SseConfig(keep_alive_interval_seconds=0.5),
+        database=DatabaseConfig(commit_timeout_seconds=30.0),  # rows are read once `[DONE]` came
     )
 
 
@@ -133,9 +136,9 @@ async def test_pings_do_not_disturb_the_sdk(client: openai.AsyncOpenAI, backend:
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(1.1)
         await exchange.words("Hel")
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(1.1)
         await exchange.words("lo")
         await exchange.finish()
 
