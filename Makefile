@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format faults bench psql dead-letters docs lock clean
+.PHONY: help run test check format faults bench key psql dead-letters docs lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ faults: $(VENV)/.dev-ready ## break everything many times and count lost words (
 
 bench: $(VENV)/.dev-ready ## measure time to first token with 100 streams starting at once
 	$(BIN)/python -m benchmarks.arrival $(ARGS)
+
+key: $(VENV)/.run-ready ## make an API key for a caller (make key NAME=open-webui)
+	@$(BIN)/python -m service.auth new $(or $(NAME),--help)
 
 psql: $(VENV)/.run-ready ## look into the embedded database (make psql ARGS="-c 'SELECT 1'")
 	@$(BIN)/python -m db.embedded psql $(ARGS)

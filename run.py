@@ -22,6 +22,7 @@ environment:
   DATABASE_URL             postgresql://user:password@host/name, or 'embedded'
   OPENAI_API_KEY           key of the backend; unset: the agent is off, if it is OpenAI's
   OPENAI_BASE_URL          where that backend is (Ollama: http://127.0.0.1:11434/v1)
+  API_KEYS                 name:key,name:key: who may call, in place of auth.api_keys
   JOURNAL_DIR              where words are kept until PostgreSQL has them
   SSE_KEEP_ALIVE_INTERVAL  seconds of silence before a keep-alive comment, e.g. 15 or 0.5
   LOG_FORMAT               auto, console or json

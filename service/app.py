@@ -23,9 +23,10 @@ from db.recovery import Recovery
 from db.saver import Saver
 from db.store import Store, StoreUnavailable
 from service.agents.directory import AgentDirectory
+from service.auth import Keyring, require_key
 from service.clock import Clock, steady_clock
 from service.completions import Completions
-from service.config import Config
+from service.config import Config, is_loopback
 from service.cors import cors
 from service.errors import errors_middleware
 from service.lifecycle import Readiness, RunningStreams, healthz
@@ -38,6 +39,7 @@ STORE = web.AppKey("store", Store)
 JOURNAL: web.AppKey[Journal | None] = web.AppKey("journal")
 SAVER = web.AppKey("saver", Saver)
 DIRECTORY = web.AppKey("directory", AgentDirectory)
+KEYRING = web.AppKey("keyring", Keyring)
 STREAMS = web.AppKey("streams", RunningStreams)
 DSN = web.AppKey("dsn", str)
 COMPLETIONS = web.AppKey("completions", Completions)
@@ -57,7 +59,7 @@ def build_app(
     directory: AgentDirectory | None = None,
     clock: Clock | None = None,
 ) -> web.Application:
-    """The application, ready for an `AppRunner(..., handler_cancellation=True)`.
+    """The application, ready for a `service.connections.Runner`.
 
     Args:
         config: what operators set.
@@ -68,14 +70,7 @@ def build_app(
     and can't be had. A database that can't be reached doesn't stop it: the service streams, says
     in `/readyz` that it isn't ready, and saves what waits once the database is there.
     """
-    answer_preflight, mark_origin = cors(config.server.cors_origins)
-    app = web.Application(
-        middlewares=[telemetry_middleware, answer_preflight, errors_middleware],
-        client_max_size=config.server.max_body_bytes,
-    )
-    app.on_response_prepare.extend((add_id_headers, mark_origin))
-    app[CONFIG] = config
-    app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
+    app = _with_middlewares(config)
     environ = os.environ if environ is None else environ
     app.cleanup_ctx.extend(
         (
@@ -88,6 +83,21 @@ def build_app(
     )
     app.on_shutdown.append(_drain)
     _add_routes(app)
+    return app
+
+
+def _with_middlewares(config: Config) -> web.Application:
+    """An application that has what every request passes, and nothing else."""
+    answer_preflight, mark_origin = cors(config.server.cors_origins)
+    keys = Keyring(config.auth.api_keys, is_required=not is_loopback(config.server.host))
+    app = web.Application(
+        middlewares=[telemetry_middleware, answer_preflight, errors_middleware, require_key(keys)],
+        client_max_size=config.server.max_body_bytes,
+    )
+    app.on_response_prepare.extend((add_id_headers, mark_origin))
+    app[CONFIG] = config
+    app[KEYRING] = keys
+    app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
     return app
 
 

@@ -13,6 +13,7 @@ from service.agents.protocol import Agent, AgentCall
 from service.auth import owner_of
 from service.clock import Clock
 from service.config import Config
+from service.connections import read_body
 from service.delivery import Journal as RelayJournal
 from service.delivery import RelayLimits, Saver
 from service.errors import ApiError
@@ -61,7 +62,8 @@ class Completions:
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. Cancelled by aiohttp when the client leaves."""
         self.streams.check_room()
-        chat = parse_request(await request.read())
+        timeout_seconds = self.config.server.request_timeout_seconds
+        chat = parse_request(await read_body(request, timeout_seconds))
         agents = self.directory.pick(chat.model)
         self.streams.check_room()  # the body may have taken its time
         relay = self._relay(request, chat, agents)
@@ -76,11 +78,13 @@ class Completions:
     async def cancel(self, request: web.Request) -> web.Response:
         """Stop a running completion by its id; answers once its partial text is handed over.
 
-        Also one whose client left under `client_gone: finish`. 404 for one that doesn't run.
+        Also one whose client left under `client_gone: finish`. 404 for one that doesn't run, and
+        for somebody else's.
         """
         completion_id = request.match_info["completion_id"]
         relay = self.streams.get(completion_id)
-        if relay is None or relay.task is None:
+        is_theirs = relay is not None and relay.session.request.owner == owner_of(request)
+        if relay is None or relay.task is None or not is_theirs:
             message = f"No completion with the id {completion_id[:100]!r} is running."
             raise ApiError(
                 Failure("not_found", message, type="invalid_request_error", param="completion_id")

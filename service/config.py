@@ -15,6 +15,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from attrs import Factory, asdict, evolve, field, frozen
 
+from service.config_access import (
+    API_KEYS,
+    SECRET,
+    AuthConfig,
+    key_problems,
+    keys_from_environment,
+)
 from service.config_reading import Allowed, ConfigError, Problem, Source, structure
 from service.config_reading import mask_password as mask_password  # for those who print a config
 from statemachine import ClientGone
@@ -35,6 +42,8 @@ class ServerConfig:
     port: Annotated[int, Allowed("a port, 0 to 65535", lambda value: 0 <= value <= 65535)] = 8000
     max_body_bytes: Count = 10 * 1024 * 1024
     max_concurrent_streams: Count = 2000
+    request_timeout_seconds: Seconds = 60.0
+    idle_timeout_seconds: Seconds = 75.0
     drain_timeout_seconds: Annotated[float, _from_0] = 30.0
     cors_origins: tuple[Name, ...] = ()
 
@@ -136,7 +145,8 @@ class LoggingConfig:
 
 @frozen
 class Config:
-    """Everything an operator may set, checked. Secrets are not in it: keys stay in the environment."""
+    """Everything an operator may set, checked. No key is in it: backends' keys stay in the
+    environment, and of callers' keys it has the hashes."""
 
     server: ServerConfig = ServerConfig()
     sse: SseConfig = SseConfig()
@@ -144,6 +154,7 @@ class Config:
     database: DatabaseConfig = DatabaseConfig()
     journal: JournalConfig = JournalConfig()
     agents: tuple[AgentConfig, ...] = Factory(_default_agents)
+    auth: AuthConfig = Factory(AuthConfig)
     logging: LoggingConfig = LoggingConfig()
 
 
@@ -153,7 +164,8 @@ _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "SSE_KEEP_ALIVE_INTERVAL": ("sse", "keep_alive_interval_seconds"),
     "LOG_FORMAT": ("logging", "format"),
 }
-"""Environment variable → key. `OPENAI_BASE_URL` is handled apart: it belongs to agents."""
+"""Environment variable → key. `OPENAI_BASE_URL` is handled apart: it belongs to agents; and so is
+`API_KEYS`, whose keys are hashed."""
 _NUMBERS = frozenset(("SSE_KEEP_ALIVE_INTERVAL",))
 
 
@@ -180,20 +192,30 @@ def load_config(
             _set(tree, keys, environ[name])
             is_number = name in _NUMBERS
             sources[keys] = Source(f"environment variable {name}", is_number=is_number)
+    if environ.get("API_KEYS"):
+        _set(tree, ("auth", "api_keys"), keys_from_environment(environ["API_KEYS"]))
+        sources["auth", "api_keys"] = Source(API_KEYS)
     for keys, value in (flags or {}).items():
         _set(tree, keys, value)
         sources[keys] = Source("command line")
-    config = structure(tree, Config, file=str(path or "defaults"), sources=sources)
+    file = str(path or "defaults")
+    config = structure(tree, Config, file=file, sources=sources, secret=SECRET)
     if environ.get("OPENAI_BASE_URL"):
         config = _with_base_url(config, environ["OPENAI_BASE_URL"])
-    _check_together(config, str(path or "defaults"), sources)
+    _check_together(config, file, sources)
     return config
 
 
 def dump_config(config: Config) -> str:
-    """The configuration in force as YAML, for `--print-config`. A password in a URL is masked."""
+    """The configuration in force as YAML, for `--print-config`.
+
+    A password in a URL is masked, and so are the hashes of keys: a key that a person thought up
+    can be guessed from its hash.
+    """
     tree = asdict(config, value_serializer=lambda _instance, _attribute, value: _plain(value))
     tree["database"]["url"] = mask_password(tree["database"]["url"])
+    for key in tree["auth"]["api_keys"]:
+        key.update({name: "***" for name in ("sha256", "old_sha256") if key[name]})
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
@@ -293,14 +315,16 @@ def _check_together(config: Config, file: str, sources: Mapping[tuple[str, ...],
                 problems.append(Problem(file, f"{path}.fallbacks", repr(fallback), others))
     if not config.agents:
         problems.append(Problem(file, "agents", "no agent", "at least one agent"))
-    if not is_loopback(config.server.host):
+    keys = config.auth.api_keys
+    problems += key_problems(keys, sources.get(("auth", "api_keys"), Source(file)).name)
+    if not is_loopback(config.server.host) and not keys:
         problems.append(
             Problem(
                 sources.get(("server", "host"), Source(file)).name,
                 "server.host",
                 repr(config.server.host),
-                "a loopback address such as 127.0.0.1, as nothing asks callers for a key; "
-                "put a proxy that does in front",
+                "a loopback address such as 127.0.0.1, as no caller is asked for a key; for any "
+                "other, make one (make key NAME=somebody) and list it in auth.api_keys",
             )
         )
     if problems:

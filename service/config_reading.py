@@ -10,7 +10,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -30,6 +30,10 @@ _TYPE_NAMES = {
     tuple: "a list",
     type(None): "null",
 }
+
+
+_TELLTALE = 10**9
+"""A whole number from here on may be a key that has no letters in it."""
 
 
 @frozen
@@ -74,12 +78,18 @@ class _Refused(ValueError):
     def __init__(self, found: Any, allowed: str, key: str = "") -> None:
         super().__init__()
         self.found = _show(found)
+        self.described = _describe(found)
         self.allowed = allowed
         self.key = key
 
 
 def structure(
-    tree: Mapping[str, Any], cls: type[T], *, file: str, sources: Mapping[tuple[str, ...], Source]
+    tree: Mapping[str, Any],
+    cls: type[T],
+    *,
+    file: str,
+    sources: Mapping[tuple[str, ...], Source],
+    secret: Collection[str] = (),
 ) -> T:
     """The tree as an instance of `cls`.
 
@@ -88,6 +98,7 @@ def structure(
         cls: an attrs class of checked fields.
         file: what to call the place the tree came from.
         sources: key path → the other place a value came from.
+        secret: keys at the top below which no value is shown.
 
     Raises:
         ConfigError: with every problem in the tree.
@@ -96,46 +107,60 @@ def structure(
     try:
         return _converter().structure(tree, cls)
     except Exception as error:
-        raise ConfigError(_problems(error, file, sources)) from None
+        raise ConfigError(_problems(error, file, sources, secret)) from None
 
 
 def _problems(
-    error: Exception, file: str, sources: Mapping[tuple[str, ...], Source]
+    error: Exception,
+    file: str,
+    sources: Mapping[tuple[str, ...], Source],
+    secret: Collection[str],
 ) -> list[Problem]:
     problems: list[Problem] = []
     for line in transform_error(error, path="", format_exception=_format):
         words, _, path = line.rpartition(" @ ")
         path = path.lstrip(".")
-        source = sources.get(tuple(path.split(".")))
-        for key, found, allowed in json.loads(words):
+        keys = re.sub(r"\[\d+\]", "", path).split(".")
+        source = next((sources[up] for up in _upwards(keys) if up in sources), Source(file))
+        for key, found, allowed, safe_key, described in json.loads(words):
+            if keys[0] in secret:
+                key, found = safe_key, described
             full = ".".join(part for part in (path, key) if part)
-            problems.append(Problem(source.name if source else file, full, found, allowed))
+            problems.append(Problem(source.name, full, found, allowed))
     return problems
 
 
+def _upwards(keys: list[str]) -> Iterator[tuple[str, ...]]:
+    """A key path, and those above it."""
+    for length in range(len(keys), 0, -1):
+        yield tuple(keys[:length])
+
+
 def _format(error: BaseException, _type: Any) -> str:
-    """What doesn't fit, as JSON, since cattrs wants a text: a list of [key, found, allowed].
+    """What doesn't fit, as JSON, since cattrs wants a text: a list of
+    [key, found, allowed, the key and what was found in words that give no secret away].
 
     The key is one below the path that cattrs adds, or empty.
     """
     match error:
         case _Refused():
-            problems = [(error.key, error.found, error.allowed)]
+            problems = [(error.key, error.found, error.allowed, error.key, error.described)]
         case ForbiddenExtraKeysError():
             known = [attribute.name for attribute in fields(error.cl)]
             unknown = sorted(map(str, error.extra_fields))
-            problems = [(key, "an unknown key", _with_hint(known, key)) for key in unknown]
+            problems = [_unknown_key(known, key) for key in unknown]
         case KeyError():
-            problems = [("", "nothing", "a value: this key must be given")]
+            problems = [("", "nothing", "a value: this key must be given", "", "nothing")]
         case _:
-            problems = [("", _show(str(error)), "a value that fits")]
+            problems = [("", _show(str(error)), "a value that fits", "", "something else")]
     return json.dumps(problems)
 
 
-def _with_hint(known: list[str], key: str) -> str:
+def _unknown_key(known: list[str], key: str) -> tuple[str, str, str, str, str]:
     near = difflib.get_close_matches(key, known, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"{', '.join(known)}{hint}"
+    found = "an unknown key"
+    return (key, found, f"{', '.join(known)}{hint}", key if near else "", found)
 
 
 _PASSWORDS = (
@@ -154,6 +179,18 @@ def mask_password(url: str) -> str:
 def _show(value: Any) -> str:
     text = repr(mask_password(value) if isinstance(value, str) else value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _describe(value: Any) -> str:
+    """What kind of thing it is, and not what it says."""
+    match value:
+        case str():
+            return f"a text of {len(value)} characters"
+        case int() if abs(value) < _TELLTALE or isinstance(value, bool):
+            return repr(value)
+        case None | float():
+            return repr(value)
+    return next((words for kind, words in _TYPE_NAMES.items() if isinstance(value, kind)), "a list")
 
 
 def _convert_texts(

@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 ERROR_CODES: Mapping[str, int] = {
     # code: HTTP status before the 200 is sent
     "invalid_request": 400,
+    "invalid_api_key": 401,
     "not_found": 404,
     "model_not_found": 404,
     "method_not_allowed": 405,
@@ -26,6 +27,7 @@ ERROR_CODES: Mapping[str, int] = {
     "body_too_large": 413,
     "stopped": 409,
     "too_many_streams": 429,
+    "headers_too_large": 431,
     "internal_error": 500,
     "upstream_error": 502,
     "upstream_incomplete": 502,
@@ -70,6 +72,8 @@ def error_response(failure: Failure) -> web.Response:
     wait = failure.retry_after_seconds
     if wait is not None and math.isfinite(wait):
         response.headers["Retry-After"] = str(max(0, round(wait)))
+    if failure.code == "invalid_api_key":
+        response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
     if failure.code in _DONT_RETRY:
         response.headers["x-should-retry"] = "false"
     return response

@@ -16,6 +16,7 @@ from aiohttp import web
 from service import __version__
 from service.app import DIRECTORY, STREAMS, build_app
 from service.config import Config, mask_password
+from service.connections import Runner
 
 log = structlog.get_logger(__name__)
 
@@ -51,12 +52,7 @@ async def serve(config: Config, listener: socket.socket) -> None:
     A second signal ends the drain's grace at once; it cuts no save short.
     """
     app = build_app(config)
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        access_log=None,  # the canonical line is the log of a completion
-        shutdown_timeout=_STRAGGLER_SECONDS,
-    )
+    runner = Runner(app, config.server.idle_timeout_seconds, _STRAGGLER_SECONDS)
     stopping = _stop_on_signals()
     try:
         await runner.setup()

@@ -18,6 +18,7 @@ import run
 import service
 from service import config as configuration
 from service.config import Config, OpenAIAgentConfig, ScriptedAgentConfig
+from service.config_access import ApiKeyConfig
 from service.errors import ERROR_CODES
 from service.telemetry import completion_fields
 from statemachine import (
@@ -122,6 +123,8 @@ def configuration_sections() -> Iterator[tuple[str, dict[str, str]]]:
                 yield f"`{kind}`", {k: v for k, v in keys.items() if k not in shared}
         elif isinstance(field.type, type) and attrs.has(field.type):
             yield f"`{field.name}`", dict(keys_of(field.type, f"{field.name}."))
+            if field.name == "auth":
+                yield "Every key", dict(keys_of(ApiKeyConfig, "auth.api_keys[]."))
         else:
             yield f"`{field.name}`", {field.name: default_of(field)}
 
@@ -164,7 +167,7 @@ def test_config_yaml_shows_every_key() -> None:
 def test_environment_variables_are_documented() -> None:
     """The variables in the document, in `--help` and in the code are the same."""
     in_help = set(re.findall(r"^  ([A-Z_]{4,})  ", run.EPILOG, re.MULTILINE))
-    in_code = {*configuration._ENVIRONMENT, "OPENAI_BASE_URL", "OPENAI_API_KEY"}
+    in_code = {*configuration._ENVIRONMENT, "OPENAI_BASE_URL", "OPENAI_API_KEY", "API_KEYS"}
     assert in_help == in_code
     same(rows(section(document("docs/configuration.md"), "Environment")), in_code)
 

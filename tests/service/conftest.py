@@ -24,6 +24,7 @@ from service.config import (
     SseConfig,
     Timeouts,
 )
+from service.connections import Runner
 from service.relay import Relay
 from statemachine import SessionRecord
 from tests.service.backend import Backend
@@ -60,6 +61,7 @@ class Service:
         self.runner = runner
         self.store = store
         self.url = ""
+        self.key: str | None = None
         self.http = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=20), connector=aiohttp.TCPConnector(limit=0)
         )
@@ -90,6 +92,8 @@ class Service:
         if body is None:
             body = {"model": "any", "stream": True, "messages": QUESTION, **fields}
         headers = {"Content-Type": "application/json"}
+        if self.key is not None:
+            headers["Authorization"] = f"Bearer {self.key}"
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.http.post(f"{self.url}/v1/chat/completions", data=data, headers=headers)
 
@@ -172,9 +176,7 @@ async def make_service(tmp_path: Path) -> AsyncIterator[ServiceMaker]:
         )
         kept: Store = Kept() if store is None else store
         app = build_app(config, environ=environ or {"KEY": "backend-key"}, store=kept)
-        runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0
-        )
+        runner = Runner(app, config.server.idle_timeout_seconds, shutdown_timeout=1.0)
         service = Service(app, runner, kept)
         running.append(service)
         return await service.start()

@@ -256,6 +256,7 @@ def test_no_place_for_the_journal(spawn: Any, database_url: str) -> None:
         ({}, {"SSE_KEEP_ALIVE_INTERVAL": "soon"}, "SSE_KEEP_ALIVE_INTERVAL"),
         ({}, {"DATABASE_URL": "mysql://x"}, "postgresql://"),
         ({"server": {"host": "0.0.0.0"}}, {}, "loopback"),
+        ({}, {"API_KEYS": "me-and-no-key"}, "API_KEYS"),
     ],
 )
 def test_bad_configuration(

@@ -1,0 +1,90 @@
+"""The key `auth`: who may call.
+
+Called by `service.config`. Somebody may paste an API key into the wrong place, so no problem that
+is found here shows a value; see `SECRET`.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+from attrs import frozen
+
+from service.config_reading import Allowed, ConfigError, Problem
+
+SECRET = ("auth",)
+"""Key paths below which values are described and never shown."""
+
+API_KEYS = "environment variable API_KEYS"
+SHORTEST_KEY = 16
+"""Characters. Keys are hashed once and without salt, which is safe for what can't be guessed."""
+
+_name = Allowed(
+    "1 to 64 letters, digits and . _ - @, a letter or digit first",
+    lambda value: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", value) is not None,
+)
+_hash = Allowed(
+    "the 64 hex digits of a key's SHA-256 (make key NAME=… makes both)",
+    lambda value: re.fullmatch(r"[0-9a-fA-F]{64}", value) is not None,
+)
+_PAIRS = f"name:key, a comma between two; a key has {SHORTEST_KEY} or more visible ASCII characters"
+
+Hash = Annotated[str, _hash]
+
+
+@frozen
+class ApiKeyConfig:
+    """One caller: its name, and the hash of its key."""
+
+    name: Annotated[str, _name]
+    sha256: Hash
+    old_sha256: Hash | None = None
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """The SHA-256 of each key that it may present, in 32 bytes."""
+        texts = (self.sha256,) if self.old_sha256 is None else (self.sha256, self.old_sha256)
+        return tuple(bytes.fromhex(text) for text in texts)
+
+
+@frozen
+class AuthConfig:
+    api_keys: tuple[ApiKeyConfig, ...] = ()
+
+
+def keys_from_environment(text: str) -> list[dict[str, str]]:
+    """The entries of `auth.api_keys` that the variable `API_KEYS` stands for.
+
+    Raises:
+        ConfigError: something in it is no pair of a name and a key.
+    """
+    entries: list[dict[str, str]] = []
+    problems: list[Problem] = []
+    for number, pair in enumerate(text.split(","), 1):
+        name, colon, key = pair.strip().partition(":")
+        if colon and re.fullmatch(f"[!-~]{{{SHORTEST_KEY},}}", key):
+            entries.append({"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()})
+        else:
+            fault = "a key that won't do" if colon else "no colon"
+            problems.append(Problem(API_KEYS, "", f"{fault} in entry {number}", _PAIRS))
+    if problems:
+        raise ConfigError(problems)
+    return entries
+
+
+def key_problems(keys: Sequence[ApiKeyConfig], source: str) -> list[Problem]:
+    """What no single key can tell: a name or a key that is there twice."""
+    problems: list[Problem] = []
+    names: dict[str, int] = {}
+    owners: dict[bytes, int] = {}
+    for position, key in enumerate(keys):
+        path = f"auth.api_keys[{position}]"
+        if names.setdefault(key.name, position) != position:
+            problems.append(Problem(source, f"{path}.name", repr(key.name), "a name used once"))
+        for field, digest in zip(("sha256", "old_sha256"), key.digests, strict=False):
+            if digest in owners:
+                found = f"the key of auth.api_keys[{owners[digest]}]"
+                problems.append(Problem(source, f"{path}.{field}", found, "a key used once"))
+            owners.setdefault(digest, position)
+    return problems

@@ -1,0 +1,108 @@
+"""Connections: what a client may bring before it is a request, and how long it may take.
+
+`Runner` serves the application with a deadline for headers and for idling, and answers what is
+no proper HTTP in OpenAI's shape; `read_body` has the body's deadline. Called by `service.serving`
+and by the endpoints. Who the client is and how much it may ask are decided elsewhere.
+"""
+
+import asyncio
+import secrets
+
+import structlog
+from aiohttp import http_exceptions, web
+from aiohttp.web_protocol import RequestHandler
+
+from service.errors import ApiError, error_response, invalid_request
+from statemachine import Failure
+
+log = structlog.get_logger(__name__)
+
+_HEADERS_TOO_LARGE = Failure(
+    "headers_too_large",
+    "A header or the address is longer than 8,190 bytes, or there are more than 128 headers.",
+    type="invalid_request_error",
+)
+_NOT_HTTP = invalid_request("This is no proper HTTP request.").failure
+_TOO_MANY_HEADERS = "Too many headers"
+"""How aiohttp 3.14 words it; it has no class of its own."""
+
+
+class Runner(web.AppRunner):
+    """An `AppRunner` whose handlers are cancelled when their client leaves, without access log.
+
+    Args:
+        app: what `build_app` made.
+        idle_timeout_seconds: how long a connection may be without a whole request: idle, or with
+            headers that come byte by byte. Then it is closed.
+        shutdown_timeout: how long handlers may take to end, in seconds.
+    """
+
+    def __init__(
+        self, app: web.Application, idle_timeout_seconds: float, shutdown_timeout: float
+    ) -> None:
+        super().__init__(
+            app,
+            handler_cancellation=True,
+            access_log=None,  # the canonical line is the log of a completion
+            shutdown_timeout=shutdown_timeout,
+            keepalive_timeout=idle_timeout_seconds,
+        )
+
+    async def _make_server(self) -> web.Server:
+        # aiohttp has no other place to say which class of connection it shall make;
+        # test_connections.py notices if this one goes.
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            **made._kwargs,
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """aiohttp's own would log the header it didn't like, and that may be a key."""
+        if not isinstance(exc, http_exceptions.HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        log.debug("not HTTP", reason=type(exc).__name__)
+        long = isinstance(exc, http_exceptions.LineTooLong) or _TOO_MANY_HEADERS in exc.message
+        response = error_response(_HEADERS_TOO_LARGE if long else _NOT_HTTP)
+        response.headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
+        response.force_close()
+        return response
+
+
+async def read_body(request: web.Request, timeout_seconds: float) -> bytes:
+    """The request's whole body.
+
+    Raises:
+        ApiError: `request_timeout` (408) if it takes longer than `timeout_seconds`, however
+            steadily it comes; `invalid_request` (400) if it is not what its headers say.
+        web.HTTPRequestEntityTooLarge: it is over the application's `client_max_size`; before any
+            of it is read, if its length is announced.
+    """
+    length: int | None = request.content_length
+    if length is not None and length > request.client_max_size:
+        raise web.HTTPRequestEntityTooLarge(request.client_max_size, length)
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await request.read()
+    except TimeoutError:
+        message = f"The request's body took longer than {timeout_seconds:g} s to come."
+        raise ApiError(Failure("request_timeout", message, type="timeout_error")) from None
+    except web.RequestPayloadError:
+        raise invalid_request("The request's body is not what its headers say.") from None
