@@ -30,6 +30,7 @@ from service.config import Config, is_loopback
 from service.cors import cors
 from service.errors import errors_middleware
 from service.lifecycle import Readiness, RunningStreams, healthz
+from service.limits import Admission
 from service.telemetry import add_id_headers, telemetry_middleware
 
 log = structlog.get_logger(__name__)
@@ -40,6 +41,7 @@ JOURNAL: web.AppKey[Journal | None] = web.AppKey("journal")
 SAVER = web.AppKey("saver", Saver)
 DIRECTORY = web.AppKey("directory", AgentDirectory)
 KEYRING = web.AppKey("keyring", Keyring)
+ADMISSION = web.AppKey("admission", Admission)
 STREAMS = web.AppKey("streams", RunningStreams)
 DSN = web.AppKey("dsn", str)
 COMPLETIONS = web.AppKey("completions", Completions)
@@ -94,9 +96,11 @@ def _with_middlewares(config: Config) -> web.Application:
         middlewares=[telemetry_middleware, answer_preflight, errors_middleware, require_key(keys)],
         client_max_size=config.server.max_body_bytes,
     )
-    app.on_response_prepare.extend((add_id_headers, mark_origin))
+    admission = Admission(config.limits, config.auth.api_keys)
+    app.on_response_prepare.extend((add_id_headers, mark_origin, admission.add_headers))
     app[CONFIG] = config
     app[KEYRING] = keys
+    app[ADMISSION] = admission
     app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
     return app
 
@@ -218,7 +222,7 @@ def _endpoints(clock: Clock) -> CleanupContext:
     async def make(app: web.Application) -> AsyncIterator[None]:
         saver, journal = app[SAVER], app[JOURNAL]
         app[COMPLETIONS] = Completions(
-            app[CONFIG], app[DIRECTORY], app[STREAMS], saver, journal, clock
+            app[CONFIG], app[DIRECTORY], app[STREAMS], app[ADMISSION], saver, journal, clock
         )
         checks = {"database": _database_check(app[STORE])}
         if journal is not None:

@@ -18,6 +18,7 @@ from service.delivery import Journal as RelayJournal
 from service.delivery import RelayLimits, Saver
 from service.errors import ApiError
 from service.lifecycle import RunningStreams
+from service.limits import Admission, ChargingSaver, Ticket
 from service.relay import Relay
 from service.sse import JsonWriter, SseWriter, Writer
 from service.telemetry import TRACE, Trace
@@ -55,6 +56,7 @@ class Completions:
     config: Config
     directory: AgentDirectory
     streams: RunningStreams
+    admission: Admission
     saver: Saver
     journal: Journal | None
     clock: Clock
@@ -62,13 +64,19 @@ class Completions:
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. Cancelled by aiohttp when the client leaves."""
         self.streams.check_room()
-        timeout_seconds = self.config.server.request_timeout_seconds
-        chat = parse_request(await read_body(request, timeout_seconds))
-        agents = self.directory.pick(chat.model)
-        self.streams.check_room()  # the body may have taken its time
-        relay = self._relay(request, chat, agents)
+        ticket = self.admission.admit(request)
+        try:
+            timeout_seconds = self.config.server.request_timeout_seconds
+            chat = parse_request(await read_body(request, timeout_seconds))
+            agents = self.directory.pick(chat.model)
+            self.streams.check_room()  # the body may have taken its time
+            relay = self._relay(request, chat, agents, ticket)
+        except BaseException:
+            ticket.close()
+            raise
         self.streams.add(relay)
         assert relay.task is not None
+        relay.task.add_done_callback(lambda _: ticket.close())  # if it died before its record
         try:
             return await asyncio.shield(relay.task)
         except asyncio.CancelledError:
@@ -96,7 +104,9 @@ class Completions:
             {"id": completion_id, "object": "chat.completion.cancelled", "cancelled": stopped}
         )
 
-    def _relay(self, request: web.Request, chat: ChatRequest, agents: tuple[Agent, ...]) -> Relay:
+    def _relay(
+        self, request: web.Request, chat: ChatRequest, agents: tuple[Agent, ...], ticket: Ticket
+    ) -> Relay:
         trace = request[TRACE]
         asked = self._session_request(request, chat, agents[0], trace)
         session = StreamSession(asked, self._policy(chat, agents[0]))
@@ -106,7 +116,8 @@ class Completions:
             self.config.sse.send_timeout_seconds, self.config.database.commit_timeout_seconds
         )
         writer = self._writer(request, chat, asked)
-        relay = Relay(session, self.journal, writer, self.saver, limits, self.clock)
+        saver = ChargingSaver(self.saver, ticket)
+        relay = Relay(session, self.journal, writer, saver, limits, self.clock)
         call = AgentCall(chat, asked.completion_id, trace.traceparent)
         relay.start(lambda announce: Upstream(agents, call, announce))
         return relay

@@ -19,6 +19,7 @@ from service.config_access import (
     API_KEYS,
     SECRET,
     AuthConfig,
+    LimitsConfig,
     key_problems,
     keys_from_environment,
 )
@@ -155,6 +156,7 @@ class Config:
     journal: JournalConfig = JournalConfig()
     agents: tuple[AgentConfig, ...] = Factory(_default_agents)
     auth: AuthConfig = Factory(AuthConfig)
+    limits: LimitsConfig = Factory(LimitsConfig)
     logging: LoggingConfig = LoggingConfig()
 
 

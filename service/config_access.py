@@ -1,4 +1,4 @@
-"""The key `auth`: who may call.
+"""The keys `auth` and `limits`: who may call, and how much.
 
 Called by `service.config`. Somebody may paste an API key into the wrong place, so no problem that
 is found here shows a value; see `SECRET`.
@@ -20,6 +20,7 @@ API_KEYS = "environment variable API_KEYS"
 SHORTEST_KEY = 16
 """Characters. Keys are hashed once and without salt, which is safe for what can't be guessed."""
 
+_count = Allowed("a whole number above 0", lambda value: value > 0)
 _name = Allowed(
     "1 to 64 letters, digits and . _ - @, a letter or digit first",
     lambda value: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", value) is not None,
@@ -30,16 +31,20 @@ _hash = Allowed(
 )
 _PAIRS = f"name:key, a comma between two; a key has {SHORTEST_KEY} or more visible ASCII characters"
 
+Count = Annotated[int, _count]
 Hash = Annotated[str, _hash]
 
 
 @frozen
 class ApiKeyConfig:
-    """One caller: its name, and the hash of its key."""
+    """One caller: its name, the hash of its key, and what differs from `limits` for it."""
 
     name: Annotated[str, _name]
     sha256: Hash
     old_sha256: Hash | None = None
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    max_concurrent_streams: Count | None = None
 
     @property
     def digests(self) -> tuple[bytes, ...]:
@@ -51,6 +56,15 @@ class ApiKeyConfig:
 @frozen
 class AuthConfig:
     api_keys: tuple[ApiKeyConfig, ...] = ()
+
+
+@frozen
+class LimitsConfig:
+    """What each caller may use; None: as much as it likes."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    max_concurrent_streams: Count | None = None
 
 
 def keys_from_environment(text: str) -> list[dict[str, str]]:

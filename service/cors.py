@@ -9,7 +9,11 @@ from collections.abc import Awaitable, Callable, Collection
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-_EXPOSED = "x-request-id, x-trace-id, retry-after"
+_EXPOSED = ", ".join(
+    ["x-request-id", "x-trace-id", "retry-after"]
+    + [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
+    + [f"x-ratelimit-{what}-tokens" for what in ("limit", "remaining", "reset")]
+)
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _PREFLIGHT_SECONDS = "600"
 

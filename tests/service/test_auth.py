@@ -311,6 +311,10 @@ SECRET = "sk-secret"
             for name in ("", "-a", "a b", "a\n", "ä", "a" * 65, "a:b")
         ),
         (
+            {"api_keys": [{"name": "a", "sha256": HASH, "requests_per_minute": 0}]},
+            "auth.api_keys[0].requests_per_minute: found 0, allowed: a whole number above 0",
+        ),
+        (
             {"api_keys": [{"name": "a", "sha256": HASH}, {"name": "a", "sha256": "0" * 64}]},
             "auth.api_keys[1].name: found 'a', allowed: a name used once",
         ),

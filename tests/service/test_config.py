@@ -60,6 +60,7 @@ FROM_0 = [(wrong, "a number from 0") for wrong in (-1, -0.5, "5", False, None, [
 WHOLE_FROM_0_OR_NONE = [(wrong, "a number from 0") for wrong in (-1, 1.0, "5", True, [0])]
 WHOLE_FROM_0 = [*WHOLE_FROM_0_OR_NONE, (None, "a number from 0")]
 COUNT = [(wrong, "a whole number above 0") for wrong in (0, -1, 1.0, "5", True, None, [1])]
+COUNT_OR_NONE = [(wrong, allowed) for wrong, allowed in COUNT if wrong is not None]
 LISTS = [(wrong, "a list") for wrong in ("a", 5, {"a": 1}, None)]
 TEXT_OR_NONE = [(wrong, "a text") for wrong in (5, True, ["a"])]
 MAPPING = [(wrong, "a mapping of keys") for wrong in ("a", 5, ["a"], None)]
@@ -98,6 +99,9 @@ KEYS: dict[str, tuple[Any, list[tuple[Any, str]]]] = {
         [(wrong, "never or terminal or always") for wrong in ("NEVER", "", False, 1, None)],
     ),
     "journal.max_bytes": (1, COUNT),
+    "limits.requests_per_minute": (1, COUNT_OR_NONE),
+    "limits.tokens_per_minute": (1, COUNT_OR_NONE),
+    "limits.max_concurrent_streams": (1, COUNT_OR_NONE),
     "logging.level": ("debug", [(wrong, LEVELS) for wrong in ("DEBUG", "", 10, None, ["info"])]),
     "logging.format": (
         "json",

@@ -1,0 +1,242 @@
+"""How much each caller may use: requests and tokens a minute, and streams at once.
+
+`Admission.admit` decides before a request's body is read, in memory, in microseconds. Called by
+`service.completions`; who the caller is, `service.auth` has said. The rules:
+
+1. A request that is refused uses nothing up. One that is admitted counts, whatever becomes of it.
+2. Tokens are charged when an answer ends, the prompt's and the answer's, as its record has them:
+   counted by the provider, else estimated. So a budget can be overdrawn; while it is, its caller
+   is refused.
+3. Each process counts for itself, and forgets when it stops.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable
+
+from aiohttp import web
+from attrs import evolve, frozen
+
+from service.auth import owner_of
+from service.config_access import ApiKeyConfig, LimitsConfig
+from service.delivery import Saver
+from service.errors import ApiError
+from statemachine import Failure, SessionRecord
+
+_MINUTE = 60.0
+_MOST_TOKENS = 10**9
+"""No answer has more; a backend that says so is not believed."""
+_ROUNDING_SECONDS = 1e-6
+
+
+class Budget:
+    """So much a minute, refilled evenly, by the generic cell rate algorithm (ITU-T I.371).
+
+    Its whole state is the time at which it will be full again, so it costs the same for one and
+    for a million a minute. A full one may be used up at once. None: there is no limit.
+    """
+
+    __slots__ = ("_full_at", "per_minute")
+
+    def __init__(self, per_minute: int | None) -> None:
+        self.per_minute = per_minute
+        self._full_at = -math.inf
+
+    def wait_seconds(self, now: float) -> float:
+        """How long until there is at least one; 0 if there is."""
+        if self.per_minute is None:
+            return 0.0
+        wait = self._full_at - now + _MINUTE / self.per_minute - _MINUTE
+        return wait if wait > _ROUNDING_SECONDS else 0.0
+
+    def take(self, count: int, now: float) -> None:
+        """Use some, more than there are if need be."""
+        if self.per_minute is not None:
+            self._full_at = max(self._full_at, now) + count * _MINUTE / self.per_minute
+
+    def left(self, now: float) -> int:
+        """How many there are, from 0."""
+        assert self.per_minute is not None
+        missing = self.full_in_seconds(now) * self.per_minute / _MINUTE
+        return max(0, math.floor(self.per_minute - missing + _ROUNDING_SECONDS))
+
+    def full_in_seconds(self, now: float) -> float:
+        return max(0.0, self._full_at - now)
+
+    def resize(self, per_minute: int | None, now: float) -> None:
+        """Another size from now on; what is used stays used."""
+        if self.per_minute is not None and per_minute is not None:
+            used = self.full_in_seconds(now) * self.per_minute / _MINUTE
+            self._full_at = now + used * _MINUTE / per_minute
+        else:
+            self._full_at = -math.inf
+        self.per_minute = per_minute
+
+
+class Account:
+    """What one caller has used."""
+
+    __slots__ = ("most_streams", "requests", "streams", "tokens")
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self.requests = Budget(limits.requests_per_minute)
+        self.tokens = Budget(limits.tokens_per_minute)
+        self.most_streams = limits.max_concurrent_streams
+        self.streams = 0
+
+    def resize(self, limits: LimitsConfig, now: float) -> None:
+        self.requests.resize(limits.requests_per_minute, now)
+        self.tokens.resize(limits.tokens_per_minute, now)
+        self.most_streams = limits.max_concurrent_streams
+
+    def check(self, now: float) -> None:
+        """Raises ApiError `too_many_streams` or `rate_limited` (429)."""
+        if self.most_streams is not None and self.streams >= self.most_streams:
+            raise _refusal(
+                "too_many_streams",
+                f"All {self.most_streams} streams that you may have at once are taken; "
+                "please try again.",
+                1.0,
+            )
+        for budget, things in ((self.requests, "requests"), (self.tokens, "tokens")):
+            wait = budget.wait_seconds(now)
+            if wait:
+                raise _refusal(
+                    "rate_limited",
+                    f"Your {budget.per_minute} {things} a minute are used up; "
+                    f"please try again in {duration(wait)}.",
+                    wait,
+                )
+
+    def headers(self, now: float) -> dict[str, str]:
+        """OpenAI's headers, for the budgets that there are."""
+        headers: dict[str, str] = {}
+        for budget, things in ((self.requests, "requests"), (self.tokens, "tokens")):
+            if budget.per_minute is not None:
+                headers[f"x-ratelimit-limit-{things}"] = str(budget.per_minute)
+                headers[f"x-ratelimit-remaining-{things}"] = str(budget.left(now))
+                headers[f"x-ratelimit-reset-{things}"] = duration(budget.full_in_seconds(now))
+        return headers
+
+
+class Ticket:
+    """The right to one stream. Whoever got it closes it."""
+
+    __slots__ = ("_account", "_clock", "_is_open")
+
+    def __init__(self, account: Account, clock: Callable[[], float]) -> None:
+        account.streams += 1
+        self._account = account
+        self._clock = clock
+        self._is_open = True
+
+    def close(self, tokens: int = 0) -> None:
+        """Make room for another, and charge what this one used. Only the first call counts."""
+        if self._is_open:
+            self._is_open = False
+            self._account.streams -= 1
+            self._account.tokens.take(tokens, self._clock())
+
+
+class Admission:
+    """Who may begin a completion now.
+
+    Args:
+        limits: what each caller may use.
+        keys: callers, some with limits of their own.
+        clock: seconds that never run backwards.
+    """
+
+    def __init__(
+        self,
+        limits: LimitsConfig,
+        keys: Iterable[ApiKeyConfig] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        # As many as names were ever configured, so nothing need be forgotten.
+        self._accounts: dict[str, Account] = {}
+        self.replace(limits, keys)
+
+    def replace(self, limits: LimitsConfig, keys: Iterable[ApiKeyConfig]) -> None:
+        """Go by these from now on. What is used stays used, and what runs goes on running."""
+        self._limits = limits
+        self._own = {key.name: _own_limits(key, limits) for key in keys}
+        now = self._clock()
+        for owner, account in self._accounts.items():
+            account.resize(self._own.get(owner, limits), now)
+
+    def admit(self, request: web.Request) -> Ticket:
+        """Let a request begin a completion, or not.
+
+        Raises:
+            ApiError: `rate_limited` or `too_many_streams` (429).
+        """
+        owner = owner_of(request)
+        account = self._accounts.get(owner)
+        if account is None:
+            account = self._accounts[owner] = Account(self._own.get(owner, self._limits))
+        request[_ACCOUNT] = account
+        now = self._clock()
+        account.check(now)
+        account.requests.take(1, now)
+        return Ticket(account, self._clock)
+
+    async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Tell a caller who asked for a completion what is left, be it refused or not."""
+        account = request.get(_ACCOUNT)
+        if account is not None:
+            response.headers.update(account.headers(self._clock()))
+
+
+_ACCOUNT = web.RequestKey("account", Account)
+
+
+@frozen
+class ChargingSaver:
+    """The persistence hook, and the bill: what an answer used is charged before its end is told,
+    so that nobody can ask again in between."""
+
+    saver: Saver
+    ticket: Ticket
+
+    def save(self, record: SessionRecord) -> "asyncio.Future[None]":
+        self.ticket.close(tokens_of(record))
+        return self.saver.save(record)
+
+
+def tokens_of(record: SessionRecord) -> int:
+    """The tokens of a completion, prompt included; 0 if nothing is known of it."""
+    usage = record.usage or {}
+    counts = [usage.get(name) for name in ("total_tokens", "prompt_tokens", "completion_tokens")]
+    total, prompt, answer = (count if type(count) is int and count > 0 else 0 for count in counts)
+    return min(total or prompt + answer, _MOST_TOKENS)
+
+
+def duration(seconds: float) -> str:
+    """A time span as OpenAI's headers have it: `0s`, `12ms`, `1.5s`, `6m0s`, `1h0m0s`; rounded up."""
+    milliseconds = math.ceil(seconds * 1000 - _ROUNDING_SECONDS)
+    if 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{milliseconds / 1000:g}s"
+    if hours or minutes:
+        text = f"{minutes}m{text}"
+    return f"{hours}h{text}" if hours else text
+
+
+def _own_limits(key: ApiKeyConfig, limits: LimitsConfig) -> LimitsConfig:
+    own = {
+        "requests_per_minute": key.requests_per_minute,
+        "tokens_per_minute": key.tokens_per_minute,
+        "max_concurrent_streams": key.max_concurrent_streams,
+    }
+    return evolve(limits, **{name: value for name, value in own.items() if value is not None})
+
+
+def _refusal(code: str, message: str, wait_seconds: float) -> ApiError:
+    return ApiError(
+        Failure(code, message, type="rate_limit_error", retry_after_seconds=math.ceil(wait_seconds))
+    )
