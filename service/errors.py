@@ -50,9 +50,6 @@ ERROR_CODES: Mapping[str, int] = {
 _DONT_RETRY = frozenset(("stopped", "total_timeout"))
 """Where the SDKs' automatic retry (on 408, 409, 429 and from 500) would do harm."""
 
-_LONGEST_OBEYED_SECONDS = 60
-"""The SDKs wait no longer than this for a `Retry-After`, but ask again too early."""
-
 
 class ApiError(Exception):
     """An answer other than 200. The message is shown to people as it is."""
@@ -78,8 +75,7 @@ def error_response(failure: Failure) -> web.Response:
         response.headers["Retry-After"] = str(max(0, round(wait)))
     if failure.code == "invalid_api_key":
         response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
-    is_long = failure.code == "rate_limited" and (wait or 0) > _LONGEST_OBEYED_SECONDS
-    if is_long or failure.code in _DONT_RETRY:
+    if failure.code in _DONT_RETRY:
         response.headers["x-should-retry"] = "false"
     return response
 

@@ -89,8 +89,16 @@ def _announce(app: web.Application, config: Config, listener: socket.socket) -> 
     base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     directory = app[DIRECTORY]
     on = [agent.name for agent in directory.agents]
+    keys = config.auth.api_keys
     if not sys.stdout.isatty():
-        log.info("serving", url=base, agents_on=on, agents_off=directory.off, pid=os.getpid())
+        log.info(
+            "serving",
+            url=base,
+            agents_on=on,
+            agents_off=directory.off,
+            api_keys=len(keys),
+            pid=os.getpid(),
+        )
         return
     embedded = config.database.url == "embedded"
     where = (
@@ -103,10 +111,13 @@ def _announce(app: web.Application, config: Config, listener: socket.socket) -> 
     print(f"  agents on   {', '.join(on) or 'none'}")
     for name, why in directory.off.items():
         print(f"  agent off   {name}: {why}")
+    if keys:
+        print(f"  callers     need a key: {', '.join(key.name for key in keys)}")
     print(f"  answers     are kept in {where}")
     print("  try it      paste this into another terminal:\n")
+    key = " -H 'Authorization: Bearer YOUR-KEY'" if keys else ""
     print(
-        f"curl -N {base}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"curl -N {base}/v1/chat/completions{key} -H 'Content-Type: application/json' "
         f"""-d '{{"model": "{model}", "stream": true, """
         """"messages": [{"role": "user", "content": "Hello!"}]}'\n""",
         flush=True,

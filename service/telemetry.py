@@ -26,6 +26,8 @@ from statemachine import SessionRecord, State
 log = structlog.get_logger(__name__)
 
 _TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$")
+_PLAIN = structlog.dev.plain_traceback
+"""Where rich is installed, structlog's default shows local variables: message text, keys."""
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 
 
@@ -79,7 +81,7 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
     if pretty:
         renderer: list[structlog.typing.Processor] = [
             _escape_unprintable,
-            structlog.dev.ConsoleRenderer(colors=stream.isatty()),
+            structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=_PLAIN),
         ]
     else:
         renderer = [

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from service.app import ADMISSION
 from service.config import ServerConfig
 from service.config_access import AuthConfig, LimitsConfig
-from service.errors import ApiError, error_response
+from service.errors import ApiError
 from service.limits import Account, Budget, Ticket, duration, tokens_of
-from statemachine import ClientGone, Failure, SessionRecord
+from statemachine import ClientGone, SessionRecord
 from tests.service.backend import Backend, Exchange, chunk
 from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for
 from tests.service.test_auth import ANNE, BOB, api_key, sdk
@@ -170,14 +170,6 @@ async def test_tokens_of_odd_usage(service: Service, usage: Any, tokens: int) ->
     await service.stream()
     record: SessionRecord = evolve(await service.kept.one(), usage=usage)
     assert tokens_of(record) == tokens
-
-
-def test_a_long_wait_is_not_for_the_sdk() -> None:
-    """The SDKs obey no `Retry-After` over a minute but come sooner, so they are told not to."""
-    for seconds, said in ((60, None), (61, "false")):
-        response = error_response(Failure("rate_limited", "", retry_after_seconds=seconds))
-        assert response.headers["Retry-After"] == str(seconds)
-        assert response.headers.get("x-should-retry") == said
 
 
 # --- requests a minute ----------------------------------------------------------------------------

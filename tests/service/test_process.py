@@ -1,6 +1,7 @@
 """The service as a process: start, signals, exit codes, what it prints. Nothing is faked."""
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -285,6 +286,27 @@ def test_keys_stay_secret(spawn: Any, database_url: str) -> None:
     process.get("/v1/models")
     assert process.stop() == 0
     assert "sk-very-secret" not in process.log.read_text()
+
+
+def test_callers_keys_stay_secret(spawn: Any, database_url: str) -> None:
+    """A process that has its keys from the environment asks for them, and prints and logs none,
+    good or bad, not even one in a header that is too long."""
+    good, bad = "sk-good-0123456789", "sk-bad-0123456789"
+    settings = {"database": {"url": database_url}, "logging": {"level": "debug"}}
+    process = spawn(settings, API_KEYS=f"me:{good}")
+    for key, status in ((good, 200), (bad, 401), (good + "x" * 9000, 431), ("", 401)):
+        connection = process.connect()
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        response = connection.getresponse()
+        assert (response.status, b"0123456789" in response.read()) == (status, False)
+    assert process.stop() == 0
+    assert process.line("serving")["api_keys"] == 1
+    assert "0123456789" not in process.log.read_text()
+    printed = spawn({}, "--print-config", API_KEYS=f"me:{good}")
+    assert printed.popen.wait(PATIENCE_SECONDS) == 0
+    assert "name: me" in printed.log.read_text()
+    assert good not in printed.log.read_text()
+    assert hashlib.sha256(good.encode()).hexdigest() not in printed.log.read_text()
 
 
 def test_first_run_on_a_terminal(tmp_path: Path, database_url: str) -> None:

@@ -1,0 +1,122 @@
+"""What it costs to let a caller in, and to turn one away: microseconds, in one process.
+
+Run: .venv/bin/python -m benchmarks.admission. Each figure is the best of five rounds. The last
+two are of whole HTTP exchanges on loopback with keep-alive, client included, over the same
+exchange with `/healthz`, which asks for nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+from aiohttp import web
+
+from db.memory import MemoryStore
+from service.app import build_app
+from service.auth import Keyring
+from service.config import Config, JournalConfig
+from service.config_access import ApiKeyConfig, AuthConfig, LimitsConfig, keys_from_environment
+from service.connections import Runner
+from service.errors import ApiError
+from service.limits import Account
+
+ROUNDS, CALLS, EXCHANGES = 5, 20_000, 1_000
+KEYS = tuple(
+    ApiKeyConfig(**entry)
+    for entry in keys_from_environment(",".join(f"n{n}:0123456789abcdef-{n}" for n in range(1000)))
+)
+LAST = "0123456789abcdef-{}"
+
+
+def timed(call: Callable[[], object], calls: int = CALLS) -> float:
+    best = float("inf")
+    for _ in range(ROUNDS):
+        since = time.perf_counter()
+        for _ in range(calls):
+            call()
+        best = min(best, time.perf_counter() - since)
+    return best / calls * 1e6
+
+
+def refuse(account: Account) -> None:
+    try:
+        account.check(0.0)
+    except ApiError:
+        return
+    raise AssertionError
+
+
+def admit(account: Account) -> None:
+    account.check(0.0)
+    account.requests.take(1, 0.0)
+
+
+async def exchanges(ask: Callable[[], Awaitable[int]], status: int) -> float:
+    best = float("inf")
+    for _ in range(ROUNDS):
+        since = time.perf_counter()
+        for _ in range(EXCHANGES):
+            assert await ask() == status
+        best = min(best, time.perf_counter() - since)
+    return best / EXCHANGES * 1e6
+
+
+async def over_http() -> dict[str, float]:
+    config = Config(
+        journal=JournalConfig(directory=None),
+        auth=AuthConfig(KEYS[:100]),
+        limits=LimitsConfig(requests_per_minute=1),
+    )
+    runner = Runner(build_app(config, store=MemoryStore()), 75.0, 1.0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession(base) as http:
+
+        async def probe() -> int:
+            async with http.get("/healthz") as response:
+                await response.read()
+                return response.status
+
+        async def complete(key: str) -> int:
+            headers = {"Authorization": f"Bearer {key}"}
+            async with http.post("/v1/chat/completions", data=b"{", headers=headers) as response:
+                await response.read()
+                return response.status
+
+        await complete(LAST.format(0))
+        plain = await exchanges(probe, 200)
+        found = {
+            "an exchange that asks for nothing (GET /healthz)": plain,
+            "an exchange with a wrong key, 401, of 100": await exchanges(
+                lambda: complete("sk-wrong"), 401
+            ),
+            "an exchange over the limit, 429": await exchanges(
+                lambda: complete(LAST.format(0)), 429
+            ),
+        }
+    await runner.cleanup()
+    return found
+
+
+def main() -> None:
+    for count in (1, 100, 1000):
+        ring = Keyring(KEYS[:count])
+        key = LAST.format(count - 1)
+        assert ring.owner_of_key(key) == f"n{count - 1}"
+        name = f"{count} key{'s' * (count > 1)}"
+        print(f"{timed(lambda r=ring, k=key: r.owner_of_key(k), 2000):8.1f}  a key of {name}")
+    full = Account(LimitsConfig(requests_per_minute=1, tokens_per_minute=1))
+    admit(full)
+    roomy = Account(LimitsConfig(10**9, 10**9, 10**9))
+    print(f"{timed(lambda: admit(roomy)):8.1f}  admitting, all limits set")
+    print(f"{timed(lambda: roomy.headers(0.0)):8.1f}  the x-ratelimit headers")
+    print(f"{timed(lambda: refuse(full)):8.1f}  refusing, its error included")
+    for name, figure in asyncio.run(over_http()).items():
+        print(f"{figure:8.1f}  {name}")
+
+
+if __name__ == "__main__":
+    main()
