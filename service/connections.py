@@ -91,7 +91,8 @@ async def read_body(request: web.Request, timeout_seconds: float) -> bytes:
 
     Raises:
         ApiError: `request_timeout` (408) if it takes longer than `timeout_seconds`, however
-            steadily it comes; `invalid_request` (400) if it is not what its headers say.
+            steadily it comes, and if its chunks make no sense; `invalid_request` (400) if it
+            is not what its headers say otherwise.
         web.HTTPRequestEntityTooLarge: it is over the application's `client_max_size`; before any
             of it is read, if its length is announced.
     """

@@ -366,6 +366,18 @@ async def test_a_client_that_leaves_gives_its_place_back(narrow: Service, backen
     await settled(narrow)
 
 
+async def test_an_answer_that_dies_gives_its_place_back(narrow: Service, backend: Backend) -> None:
+    """Even a stream that ends without a record, which can only be a bug, holds no place for good."""
+    backend.script = talk_until_closed
+    narrow.key = ANNE
+    response = await opened(narrow)
+    (relay,) = narrow.relays
+    assert relay.task is not None
+    relay.task.cancel()
+    await settled(narrow)
+    response.close()
+
+
 async def test_an_answer_that_goes_on_keeps_its_place(
     make_service: ServiceMaker, backend: Backend
 ) -> None:
