@@ -27,6 +27,7 @@ from service.auth import Keyring, require_key
 from service.clock import Clock, steady_clock
 from service.completions import Completions
 from service.config import Config, is_loopback
+from service.connections import continue_later
 from service.cors import cors
 from service.errors import errors_middleware
 from service.lifecycle import Readiness, RunningStreams, healthz
@@ -270,7 +271,7 @@ def _add_routes(app: web.Application) -> None:
 
     app.add_routes(
         [
-            web.post("/v1/chat/completions", create_completion),
+            web.post("/v1/chat/completions", create_completion, expect_handler=continue_later),
             web.post("/v1/chat/completions/{completion_id}/cancel", cancel_completion),
             web.get("/v1/models", list_models),
             web.get("/healthz", healthz),

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 
 import structlog
-from aiohttp import http_exceptions, web
+from aiohttp import hdrs, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler
 
 from service.errors import ApiError, error_response, invalid_request
@@ -86,8 +86,13 @@ class _Connection(RequestHandler):
         return response
 
 
+async def continue_later(_request: web.Request) -> None:
+    """The `expect_handler` of routes that call `read_body`. aiohttp's own would ask for the body
+    of a client that waits to be asked (curl, over 1 MB) before anybody has looked at its key."""
+
+
 async def read_body(request: web.Request, timeout_seconds: float) -> bytes:
-    """The request's whole body.
+    """The request's whole body; asks for it first if the client waits for that.
 
     Raises:
         ApiError: `request_timeout` (408) if it takes longer than `timeout_seconds`, however
@@ -99,6 +104,9 @@ async def read_body(request: web.Request, timeout_seconds: float) -> bytes:
     length: int | None = request.content_length
     if length is not None and length > request.client_max_size:
         raise web.HTTPRequestEntityTooLarge(request.client_max_size, length)
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # as aiohttp's own does: the answer has not begun
     try:
         async with asyncio.timeout(timeout_seconds):
             return await request.read()

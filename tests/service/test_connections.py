@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from service.config import ServerConfig
+from service.config_access import AuthConfig
 from service.errors import ERROR_CODES
 from tests.service.conftest import Service, ServiceMaker
+from tests.service.test_auth import ANNE, api_key
 
 
 class Connection:
@@ -125,6 +127,22 @@ async def test_announced_size_is_refused_unread(make_service: ServiceMaker) -> N
         client.send(POST + "Content-Length: 1001\r\n\r\n")
         status, _, body = await client.answer()
     assert (status, json.loads(body)["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_who_is_refused_need_not_send(make_service: ServiceMaker) -> None:
+    """A client that waits to be asked for its body is asked once it is let in, and not before."""
+    service = await make_service(auth=AuthConfig((api_key("anne", ANNE),)))
+    head = POST + "Expect: 100-continue\r\nContent-Length: 1\r\n"
+    async with connect(service) as client:
+        client.send(head + "\r\n")
+        assert (await client.answer())[0] == 401
+    async with connect(service) as client:
+        client.send(f"{head}Authorization: Bearer {ANNE}\r\n\r\n")
+        async with asyncio.timeout(5):
+            asked = await client.reader.readuntil(b"\r\n\r\n")
+        assert asked == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.send("{")
+        assert (await client.answer())[0] == 400
 
 
 # --- what comes too slowly ------------------------------------------------------------------------
