@@ -7,6 +7,7 @@ streams are drained first, then records are flushed, then the database closes.
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import stamina
@@ -29,7 +30,8 @@ from service.config import Config
 from service.cors import cors
 from service.errors import errors_middleware
 from service.lifecycle import Readiness, RunningStreams, healthz
-from service.telemetry import add_id_headers, telemetry_middleware
+from service.reload import Reloader
+from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +44,7 @@ STREAMS = web.AppKey("streams", RunningStreams)
 DSN = web.AppKey("dsn", str)
 COMPLETIONS = web.AppKey("completions", Completions)
 READINESS = web.AppKey("readiness", Readiness)
+RELOADER = web.AppKey("reloader", Reloader)
 
 _CHECK_SECONDS = 2.0
 """How long `/readyz` waits for the database; a probe that hangs tells nobody anything."""
@@ -75,8 +78,8 @@ def build_app(
     )
     app.on_response_prepare.extend((add_id_headers, mark_origin))
     app[CONFIG] = config
+    app[RELOADER] = Reloader(config, {key: partial(told, app) for key, told in RELOADS.items()})
     app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
-    environ = os.environ if environ is None else environ
     app.cleanup_ctx.extend(
         (
             _given_store(store) if store is not None else _database,
@@ -188,9 +191,10 @@ def _given_directory(directory: AgentDirectory) -> CleanupContext:
     return give
 
 
-def _configured_agents(environ: Mapping[str, str]) -> CleanupContext:
+def _configured_agents(environ: Mapping[str, str] | None) -> CleanupContext:
     async def make(app: web.Application) -> AsyncIterator[None]:
-        directory = app[DIRECTORY] = AgentDirectory.from_config(app[CONFIG].agents, environ)
+        keys = os.environ if environ is None else environ
+        directory = app[DIRECTORY] = AgentDirectory.from_config(app[CONFIG].agents, keys)
         yield
         await directory.close()
 
@@ -198,7 +202,30 @@ def _configured_agents(environ: Mapping[str, str]) -> CleanupContext:
 
 
 async def _drain(app: web.Application) -> None:
-    await app[STREAMS].drain(app[CONFIG].server.drain_timeout_seconds)
+    await app[STREAMS].drain(app[RELOADER].config.server.drain_timeout_seconds)
+
+
+# --- what a reload changes --------------------------------------------------------------------
+
+
+def _reconfigure_completions(app: web.Application, config: Config) -> None:
+    app[COMPLETIONS].config = config
+
+
+def _set_limit(app: web.Application, config: Config) -> None:
+    app[STREAMS].limit = config.server.max_concurrent_streams
+
+
+RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {
+    # key or section → who is told; whoever can fail comes first (see `service.reload`)
+    "agents": lambda app, config: app[DIRECTORY].replace(config.agents),
+    "client_gone": _reconfigure_completions,
+    "database.commit_timeout_seconds": _reconfigure_completions,
+    "logging": lambda _, config: configure_logging(config.logging),
+    "server.drain_timeout_seconds": lambda *_: None,  # read when a drain begins
+    "server.max_concurrent_streams": _set_limit,
+    "sse": _reconfigure_completions,
+}
 
 
 # --- the endpoints ----------------------------------------------------------------------------

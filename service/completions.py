@@ -6,7 +6,7 @@ import secrets
 from typing import Protocol
 
 from aiohttp import web
-from attrs import frozen
+from attrs import define
 
 from service.agents.directory import AgentDirectory
 from service.agents.protocol import Agent, AgentCall
@@ -47,9 +47,10 @@ class Journal(RelayJournal, Protocol):
         """Write down that a session begins; False if that can't be done."""
 
 
-@frozen
+@define
 class Completions:
-    """The endpoint, with what it needs of the service."""
+    """The endpoint, with what it needs of the service. A reload puts in another `config`; what
+    runs goes on with what it began with."""
 
     config: Config
     directory: AgentDirectory
@@ -67,6 +68,7 @@ class Completions:
         relay = self._relay(request, chat, agents)
         self.streams.add(relay)
         assert relay.task is not None
+        self.directory.hold(agents, relay.task)
         try:
             return await asyncio.shield(relay.task)
         except asyncio.CancelledError:

@@ -186,7 +186,7 @@ def load_config(
     config = structure(tree, Config, file=str(path or "defaults"), sources=sources)
     if environ.get("OPENAI_BASE_URL"):
         config = _with_base_url(config, environ["OPENAI_BASE_URL"])
-    _check_together(config, str(path or "defaults"), sources)
+    check_together(config, str(path or "defaults"), sources)
     return config
 
 
@@ -277,8 +277,8 @@ def _with_base_url(config: Config, base_url: str) -> Config:
     return evolve(config, agents=agents)
 
 
-def _check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], Source]) -> None:
-    """What no single key can tell."""
+def check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], Source]) -> None:
+    """What no single key can tell. Raises ConfigError."""
     problems: list[Problem] = []
     names = [agent.name for agent in config.agents]
     for position, agent in enumerate(config.agents):

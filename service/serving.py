@@ -14,8 +14,10 @@ import structlog
 from aiohttp import web
 
 from service import __version__
-from service.app import DIRECTORY, STREAMS, build_app
+from service.app import DIRECTORY, RELOADER, STREAMS, build_app
 from service.config import Config, mask_password
+from service.hangup import Hangups
+from service.reload import Load
 
 log = structlog.get_logger(__name__)
 
@@ -45,10 +47,11 @@ def bind(host: str, port: int) -> socket.socket:
         ) from None
 
 
-async def serve(config: Config, listener: socket.socket) -> None:
+async def serve(config: Config, load: Load, hangups: Hangups, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, drain, and return once every record is handed over.
 
-    A second signal ends the drain's grace at once; it cuts no save short.
+    A second signal ends the drain's grace at once; it cuts no save short. SIGHUP has the
+    configuration read again by `load`, unless it says that the terminal has closed.
     """
     app = build_app(config)
     runner = web.AppRunner(
@@ -57,28 +60,25 @@ async def serve(config: Config, listener: socket.socket) -> None:
         access_log=None,  # the canonical line is the log of a completion
         shutdown_timeout=_STRAGGLER_SECONDS,
     )
-    stopping = _stop_on_signals()
+    stopping = asyncio.Event()
+    _on_signals(stopping.set)
+    hangups.obey(app[RELOADER].ask, stopping.set)
     try:
         await runner.setup()
         await web.SockSite(runner, listener).start()
         _announce(app, config, listener)
+        reloading = asyncio.create_task(app[RELOADER].run(load), name="reload")
         await stopping.wait()
         log.info("stopping")
-        drain = app[STREAMS].drain(config.server.drain_timeout_seconds)
+        reloading.cancel()  # no new request comes that could go by anything new
+        hangups.ignore()
+        drain = app[STREAMS].drain(app[RELOADER].config.server.drain_timeout_seconds)
         _on_signals(app[STREAMS].hurry)
         await drain
     finally:
         await runner.cleanup()
         listener.close()
     log.info("stopped")
-
-
-def _stop_on_signals() -> asyncio.Event:
-    stopping = asyncio.Event()
-    _on_signals(stopping.set)
-    # A terminal that closes must not kill what drains.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, stopping.set)
-    return stopping
 
 
 def _on_signals(act: Callable[[], None]) -> None:
