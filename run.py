@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import argparse
 import asyncio
 import os
+import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,15 @@ from pathlib import Path
 from db.embedded import EmbeddedUnavailable
 from db.journal import JournalUnavailable
 from service import __version__
-from service.config import ConfigError, dump_config, load_config
+from service.config import Config, ConfigError, dump_config, load_config
 from service.hangup import Hangups
+from service.reload import Load
+from service.seat import Seat
 from service.serving import CannotServe, bind, serve
 from service.telemetry import configure_logging
+from service.workers import Supervisor
+
+LOOP_FACTORY = None
 
 DEFAULT_CONFIG = Path(__file__).with_name("config.yaml")
 
@@ -82,13 +88,31 @@ def main(arguments: list[str]) -> int:
         return 0
     configure_logging(config.logging)
     try:
+        if config.server.workers > 1:
+            return Supervisor(config, load, hangups, run_alone).run()
         listener = bind(config.server.host, config.server.port)
-        asyncio.run(serve(config, load, hangups, listener))
-    except (CannotServe, EmbeddedUnavailable, JournalUnavailable) as error:
+        return run_alone(config, load, hangups, listener)
+    except CannotServe as error:
         print(error, file=sys.stderr)
         return 1
     finally:
         _let_go_of_output()
+
+
+def run_alone(
+    config: Config,
+    load: Load,
+    hangups: Hangups,
+    listener: socket.socket,
+    seat: Seat | None = None,
+) -> int:
+    """Serve in this process, which may be a worker, until it is told to stop; its exit status."""
+    try:
+        with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
+            runner.run(serve(config, load, hangups, listener, seat))
+    except (EmbeddedUnavailable, JournalUnavailable) as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
     return 0
 
 

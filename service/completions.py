@@ -3,6 +3,7 @@ and `…/{id}/cancel`, which stops one that runs."""
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from aiohttp import web
@@ -40,6 +41,9 @@ _JOURNAL_FULL = Failure(
 _CONVERSATION_HEADERS = ("X-OpenWebUI-Chat-Id", "X-Conversation-Id")
 
 
+AskSiblings = Callable[[web.Request], Awaitable[web.Response | None]]
+
+
 class Journal(RelayJournal, Protocol):
     """A journal that also takes new sessions."""
 
@@ -58,6 +62,8 @@ class Completions:
     saver: Saver
     journal: Journal | None
     clock: Clock
+    ask_siblings: AskSiblings | None = None
+    """Who else might run a completion that doesn't run here; None: nobody."""
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. Cancelled by aiohttp when the client leaves."""
@@ -83,6 +89,8 @@ class Completions:
         completion_id = request.match_info["completion_id"]
         relay = self.streams.get(completion_id)
         if relay is None or relay.task is None:
+            if self.ask_siblings and (answer := await self.ask_siblings(request)):
+                return answer
             message = f"No completion with the id {completion_id[:100]!r} is running."
             raise ApiError(
                 Failure("not_found", message, type="invalid_request_error", param="completion_id")

@@ -33,6 +33,7 @@ Count = Annotated[int, _count]
 class ServerConfig:
     host: Name = "127.0.0.1"
     port: Annotated[int, Allowed("a port, 0 to 65535", lambda value: 0 <= value <= 65535)] = 8000
+    workers: Count = 1
     max_body_bytes: Count = 10 * 1024 * 1024
     max_concurrent_streams: Count = 2000
     drain_timeout_seconds: Annotated[float, _from_0] = 30.0

@@ -32,28 +32,33 @@ class Hangups:
     def _remember(self, *_: object) -> None:
         self._came_early = True
 
+    def take_early(self) -> bool:
+        """True if one came before anybody could obey it; once."""
+        came, self._came_early = self._came_early, False
+        return came
+
     def obey(self, reread: Callable[[], None], stop: Callable[[], None]) -> None:
         """Call one of them in the running event loop at each SIGHUP from now on; and at once if
         one has come before."""
 
         def act() -> None:
-            (stop if self._is_terminal_gone() else reread)()
+            (stop if self.is_terminal_gone() else reread)()
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, act)
-        if self._came_early:
-            self._came_early = False
+        if self.take_early():
             act()
 
     def ignore(self) -> None:
         """From now on say no more than that it is too late."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _refuse)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.refuse)
 
-    def _is_terminal_gone(self) -> bool:
+    def refuse(self) -> None:
+        """Say that it is too late."""
+        log.info("configuration not reloaded", problems=["the service is stopping"])
+
+    def is_terminal_gone(self) -> bool:
+        """True if the service was started on a terminal that has closed since."""
         return not all(map(_is_terminal, self._terminals))
-
-
-def _refuse() -> None:
-    log.info("configuration not reloaded", problems=["the service is stopping"])
 
 
 def _is_terminal(fd: int) -> bool:

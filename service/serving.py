@@ -1,6 +1,7 @@
 """Runs the application in this process: binds, serves, tells what is served, drains on a signal.
 
-Called by `run.py` with a checked configuration.
+Called by `run.py` with a checked configuration; with several workers by each of them, through
+`service.workers`.
 """
 
 import asyncio
@@ -8,21 +9,24 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 from aiohttp import web
 
 from service import __version__
-from service.app import DIRECTORY, RELOADER, STREAMS, build_app
+from service.app import COMPLETIONS, DIRECTORY, RELOADER, STREAMS, build_app
 from service.config import Config, mask_password
 from service.hangup import Hangups
 from service.reload import Load
+from service.seat import Seat
 
 log = structlog.get_logger(__name__)
 
 _BACKLOG = 1024
 """Connections the kernel holds until we accept them; a page's users may all come at once."""
+HAS_SOCKETS_APIECE = sys.platform == "linux"
+"""Elsewhere SO_REUSEPORT doesn't deal out connections, and workers share one socket."""
 _STRAGGLER_SECONDS = 1.0
 """How long connections without a stream may take to close."""
 
@@ -31,15 +35,20 @@ class CannotServe(Exception):
     """The service can't start. The message says why and what to do."""
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket; port 0 takes any free one.
+
+    Args:
+        shared: it is one of several on the same port; the kernel deals out the connections.
 
     Raises:
         CannotServe: the address is taken, or not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, reuse_port=shared
+        )
     except OSError as error:
         raise CannotServe(
             f"Cannot listen on {host}:{port}: {error.strerror or error}. "
@@ -47,11 +56,29 @@ def bind(host: str, port: int) -> socket.socket:
         ) from None
 
 
-async def serve(config: Config, load: Load, hangups: Hangups, listener: socket.socket) -> None:
+def bind_apiece(host: str, port: int, count: int) -> list[socket.socket]:
+    """A listening socket for each of so many workers, all on one port. Raises CannotServe."""
+    first = bind(host, port)  # by itself, to learn if somebody else is there
+    if not HAS_SOCKETS_APIECE:
+        return [first] * count
+    port = first.getsockname()[1]
+    first.close()
+    return [bind(host, port, shared=True) for _ in range(count)]
+
+
+async def serve(
+    config: Config,
+    load: Load,
+    hangups: Hangups,
+    listener: socket.socket,
+    seat: Seat | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, drain, and return once every record is handed over.
 
     A second signal ends the drain's grace at once; it cuts no save short. SIGHUP has the
-    configuration read again by `load`, unless it says that the terminal has closed.
+    configuration read again by `load`, unless it says that the terminal has closed. A worker
+    has a `seat`: it tells its supervisor instead of people that it serves, and drains if the
+    supervisor is gone.
     """
     app = build_app(config)
     runner = web.AppRunner(
@@ -66,7 +93,12 @@ async def serve(config: Config, load: Load, hangups: Hangups, listener: socket.s
     try:
         await runner.setup()
         await web.SockSite(runner, listener).start()
-        _announce(app, config, listener)
+        on = [agent.name for agent in app[DIRECTORY].agents]
+        if seat is None:
+            announce(config, listener.getsockname()[:2], on, app[DIRECTORY].off)
+        else:
+            await _take(seat, app, runner, stopping)
+            seat.say_ready(on, app[DIRECTORY].off)
         reloading = asyncio.create_task(app[RELOADER].run(load), name="reload")
         await stopping.wait()
         log.info("stopping")
@@ -78,7 +110,25 @@ async def serve(config: Config, load: Load, hangups: Hangups, listener: socket.s
     finally:
         await runner.cleanup()
         listener.close()
+        if seat is not None:
+            seat.leave()
     log.info("stopped")
+
+
+async def _take(
+    seat: Seat, app: web.Application, runner: web.AppRunner, stopping: asyncio.Event
+) -> None:
+    """Be there for the siblings, have them there for us, and stop without a supervisor."""
+    loop = asyncio.get_running_loop()
+
+    def stop_alone() -> None:
+        log.error("supervisor gone")
+        loop.remove_reader(seat.lifeline)
+        stopping.set()
+
+    app[COMPLETIONS].ask_siblings = seat.ask_siblings
+    await web.UnixSite(runner, str(seat.socket_of(seat.number))).start()
+    loop.add_reader(seat.lifeline, stop_alone)
 
 
 def _on_signals(act: Callable[[], None]) -> None:
@@ -87,14 +137,24 @@ def _on_signals(act: Callable[[], None]) -> None:
         loop.add_signal_handler(number, act)
 
 
-def _announce(app: web.Application, config: Config, listener: socket.socket) -> None:
+def announce(
+    config: Config,
+    address: tuple[str, int],
+    agents_on: Sequence[str],
+    agents_off: Mapping[str, str],
+) -> None:
     """Say what is served where: in words on a terminal, as a log line otherwise."""
-    host, port = listener.getsockname()[:2]
+    host, port = address
     base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    directory = app[DIRECTORY]
-    on = [agent.name for agent in directory.agents]
     if not sys.stdout.isatty():
-        log.info("serving", url=base, agents_on=on, agents_off=directory.off, pid=os.getpid())
+        log.info(
+            "serving",
+            url=base,
+            agents_on=list(agents_on),
+            agents_off=dict(agents_off),
+            pid=os.getpid(),
+            workers=config.server.workers,
+        )
         return
     embedded = config.database.url == "embedded"
     where = (
@@ -102,10 +162,10 @@ def _announce(app: web.Application, config: Config, listener: socket.socket) -> 
         if embedded
         else mask_password(config.database.url)
     )
-    model = on[0] if on else "none"
+    model = agents_on[0] if agents_on else "none"
     print(f"\nVerbatim {__version__} serves {base}/v1")
-    print(f"  agents on   {', '.join(on) or 'none'}")
-    for name, why in directory.off.items():
+    print(f"  agents on   {', '.join(agents_on) or 'none'}")
+    for name, why in agents_off.items():
         print(f"  agent off   {name}: {why}")
     print(f"  answers     are kept in {where}")
     print("  try it      paste this into another terminal:\n")
