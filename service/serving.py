@@ -75,10 +75,9 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, drain, and return once every record is handed over.
 
-    A second signal ends the drain's grace at once; it cuts no save short. SIGHUP has the
-    configuration read again by `load`, unless it says that the terminal has closed. A worker
-    has a `seat`: it tells its supervisor instead of people that it serves, and drains if the
-    supervisor is gone.
+    A second signal ends the drain's grace at once; it cuts no save short. SIGHUP has `load` read
+    the configuration again, unless the terminal has closed. A worker has a `seat`: it tells its
+    supervisor instead of people that it serves, and drains if the supervisor is gone.
     """
     app = build_app(config)
     runner = web.AppRunner(
@@ -101,18 +100,23 @@ async def serve(
             seat.say_ready(on, app[DIRECTORY].off)
         reloading = asyncio.create_task(app[RELOADER].run(load), name="reload")
         await stopping.wait()
-        log.info("stopping")
         reloading.cancel()  # no new request comes that could go by anything new
         hangups.ignore()
-        drain = app[STREAMS].drain(app[RELOADER].config.server.drain_timeout_seconds)
-        _on_signals(app[STREAMS].hurry)
-        await drain
+        await _drain(app)
     finally:
         await runner.cleanup()
         listener.close()
         if seat is not None:
             seat.leave()
     log.info("stopped")
+
+
+async def _drain(app: web.Application) -> None:
+    """Before aiohttp's own shutdown, so that probes and refused requests still get answers."""
+    log.info("stopping")
+    drain = app[STREAMS].drain(app[RELOADER].config.server.drain_timeout_seconds)
+    _on_signals(app[STREAMS].hurry)
+    await drain
 
 
 async def _take(
