@@ -26,7 +26,10 @@ from service.serving import CannotServe, bind, serve
 from service.telemetry import configure_logging
 from service.workers import Supervisor
 
-LOOP_FACTORY = None
+try:
+    from uvloop import new_event_loop as LOOP_FACTORY
+except ImportError:  # it needs a wheel or a compiler; asyncio's own loop does as well, slower
+    LOOP_FACTORY = None
 
 DEFAULT_CONFIG = Path(__file__).with_name("config.yaml")
 
