@@ -61,6 +61,7 @@ class Seat:
         message = json.dumps({"agents_on": list(agents_on), "agents_off": dict(agents_off)})
         with suppress(BrokenPipeError):  # the lifeline tells, and the worker stops
             os.write(self.report, message.encode() + b"\n")
+        os.close(self.report)
 
     def leave(self) -> None:
         """Take the socket away; the last worker of a supervisor that is gone, the directory too."""

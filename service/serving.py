@@ -67,11 +67,7 @@ def bind_apiece(host: str, port: int, count: int) -> list[socket.socket]:
 
 
 async def serve(
-    config: Config,
-    load: Load,
-    hangups: Hangups,
-    listener: socket.socket,
-    seat: Seat | None = None,
+    config: Config, load: Load, hangups: Hangups, listener: socket.socket, seat: Seat | None = None
 ) -> None:
     """Serve until SIGTERM or SIGINT, drain, and return once every record is handed over.
 
@@ -92,12 +88,12 @@ async def serve(
     try:
         await runner.setup()
         await web.SockSite(runner, listener).start()
-        on = [agent.name for agent in app[DIRECTORY].agents]
+        on, off = [agent.name for agent in app[DIRECTORY].agents], app[DIRECTORY].off
         if seat is None:
-            announce(config, listener.getsockname()[:2], on, app[DIRECTORY].off)
+            announce(config, listener.getsockname()[:2], on, off)
         else:
             await _take(seat, app, runner, stopping)
-            seat.say_ready(on, app[DIRECTORY].off)
+            seat.say_ready(on, off)
         reloading = asyncio.create_task(app[RELOADER].run(load), name="reload")
         await stopping.wait()
         reloading.cancel()  # no new request comes that could go by anything new

@@ -36,7 +36,7 @@ from service.config import Config
 from service.hangup import Hangups
 from service.reload import Load, in_force, read_again
 from service.seat import Seat, make_meeting_place
-from service.serving import HAS_SOCKETS_APIECE, announce, bind, bind_apiece
+from service.serving import HAS_SOCKETS_APIECE, CannotServe, announce, bind, bind_apiece
 from service.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
@@ -59,6 +59,7 @@ class _Worker:
         self.listener: socket.socket | None = listener
         self.pid: int | None = None
         self.report: int | None = None
+        self.said = b""
         self.is_ready = False
         self.started_at = 0.0
         self.starts_at: float | None = 0.0
@@ -123,6 +124,13 @@ class Supervisor:
                 self._start(worker)
 
     def _start(self, worker: _Worker) -> None:
+        try:
+            self._fork(worker)
+        except (CannotServe, OSError) as error:  # somebody took the port; no memory is left
+            log.error("worker not started", worker=worker.number, reason=str(error))
+            worker.starts_at = time.monotonic() + _LONGEST_WAIT_SECONDS
+
+    def _fork(self, worker: _Worker) -> None:
         if worker.listener is None:
             host, port = self._address
             worker.listener = bind(host, port, shared=True)
@@ -137,7 +145,7 @@ class Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.close(to_us)
-        worker.pid, worker.report, worker.is_ready = pid, report, False
+        worker.pid, worker.report, worker.said, worker.is_ready = pid, report, b"", False
         worker.started_at, worker.starts_at = time.monotonic(), None
         log.info("worker started", worker=worker.number, pid=pid)
 
@@ -210,17 +218,17 @@ class Supervisor:
             self._hang_up()
 
     def _take_report(self, worker: _Worker) -> None:
-        """A worker serves; or has died before it did, and the report is empty."""
+        """A worker serves; or has died before it did, and its report is not whole."""
         assert worker.report is not None
-        message = os.read(worker.report, select.PIPE_BUF)
+        if data := os.read(worker.report, select.PIPE_BUF):
+            worker.said += data
+            return
         os.close(worker.report)
         worker.report = None
-        if not message:
-            return
-        worker.is_ready = True
+        worker.is_ready = worker.said.endswith(b"\n")
         if not self._has_served and all(each.is_ready for each in self._workers):
             self._has_served = True
-            announce(self._config, self._address, **json.loads(message))
+            announce(self._config, self._address, **json.loads(worker.said))
 
     def _reap(self) -> None:
         for worker in self._workers:

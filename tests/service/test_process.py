@@ -104,6 +104,15 @@ def test_database_down_at_start(spawn: Any) -> None:
     assert "secret" not in process.log.read_text()
 
 
+def test_without_uvloop(spawn: Any, tmp_path: Path, database_url: str) -> None:
+    """Where uvloop can't be had the service runs on asyncio's own loop."""
+    (tmp_path / "uvloop.py").write_text("raise ImportError")
+    settings = config(database_url, reply="Hello.", tokens_per_second=200)
+    process = spawn(settings, PYTHONPATH=str(tmp_path))
+    assert process.ask().read().endswith(b"data: [DONE]\n\n")
+    assert process.stop() == 0
+
+
 def test_busy_port(spawn: Any, database_url: str) -> None:
     """A taken port is said, with what to do; exit status 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
