@@ -28,7 +28,7 @@ from service.workers import Supervisor
 
 try:
     from uvloop import new_event_loop as LOOP_FACTORY
-except ImportError:  # it needs a wheel or a compiler; asyncio's own loop does as well, slower
+except ImportError:  # the extra `fast` brings it; asyncio's own loop does as well
     LOOP_FACTORY = None
 
 DEFAULT_CONFIG = Path(__file__).with_name("config.yaml")

@@ -14,6 +14,7 @@ import asyncio
 import json
 import tempfile
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,6 +47,8 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=0.02, help="seconds between chunks")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
+    if find_spec("uvloop") is None:
+        raise SystemExit("uvloop isn't installed: .venv/bin/python -m pip install '.[fast]'")
     costs: dict[str, list[float]] = {"asyncio": [], "uvloop": []}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
