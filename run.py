@@ -1,17 +1,35 @@
 #!/usr/bin/env python3
 """Start the service. `python run.py --help` says how; `make run` prepares everything first."""
 
+import signal
+
+if __name__ == "__main__":
+    # Unheeded it would end us. The configuration is read later, so what it asks for happens anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
 import argparse
 import asyncio
+import os
+import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 from db.embedded import EmbeddedUnavailable
 from db.journal import JournalUnavailable
 from service import __version__
-from service.config import ConfigError, dump_config, load_config
+from service.config import Config, ConfigError, dump_config, load_config
+from service.hangup import Hangups
+from service.reload import Load
+from service.seat import Seat
 from service.serving import CannotServe, bind, serve
 from service.telemetry import configure_logging
+from service.workers import Supervisor
+
+try:
+    from uvloop import new_event_loop as LOOP_FACTORY
+except ImportError:  # the extra `fast` brings it; asyncio's own loop does as well
+    LOOP_FACTORY = None
 
 DEFAULT_CONFIG = Path(__file__).with_name("config.yaml")
 
@@ -27,8 +45,9 @@ environment:
   SSE_KEEP_ALIVE_INTERVAL  seconds of silence before a keep-alive comment, e.g. 15 or 0.5
   LOG_FORMAT               auto, console or json
 
-signals: SIGTERM, SIGINT and SIGHUP stop: running streams get server.drain_timeout_seconds, then their
-partial answers are saved; a second signal ends that grace at once.
+signals: SIGTERM and SIGINT stop: running streams get server.drain_timeout_seconds, then their
+partial answers are saved; a second signal ends that grace at once. SIGHUP rereads the file; the
+log says what changed, what is wrong, and what needs a restart. A terminal that closes stops.
 
 exit status: 0 after a clean stop, 1 if the service could not start, 2 for a bad configuration.
 """
@@ -58,8 +77,10 @@ def main(arguments: list[str]) -> int:
     flags = parse_flags(arguments)
     path = flags.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
     given = {("server", "host"): flags.host, ("server", "port"): flags.port}
+    load = partial(load_config, path, flags={k: v for k, v in given.items() if v is not None})
+    hangups = Hangups()
     try:
-        config = load_config(path, flags={k: v for k, v in given.items() if v is not None})
+        config = load()
     except ConfigError as error:
         print(f"The configuration can't be used:\n{error}", file=sys.stderr)
         return 2
@@ -71,11 +92,40 @@ def main(arguments: list[str]) -> int:
         return 0
     configure_logging(config.logging)
     try:
-        asyncio.run(serve(config, bind(config.server.host, config.server.port)))
-    except (CannotServe, EmbeddedUnavailable, JournalUnavailable) as error:
+        if config.server.workers > 1:
+            return Supervisor(config, load, hangups, run_alone).run()
+        listener = bind(config.server.host, config.server.port)
+        return run_alone(config, load, hangups, listener)
+    except CannotServe as error:
         print(error, file=sys.stderr)
         return 1
+    finally:
+        _let_go_of_output()
+
+
+def run_alone(
+    config: Config,
+    load: Load,
+    hangups: Hangups,
+    listener: socket.socket,
+    seat: Seat | None = None,
+) -> int:
+    """Serve in this process, which may be a worker, until it is told to stop; its exit status."""
+    try:
+        with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
+            runner.run(serve(config, load, hangups, listener, seat))
+    except (EmbeddedUnavailable, JournalUnavailable) as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
     return 0
+
+
+def _let_go_of_output() -> None:
+    """Keep what a closed terminal or pipe no longer takes from spoiling the exit status."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -23,19 +23,21 @@ _START_SECONDS = 60.0
 
 
 @contextmanager
-def service(directory: Path, config: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+def service(
+    directory: Path, config: Mapping[str, Any], **environ: str
+) -> Iterator[tuple[int, int]]:
     """The port and process id of a service with this configuration; stopped cleanly at the end."""
     directory.mkdir(parents=True, exist_ok=True)
     path, log = directory / "config.yaml", directory / "log"
     path.write_text(json.dumps(config))  # JSON is YAML
-    environ = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    inherited = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "run.py"), "--config", str(path), "--port", "0"],
             cwd=directory,
             stdout=output,
             stderr=output,
-            env={**environ, "LOG_FORMAT": "json"},
+            env={**inherited, "LOG_FORMAT": "json", **environ},
             start_new_session=True,  # Ctrl-C is for the measurement, which then stops it
         )
     try:
@@ -52,6 +54,15 @@ def service(directory: Path, config: Mapping[str, Any]) -> Iterator[tuple[int, i
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def cpu_seconds(*pids: int) -> float:
+    """User and system time of processes, all their threads included (proc(5))."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Server:

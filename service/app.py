@@ -7,6 +7,7 @@ streams are drained first, then records are flushed, then the database closes.
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import stamina
@@ -32,7 +33,8 @@ from service.cors import cors
 from service.errors import errors_middleware
 from service.lifecycle import Readiness, RunningStreams, healthz
 from service.limits import Admission
-from service.telemetry import add_id_headers, telemetry_middleware
+from service.reload import Reloader
+from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +49,7 @@ STREAMS = web.AppKey("streams", RunningStreams)
 DSN = web.AppKey("dsn", str)
 COMPLETIONS = web.AppKey("completions", Completions)
 READINESS = web.AppKey("readiness", Readiness)
+RELOADER = web.AppKey("reloader", Reloader)
 
 _CHECK_SECONDS = 2.0
 """How long `/readyz` waits for the database; a probe that hangs tells nobody anything."""
@@ -74,6 +77,7 @@ def build_app(
     in `/readyz` that it isn't ready, and saves what waits once the database is there.
     """
     app = _with_middlewares(config)
+    app[RELOADER] = Reloader(config, {key: partial(told, app) for key, told in RELOADS.items()})
     environ = os.environ if environ is None else environ
     app.cleanup_ctx.extend(
         (
@@ -203,9 +207,10 @@ def _given_directory(directory: AgentDirectory) -> CleanupContext:
     return give
 
 
-def _configured_agents(environ: Mapping[str, str]) -> CleanupContext:
+def _configured_agents(environ: Mapping[str, str] | None) -> CleanupContext:
     async def make(app: web.Application) -> AsyncIterator[None]:
-        directory = app[DIRECTORY] = AgentDirectory.from_config(app[CONFIG].agents, environ)
+        keys = os.environ if environ is None else environ
+        directory = app[DIRECTORY] = AgentDirectory.from_config(app[CONFIG].agents, keys)
         yield
         await directory.close()
 
@@ -213,7 +218,37 @@ def _configured_agents(environ: Mapping[str, str]) -> CleanupContext:
 
 
 async def _drain(app: web.Application) -> None:
-    await app[STREAMS].drain(app[CONFIG].server.drain_timeout_seconds)
+    await app[STREAMS].drain(app[RELOADER].config.server.drain_timeout_seconds)
+
+
+# --- what a reload changes --------------------------------------------------------------------
+
+
+def _reconfigure_completions(app: web.Application, config: Config) -> None:
+    app[COMPLETIONS].config = config
+
+
+def _set_limit(app: web.Application, config: Config) -> None:
+    app[STREAMS].limit = config.server.max_concurrent_streams
+
+
+def _reconfigure_access(app: web.Application, config: Config) -> None:
+    app[KEYRING].replace(config.auth.api_keys)
+    app[ADMISSION].replace(config.limits, config.auth.api_keys)
+
+
+RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {
+    # key or section → who is told; whoever can fail comes first (see `service.reload`)
+    "agents": lambda app, config: app[DIRECTORY].replace(config.agents),
+    "auth": _reconfigure_access,
+    "client_gone": _reconfigure_completions,
+    "database.commit_timeout_seconds": _reconfigure_completions,
+    "limits": _reconfigure_access,
+    "logging": lambda _, config: configure_logging(config.logging),
+    "server.drain_timeout_seconds": lambda *_: None,  # read when a drain begins
+    "server.max_concurrent_streams": _set_limit,
+    "sse": _reconfigure_completions,
+}
 
 
 # --- the endpoints ----------------------------------------------------------------------------

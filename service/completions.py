@@ -3,10 +3,11 @@ and `…/{id}/cancel`, which stops one that runs."""
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from aiohttp import web
-from attrs import frozen
+from attrs import define
 
 from service.agents.directory import AgentDirectory
 from service.agents.protocol import Agent, AgentCall
@@ -42,6 +43,9 @@ _JOURNAL_FULL = Failure(
 _CONVERSATION_HEADERS = ("X-OpenWebUI-Chat-Id", "X-Conversation-Id")
 
 
+AskSiblings = Callable[[web.Request], Awaitable[web.Response | None]]
+
+
 class Journal(RelayJournal, Protocol):
     """A journal that also takes new sessions."""
 
@@ -49,9 +53,10 @@ class Journal(RelayJournal, Protocol):
         """Write down that a session begins; False if that can't be done."""
 
 
-@frozen
+@define
 class Completions:
-    """The endpoint, with what it needs of the service."""
+    """The endpoint, with what it needs of the service. A reload puts in another `config`; what
+    runs goes on with what it began with."""
 
     config: Config
     directory: AgentDirectory
@@ -60,6 +65,8 @@ class Completions:
     saver: Saver
     journal: Journal | None
     clock: Clock
+    ask_siblings: AskSiblings | None = None
+    """Who else might run a completion that doesn't run here; None: nobody."""
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. Cancelled by aiohttp when the client leaves."""
@@ -77,6 +84,7 @@ class Completions:
         self.streams.add(relay)
         assert relay.task is not None
         relay.task.add_done_callback(lambda _: ticket.close())  # if it died before its record
+        self.directory.hold(agents, relay.task)
         try:
             return await asyncio.shield(relay.task)
         except asyncio.CancelledError:
@@ -93,6 +101,8 @@ class Completions:
         relay = self.streams.get(completion_id)
         is_theirs = relay is not None and relay.session.request.owner == owner_of(request)
         if relay is None or relay.task is None or not is_theirs:
+            if relay is None and self.ask_siblings and (answer := await self.ask_siblings(request)):
+                return answer
             message = f"No completion with the id {completion_id[:100]!r} is running."
             raise ApiError(
                 Failure("not_found", message, type="invalid_request_error", param="completion_id")

@@ -41,6 +41,7 @@ Count = Annotated[int, _count]
 class ServerConfig:
     host: Name = "127.0.0.1"
     port: Annotated[int, Allowed("a port, 0 to 65535", lambda value: 0 <= value <= 65535)] = 8000
+    workers: Count = 1
     max_body_bytes: Count = 10 * 1024 * 1024
     max_concurrent_streams: Count = 2000
     request_timeout_seconds: Seconds = 60.0
@@ -204,7 +205,7 @@ def load_config(
     config = structure(tree, Config, file=file, sources=sources, secret=SECRET)
     if environ.get("OPENAI_BASE_URL"):
         config = _with_base_url(config, environ["OPENAI_BASE_URL"])
-    _check_together(config, file, sources)
+    check_together(config, file, sources)
     return config
 
 
@@ -301,8 +302,8 @@ def _with_base_url(config: Config, base_url: str) -> Config:
     return evolve(config, agents=agents)
 
 
-def _check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], Source]) -> None:
-    """What no single key can tell."""
+def check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], Source]) -> None:
+    """What no single key can tell. Raises ConfigError."""
     problems: list[Problem] = []
     names = [agent.name for agent in config.agents]
     for position, agent in enumerate(config.agents):

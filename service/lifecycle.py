@@ -28,11 +28,11 @@ class RunningStreams:
     """Every relay that runs, by completion id.
 
     Args:
-        limit: how many may run at once.
+        limit: how many may run at once; may be changed. Those that run may stay above a lower one.
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._relays: dict[str, Relay] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -49,8 +49,8 @@ class RunningStreams:
         """Raises ApiError `draining` (503) or `too_many_streams` (429)."""
         if self.is_draining:
             raise ApiError(_DRAINING)
-        if len(self._relays) >= self._limit:
-            message = f"All {self._limit} streams of this service are taken; please try again."
+        if len(self._relays) >= self.limit:
+            message = f"All {self.limit} streams of this service are taken; please try again."
             raise ApiError(
                 Failure("too_many_streams", message, type="rate_limit_error", retry_after_seconds=1)
             )

@@ -1,6 +1,7 @@
 """Runs the application in this process: binds, serves, tells what is served, drains on a signal.
 
-Called by `run.py` with a checked configuration.
+Called by `run.py` with a checked configuration; with several workers by each of them, through
+`service.workers`.
 """
 
 import asyncio
@@ -8,20 +9,25 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 from aiohttp import web
 
 from service import __version__
-from service.app import DIRECTORY, STREAMS, build_app
+from service.app import COMPLETIONS, DIRECTORY, RELOADER, STREAMS, build_app
 from service.config import Config, mask_password
 from service.connections import Runner
+from service.hangup import Hangups
+from service.reload import Load
+from service.seat import Seat
 
 log = structlog.get_logger(__name__)
 
 _BACKLOG = 1024
 """Connections the kernel holds until we accept them; a page's users may all come at once."""
+HAS_SOCKETS_APIECE = sys.platform == "linux"
+"""Elsewhere SO_REUSEPORT doesn't deal out connections, and workers share one socket."""
 _STRAGGLER_SECONDS = 1.0
 """How long connections without a stream may take to close."""
 
@@ -30,15 +36,20 @@ class CannotServe(Exception):
     """The service can't start. The message says why and what to do."""
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket; port 0 takes any free one.
+
+    Args:
+        shared: it is one of several on the same port; the kernel deals out the connections.
 
     Raises:
         CannotServe: the address is taken, or not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, reuse_port=shared
+        )
     except OSError as error:
         raise CannotServe(
             f"Cannot listen on {host}:{port}: {error.strerror or error}. "
@@ -46,35 +57,74 @@ def bind(host: str, port: int) -> socket.socket:
         ) from None
 
 
-async def serve(config: Config, listener: socket.socket) -> None:
+def bind_apiece(host: str, port: int, count: int) -> list[socket.socket]:
+    """A listening socket for each of so many workers, all on one port. Raises CannotServe."""
+    first = bind(host, port)  # by itself, to learn if somebody else is there
+    if not HAS_SOCKETS_APIECE:
+        return [first] * count
+    port = first.getsockname()[1]
+    first.close()
+    return [bind(host, port, shared=True) for _ in range(count)]
+
+
+async def serve(
+    config: Config, load: Load, hangups: Hangups, listener: socket.socket, seat: Seat | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, drain, and return once every record is handed over.
 
-    A second signal ends the drain's grace at once; it cuts no save short.
+    A second signal ends the drain's grace at once; it cuts no save short. SIGHUP has `load` read
+    the configuration again, unless the terminal has closed. A worker has a `seat`: it tells its
+    supervisor instead of people that it serves, and drains if the supervisor is gone.
     """
     app = build_app(config)
     runner = Runner(app, config.server.idle_timeout_seconds, _STRAGGLER_SECONDS)
-    stopping = _stop_on_signals()
+    stopping = asyncio.Event()
+    _on_signals(stopping.set)
+    hangups.obey(app[RELOADER].ask, stopping.set)
     try:
         await runner.setup()
         await web.SockSite(runner, listener).start()
-        _announce(app, config, listener)
+        on, off = [agent.name for agent in app[DIRECTORY].agents], app[DIRECTORY].off
+        if seat is None:
+            announce(config, listener.getsockname()[:2], on, off)
+        else:
+            await _take(seat, app, runner, stopping)
+            seat.say_ready(on, off)
+        reloading = asyncio.create_task(app[RELOADER].run(load), name="reload")
         await stopping.wait()
-        log.info("stopping")
-        drain = app[STREAMS].drain(config.server.drain_timeout_seconds)
-        _on_signals(app[STREAMS].hurry)
-        await drain
+        reloading.cancel()  # no new request comes that could go by anything new
+        hangups.ignore()
+        await _drain(app)
     finally:
         await runner.cleanup()
         listener.close()
+        if seat is not None:
+            seat.leave()
     log.info("stopped")
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stopping = asyncio.Event()
-    _on_signals(stopping.set)
-    # A terminal that closes must not kill what drains.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, stopping.set)
-    return stopping
+async def _drain(app: web.Application) -> None:
+    """Before aiohttp's own shutdown, so that probes and refused requests still get answers."""
+    log.info("stopping")
+    drain = app[STREAMS].drain(app[RELOADER].config.server.drain_timeout_seconds)
+    _on_signals(app[STREAMS].hurry)
+    await drain
+
+
+async def _take(
+    seat: Seat, app: web.Application, runner: web.AppRunner, stopping: asyncio.Event
+) -> None:
+    """Be there for the siblings, have them there for us, and stop without a supervisor."""
+    loop = asyncio.get_running_loop()
+
+    def stop_alone() -> None:
+        log.error("supervisor gone")
+        loop.remove_reader(seat.lifeline)
+        stopping.set()
+
+    app[COMPLETIONS].ask_siblings = seat.ask_siblings
+    await web.UnixSite(runner, str(seat.socket_of(seat.number))).start()
+    loop.add_reader(seat.lifeline, stop_alone)
 
 
 def _on_signals(act: Callable[[], None]) -> None:
@@ -83,42 +133,51 @@ def _on_signals(act: Callable[[], None]) -> None:
         loop.add_signal_handler(number, act)
 
 
-def _announce(app: web.Application, config: Config, listener: socket.socket) -> None:
+def announce(
+    config: Config,
+    address: tuple[str, int],
+    agents_on: Sequence[str],
+    agents_off: Mapping[str, str],
+) -> None:
     """Say what is served where: in words on a terminal, as a log line otherwise."""
-    host, port = listener.getsockname()[:2]
+    host, port = address
     base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    directory = app[DIRECTORY]
-    on = [agent.name for agent in directory.agents]
-    keys = config.auth.api_keys
     if not sys.stdout.isatty():
         log.info(
             "serving",
             url=base,
-            agents_on=on,
-            agents_off=directory.off,
-            api_keys=len(keys),
+            agents_on=list(agents_on),
+            agents_off=dict(agents_off),
             pid=os.getpid(),
+            api_keys=len(config.auth.api_keys),
+            workers=config.server.workers,
         )
         return
+    print(_greeting(config, base, agents_on, agents_off), flush=True)
+
+
+def _greeting(
+    config: Config, base: str, agents_on: Sequence[str], agents_off: Mapping[str, str]
+) -> str:
+    keys = config.auth.api_keys
     embedded = config.database.url == "embedded"
     where = (
         f"embedded PostgreSQL in {config.database.data_dir} (look inside: make psql)"
         if embedded
         else mask_password(config.database.url)
     )
-    model = on[0] if on else "none"
-    print(f"\nVerbatim {__version__} serves {base}/v1")
-    print(f"  agents on   {', '.join(on) or 'none'}")
-    for name, why in directory.off.items():
-        print(f"  agent off   {name}: {why}")
-    if keys:
-        print(f"  callers     need a key: {', '.join(key.name for key in keys)}")
-    print(f"  answers     are kept in {where}")
-    print("  try it      paste this into another terminal:\n")
+    model = agents_on[0] if agents_on else "none"
     key = " -H 'Authorization: Bearer YOUR-KEY'" if keys else ""
-    print(
-        f"curl -N {base}/v1/chat/completions{key} -H 'Content-Type: application/json' "
-        f"""-d '{{"model": "{model}", "stream": true, """
-        """"messages": [{"role": "user", "content": "Hello!"}]}'\n""",
-        flush=True,
+    return "\n".join(
+        (
+            f"\nVerbatim {__version__} serves {base}/v1",
+            f"  agents on   {', '.join(agents_on) or 'none'}",
+            *(f"  agent off   {name}: {why}" for name, why in agents_off.items()),
+            *([f"  callers     need a key: {', '.join(key.name for key in keys)}"] if keys else ()),
+            f"  answers     are kept in {where}",
+            "  try it      paste this into another terminal:\n",
+            f"curl -N {base}/v1/chat/completions{key} -H 'Content-Type: application/json' "
+            f"""-d '{{"model": "{model}", "stream": true, """
+            """"messages": [{"role": "user", "content": "Hello!"}]}'\n""",
+        )
     )

@@ -17,6 +17,7 @@ import yaml
 import run
 import service
 from service import config as configuration
+from service.app import RELOADS
 from service.config import Config, OpenAIAgentConfig, ScriptedAgentConfig
 from service.config_access import ApiKeyConfig
 from service.errors import ERROR_CODES
@@ -170,6 +171,15 @@ def test_environment_variables_are_documented() -> None:
     in_code = {*configuration._ENVIRONMENT, "OPENAI_BASE_URL", "OPENAI_API_KEY", "API_KEYS"}
     assert in_help == in_code
     same(rows(section(document("docs/configuration.md"), "Environment")), in_code)
+
+
+def test_reloadable_keys_are_documented() -> None:
+    """The keys that a reload changes are those of the code, and they exist."""
+    same(rows(section(document("docs/configuration.md"), "Reloading")), RELOADS)
+    for key in RELOADS:
+        section_name, _, name = key.partition(".")
+        value = getattr(Config(), section_name)
+        assert not name or hasattr(value, name)
 
 
 def test_flags_are_documented(capsys: pytest.CaptureFixture[str]) -> None:

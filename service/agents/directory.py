@@ -1,7 +1,11 @@
 """Which agents are on, and who answers for a model. The one place that knows every kind."""
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import structlog
 
 from service.agents.openai import OpenAIAgent
 from service.agents.protocol import Agent
@@ -10,8 +14,27 @@ from service.config import AgentConfig, OpenAIAgentConfig, ScriptedAgentConfig
 from service.errors import ApiError
 from statemachine import Failure
 
+log = structlog.get_logger(__name__)
+
 _MOST_NAMES_SHOWN = 10
 _OPENAI_HOST = "api.openai.com"
+
+
+def _make(config: AgentConfig, environ: Mapping[str, str]) -> Agent | str:
+    """The agent, or why it is off."""
+    match config:
+        case ScriptedAgentConfig():
+            return ScriptedAgent(config)
+        case OpenAIAgentConfig(api_key_env=None):
+            return OpenAIAgent(config, None)
+        case OpenAIAgentConfig(api_key_env=name) if name and environ.get(name):
+            if environ[name].isascii() and environ[name].isprintable():
+                return OpenAIAgent(config, environ[name])
+            return f"{name} holds characters that no HTTP header can"
+        case OpenAIAgentConfig(api_key_env="OPENAI_API_KEY") if _is_moved(config, environ):
+            return OpenAIAgent(config, None)
+        case OpenAIAgentConfig(api_key_env=name):
+            return f"{name} is not set"
 
 
 def _is_moved(config: OpenAIAgentConfig, environ: Mapping[str, str]) -> bool:
@@ -28,33 +51,49 @@ class AgentDirectory:
     """
 
     def __init__(self, agents: Iterable[Agent], off: Mapping[str, str] | None = None) -> None:
-        self.agents = tuple(agents)
-        self.off = dict(off or {})
-        self._by_name = {agent.name: agent for agent in self.agents}
+        self._environ: Mapping[str, str] = {}
+        self._made: list[tuple[AgentConfig, Agent]] = []
+        self._uses: Counter[Agent] = Counter()
+        self._retired: set[Agent] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._list(agents, off or {})
 
     @classmethod
     def from_config(
         cls, configs: Iterable[AgentConfig], environ: Mapping[str, str]
     ) -> "AgentDirectory":
         """Make every agent whose key is there. Must be called with the event loop running."""
-        agents: list[Agent] = []
+        directory = cls(())
+        directory._environ = environ
+        directory.replace(configs)
+        return directory
+
+    def replace(self, configs: Iterable[AgentConfig]) -> None:
+        """Have these agents from now on.
+
+        One whose configuration is the same stays as it is, connections included. One that is
+        not among them any more is closed once the last completion that holds it has ended.
+        Raises whatever making an agent raises, and changes nothing then.
+        """
+        made: list[tuple[AgentConfig, Agent]] = []
         off: dict[str, str] = {}
         for config in configs:
-            match config:
-                case ScriptedAgentConfig():
-                    agents.append(ScriptedAgent(config))
-                case OpenAIAgentConfig(api_key_env=None):
-                    agents.append(OpenAIAgent(config, None))
-                case OpenAIAgentConfig(api_key_env=name) if name and environ.get(name):
-                    if environ[name].isascii() and environ[name].isprintable():
-                        agents.append(OpenAIAgent(config, environ[name]))
-                    else:
-                        off[config.name] = f"{name} holds characters that no HTTP header can"
-                case OpenAIAgentConfig(api_key_env="OPENAI_API_KEY") if _is_moved(config, environ):
-                    agents.append(OpenAIAgent(config, None))
-                case OpenAIAgentConfig(name=agent_name, api_key_env=name):
-                    off[agent_name] = f"{name} is not set"
-        return cls(agents, off)
+            agent = self._existing(config) or _make(config, self._environ)
+            if isinstance(agent, str):
+                off[config.name] = agent
+            else:
+                made.append((config, agent))
+        old, self._made = self._made, made
+        self._list((agent for _, agent in made), off)
+        for _, agent in old:
+            if agent not in self.agents:
+                self._retired.add(agent)
+                self._close_if_unused(agent)
+
+    def hold(self, agents: Sequence[Agent], task: "asyncio.Future[Any]") -> None:
+        """Keep these open, replaced or not, until the task is done."""
+        self._uses.update(agents)
+        task.add_done_callback(lambda _: self._release(agents))
 
     def pick(self, model: str) -> tuple[Agent, ...]:
         """Who answers for this model: an agent of that name, else the first whose patterns fit;
@@ -74,14 +113,43 @@ class AgentDirectory:
     async def models(self) -> list[dict[str, Any]]:
         """Every model that can be asked for, each once, in the agents' order."""
         listed: dict[str, dict[str, Any]] = {}
-        for agent in self.agents:
-            for model in await agent.models():
-                listed.setdefault(model["id"], model)
+        agents = self.agents
+        self._uses.update(agents)
+        try:
+            for agent in agents:
+                for model in await agent.models():
+                    listed.setdefault(model["id"], model)
+        finally:
+            self._release(agents)
         return list(listed.values())
 
     async def close(self) -> None:
-        for agent in self.agents:
+        """Give back every connection, whoever may still hold it."""
+        for agent in (*self.agents, *self._retired):
             await agent.close()
+        await asyncio.gather(*self._closing)
+
+    def _list(self, agents: Iterable[Agent], off: Mapping[str, str]) -> None:
+        self.agents = tuple(agents)
+        self.off = dict(off)
+        self._by_name = {agent.name: agent for agent in self.agents}
+
+    def _existing(self, config: AgentConfig) -> Agent | None:
+        return next((agent for made, agent in self._made if made == config), None)
+
+    def _release(self, agents: Iterable[Agent]) -> None:
+        for agent in agents:
+            self._uses[agent] -= 1
+            if self._uses[agent] <= 0:
+                del self._uses[agent]
+            self._close_if_unused(agent)
+
+    def _close_if_unused(self, agent: Agent) -> None:
+        if agent in self._retired and agent not in self._uses:
+            self._retired.discard(agent)
+            closing = asyncio.create_task(_close(agent), name=f"close agent {agent.name}")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _not_found(self, model: str) -> Failure:
         names = ", ".join(agent.name for agent in self.agents[:_MOST_NAMES_SHOWN]) or "none"
@@ -93,3 +161,10 @@ class AgentDirectory:
             type="invalid_request_error",
             param="model",
         )
+
+
+async def _close(agent: Agent) -> None:
+    try:
+        await agent.close()
+    except Exception as error:  # its connections are broken; nobody uses them any more
+        log.warning("agent not closed", agent=agent.name, reason=type(error).__name__)

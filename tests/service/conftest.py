@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from service.connections import Runner
 from service.relay import Relay
 from statemachine import SessionRecord
 from tests.service.backend import Backend
+from tests.service.process import Process
 
 QUESTION = [{"role": "user", "content": "Say hello."}]
 
@@ -218,3 +219,18 @@ def log_lines() -> Any:
 async def service(backend: Backend, make_service: ServiceMaker) -> Service:
     """A service whose one agent asks `backend`."""
     return await make_service(agent_for(backend))
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Any]:
+    """Starts processes; whatever still runs at the end is killed."""
+    running: list[Process] = []
+
+    def start(config: dict[str, Any], *flags: str, **environ: str) -> Process:
+        process = Process(tmp_path, config, *flags, **environ)
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.end()

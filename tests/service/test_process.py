@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import pty
@@ -11,134 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import execute
-
-ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 30.0
-
-
-class Process:
-    """`python run.py` with a configuration of the test's own, on a free port."""
-
-    def __init__(
-        self, directory: Path, config: dict[str, Any], *flags: str, **environ: str
-    ) -> None:
-        path = directory / "config.yaml"
-        path.write_text(json.dumps(config))  # JSON is YAML
-        clean = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-        self.log = directory / "log"
-        with self.log.open("wb") as output:
-            self.popen = subprocess.Popen(
-                [
-                    sys.executable,
-                    str(ROOT / "run.py"),
-                    "--config",
-                    str(path),
-                    "--port",
-                    "0",
-                    *flags,
-                ],
-                env={**clean, **environ},
-                cwd=directory,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        self._port: int | None = None
-        self._connections: list[http.client.HTTPConnection] = []
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-    def line(self, event: str) -> dict[str, Any]:
-        """The log line of this event, once it is there."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            for line in self.lines if self.log.read_text().endswith("\n") else []:
-                if line["event"] == event:
-                    return line
-            assert self.popen.poll() is None or event in self.log.read_text(), self.log.read_text()
-            time.sleep(0.02)
-        raise AssertionError(self.log.read_text())
-
-    def connect(self) -> http.client.HTTPConnection:
-        if self._port is None:
-            self._port = int(self.line("serving")["url"].rpartition(":")[2])
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_SECONDS)
-        self._connections.append(connection)
-        return connection
-
-    def get(self, path: str) -> tuple[int, Any]:
-        connection = self.connect()
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-
-    def ask(self) -> http.client.HTTPResponse:
-        connection = self.connect()
-        body = {
-            "model": "demo",
-            "stream": True,
-            "messages": [{"role": "user", "content": "Hello?"}],
-        }
-        headers = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-        return connection.getresponse()
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.popen.send_signal(number)
-        return self.popen.wait(PATIENCE_SECONDS)
-
-    def end(self) -> None:
-        """Kill what still runs, close what is open."""
-        if self.popen.poll() is None:
-            self.popen.kill()
-            self.popen.wait()
-        for connection in self._connections:
-            connection.close()
-
-
-def config(database_url: str, **fields: Any) -> dict[str, Any]:
-    return {
-        "database": {"url": database_url},
-        "agents": [{"name": "demo", "kind": "scripted", **fields}],
-    }
-
-
-@pytest.fixture
-def spawn(tmp_path: Path) -> Iterator[Any]:
-    """Starts processes; whatever still runs at the end is killed."""
-    running: list[Process] = []
-
-    def start(config: dict[str, Any], *flags: str, **environ: str) -> Process:
-        process = Process(tmp_path, config, *flags, **environ)
-        running.append(process)
-        return process
-
-    yield start
-    for process in running:
-        process.end()
-
-
-def answers(database_url: str) -> list[tuple[Any, ...]]:
-    return execute(
-        database_url,
-        "SELECT c.state, c.error->>'code', m.content, m.state FROM completions c "
-        "LEFT JOIN messages m USING (completion_id)",
-    )
-
-
-def text_of(body: bytes) -> str:
-    data = [line[6:] for line in body.decode().split("\n") if line.startswith("data: {")]
-    payloads = [json.loads(item) for item in data]
-    return "".join(p["choices"][0]["delta"].get("content", "") for p in payloads if "choices" in p)
+from tests.service.process import PATIENCE_SECONDS, ROOT, answers, config, text_of
 
 
 def test_serves_and_stops(spawn: Any, database_url: str) -> None:
@@ -226,6 +103,15 @@ def test_database_down_at_start(spawn: Any) -> None:
     assert "DATABASE_URL" in body["reasons"][0]
     process.stop()
     assert "secret" not in process.log.read_text()
+
+
+def test_without_uvloop(spawn: Any, tmp_path: Path, database_url: str) -> None:
+    """Where uvloop can't be had the service runs on asyncio's own loop."""
+    (tmp_path / "uvloop.py").write_text("raise ImportError")
+    settings = config(database_url, reply="Hello.", tokens_per_second=200)
+    process = spawn(settings, PYTHONPATH=str(tmp_path))
+    assert process.ask().read().endswith(b"data: [DONE]\n\n")
+    assert process.stop() == 0
 
 
 def test_busy_port(spawn: Any, database_url: str) -> None:

@@ -1,0 +1,145 @@
+"""Rereading the configuration while streams run: what changed, what takes effect, what can't.
+
+Called by `service.serving` when the process gets a SIGHUP. Knows no key by name: `service.app`
+says which keys can be changed in a running service, and whom to tell (`RELOADS`).
+
+1. The file is read and checked in full first. If anything is wrong nothing changes.
+2. Only keys are logged, never values: some values are secrets.
+3. What can't change while the service runs keeps its old value until a restart, and each reload
+   says so again.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import structlog
+from attrs import evolve, fields, has
+
+from service.config import Config, check_together, mask_password
+from service.config_reading import ConfigError
+
+log = structlog.get_logger(__name__)
+
+Load = Callable[[], Config]
+"""Reads the configuration again, with the same flags and environment. Raises ConfigError."""
+Apply = Callable[[Config], object]
+"""Makes one part of the service go by a configuration. One that can fail changes nothing then."""
+
+_NOT_RELOADED = "configuration not reloaded"
+_NONE = object()
+
+
+class Reloader:
+    """The configuration in force.
+
+    Args:
+        config: what the service was started with.
+        parts: key, or section, that can be reloaded → who is told when it has changed, in this
+            order; one that can fail comes before those that can't.
+
+    Attributes:
+        config: what is in force now: keys that need a restart have their old values.
+    """
+
+    def __init__(self, config: Config, parts: Mapping[str, Apply]) -> None:
+        self.config = config
+        self._parts = parts
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        """Reload soon. Several calls before it begins are one; no call is forgotten."""
+        self._asked.set()
+
+    async def run(self, load: Load) -> None:
+        """Reload whenever asked, one at a time, until cancelled."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            await self.reload(load)
+
+    async def reload(self, load: Load) -> bool:
+        """Read the configuration and go by it. False, and a log line, if it can't be used."""
+        wanted = await asyncio.to_thread(read_again, self.config, load, self._parts)
+        if wanted is None:
+            return False
+        merged = in_force(self.config, wanted, self._parts)
+        changed = changed_keys(self.config, merged)
+        try:
+            for key, apply in self._parts.items():
+                if _concerns(key, changed):
+                    apply(merged)
+        except Exception as error:
+            reason = mask_password(f"{type(error).__name__}: {error}")
+            log.error(_NOT_RELOADED, problems=[reason])
+            return False
+        self.config = merged
+        report(changed, changed_keys(merged, wanted))
+        return True
+
+
+def read_again(current: Config, load: Load, reloadable: Iterable[str]) -> Config | None:
+    """The configuration as it is written now. None, and a log line with every problem, if it, or
+    what would be in force with it, can't be used. Blocks; may run in a thread."""
+    try:
+        wanted = load()
+        check_together(in_force(current, wanted, reloadable), "until the next restart", {})
+    except ConfigError as error:
+        log.error(_NOT_RELOADED, problems=[str(problem) for problem in error.problems])
+        return None
+    return wanted
+
+
+def in_force(current: Config, wanted: Config, reloadable: Iterable[str]) -> Config:
+    """`current`, with the keys that can be reloaded as `wanted` has them."""
+    for key in reloadable:
+        section, _, name = key.partition(".")
+        value = getattr(wanted, section)
+        if name:
+            value = evolve(getattr(current, section), **{name: getattr(value, name)})
+        current = evolve(current, **{section: value})
+    return current
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """The paths of the keys that differ, in the order of the classes: `sse.send_timeout_seconds`,
+    `agents[demo].reply`; `agents[demo]` for one that came or went, `agents` for a new order."""
+    before, after = dict(_keys(old)), dict(_keys(new))
+    every = {**before, **after}
+    differing = [path for path in every if before.get(path, _NONE) != after.get(path, _NONE)]
+    changed = [
+        path for path in differing if not any(path.startswith(f"{above}.") for above in differing)
+    ]
+    if _order(old, new) != _order(new, old):
+        changed.append("agents")
+    return changed
+
+
+def report(changed: list[str], needs_restart: list[str]) -> None:
+    """Say what a reload did."""
+    write = log.warning if needs_restart else log.info
+    write("configuration reloaded", changed=changed, needs_restart=needs_restart)
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Key path → value, of every key below; of an agent also its own path."""
+    for field in fields(type(node)):
+        path, value = f"{prefix}{field.name}", getattr(node, field.name)
+        if has(type(value)):
+            yield from _keys(value, f"{path}.")
+        elif path == "agents":
+            for agent in value:
+                yield f"agents[{agent.name}]", type(agent)
+                yield from _keys(agent, f"agents[{agent.name}].")
+        else:
+            yield path, value
+
+
+def _order(one: Config, other: Config) -> list[str]:
+    """The names of the agents that both have, as the first one orders them."""
+    shared = {agent.name for agent in other.agents}
+    return [agent.name for agent in one.agents if agent.name in shared]
+
+
+def _concerns(key: str, changed: Iterable[str]) -> bool:
+    return any(path == key or path.startswith((f"{key}.", f"{key}[")) for path in changed)
