@@ -77,9 +77,13 @@ class Process:
             self._port = int(self.line("serving")["url"].rpartition(":")[2])
         return self._port
 
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection that is closed with the process."""
+        self._connections.append(connection := connect(self.port))
+        return connection
+
     def get(self, path: str) -> tuple[int, Any]:
-        connection = connect(self.port)
-        self._connections.append(connection)
+        connection = self.connect()
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
