@@ -110,12 +110,14 @@ def connect(port: int) -> http.client.HTTPConnection:
     return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
 
 
-def ask(port: int) -> http.client.HTTPConnection:
+def ask(port: int, key: str | None = None) -> http.client.HTTPConnection:
     """A connection on which a stream of the agent `demo` has just been asked for."""
     connection = connect(port)
     question = [{"role": "user", "content": "Hello?"}]
     body = {"model": "demo", "stream": True, "messages": question}
     headers = {"Content-Type": "application/json"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
     connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
     return connection
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import pty
@@ -136,6 +137,45 @@ def test_precedence_holds(spawn: Any, database_url: str) -> None:
         assert line["needs_restart"] == ["server.max_body_bytes"]
         assert line["level"] == "warning"
     assert process.stop() == 0
+
+
+def test_keys_and_limits(spawn: Any, database_url: str) -> None:
+    """A key that is taken out stops working, one that is put in works, and limits tighten, while
+    the stream of the key that is gone goes on to its end; nothing of a key is logged."""
+
+    def with_keys(*names: str, **limits: int) -> dict[str, Any]:
+        keys = [
+            {"name": name, "sha256": hashlib.sha256(f"key of {name}".encode()).hexdigest()}
+            for name in names
+        ]
+        demo = config(database_url, reply="word " * 40, tokens_per_second=20)
+        return {**demo, "auth": {"api_keys": keys}, "limits": limits}
+
+    def status_for(name: str, method: str = "GET", path: str = "/v1/models") -> int:
+        connection = process.connect()
+        body = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "?"}]})
+        headers = {"Authorization": f"Bearer key of {name}", "Content-Type": "application/json"}
+        connection.request(method, path, body if method == "POST" else None, headers)
+        response = connection.getresponse()
+        response.read()
+        return response.status
+
+    process = spawn(with_keys("ann", "bob"))
+    assert [status_for(name) for name in ("ann", "bob", "eve")] == [200, 200, 401]
+    running = ask(process.port, key="key of ann")
+    response = running.getresponse()
+    first = response.read1()
+    process.write(with_keys("bob", "eve", requests_per_minute=1))
+    hang_up(process)
+    assert process.line(RELOADED)["changed"] == ["auth.api_keys", "limits.requests_per_minute"]
+    assert [status_for(name) for name in ("ann", "bob", "eve")] == [401, 200, 200]
+    completions = "/v1/chat/completions"
+    assert [status_for("eve", "POST", completions) for _ in range(2)] == [200, 429]
+    assert text_of(first + response.read()) == "word " * 40
+    running.close()
+    assert process.stop() == 0
+    assert "key of" not in process.log.read_text()
+    assert hashlib.sha256(b"key of eve").hexdigest() not in process.log.read_text()
 
 
 def test_log_level(spawn: Any, database_url: str) -> None:
