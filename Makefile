@@ -61,10 +61,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.run-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) (once; about half a minute) ..."
-	@$(INSTALL) --editable '.[embedded]'
+	@$(INSTALL) --editable '.[embedded,fast]'
 	@touch $@
 
 $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
-	@$(INSTALL) --editable '.[embedded,dev]'
+	@$(INSTALL) --editable '.[embedded,fast,dev]'
 	@touch $(VENV)/.run-ready $@
