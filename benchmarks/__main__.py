@@ -1,51 +1,155 @@
-"""Our service beside nginx, a textbook service and LiteLLM, under the same load."""
+"""Our service beside nginx, a textbook service and LiteLLM, under the same load on this machine.
+
+Backend, client and PostgreSQL share one core, the server that is measured has one of its own.
+Every answer's chunks are counted and timed one by one; CPU time is the server's own, from /proc.
+
+workloads:
+  paced     10, 100 and 1,000 streams of 50 chunks a second, arriving apart
+  burst     answers as fast as they are taken, many chunks to a write and one
+  short     one-chunk answers one after the other, on connections that stay open
+  arrival   100 and 200 requests at once
+  idle      5,000 open, silent streams: memory, and what a ping costs
+  endings   2,000 streams that end together
+
+contenders:
+  ours      this service, journal and PostgreSQL on
+  bare      the same, nothing kept: what persistence costs
+  nginx     proxy_pass, unbuffered: the floor (left out if it isn't installed)
+  textbook  FastAPI, openai SDK, asyncpg, the answer saved at its end
+  litellm   LiteLLM's proxy, nothing kept
+
+The last two are installed into var/bench/ when they are first asked for.
+
+examples:
+  make bench                                         everything, about a quarter of an hour
+  make bench ARGS="--quick --contenders ours,nginx"  a minute
+  make bench ARGS="--growth --contenders ours --workloads none"
+  make bench ARGS="--workloads paced --contenders ours --profile"
+"""
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.comparison import Bench, Results, chosen, compare
-from benchmarks.contenders import CONTENDERS
+from benchmarks.comparison import Bench, Results, compare
+from benchmarks.contenders import CONTENDERS, Contender, Missing
+from benchmarks.growth import grow, plot_growth
+from benchmarks.holding import held_cases, hold_all
 from benchmarks.machine import describe, settle
-from benchmarks.report import print_all
+from benchmarks.profiling import profile
+from benchmarks.report import plot, print_all, write_markdown
 from benchmarks.running import Server, upstream
 from benchmarks.workloads import cases
+
+_WORKLOADS = ("paced", "burst", "short", "arrival", "idle", "endings")
 
 
 def main() -> None:
     options = _flags()
-    started = time.monotonic()
+    if options.read:
+        saved = json.loads(options.read.read_text("utf-8"))
+        results, machine = Results.from_json(saved), saved["machine"]
+        command = saved["command"]
+    else:
+        contenders = _chosen(options.contenders)
+        machine = describe() | _versions(contenders)
+        command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+        settle()
+        results = _run(options, contenders)
+        if options.profile:
+            return
+    _write(options, results, machine, command)
+
+
+def _run(options: argparse.Namespace, contenders: Sequence[Contender]) -> Results:
+    started, results = time.monotonic(), Results()
 
     def tell(text: str) -> None:
-        print(f"[{time.monotonic() - started:5.0f} s] {text}", file=sys.stderr, flush=True)
+        print(f"[{time.monotonic() - started:4.0f} s] {text}", file=sys.stderr, flush=True)
 
-    settle()
-    results = Results()
     asked = options.workloads.split(",")
     wanted = [case for case in cases(options.quick) if case.workload in asked]
+    held = [case for case in held_cases(options.quick) if case.workload in asked]
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.chmod(0o755)
         server = Server(directory / "postgres")
         stack.callback(server.stop)
         bench = Bench(directory, stack.enter_context(upstream()), server.dsn, tell)
-        compare(bench, chosen(options.contenders), wanted, results)
-    print_all(results)
+        if options.profile:
+            for contender in contenders:
+                profile(bench, contender, wanted)
+            return results
+        if wanted:
+            compare(bench, contenders, wanted, results)
+        hold_all(bench, contenders, held, results)
+        if options.growth:
+            grow(bench, results)
+    tell("done")
+    return results
+
+
+def _write(
+    options: argparse.Namespace, results: Results, machine: dict[str, str], command: str
+) -> None:
+    print_all(results, machine)
     if options.json:
-        options.json.write_text(json.dumps({"machine": describe(), **results.as_json()}, indent=2))
+        value = {"machine": machine, "command": command, **results.as_json()}
+        options.json.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    if options.markdown:
+        write_markdown(options.markdown, results, machine, command)
+    if options.plot:
+        plot(options.plot, results)
+        if "growth" in results.rounds:
+            plot_growth(options.plot.with_stem(f"{options.plot.stem}-growth"), results)
+
+
+def _versions(contenders: Sequence[Contender]) -> dict[str, str]:
+    found = {}
+    for contender in contenders:
+        try:
+            found[contender.name] = f"{contender.version()} ({contender.what})"
+        except Missing as missing:
+            found[contender.name] = str(missing)
+    return found
+
+
+def _chosen(names: str) -> list[Contender]:
+    asked = names.split(",")
+    if unknown := [name for name in asked if name not in CONTENDERS]:
+        raise SystemExit(f"unknown contender {unknown[0]}; there are {', '.join(CONTENDERS)}")
+    return [contender for name, contender in CONTENDERS.items() if name in asked]
 
 
 def _flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workloads", default="paced,burst,short,arrival,idle")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--workloads", default=",".join(_WORKLOADS), metavar="A,B", help="default: all")
+    add("--contenders", default=",".join(CONTENDERS), metavar="A,B", help="default: all")
+    add("--quick", action="store_true", help="fewer rounds, shorter streams: two or three minutes")
+    add("--growth", action="store_true", help="our figures with 10 to 5,000 open streams too")
+    add("--profile", action="store_true", help="no figures: py-spy's top ten functions instead")
+    add("--json", type=Path, metavar="FILE", help="write every round's figures")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables between its markers")
+    add("--plot", type=Path, metavar="FILE", help="draw the figures (FILE-growth: the growth)")
+    add("--read", type=Path, metavar="FILE", help="run nothing: show what --json wrote")
+    options = parser.parse_args()
+    unknown = set(options.workloads.split(",")) - {*_WORKLOADS, "none"}
+    if unknown:
+        parser.error(f"unknown workload {min(unknown)}; there are {', '.join(_WORKLOADS)}, none")
+    if sys.platform != "linux":
+        parser.error("the figures come from Linux's /proc")
+    return options
 
 
 if __name__ == "__main__":

@@ -4,16 +4,16 @@
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from attrs import define, field
 
-from benchmarks.contenders import CONTENDERS, Contender, Missing, Place, Target
-from benchmarks.loads import Figures, calm
+from benchmarks.contenders import Contender, Missing, Place, Target
+from benchmarks.loads import Figures, at_once, calm
 from benchmarks.plan import Plan
 from benchmarks.workloads import Case, measured
 
@@ -40,6 +40,10 @@ class Results:
     def describe(self, name: str, title: str, shown: tuple[str, ...]) -> None:
         self.titles[name], self.shown[name] = title, shown
 
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
     def figure(self, case: str, contender: str, name: str) -> float | None:
         """The median over the rounds."""
         rounds = self.rounds.get(case, {}).get(contender, [])
@@ -47,19 +51,34 @@ class Results:
         return median(known) if known else None
 
     def as_json(self) -> dict[str, Any]:
+        """Everything, with the medians beside the rounds; `from_json` reads it."""
         return {
-            case: {
-                "title": self.titles[case],
-                "contenders": {
-                    name: {
-                        "median": {key: self.figure(case, name, key) for key in rounds[0]},
-                        "rounds": rounds,
-                    }
-                    for name, rounds in contenders.items()
-                },
-            }
-            for case, contenders in self.rounds.items()
+            "notes": self.notes,
+            "cases": {
+                case: {
+                    "title": self.titles[case],
+                    "shown": self.shown[case],
+                    "contenders": {
+                        name: {
+                            "median": {key: self.figure(case, name, key) for key in rounds[0]},
+                            "rounds": rounds,
+                        }
+                        for name, rounds in contenders.items()
+                    },
+                }
+                for case, contenders in self.rounds.items()
+            },
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Results":
+        results = cls(notes=value["notes"])
+        for name, case in value["cases"].items():
+            results.describe(name, case["title"], tuple(case["shown"]))
+            for contender, figures in case["contenders"].items():
+                for each in figures["rounds"]:
+                    results.add(name, contender, each)
+        return results
 
 
 @define
@@ -77,52 +96,78 @@ class Bench:
         directory = self.directory / f"contender-{self._places}"
         return Place(directory, self.upstream_port, self.dsn, keep_alive_seconds, self.tell)
 
-    @contextmanager
-    def running(self, contenders: Sequence[Contender], results: Results) -> Iterator[list[Target]]:
-        """Those that can be had, all at once; the others are noted."""
-        with ExitStack() as stack:
-            targets = []
-            for contender in contenders:
-                try:
-                    targets.append(stack.enter_context(contender.running(self.place())))
-                except Missing as missing:
-                    results.notes.append(f"{contender.name} was left out: {missing}")
-                    self.tell(results.notes[-1])
-            yield targets
+
+class Entrant:
+    """A contender that runs, and is started anew when it can't be brought to rest."""
+
+    def __init__(self, bench: Bench, contender: Contender) -> None:
+        self._bench, self._contender = bench, contender
+        self._stack = ExitStack()
+        self.target = Target(contender.name, 0, None)
+
+    def start(self) -> None:
+        """Raises `Missing` if it can't be had."""
+        place = self._bench.place()
+        self.target = self._stack.enter_context(self._contender.running(place))
+        asyncio.run(warm_up(self.target))
+
+    def stop(self) -> None:
+        self._stack.close()
+
+    def rest(self) -> None:
+        """Wait until it has done what earlier turns left it, however it gets there."""
+        if not asyncio.run(calm(self.target)):
+            self._bench.tell(f"{self._contender.name} is still busy: started anew")
+            self.stop()
+            self.start()
+
+
+class Direct(Entrant):
+    """The backend, asked without anything in between."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.target = Target(DIRECT, bench.upstream_port, None)
+
+    def start(self) -> None:
+        asyncio.run(warm_up(self.target))
+
+    def stop(self) -> None:
+        pass
+
+    def rest(self) -> None:
+        pass
 
 
 def compare(
     bench: Bench, contenders: Sequence[Contender], cases: Sequence[Case], results: Results
 ) -> None:
     """All cases in rounds, the contenders in turn; the order rotates."""
-    with bench.running(contenders, results) as running:
-        targets = [Target(DIRECT, bench.upstream_port, None), *running]
-        for target in targets:
-            asyncio.run(_warm_up(target))
+    with ExitStack() as stack:
+        entrants: list[Entrant] = []
+        for entrant in (Direct(bench), *(Entrant(bench, each) for each in contenders)):
+            try:
+                stack.callback(entrant.stop)
+                entrant.start()
+                entrants.append(entrant)
+            except Missing as missing:
+                results.note(f"left out: {missing}")
+                bench.tell(results.notes[-1])
         for case in cases:
             results.describe(case.name, case.title, case.shown)
             for number in range(case.rounds):
                 bench.tell(f"{case.name}, round {number + 1} of {case.rounds}")
-                shift = number % len(targets)
-                for target in targets[shift:] + targets[:shift]:
-                    figures = asyncio.run(_turn(case, target, bench.upstream_port))
-                    results.add(case.name, target.name, figures)
+                shift = number % len(entrants)
+                for entrant in entrants[shift:] + entrants[:shift]:
+                    figures = asyncio.run(measured(case, entrant.target, bench.upstream_port))
+                    results.add(case.name, entrant.target.name, figures)
+                    entrant.rest()
                 _note_added(results, case.name)
 
 
-async def _warm_up(target: Target) -> None:
+async def warm_up(target: Target) -> None:
     """Imports, pools, prepared statements: what a first request pays for all others."""
-    from benchmarks.loads import at_once
-
     for streams in (1, 20):
         await at_once(target, Plan(20, 1_000), streams, 30.0)
-
-
-async def _turn(case: Case, target: Target, upstream_port: int) -> Figures:
-    figures = await measured(case, target, upstream_port)
-    if not await calm(target):
-        figures["never_calm"] = 1.0
-    return figures
 
 
 def _note_added(results: Results, case: str) -> None:
@@ -134,12 +179,3 @@ def _note_added(results: Results, case: str) -> None:
             through, alone = contender[-1][f"ttft_{which}_ms"], direct[f"ttft_{which}_ms"]
             if through is not None and alone is not None:
                 contender[-1][f"added_ttft_{which}_ms"] = through - alone
-
-
-def chosen(names: str) -> list[Contender]:
-    """Contenders by their names, in their own order. Raises `SystemExit` for an unknown one."""
-    asked = names.split(",")
-    unknown = [name for name in asked if name not in CONTENDERS]
-    if unknown:
-        raise SystemExit(f"unknown contender {unknown[0]}; there are {', '.join(CONTENDERS)}")
-    return [contender for name, contender in CONTENDERS.items() if name in asked]

@@ -36,11 +36,12 @@ def short(value: Any) -> str:
 
 
 def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Rows of equal keys under a title."""
+    """Rows under a title; a row may lack the last columns."""
+    columns = list(max(rows.values(), key=len))
+    table = [["", *columns]]
+    table += [[name, *(short(row.get(key)) for key in columns)] for name, row in rows.items()]
+    widths = [max(len(line[place]) for line in table) for place in range(len(columns) + 1)]
     print(title)
-    columns = list(next(iter(rows.values())))
-    left = max(map(len, rows))
-    print(f"{'':{left}}" + "".join(f"{name:>{max(10, len(name) + 2)}}" for name in columns))
-    for name, row in rows.items():
-        cells = (f"{short(row[key]):>{max(10, len(key) + 2)}}" for key in columns)
-        print(f"{name:{left}}" + "".join(cells))
+    for first, *cells in table:
+        places = zip(cells, widths[1:], strict=True)
+        print(first.ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in places))

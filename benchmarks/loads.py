@@ -28,7 +28,15 @@ Figures = dict[str, float | None]
 
 @define
 class Load:
-    """One turn of requests to one server; `expected` is how many chunks were asked for."""
+    """One turn of requests to one server.
+
+    Attributes:
+        expected: how many chunks were asked for.
+        delays: nanoseconds from backend to client, of every chunk.
+        cpu: seconds the server used, from the first request to the last answer's aftermath.
+        seconds: how long that took.
+        steady_cpu, steady_chunks: the same in a window in which streams neither began nor ended.
+    """
 
     target: Target
     expected: int = 0
@@ -36,6 +44,8 @@ class Load:
     delays: "array[int]" = field(factory=lambda: array("q"))
     cpu: float = 0.0
     seconds: float = 0.0
+    steady_cpu: float = 0.0
+    steady_chunks: int = 0
 
     @property
     def chunks(self) -> int:
@@ -55,6 +65,11 @@ class Load:
         ends = [answer.done_delay_ms for answer in self.answers]
         return {
             "cpu_us_per_chunk": self.cpu / chunks * 1e6 if has_cpu else None,
+            "steady_cpu_us_per_chunk": (
+                self.steady_cpu / self.steady_chunks * 1e6
+                if has_cpu and self.steady_chunks
+                else None
+            ),
             "cpu_ms_per_request": self.cpu / len(self.answers) * 1e3 if has_cpu else None,
             "cpu_percent": self.cpu / self.seconds * 100 if has_cpu else None,
             "chunks_per_second": chunks / self.seconds,
@@ -105,21 +120,43 @@ async def calm(target: Target) -> bool:
 
 
 async def spread(
-    target: Target, plan: Plan, streams: int, over_seconds: float, limit_seconds: float
+    target: Target,
+    plan: Plan,
+    streams: int,
+    over_seconds: float,
+    limit_seconds: float,
+    steady_seconds: tuple[float, float] | None = None,
 ) -> Load:
-    """Streams that begin one after the other; cut off when the limit is reached."""
+    """Streams that begin one after the other; cut off when the limit is reached.
+
+    Args:
+        over_seconds: the time within which they begin.
+        limit_seconds: for everything.
+        steady_seconds: begin and end of the window in which nothing begins or ends.
+    """
     load, request = Load(target, streams * plan.chunks), plan.request()
     async with counting(load):
         connections = await connect(target.port, streams, load.delays)
         started = time.monotonic()
+        watching = asyncio.create_task(_watch(load, steady_seconds)) if steady_seconds else None
         for number, connection in enumerate(connections):
             ahead = started + over_seconds * number / streams - time.monotonic()
             if ahead > 0.001:
                 await asyncio.sleep(ahead)
             load.answers.append(connection.send(request))
         await wait_all(load.answers, limit_seconds - (time.monotonic() - started))
+        if watching is not None:
+            await watching
     _close(connections)
     return load
+
+
+async def _watch(load: Load, window: tuple[float, float]) -> None:
+    begin, end = window
+    await asyncio.sleep(begin)
+    cpu, chunks = _cpu(load.target), load.chunks
+    await asyncio.sleep(end - begin)
+    load.steady_cpu, load.steady_chunks = _cpu(load.target) - cpu, load.chunks - chunks
 
 
 async def at_once(target: Target, plan: Plan, streams: int, limit_seconds: float) -> Load:

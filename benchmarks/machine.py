@@ -45,6 +45,7 @@ def describe() -> dict[str, str]:
         "memory": f"{int(memory) / 2**20:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "load": f"{os.getloadavg()[0]:.1f} before the run",
     }
 
 

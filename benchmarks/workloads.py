@@ -1,8 +1,8 @@
 """What is done to each contender: the cases, and how one turn of each is run.
 
-A case that needs no fresh process is run in rounds, the contenders one after the other in each,
-so that a drift of the machine hits all alike; `idle` measures memory and starts a process for
-each turn. Every case stops by itself when a contender can't keep up.
+They run in rounds, the contenders one after the other in each, so that a drift of the machine hits
+all alike. Every turn stops by itself when a contender can't keep up. What needs a fresh process,
+`idle` and `endings`, is in `benchmarks.holding`.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,7 +12,7 @@ from attrs import frozen
 from benchmarks.client import steer
 from benchmarks.contenders import Target
 from benchmarks.loads import Figures, Load, again_and_again, at_once, spread
-from benchmarks.plan import Plan
+from benchmarks.plan import Plan, Shape
 
 Turn = Callable[[Target], Awaitable[Load]]
 
@@ -42,6 +42,7 @@ class Case:
 
 _PACED = (
     "cpu_us_per_chunk",
+    "steady_cpu_us_per_chunk",
     "cpu_percent",
     "delay_p50_ms",
     "delay_p99_ms",
@@ -62,16 +63,17 @@ def _paced(streams: int, chunks: int, rounds: int) -> Case:
     over = min(1.0, seconds / 4)
 
     async def run(target: Target) -> Load:
-        return await spread(target, plan, streams, over, over + seconds * 1.5 + 1)
+        limit = over + seconds * 1.5 + 1
+        return await spread(target, plan, streams, over, limit, (over + 0.5, seconds - 0.2))
 
     title = f"{streams:,} streams of {chunks} chunks, 50 a second, arriving apart"
     return Case(f"paced-{streams}", title, run, rounds, _PACED)
 
 
-def _burst(shape: str, chunks: int, rounds: int) -> Case:
-    plan = Plan(chunks, 0, shape)  # type: ignore[arg-type]
+def _burst(shape: Shape, chunks: int, rounds: int) -> Case:
 
     async def run(target: Target) -> Load:
+        plan = Plan(round(chunks * target.share), 0, shape)
         return await spread(target, plan, 2, 0.0, 6.0)
 
     writes = "300 chunks to a write" if shape == "big" else "one chunk to a write"
@@ -106,8 +108,8 @@ def cases(is_quick: bool) -> list[Case]:
             _arrival(100, 2),
         ]
     return [
-        _paced(10, 250, 3),
-        _paced(100, 250, 3),
+        _paced(10, 250, 2),
+        _paced(100, 250, 5),
         _paced(1_000, 250, 1),
         _burst("big", 50_000, 3),
         _burst("small", 50_000, 3),

@@ -38,11 +38,15 @@ class Place:
 
 @frozen
 class Target:
-    """A running contender: where to ask, and whose cost to count (None: nobody's)."""
+    """A running contender: where to ask, and whose cost to count (None: nobody's).
+
+    `share` is the part of a burst's chunks that it is asked for, so that slow ones end too.
+    """
 
     name: str
     port: int
     pid: int | None
+    share: float = 1.0
 
 
 Starter = Callable[[Place], AbstractContextManager[tuple[int, int]]]
@@ -57,6 +61,7 @@ class Contender:
         start: gives port and process id; raises `Missing` if it can't be had here.
         version: of the program that was started.
         idle_streams: how many open streams it can be asked to hold, and why no more.
+        burst_share: the part of a burst's chunks that it is asked for.
     """
 
     name: str
@@ -65,11 +70,12 @@ class Contender:
     version: Callable[[], str]
     idle_streams: int = 5_000
     why_no_more: str = ""
+    burst_share: float = 1.0
 
     @contextmanager
     def running(self, place: Place) -> Iterator[Target]:
         with self.start(place) as (port, pid):
-            yield Target(self.name, port, pid)
+            yield Target(self.name, port, pid, self.burst_share)
 
 
 class Missing(Exception):
@@ -248,6 +254,7 @@ CONTENDERS = {
             _textbook_version,
             idle_streams=900,
             why_no_more="the SDK's client opens 1,000 connections at most",
+            burst_share=0.1,
         ),
         Contender(
             "litellm",
@@ -256,6 +263,7 @@ CONTENDERS = {
             lambda: _pinned("litellm", "litellm"),
             idle_streams=500,
             why_no_more="opening more takes minutes",
+            burst_share=0.02,
         ),
     )
 }
