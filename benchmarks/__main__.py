@@ -30,6 +30,7 @@ examples:
 import argparse
 import json
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -47,7 +48,7 @@ from benchmarks.report import plot, print_all, write_markdown
 from benchmarks.running import Server, upstream
 from benchmarks.workloads import cases
 
-_WORKLOADS = ("paced", "burst", "short", "arrival", "idle", "endings")
+WORKLOADS = ("paced", "burst", "short", "arrival", "idle", "endings")
 
 
 def main() -> None:
@@ -61,6 +62,7 @@ def main() -> None:
         machine = describe() | _versions(contenders)
         command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
         settle()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what runs is stopped too
         results = _run(options, contenders)
         if options.profile:
             return
@@ -134,7 +136,7 @@ def _flags() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--workloads", default=",".join(_WORKLOADS), metavar="A,B", help="default: all")
+    add("--workloads", default=",".join(WORKLOADS), metavar="A,B", help="default: all")
     add("--contenders", default=",".join(CONTENDERS), metavar="A,B", help="default: all")
     add("--quick", action="store_true", help="fewer rounds, shorter streams: two or three minutes")
     add("--growth", action="store_true", help="our figures with 10 to 5,000 open streams too")
@@ -144,9 +146,9 @@ def _flags() -> argparse.Namespace:
     add("--plot", type=Path, metavar="FILE", help="draw the figures (FILE-growth: the growth)")
     add("--read", type=Path, metavar="FILE", help="run nothing: show what --json wrote")
     options = parser.parse_args()
-    unknown = set(options.workloads.split(",")) - {*_WORKLOADS, "none"}
+    unknown = set(options.workloads.split(",")) - {*WORKLOADS, "none"}
     if unknown:
-        parser.error(f"unknown workload {min(unknown)}; there are {', '.join(_WORKLOADS)}, none")
+        parser.error(f"unknown workload {min(unknown)}; there are {', '.join(WORKLOADS)}, none")
     if sys.platform != "linux":
         parser.error("the figures come from Linux's /proc")
     return options

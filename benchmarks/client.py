@@ -28,7 +28,8 @@ class Answer:
         asked_ns, first_ns, done_ns, ended_ns: asked for, first word, `[DONE]`, end of the body.
         sent_ns: when the backend sent the latest chunk.
         chunks: how many came; is_broken: one was lost, doubled or out of order.
-        has_last: the backend's last chunk is among them.
+        has_last, has_finish: the backend's last chunk is among them, and after it the one with
+            the finish reason.
         pings: comment lines that came while nothing else did.
         delays: nanoseconds from backend to here, of each chunk, in the list of its `Connection`.
         trouble: the beginning of a body that was no stream.
@@ -44,6 +45,7 @@ class Answer:
     chunks: int = 0
     is_broken: bool = False
     has_last: bool = False
+    has_finish: bool = False
     pings: int = 0
     trouble: bytes = b""
     started: asyncio.Event = field(factory=asyncio.Event, repr=False)
@@ -51,7 +53,7 @@ class Answer:
 
     @property
     def is_complete(self) -> bool:
-        """Every chunk came, in its place, and `[DONE]` after them."""
+        """Every chunk came, in its place, and `[DONE]` after them all."""
         return self.has_last and not self.is_broken and self.done_ns > 0
 
     @property
@@ -182,9 +184,12 @@ class Connection(asyncio.Protocol):
             self._read_chunks(answer, found, now)
         elif text[:1] == b":" or b"\n:" in text:
             answer.pings += text.count(b"\n:") + (text[:1] == b":")
-        if b"data: [DONE]" in text:
+        if answer.has_last and b'"stop"' in text:
+            answer.has_finish = True
+        if (place := text.find(b"data: [DONE]")) >= 0:
             answer.done_ns = now
-            answer.is_broken |= not answer.has_last
+            if not answer.has_finish or STAMP.search(text, place):
+                answer.is_broken = True
         elif not found and len(answer.trouble) < 500:
             answer.trouble += (text or self._text)[:500]
 

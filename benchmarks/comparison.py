@@ -102,6 +102,7 @@ class Entrant:
 
     def __init__(self, bench: Bench, contender: Contender) -> None:
         self._bench, self._contender = bench, contender
+        self.most_rounds = contender.most_rounds
         self._stack = ExitStack()
         self.target = Target(contender.name, 0, None)
 
@@ -127,6 +128,7 @@ class Direct(Entrant):
 
     def __init__(self, bench: Bench) -> None:
         self.target = Target(DIRECT, bench.upstream_port, None)
+        self.most_rounds = 100
 
     def start(self) -> None:
         asyncio.run(warm_up(self.target))
@@ -158,6 +160,8 @@ def compare(
                 bench.tell(f"{case.name}, round {number + 1} of {case.rounds}")
                 shift = number % len(entrants)
                 for entrant in entrants[shift:] + entrants[:shift]:
+                    if number >= entrant.most_rounds:
+                        continue
                     figures = asyncio.run(measured(case, entrant.target, bench.upstream_port))
                     results.add(case.name, entrant.target.name, figures)
                     entrant.rest()
@@ -175,6 +179,8 @@ def _note_added(results: Results, case: str) -> None:
     rounds = results.rounds[case]
     direct = rounds[DIRECT][-1]
     for contender in rounds.values():
+        if len(contender) < len(rounds[DIRECT]):
+            continue  # it took no part
         for which in ("p50", "p99"):
             through, alone = contender[-1][f"ttft_{which}_ms"], direct[f"ttft_{which}_ms"]
             if through is not None and alone is not None:

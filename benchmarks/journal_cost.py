@@ -36,20 +36,10 @@ def _turn(target: Target, plan: Plan, streams: int) -> float:
     return load.cpu / load.chunks * 1e6
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--streams", type=int, default=50, help="streams at once")
-    parser.add_argument("--words", type=int, default=200, help="chunks per answer")
-    parser.add_argument("--interval", type=float, default=0.02, help="seconds between chunks")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args()
+def _costs(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Each round's microseconds per chunk, without the journal and with it."""
     costs: dict[str, list[float]] = {"journal off": [], "journal on": []}
-    started = time.monotonic()
     plan = Plan(options.words, round(options.interval * 1e6))
-    settle()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.chmod(0o755)
@@ -71,6 +61,22 @@ def main() -> None:
                 cost = _turn(Target(name, *services[name]), plan, options.streams)
                 if number:
                     costs[name].append(cost)
+    return costs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--streams", type=int, default=50, help="streams at once")
+    parser.add_argument("--words", type=int, default=200, help="chunks per answer")
+    parser.add_argument("--interval", type=float, default=0.02, help="seconds between chunks")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    settle()
+    started = time.monotonic()
+    costs = _costs(options)
     rows = {
         name: {
             "mean": round(mean(values), 1),

@@ -49,6 +49,7 @@ def _by_self_time(stacks: str) -> list[tuple[float, str]]:
     counts: Counter[str] = Counter()
     for line in stacks.splitlines():
         frames, _, count = line.rpartition(" ")
-        counts[frames.rpartition(";")[2].rpartition(":")[0] or frames] += int(count)
+        innermost = frames.rpartition(";")[2]  # "function (file.py:12)"
+        counts[innermost.rpartition(":")[0] + ")" if ":" in innermost else innermost] += int(count)
     total = sum(counts.values()) or 1
     return [(count / total, name) for name, count in counts.most_common()]

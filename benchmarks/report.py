@@ -131,34 +131,36 @@ _PANELS = (
     ("burst-small", "cpu_us_per_chunk", "burst: CPU per chunk, µs"),
     ("short-16", "cpu_ms_per_request", "short answers: CPU per request, ms"),
     ("arrival-100", "ttft_p99_ms", "100 at once: time to first token p99, ms"),
-    ("idle-5000", "kb_per_stream", "open, silent streams: KiB each"),
+    ("idle", "kb_per_stream", "open, silent streams: KiB each"),
 )
 
 
 def plot(path: Path, results: Results) -> None:
-    """Six panels of bars, on logarithmic scales; the file's name says the format."""
+    """Six panels of bars; the file's name says the format."""
     import matplotlib
 
     matplotlib.use("agg")
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks"})
     from matplotlib import pyplot
 
-    panels = [panel for panel in _PANELS if panel[0] in results.rounds]
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6), layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, (case, name, title) in zip(axes.flat, panels, strict=False):
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 5), layout="constrained")
+    for axis, (prefix, name, title) in zip(axes.flat, _PANELS, strict=True):
+        case = next((case for case in results.rounds if case.startswith(prefix)), None)
+        if case is None:
+            axis.set_visible(False)
+            continue
         values = {
             contender: value
             for contender in results.rounds[case]
             if contender != DIRECT and (value := results.figure(case, contender, name)) is not None
         }
         colours = ["#c2410c" if contender == "ours" else "#94a3b8" for contender in values]
-        bars = axis.barh(list(values), list(values.values()), color=colours, log=True)
+        bars = axis.barh(list(values), list(values.values()), color=colours)
         axis.bar_label(bars, [short(value) for value in values.values()], padding=3)
         axis.set_title(title, fontsize=10)
         axis.invert_yaxis()
-        axis.margins(x=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.2)
+        axis.set_xticks([])
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)

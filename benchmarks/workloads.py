@@ -49,6 +49,7 @@ _PACED = (
     "ttft_p50_ms",
     "done_delay_p50_ms",
     "delivered_percent",
+    "complete_percent",
 )
 _BURST = ("cpu_us_per_chunk", "chunks_per_second", "complete_percent")
 _SHORT = ("cpu_ms_per_request", "requests_per_second", "whole_p50_ms", "whole_p99_ms")
@@ -63,7 +64,7 @@ def _paced(streams: int, chunks: int, rounds: int) -> Case:
     over = min(1.0, seconds / 4)
 
     async def run(target: Target) -> Load:
-        limit = over + seconds * 1.5 + 1
+        limit = over + seconds * 1.25 + 1
         return await spread(target, plan, streams, over, limit, (over + 0.5, seconds - 0.2))
 
     title = f"{streams:,} streams of {chunks} chunks, 50 a second, arriving apart"
@@ -109,7 +110,7 @@ def cases(is_quick: bool) -> list[Case]:
         ]
     return [
         _paced(10, 250, 2),
-        _paced(100, 250, 5),
+        _paced(100, 250, 4),
         _paced(1_000, 250, 1),
         _burst("big", 50_000, 3),
         _burst("small", 50_000, 3),
