@@ -15,6 +15,7 @@ from attrs import define, field
 from benchmarks.contenders import Contender, Missing, Place, Target
 from benchmarks.loads import Figures, at_once, calm
 from benchmarks.plan import Plan
+from benchmarks.running import DidNotStart
 from benchmarks.workloads import Case, measured
 
 Tell = Callable[[str], None]
@@ -23,6 +24,7 @@ DIRECT = "direct"
 """The backend itself, asked without anything in between: what there is to add to."""
 
 _KEEP_ALIVE_SECONDS = 15.0
+_ENOUGH_PERCENT = 90.0
 
 
 @define
@@ -151,19 +153,22 @@ def compare(
                 stack.callback(entrant.stop)
                 entrant.start()
                 entrants.append(entrant)
-            except Missing as missing:
+            except (DidNotStart, Missing) as missing:
                 results.note(f"left out: {missing}")
                 bench.tell(results.notes[-1])
         for case in cases:
             results.describe(case.name, case.title, case.shown)
+            overwhelmed: list[Entrant] = []
             for number in range(case.rounds):
                 bench.tell(f"{case.name}, round {number + 1} of {case.rounds}")
                 shift = number % len(entrants)
                 for entrant in entrants[shift:] + entrants[:shift]:
-                    if number >= entrant.most_rounds:
+                    if number >= entrant.most_rounds or entrant in overwhelmed:
                         continue
                     figures = asyncio.run(measured(case, entrant.target, bench.upstream_port))
                     results.add(case.name, entrant.target.name, figures)
+                    if (figures["delivered_percent"] or 100.0) < _ENOUGH_PERCENT:
+                        overwhelmed.append(entrant)  # more rounds would say the same
                     entrant.rest()
                 _note_added(results, case.name)
 

@@ -18,6 +18,7 @@ from benchmarks.figures import percentile
 from benchmarks.loads import Figures
 from benchmarks.machine import cpu_seconds, memory_bytes
 from benchmarks.plan import Plan
+from benchmarks.running import DidNotStart
 
 _OPEN_AT_ONCE = 50
 _OPEN_SECONDS = 60.0
@@ -79,7 +80,7 @@ def hold_all(
                 with contender.running(bench.place(case.ping_seconds)) as target:
                     streams = min(case.streams, contender.idle_streams)
                     figures = asyncio.run(hold(bench, target, case, streams))
-            except Missing:
+            except (DidNotStart, Missing):
                 continue  # noted when the others were started
             results.add(case.name, contender.name, figures)
             if streams < case.streams:

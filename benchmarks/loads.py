@@ -21,7 +21,7 @@ from benchmarks.plan import Plan
 
 _COOL_SECONDS = 0.3
 """After the last answer, for what the server still does about it: saving, above all."""
-_CALM_SECONDS = 10.0
+_CALM_SECONDS = 5.0
 
 Figures = dict[str, float | None]
 

@@ -26,8 +26,12 @@ ENVIRONMENTS = ROOT / "var" / "bench"
 """Where other programs' virtual environments are kept between runs."""
 
 _START_SECONDS = 120.0
-_STOP_SECONDS = 60.0
+_DRAIN_SECONDS = 60.0
 _KEPT_VARIABLES = ("PATH", "HOME", "SSL_CERT_FILE")
+
+
+class DidNotStart(Exception):
+    """A server ended, or took too long, before it was ready. The message has its last words."""
 
 
 @contextmanager
@@ -36,6 +40,7 @@ def process(
     directory: Path,
     find_port: Callable[[str], int | None],
     environ: Mapping[str, str] | None = None,
+    stop_seconds: float = 3.0,
 ) -> Iterator[tuple[int, int]]:
     """The port and process id of a server on the server's core.
 
@@ -43,34 +48,43 @@ def process(
         command: what to run, in the directory, which is made if need be.
         find_port: called with what the process has printed until it gives a port: it is ready.
         environ: variables besides the few that every program needs.
+        stop_seconds: how long it may take to stop before it is killed.
+
+    Raises `DidNotStart`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "log"
-    kept = {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
-    with log.open("wb") as output:
-        started = subprocess.Popen(
-            [str(part) for part in command],
-            cwd=directory,
-            stdout=output,
-            stderr=output,
-            env={**kept, **(environ or {})},
-            start_new_session=True,  # Ctrl-C is for the measurement, which then stops it
-            preexec_fn=to_server_core,
-        )
+    started = _start(command, directory, log, environ or {})
     try:
         deadline = time.monotonic() + _START_SECONDS
         while (port := find_port(log.read_text(errors="replace"))) is None:
             if started.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{command[0]} did not start:\n{log.read_text()[-3000:]}")
+                raise DidNotStart(f"{command[0]} did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.05)
         yield port, started.pid
     finally:
         started.send_signal(signal.SIGTERM)
         try:
-            started.wait(_STOP_SECONDS)
+            started.wait(stop_seconds)
         except subprocess.TimeoutExpired:
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
+
+
+def _start(
+    command: Sequence[str | Path], directory: Path, log: Path, environ: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    kept = {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            cwd=directory,
+            stdout=output,
+            stderr=output,
+            env={**kept, **environ},
+            start_new_session=True,  # Ctrl-C is for the measurement, which then stops it
+            preexec_fn=to_server_core,
+        )
 
 
 @contextmanager
@@ -85,7 +99,7 @@ def service(
     path.write_text(json.dumps(config))  # JSON is YAML
     command = [sys.executable, *program, "--config", str(path), "--port", "0"]
     environ = {"LOG_FORMAT": "json", "PYTHONPATH": str(ROOT)}
-    with process(command, directory, _announced, environ) as running:
+    with process(command, directory, _announced, environ, _DRAIN_SECONDS) as running:
         yield running
 
 

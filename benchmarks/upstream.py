@@ -215,7 +215,9 @@ class Connection(asyncio.Protocol):
 
     def say(self) -> None:
         """The next chunk, in a write of its own; the end with the last."""
-        if self._said + 1 == self._plan.chunks:
+        if self._transport.is_closing():
+            self._leave()
+        elif self._said + 1 == self._plan.chunks:
             self.end()
         else:
             self._transport.write(_NEXT % (self._said, time.monotonic_ns(), MORE))
@@ -237,7 +239,7 @@ class Connection(asyncio.Protocol):
         """As much as the reader takes now."""
         is_big = self._plan.shape == "big"
         for _ in range(1 if is_big else _SMALL_WRITES):
-            if self._is_full or self not in self._upstream.open or self._transport.is_closing():
+            if self._is_full or self not in self._upstream.open:
                 return  # if it is full, `resume_writing` goes on
             if is_big:
                 until, now = (

@@ -109,9 +109,9 @@ def cases(is_quick: bool) -> list[Case]:
             _arrival(100, 2),
         ]
     return [
-        _paced(10, 250, 2),
-        _paced(100, 250, 4),
-        _paced(1_000, 250, 1),
+        _paced(10, 200, 2),
+        _paced(100, 200, 4),
+        _paced(1_000, 200, 1),
         _burst("big", 50_000, 3),
         _burst("small", 50_000, 3),
         _short(3.0, 3),
