@@ -116,7 +116,7 @@ def cases(is_quick: bool) -> list[Case]:
         _burst("small", 50_000, 3),
         _short(3.0, 3),
         _arrival(100, 5),
-        _arrival(200, 5),
+        _arrival(200, 3),
     ]
 
 
