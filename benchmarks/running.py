@@ -104,7 +104,7 @@ def service(
 
 
 def _announced(log: str) -> int | None:
-    found = re.search(r'"url": "http://127.0.0.1:(\d+)"', log)
+    found = re.search(r'"url": ?"http://127.0.0.1:(\d+)"', log)
     return int(found[1]) if found else None
 
 

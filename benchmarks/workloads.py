@@ -112,9 +112,9 @@ def cases(is_quick: bool) -> list[Case]:
         _paced(10, 200, 2),
         _paced(100, 200, 4),
         _paced(1_000, 200, 1),
-        _burst("big", 50_000, 3),
-        _burst("small", 50_000, 3),
-        _short(3.0, 3),
+        _burst("big", 30_000, 3),
+        _burst("small", 30_000, 3),
+        _short(2.0, 3),
         _arrival(100, 5),
         _arrival(200, 3),
     ]
