@@ -55,22 +55,22 @@ def main() -> None:
     options = _flags()
     if options.read:
         saved = json.loads(options.read.read_text("utf-8"))
-        results, machine = Results.from_json(saved), saved["machine"]
-        command = saved["command"]
-    else:
-        contenders = _chosen(options.contenders)
-        machine = describe() | _versions(contenders)
-        command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-        settle()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what runs is stopped too
-        results = _run(options, contenders)
-        if options.profile:
-            return
-    _write(options, results, machine, command)
+        _write(options, Results.from_json(saved), saved["machine"], saved["command"])
+        return
+    contenders, results = _chosen(options.contenders), Results()
+    machine = describe() | _versions(contenders)
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    settle()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what runs is stopped too
+    try:
+        _run(options, contenders, results)
+    finally:
+        if results.rounds:  # also what a run that was stopped has found
+            _write(options, results, machine, command)
 
 
-def _run(options: argparse.Namespace, contenders: Sequence[Contender]) -> Results:
-    started, results = time.monotonic(), Results()
+def _run(options: argparse.Namespace, contenders: Sequence[Contender], results: Results) -> None:
+    started = time.monotonic()
 
     def tell(text: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s] {text}", file=sys.stderr, flush=True)
@@ -87,14 +87,13 @@ def _run(options: argparse.Namespace, contenders: Sequence[Contender]) -> Result
         if options.profile:
             for contender in contenders:
                 profile(bench, contender, wanted)
-            return results
+            return
         if wanted:
             compare(bench, contenders, wanted, results)
         hold_all(bench, contenders, held, results)
         if options.growth:
             grow(bench, results)
     tell("done")
-    return results
 
 
 def _write(

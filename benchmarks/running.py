@@ -165,13 +165,13 @@ def answers(url: str) -> bool:
 
 def environment(name: str, requirements: Path, tell: Callable[[str], None]) -> Path:
     """The programs of a virtual environment with these requirements; made when it is missing or
-    older than they are.
+    was made with others.
 
     Raises `subprocess.CalledProcessError` if they can't be installed.
     """
     directory = ENVIRONMENTS / name
-    made = directory / ".made"
-    if not made.exists() or made.stat().st_mtime < requirements.stat().st_mtime:
+    made, wanted = directory / "requirements.txt", requirements.read_text("utf-8")
+    if not made.exists() or made.read_text("utf-8") != wanted:
         tell(f"installing {name} into {directory.relative_to(ROOT)} (once; this can take minutes)")
         started = time.monotonic()
         subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
@@ -179,6 +179,6 @@ def environment(name: str, requirements: Path, tell: Callable[[str], None]) -> P
         subprocess.run(
             [*pip, "--disable-pip-version-check", "--requirement", requirements], check=True
         )
-        made.touch()
+        made.write_text(wanted, "utf-8")
         tell(f"installed {name} in {time.monotonic() - started:.0f} s")
     return directory / "bin"
