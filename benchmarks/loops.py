@@ -12,6 +12,7 @@ isn't counted. Compare the two, not with other machines.
 import argparse
 import asyncio
 import json
+import os
 import tempfile
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -19,22 +20,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.arrival import upstream
-from benchmarks.running import Server, Stream, agent, cpu_seconds, print_table, service
+from benchmarks.contenders import Target
+from benchmarks.figures import print_table
+from benchmarks.loads import at_once
+from benchmarks.machine import settle
+from benchmarks.plan import Plan
+from benchmarks.running import ROOT, Server, agent, service, upstream
 
-_COOL_SECONDS = 0.3
 
-
-async def _turn(port: int, pid: int, streams: int, name: str) -> float:
+def _turn(target: Target, plan: Plan, streams: int) -> float:
     """CPU microseconds per chunk of one turn."""
-    before = cpu_seconds(pid)
-    running = [Stream(f"{name}-{number}").start(port) for number in range(streams)]
-    await asyncio.gather(*(stream.task for stream in running if stream.task))
-    await asyncio.sleep(_COOL_SECONDS)
-    if any(stream.done_at is None for stream in running):
+    load = asyncio.run(at_once(target, plan, streams, 120.0))
+    if load.complete < streams:
         raise SystemExit("a stream broke off")
-    chunks = sum(stream.body.count(b"\ndata: {") + 1 for stream in running)
-    return (cpu_seconds(pid) - before) / chunks * 1e6
+    return load.cpu / load.chunks * 1e6
 
 
 def main() -> None:
@@ -49,27 +48,33 @@ def main() -> None:
     options = parser.parse_args()
     if find_spec("uvloop") is None:
         raise SystemExit("uvloop isn't installed: .venv/bin/python -m pip install '.[fast]'")
+    settle()
     costs: dict[str, list[float]] = {"asyncio": [], "uvloop": []}
+    plan = Plan(options.words, round(options.interval * 1e6))
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.chmod(0o755)
         server = Server(directory / "postgres")
         stack.callback(server.stop)
-        backend_port = stack.enter_context(upstream(options.words, options.interval))
+        backend_port = stack.enter_context(upstream())
         config: dict[str, Any] = {"database": {"url": server.dsn}, "agents": [agent(backend_port)]}
         without = directory / "without"
         without.mkdir()
         (without / "uvloop.py").write_text("raise ImportError\n")
         services = {
             "asyncio": stack.enter_context(
-                service(directory / "asyncio", config, PYTHONPATH=str(without))
+                service(
+                    directory / "asyncio",
+                    config,
+                    environ={"PYTHONPATH": os.pathsep.join((str(without), str(ROOT)))},
+                )
             ),
             "uvloop": stack.enter_context(service(directory / "uvloop", config)),
         }
         for number in range(options.rounds + 1):
             order = list(services) if number % 2 else list(services)[::-1]
             for name in order:
-                cost = asyncio.run(_turn(*services[name], options.streams, f"{name}-{number}"))
+                cost = _turn(Target(name, *services[name]), plan, options.streams)
                 if number:
                     costs[name].append(cost)
     rows = {

@@ -5,7 +5,7 @@
 
 Streams arrive at a steady rate before, during and after the outage (`pg_ctl stop` and `start`).
 For each phase: time to first token, and the time to `[DONE]`, which waits for the commit, at most
-`database.commit_timeout_seconds`. Afterwards the rows are counted, and the words in them.
+`database.commit_timeout_seconds`. Afterwards the rows are counted, and the chunks in them.
 """
 
 import argparse
@@ -13,13 +13,17 @@ import asyncio
 import json
 import tempfile
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arrival import upstream
-from benchmarks.running import Server, Stream, agent, percentiles, print_table, service
+from benchmarks.client import Answer, connect, wait_all
+from benchmarks.figures import percentiles, print_table
+from benchmarks.machine import settle
+from benchmarks.plan import Plan
+from benchmarks.running import Server, agent, service, upstream
 
 _CATCH_UP_SECONDS = 60.0
 _STORED = (
@@ -35,31 +39,34 @@ _LEAD_SECONDS = 1.0
 """Streams that begin so shortly before the outage end in it, and count in it."""
 
 
-async def _arrive(port: int, phase: str, rate: float, seconds: float) -> list[Stream]:
-    """Start streams at this rate for so long; wait for none."""
-    streams, started = [], time.monotonic()
-    for number in range(round(rate * seconds)):
-        await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
-        streams.append(Stream(f"{phase}-{time.monotonic_ns()}").start(port))
-    return streams
+async def _arrive(
+    port: int, phase: str, options: argparse.Namespace, seconds: float
+) -> list[Answer]:
+    """Start streams at the rate for so long; wait for none."""
+    plan = Plan(options.words, round(options.interval * 1e6))
+    found, delays, started = [], array("q"), time.monotonic()
+    for number in range(round(options.rate * seconds)):
+        await asyncio.sleep(max(0.0, started + number / options.rate - time.monotonic()))
+        (connection,) = await connect(port, 1, delays)
+        found.append(connection.ask(plan, f"{phase}-{time.monotonic_ns()}"))
+    return found
 
 
 async def _measure(
     options: argparse.Namespace, port: int, server: Server
-) -> tuple[dict[str, list[Stream]], Stored, float]:
+) -> tuple[dict[str, list[Answer]], Stored, float]:
     """The streams of each phase, what was stored, and how many seconds after the outage the last
     row of the outage was there."""
-    phases: dict[str, list[Stream]] = {}
-    phases["before"] = await _arrive(port, "before", options.rate, options.around)
-    phases["during"] = await _arrive(port, "during", options.rate, _LEAD_SECONDS)
+    phases: dict[str, list[Answer]] = {}
+    phases["before"] = await _arrive(port, "before", options, options.around)
+    phases["during"] = await _arrive(port, "during", options, _LEAD_SECONDS)
     await asyncio.to_thread(server.stop)
-    phases["during"] += await _arrive(port, "during", options.rate, options.seconds)
+    phases["during"] += await _arrive(port, "during", options, options.seconds)
     await asyncio.to_thread(server.start)
     back_at = time.monotonic()
     catching_up = asyncio.create_task(_caught_up(server, len(phases["during"])))
-    phases["after"] = await _arrive(port, "after", options.rate, options.around)
-    tasks = [stream.task for streams in phases.values() for stream in streams if stream.task]
-    await asyncio.wait(tasks, timeout=30)
+    phases["after"] = await _arrive(port, "after", options, options.around)
+    await wait_all([stream for streams in phases.values() for stream in streams], 30)
     caught_up_at = await catching_up
     await asyncio.sleep(1)
     stored = {key: (state, text) for key, state, text in server.query(_STORED)}
@@ -77,11 +84,11 @@ async def _caught_up(server: Server, expected: int) -> float:
     return time.monotonic()
 
 
-def _row(streams: Sequence[Stream], stored: Stored) -> dict[str, Any]:
+def _row(streams: Sequence[Answer], stored: Stored) -> dict[str, Any]:
     ttft = percentiles([stream.ttft_ms for stream in streams])
     whole = percentiles([stream.whole_ms for stream in streams])
-    shown = {stream.key: stream.body.count(b'"content":"word ') for stream in streams}
-    kept = {key: (stored.get(key, ("", ""))[1] or "").count("word ") for key in shown}
+    shown = {stream.key or "": stream.chunks for stream in streams}
+    kept = {key: (stored.get(key, ("", ""))[1] or "").count("@") for key in shown}
     return {
         "streams": len(streams),
         "no [DONE]": whole["missing"],
@@ -90,8 +97,8 @@ def _row(streams: Sequence[Stream], stored: Stored) -> dict[str, Any]:
         "[DONE] p50": whole["p50"],
         "[DONE] p99": whole["p99"],
         "rows missing": sum(stream.key not in stored for stream in streams),
-        "words shown": sum(shown.values()),
-        "words lost": sum(max(0, shown[key] - kept[key]) for key in shown),
+        "chunks shown": sum(shown.values()),
+        "chunks lost": sum(max(0, shown[key] - kept[key]) for key in shown),
     }
 
 
@@ -106,12 +113,13 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=0.02, help="seconds between chunks")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
+    settle()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.chmod(0o755)
         server = Server(directory / "postgres")
         stack.callback(server.stop)
-        backend_port = stack.enter_context(upstream(options.words, options.interval))
+        backend_port = stack.enter_context(upstream())
         config = {"database": {"url": server.dsn}, "agents": [agent(backend_port)]}
         port, _ = stack.enter_context(service(directory / "service", config))
         phases, stored, caught_up = asyncio.run(_measure(options, port, server))

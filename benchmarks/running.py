@@ -1,68 +1,137 @@
-"""What several measurements need: the service as a process, streams on bare sockets, percentiles."""
+"""Starts what a measurement needs, each as a process of its own: backend, services, PostgreSQL,
+and virtual environments for programs that aren't ours. What was started is stopped at the end.
+"""
 
-import asyncio
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 import psycopg2
 
+from benchmarks.machine import to_server_core
 from db.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).parents[1]
-_START_SECONDS = 60.0
+ENVIRONMENTS = ROOT / "var" / "bench"
+"""Where other programs' virtual environments are kept between runs."""
+
+_START_SECONDS = 120.0
+_DRAIN_SECONDS = 60.0
+_KEPT_VARIABLES = ("PATH", "HOME", "SSL_CERT_FILE")
+
+
+class DidNotStart(Exception):
+    """A server ended, or took too long, before it was ready. The message has its last words."""
+
+
+@contextmanager
+def process(
+    command: Sequence[str | Path],
+    directory: Path,
+    find_port: Callable[[str], int | None],
+    environ: Mapping[str, str] | None = None,
+    is_pinned: bool = True,
+    stop_seconds: float = 3.0,
+) -> Iterator[tuple[int, int]]:
+    """The port and process id of a server on the server's core.
+
+    Args:
+        command: what to run, in the directory, which is made if need be.
+        find_port: called with what the process has printed until it gives a port: it is ready.
+        environ: variables besides the few that every program needs.
+        is_pinned: to the server's core; else it may use every core.
+        stop_seconds: how long it may take to stop before it is killed.
+
+    Raises `DidNotStart`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    log = directory / "log"
+    started = _start(command, directory, log, environ or {}, is_pinned)
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while (port := find_port(log.read_text(errors="replace"))) is None:
+            if started.poll() is not None or time.monotonic() > deadline:
+                raise DidNotStart(f"{command[0]} did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.05)
+        yield port, started.pid
+    finally:
+        started.send_signal(signal.SIGTERM)
+        try:
+            started.wait(stop_seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+
+
+def _start(
+    command: Sequence[str | Path],
+    directory: Path,
+    log: Path,
+    environ: Mapping[str, str],
+    is_pinned: bool,
+) -> "subprocess.Popen[bytes]":
+    kept = {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            cwd=directory,
+            stdout=output,
+            stderr=output,
+            env={**kept, **environ},
+            start_new_session=True,  # Ctrl-C is for the measurement, which then stops it
+            preexec_fn=to_server_core if is_pinned else None,
+        )
 
 
 @contextmanager
 def service(
-    directory: Path, config: Mapping[str, Any], **environ: str
+    directory: Path,
+    config: Mapping[str, Any],
+    program: Sequence[str] = (str(ROOT / "run.py"),),
+    environ: Mapping[str, str] | None = None,
+    is_pinned: bool = True,
 ) -> Iterator[tuple[int, int]]:
-    """The port and process id of a service with this configuration; stopped cleanly at the end."""
+    """The port and process id of our service with this configuration; drained at the end."""
     directory.mkdir(parents=True, exist_ok=True)
-    path, log = directory / "config.yaml", directory / "log"
+    path = directory / "config.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
-    inherited = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "run.py"), "--config", str(path), "--port", "0"],
-            cwd=directory,
-            stdout=output,
-            stderr=output,
-            env={**inherited, "LOG_FORMAT": "json", **environ},
-            start_new_session=True,  # Ctrl-C is for the measurement, which then stops it
-        )
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while not (found := re.search(r'"url": "http://127.0.0.1:(\d+)"', log.read_text())):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(log.read_text())
-            time.sleep(0.05)
-        yield int(found[1]), process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
+    command = [sys.executable, *program, "--config", str(path), "--port", "0"]
+    variables = {"LOG_FORMAT": "json", "PYTHONPATH": str(ROOT), **(environ or {})}
+    with process(command, directory, _announced, variables, is_pinned, _DRAIN_SECONDS) as running:
+        yield running
+
+
+def _announced(log: str) -> int | None:
+    found = re.search(r'"url": ?"http://127.0.0.1:(\d+)"', log)
+    return int(found[1]) if found else None
+
+
+def agent(upstream_port: int) -> dict[str, Any]:
+    """The configuration of an agent called `bench` that asks a backend on this machine."""
+    base_url = f"http://127.0.0.1:{upstream_port}/v1"
+    return {"name": "bench", "kind": "openai", "base_url": base_url, "api_key_env": None}
+
+
+@contextmanager
+def upstream() -> Iterator[int]:
+    """The stand-in backend's port."""
+    command = [sys.executable, "-m", "benchmarks.upstream"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def cpu_seconds(*pids: int) -> float:
-    """User and system time of processes, all their threads included (proc(5))."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+            yield int(running.stdout.readline())
+        finally:
+            running.terminate()
 
 
 class Server:
@@ -86,99 +155,38 @@ class Server:
             return cursor.fetchall()
 
 
-def agent(upstream_port: int) -> dict[str, Any]:
-    """The configuration of an agent called `bench` that asks a backend on this machine."""
-    base_url = f"http://127.0.0.1:{upstream_port}/v1"
-    return {"name": "bench", "kind": "openai", "base_url": base_url, "api_key_env": None}
+def free_port() -> int:
+    """One that nobody listens on, for programs that can't choose their own."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
-class Stream:
-    """One stream, read to its end by `run`.
+def answers(url: str) -> bool:
+    """Whether a GET gets a 200 within a second."""
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
 
-    Attributes (seconds of the system's monotonic clock, None if it never came to it):
-        asked_at, first_at, done_at: when it was asked for, said its first word, said `[DONE]`.
-        body: its bytes.
+
+def environment(name: str, requirements: Path, tell: Callable[[str], None]) -> Path:
+    """The programs of a virtual environment with these requirements; made when it is missing or
+    was made with others.
+
+    Raises `subprocess.CalledProcessError` if they can't be installed.
     """
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.asked_at = 0.0
-        self.first_at: float | None = None
-        self.done_at: float | None = None
-        self.body = bytearray()
-        self.started = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
-
-    def start(self, port: int) -> "Stream":
-        """Run by itself."""
-        self.task = asyncio.create_task(self.run(port))
-        return self
-
-    async def run(self, port: int) -> None:
-        """Never raises; `done_at` stays None if anything broke."""
-        try:
-            await self._run(port)
-        except OSError:
-            pass
-        finally:
-            self.started.set()
-
-    async def _run(self, port: int) -> None:
-        self.asked_at = time.monotonic()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            writer.write(_request(self.key))
-            while data := await reader.read(65536):
-                self.body += data
-                if self.first_at is None and b'"content":"' in self.body:
-                    self.first_at = time.monotonic()
-                    self.started.set()
-                if b"data: [DONE]" in self.body[-64:]:
-                    self.done_at = time.monotonic()
-        finally:
-            writer.transport.abort()
-
-    @property
-    def ttft_ms(self) -> float | None:
-        """Milliseconds from asking, connecting included, to the first word."""
-        return None if self.first_at is None else (self.first_at - self.asked_at) * 1000
-
-    @property
-    def whole_ms(self) -> float | None:
-        """Milliseconds from asking to `[DONE]`."""
-        return None if self.done_at is None else (self.done_at - self.asked_at) * 1000
-
-
-def _request(key: str) -> bytes:
-    messages = [{"role": "user", "content": "Say some words."}]
-    body = json.dumps({"model": "bench", "stream": True, "messages": messages}).encode()
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nX-Conversation-Id: {key}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def percentiles(values: Sequence[float | None]) -> dict[str, float | int]:
-    """How many there are, p50, p99 and the largest; None are counted as missing."""
-    known = [value for value in values if value is not None]
-    cuts = quantiles(known, n=100, method="inclusive") if len(known) > 1 else [0.0] * 99
-    return {
-        "streams": len(values),
-        "missing": len(values) - len(known),
-        "p50": round(cuts[49], 1),
-        "p99": round(cuts[98], 1),
-        "max": round(max(known, default=0.0), 1),
-    }
-
-
-def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Rows of equal keys under a title."""
-    print(title)
-    columns = list(next(iter(rows.values())))
-    left = max(map(len, rows))
-    print(f"{'':{left}}" + "".join(f"{name:>{max(10, len(name) + 2)}}" for name in columns))
-    for name, row in rows.items():
-        cells = (f"{row[key]:>{max(10, len(key) + 2)}}" for key in columns)
-        print(f"{name:{left}}" + "".join(cells))
+    directory = ENVIRONMENTS / name
+    made, wanted = directory / "requirements.txt", requirements.read_text("utf-8")
+    if not made.exists() or made.read_text("utf-8") != wanted:
+        tell(f"installing {name} into {directory.relative_to(ROOT)} (once; this can take minutes)")
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
+        pip = [directory / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        subprocess.run(
+            [*pip, "--disable-pip-version-check", "--requirement", requirements], check=True
+        )
+        made.write_text(wanted, "utf-8")
+        tell(f"installed {name} in {time.monotonic() - started:.0f} s")
+    return directory / "bin"

@@ -27,15 +27,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.running import Server, cpu_seconds, print_table, service
+from benchmarks.figures import print_table
+from benchmarks.machine import cpu_seconds
+from benchmarks.running import Server, service
 
 _COOL_SECONDS = 0.3
-
-
-def _processes(supervisor: int) -> list[int]:
-    """A service's own process and its workers'."""
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    return [supervisor, *map(int, children)]
 
 
 class _Stream(asyncio.Protocol):
@@ -73,8 +69,8 @@ def _request(key: str) -> bytes:
 
 
 async def _turn(port: int, pid: int, streams: int, name: str) -> dict[str, float]:
-    loop, pids = asyncio.get_running_loop(), _processes(pid)
-    before, started = cpu_seconds(*pids), time.monotonic()
+    loop = asyncio.get_running_loop()
+    before, started = cpu_seconds(pid), time.monotonic()
     running = []
     for number in range(streams):
         stream = _Stream(_request(f"{name}-{number}"))
@@ -83,7 +79,7 @@ async def _turn(port: int, pid: int, streams: int, name: str) -> dict[str, float
     await asyncio.gather(*(stream.ended for stream in running))
     seconds = time.monotonic() - started
     await asyncio.sleep(_COOL_SECONDS)
-    cpu = cpu_seconds(*pids) - before
+    cpu = cpu_seconds(pid) - before
     if not all(stream.is_done for stream in running):
         raise SystemExit("a stream broke off")
     chunks = sum(stream.chunks for stream in running)
@@ -114,7 +110,7 @@ def throughput(options: argparse.Namespace) -> dict[str, dict[str, float]]:
                 "agents": [talker],
             }
             place = directory / str(workers)
-            services[str(workers)] = stack.enter_context(service(place, config))
+            services[str(workers)] = stack.enter_context(service(place, config, is_pinned=False))
         for number in range(options.rounds + 1):
             for name, (port, pid) in services.items():
                 turn = asyncio.run(_turn(port, pid, options.streams, f"{name}-{number}"))

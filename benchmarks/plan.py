@@ -1,0 +1,58 @@
+"""What a client asks the stand-in backend for, and how a chunk says when it was sent.
+
+The plan stands in the user's message and the stamp in the answer's text: the two things that every
+service in between passes on untouched. Shared by the backend and the client; no I/O.
+"""
+
+import json
+import re
+from typing import Literal
+
+from attrs import frozen
+
+Shape = Literal["paced", "big", "small", "held"]
+
+_PLAN = re.compile(rb"plan shape=([a-z]+) chunks=(\d+) interval_us=(\d+)")
+
+STAMP = re.compile(rb"@(\d{7}) (\d{19})([;!])")
+"""A chunk's text: its number from 0, `time.monotonic_ns` when it was sent, `!` on the last."""
+
+MORE, LAST = b";", b"!"
+
+
+@frozen
+class Plan:
+    """One answer.
+
+    Attributes:
+        chunks: how many, the first at once.
+        interval_us: microseconds between two chunks of a `paced` answer.
+        shape: `paced`; `big` or `small`, as fast as the reader takes it, many chunks to a write
+            or one; `held`, one chunk and then silence until the backend is told to end it.
+    """
+
+    chunks: int
+    interval_us: int = 0
+    shape: Shape = "paced"
+
+    def request(self, key: str | None = None) -> bytes:
+        """The HTTP request that asks for it, in the conversation of that key."""
+        text = f"plan shape={self.shape} chunks={self.chunks} interval_us={self.interval_us}"
+        messages = [{"role": "user", "content": text}]
+        body = json.dumps({"model": "bench", "stream": True, "messages": messages}).encode()
+        conversation = f"X-Conversation-Id: {key}\r\n" if key else ""
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            "Content-Type: application/json\r\nAccept: text/event-stream\r\n"
+            f"{conversation}Content-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+    @classmethod
+    def found_in(cls, body: bytes) -> "Plan | None":
+        """The plan in a request's body, wherever the services in between have put it."""
+        found = _PLAN.search(body)
+        if found is None:
+            return None
+        shape, chunks, interval_us = found.groups()
+        return cls(int(chunks), int(interval_us), shape.decode())  # type: ignore[arg-type]

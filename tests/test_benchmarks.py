@@ -1,0 +1,223 @@
+"""The benchmarks measure what they say: nothing here is timed.
+
+The real backend runs as its own process; between it and the client stands a proxy that a test
+makes honest or lossy, or our service.
+"""
+
+import asyncio
+import re
+import sys
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks.client import Answer, Connection, connect, steer, wait_all
+from benchmarks.comparison import Bench, Results
+from benchmarks.contenders import CONTENDERS, Place, Target, our_config
+from benchmarks.holding import Held, hold
+from benchmarks.loads import at_once, spread
+from benchmarks.plan import Plan
+from benchmarks.report import write_markdown
+from benchmarks.running import service, upstream
+from benchmarks.targets import targets
+from db.embedded import EmbeddedPostgres
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they read Linux's /proc")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Change = Callable[[list[bytes]], list[bytes]]
+"""What a proxy makes of an answer's events."""
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[int]:
+    """The stand-in backend's port."""
+    with upstream() as port:
+        yield port
+
+
+@asynccontextmanager
+async def proxy(backend: int, change: Change, piece: int = 65536) -> AsyncIterator[int]:
+    """The port of a server that passes changed events on, in pieces of so many bytes."""
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, request = await asyncio.open_connection("127.0.0.1", backend)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(re.findall(rb"Content-Length: (\d+)", head)[0])
+        request.write(head + await reader.readexactly(length))
+        answer = await behind.readuntil(b"\r\n\r\n")
+        events = []
+        while size := int(await behind.readuntil(b"\r\n"), 16):
+            events.append((await behind.readexactly(size + 2))[:-2])
+        for event in change(events):
+            answer += b"%x\r\n%b\r\n" % (len(event), event)
+        answer += b"0\r\n\r\n"
+        for start in range(0, len(answer), piece):
+            writer.write(answer[start : start + piece])
+            await writer.drain()
+            await asyncio.sleep(0)
+        request.close()
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def ask(port: int, plan: Plan) -> tuple[Answer, "array[int]"]:
+    """One answer to its end, and its chunks' delays."""
+    delays = array("q")
+    connections = await connect(port, 1, delays)
+    answer = connections[0].ask(plan)
+    assert await wait_all([answer], 20)
+    await close(connections)
+    return answer, delays
+
+
+async def close(connections: list[Connection]) -> None:
+    for connection in connections:
+        connection.close()
+    await asyncio.sleep(0)  # the event loop closes the sockets
+
+
+def unchanged(events: list[bytes]) -> list[bytes]:
+    return events
+
+
+LOSSY: dict[str, Change] = {
+    "a chunk lost": lambda events: events[:3] + events[4:],
+    "the first lost": lambda events: events[1:],
+    "the last lost": lambda events: events[:9] + events[10:],
+    "a chunk doubled": lambda events: [*events[:3], events[3], *events[3:]],
+    "two swapped": lambda events: [*events[:3], events[4], events[3], *events[5:]],
+    "no finish reason": lambda events: [*events[:10], events[-1]],
+    "no [DONE]": lambda events: events[:-1],
+    "[DONE] before the last": lambda events: [*events[:9], events[-1], events[9]],
+    "cut in the middle": lambda events: events[:5],
+    "an error instead": lambda events: [b'data: {"error": {"message": "no"}}\n\n'],
+}
+
+
+@pytest.mark.parametrize("change", LOSSY.values(), ids=LOSSY.keys())
+async def test_a_lossy_server_is_caught(backend: int, change: Change) -> None:
+    """An answer from which anything is missing, or in which anything moved, isn't complete."""
+    async with proxy(backend, change) as port:
+        answer, _ = await ask(port, Plan(10, 1_000))
+    assert not answer.is_complete
+
+
+@pytest.mark.parametrize("piece", [1, 7, 100, 65536])
+async def test_an_honest_server_is_complete(backend: int, piece: int) -> None:
+    """However the bytes are cut on their way, every chunk is found."""
+    async with proxy(backend, unchanged, piece) as port:
+        answer, delays = await ask(port, Plan(10, 1_000))
+    assert (answer.chunks, answer.is_complete, len(delays)) == (10, True, 10)
+    assert min(delays) > 0
+
+
+async def test_pings_are_counted(backend: int) -> None:
+    """Comment lines between events are pings, and spoil nothing."""
+
+    def pinging(events: list[bytes]) -> list[bytes]:
+        return [*events[:2], b": keep-alive\n", *events[2:]]
+
+    async with proxy(backend, pinging, piece=1) as port:
+        answer, _ = await ask(port, Plan(5, 1_000))
+    assert (answer.pings, answer.is_complete) == (1, True)
+
+
+@pytest.mark.parametrize("shape", ["paced", "big", "small"])
+async def test_the_backend_says_what_was_planned(backend: int, shape: Any) -> None:
+    """Every shape of answer has exactly the chunks that were asked for."""
+    for chunks in (1, 2, 3, 299, 300, 301, 302, 1_000):
+        answer, _ = await ask(backend, Plan(chunks, 1_000, shape))
+        assert (answer.chunks, answer.is_complete) == (chunks, True)
+
+
+async def test_the_backend_keeps_its_pace(backend: int) -> None:
+    """A paced answer takes its chunks times its interval, but for the place in the first one."""
+    answer, _ = await ask(backend, Plan(11, 20_000))
+    assert answer.whole_ms is not None
+    assert 170 < answer.whole_ms < 2_000
+
+
+async def test_held_streams_end_when_told(backend: int) -> None:
+    """A held answer says a word, then nothing until the backend is told to end it."""
+    connections = await connect(backend, 3, array("q"))
+    answers = [connection.ask(Plan(2, shape="held")) for connection in connections]
+    for answer in answers:
+        await answer.started.wait()
+    assert [answer.chunks for answer in answers] == [1, 1, 1]
+    await steer(backend, "/end?within_ms=10")
+    assert await wait_all(answers, 20)
+    assert all(answer.is_complete for answer in answers)
+    await close(connections)
+
+
+async def test_a_server_that_hangs_does_not_hang_the_benchmark(backend: int) -> None:
+    """A turn ends at its limit, and says what was delivered until then."""
+    load = await spread(Target("direct", backend, None), Plan(2, shape="held"), 2, 0.0, 0.3)
+    assert (load.figures()["delivered_percent"], load.complete) == (50.0, 0)
+    await asyncio.sleep(0)
+
+
+def test_our_service_is_measured(backend: int, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    """Our service, with everything on, delivers every chunk, and its CPU time is seen."""
+    place = Place(tmp_path / "ours", backend, postgres.dsn, 15.0, print)
+    with service(place.directory, our_config(place)) as (port, pid):
+        target = Target("ours", port, pid)
+        load = asyncio.run(at_once(target, Plan(20, 2_000), 10, 20.0))
+        bench = Bench(tmp_path, backend, postgres.dsn, print)
+        held = asyncio.run(hold(bench, target, Held("idle", "", 10, ()), 10))
+    figures = load.figures()
+    assert (load.complete, load.chunks, figures["delivered_percent"]) == (10, 200, 100.0)
+    assert figures["cpu_us_per_chunk"] and figures["ttft_p50_ms"] and figures["delay_p99_ms"]
+    assert (held["streams"], held["complete_percent"]) == (10, 100.0)
+
+
+def some_results(ours: float, nginx: float) -> Results:
+    results = Results()
+    results.describe("paced-100", "streams", ("cpu_us_per_chunk",))
+    for name, values in (("ours", (ours - 5, ours, ours + 50)), ("nginx", (nginx,))):
+        for value in values:
+            results.add("paced-100", name, {"cpu_us_per_chunk": value, "delivered_percent": 100.0})
+    return results
+
+
+def test_targets_are_judged() -> None:
+    """The medians are compared with the limits; what wasn't measured is said to be so."""
+    verdicts = {target.what: target.verdict for target in targets(some_results(59.0, 20.0))}
+    assert verdicts["paced: CPU per chunk ≤ 3 × nginx's"] == "ok"
+    assert verdicts["paced: CPU per chunk ≤ 1/15 of LiteLLM's"] == "not measured"
+    assert targets(some_results(61.0, 20.0))[0].verdict == "missed"
+
+
+def test_results_survive_their_file() -> None:
+    """What is read back from JSON is what was written."""
+    results = some_results(60.0, 20.0)
+    assert Results.from_json(results.as_json()) == results
+
+
+def test_tables_go_between_the_markers(tmp_path: Path) -> None:
+    """Writing the tables again changes nothing but them."""
+    path = tmp_path / "doc.md"
+    path.write_text("before\n<!-- benchmarks: begin -->\nold\n<!-- benchmarks: end -->\nafter\n")
+    for _ in range(2):
+        write_markdown(path, some_results(60.0, 20.0), {"cpu": "some"}, "a command")
+    text = path.read_text()
+    assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n")
+    assert "old" not in text
+    assert "| ours | 60.0 |" in text
+
+
+def test_the_document_names_everything() -> None:
+    """docs/benchmarks.md has a row for each contender and each workload."""
+    text = (ROOT / "docs/benchmarks.md").read_text("utf-8")
+    named = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert named == {*CONTENDERS, *command.WORKLOADS, "growth", "direct"}
