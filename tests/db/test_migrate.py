@@ -16,6 +16,14 @@ from db.store import StoreUnavailable
 from tests.conftest import execute
 
 ALL = sorted(sql.migration_ids())
+ALL_TABLES = [
+    "completion_labels",
+    "completions",
+    "conversations",
+    "deletions",
+    "messages",
+    "tool_sets",
+]
 TABLES = (
     "SELECT table_name FROM information_schema.tables"
     " WHERE table_schema = 'public' AND table_name NOT LIKE '\\_yoyo%' ORDER BY 1"
@@ -29,7 +37,7 @@ def tables(dsn: str) -> list[str]:
 def test_an_empty_database_gets_every_table(empty_database_url: str) -> None:
     """Migrating applies all there is, in order, and says so."""
     assert ALL == migrate(empty_database_url)
-    assert ["completions", "conversations", "messages", "tool_sets"] == tables(empty_database_url)
+    assert ALL_TABLES == tables(empty_database_url)
 
 
 def test_migrating_again_does_nothing(empty_database_url: str) -> None:
@@ -136,4 +144,4 @@ def test_every_table_is_described(database_url: str) -> None:
     """Whoever looks into the database finds in it what each table is for."""
     described = "SELECT relname::text FROM pg_class WHERE obj_description(oid, 'pg_class') <> ''"
     names = [name for (name,) in execute(database_url, described)]
-    assert {"conversations", "tool_sets", "completions", "messages"} <= set(names)
+    assert set(ALL_TABLES) <= set(names)
