@@ -10,6 +10,8 @@ from openai import AsyncOpenAI
 from db.postgres import PostgresStore
 from db.store import StoreUnavailable
 from service import app as application
+from service import completions
+from service.config import ScriptedAgentConfig
 from service.wire import decode_json, encode_json
 from statemachine import Choice
 from tests.db.records import assistant, make_partial, make_record, user
@@ -18,6 +20,7 @@ from tests.service.conftest import Kept, Service, ServiceMaker
 
 ME = {"owner": "anonymous"}
 PATH = "/v1/chat/completions"
+QUICK = ScriptedAgentConfig(name="demo", kind="scripted", models=("*",), tokens_per_second=1e4)
 
 
 def mine(*messages: dict[str, Any], request: Any = None, **fields: Any) -> Any:
@@ -43,7 +46,7 @@ async def refused(service: Service, path: str, method: str = "GET", **options: A
 @pytest.fixture
 async def stored(make_service: ServiceMaker) -> Service:
     """A service whose store a test fills itself."""
-    return await make_service()
+    return await make_service(QUICK)
 
 
 @pytest.fixture
@@ -412,9 +415,6 @@ async def test_another_owners_stream_is_not_stopped(
     make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A running completion of somebody else's is as unknown as one that doesn't run."""
-    from service import completions
-    from service.config import ScriptedAgentConfig
-
     slow = ScriptedAgentConfig(
         name="demo", kind="scripted", models=("*",), first_token_delay_seconds=30
     )
@@ -434,7 +434,7 @@ async def test_another_owners_stream_is_not_stopped(
 async def test_postgres_is_behind_it(make_service: ServiceMaker, database_url: str) -> None:
     """With the real store: ask, list, look, delete; and 503 once the store is closed."""
     store = await PostgresStore.open(database_url)
-    service = await make_service(store=store)
+    service = await make_service(QUICK, store=store)
     async with service.post(stream=False) as response:
         name = (await response.json())["id"]
     assert [name] == [item["id"] for item in (await call(service, PATH))[1]["data"]]
