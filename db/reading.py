@@ -57,19 +57,20 @@ async def completions(
         "metadata": to_jsonb(dict(wanted.metadata or {})),
     }
     statement = reading_sql.completion_keys(
-        by_model=wanted.model is not None,
+        model=parameters["model"],
         by_metadata=bool(wanted.metadata),
         after=paging.after is not None,
         descending=paging.descending,
     )
     keys, has_more = _fitting(await _ask(cursor, statement, **parameters), paging.limit)
-    return Page(tuple(await _views(cursor, keys)), has_more)
+    found = await _completions(cursor, keys)
+    return Page(tuple(await _views(cursor, [found[key] for key in keys])), has_more)
 
 
 async def view(cursor: Cursor, owner: str, completion_id: str) -> CompletionView | None:
     """See `db.store.Readable.view`."""
     found = await find(cursor, owner, completion_id)
-    return None if found is None else (await _views(cursor, [found.completion_id]))[0]
+    return None if found is None else (await _views(cursor, [found]))[0]
 
 
 async def find(cursor: Cursor, owner: str, completion_id: str) -> StoredCompletion | None:
@@ -156,22 +157,20 @@ def _fitting(keys: Sequence[Sequence[Any]], limit: int) -> tuple[list[str], bool
     return page, len(page) < len(keys)
 
 
-async def _views(cursor: Cursor, completion_ids: Sequence[str]) -> list[CompletionView]:
-    found = await _completions(cursor, completion_ids)
-    answers: dict[str, list[StoredMessage]] = {}
-    for row in await _ask(cursor, reading_sql.ANSWERS, completion_ids=list(completion_ids)):
+async def _views(cursor: Cursor, found: Sequence[StoredCompletion]) -> list[CompletionView]:
+    ids = [row.completion_id for row in found]
+    answers: dict[str, list[StoredMessage]] = {name: [] for name in ids}
+    for row in await _ask(cursor, reading_sql.ANSWERS, completion_ids=ids):
         answer = sql.message_from(row)
-        answers.setdefault(answer.completion_id or "", []).append(answer)
+        answers[answer.completion_id or ""].append(answer)
         await asyncio.sleep(0)  # a page may take its time, and streams don't wait for it
-    digests = sorted({row.tools_digest for row in found.values() if row.tools_digest})
+    digests = sorted({row.tools_digest for row in found if row.tools_digest})
     tools = dict(await _ask(cursor, reading_sql.TOOLS, digests=digests)) if digests else {}
     return [
         CompletionView(
-            found[name],
-            tuple(answers.get(name, ())),
-            from_jsonb(tools.get(found[name].tools_digest)),
+            row, tuple(answers[row.completion_id]), from_jsonb(tools.get(row.tools_digest))
         )
-        for name in completion_ids
+        for row in found
     ]
 
 

@@ -38,6 +38,9 @@ COMPLETION_PLACE: Final = (
     " UNION ALL SELECT created_at, id FROM deletions WHERE id = %(after)s AND owner = %(owner)s"
 )
 
+INDEXED_MODEL: Final = 200
+"""The characters of a model's name that `completions_listed_by_model_idx` holds."""
+
 # The rarest of the wanted labels, as far as a thousand rows tell: its rows are gone through.
 _RAREST_LABEL = """
     SELECT label
@@ -54,11 +57,15 @@ _RAREST_LABEL = """
 """
 
 
-def completion_keys(*, by_model: bool, by_metadata: bool, after: bool, descending: bool) -> str:
+def completion_keys(*, model: str | None, by_metadata: bool, after: bool, descending: bool) -> str:
     """The ids of a page of completions, and how many bytes each takes."""
-    # The beginning of the model's name is what the index holds.
-    model = " AND left(model, 200) = left(%(model)s, 200) AND model = %(model)s" if by_model else ""
-    shown = f"owner = %(owner)s AND NOT hidden{model}"
+    shown = "owner = %(owner)s AND NOT hidden"
+    if model is not None:
+        shown += f" AND left(model, {INDEXED_MODEL}) = left(%(model)s, {INDEXED_MODEL})"
+    if model is not None and len(model) >= INDEXED_MODEL:
+        # Only where the index can't tell: the planner takes the two conditions for independent,
+        # expects few rows of a common model, and would fetch and sort them all.
+        shown += " AND model = %(model)s"
     ordered = _ordered(_PLACE, descending)
     rows = f"SELECT * FROM completions WHERE {shown}{_after(_PLACE, after, descending)}{ordered}"
     if by_metadata:
