@@ -131,7 +131,7 @@ async def test_saves_and_deletions_in_one_conversation_at_once(
     chance = random.Random(7)
     records: list[SessionRecord] = []
     threads: list[list[dict[str, Any]]] = [[]]
-    for turn in range(60):
+    for turn in range(40):
         history = [*chance.choice(threads), user(f"Q{turn % 7}")]
         records.append(make_record(*history, answer=f"A{turn % 3}", request={"tools": TOOLS}))
         threads.append([*history, assistant(f"A{turn % 3}")])
@@ -261,7 +261,7 @@ async def everything(store: Store, conversations: set[str]) -> list[Any]:
     return seen
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 async def test_both_stores_agree(store: PostgresStore, database_url: str, seed: int) -> None:
     """After every step of a random walk PostgreSQL shows what the plain store shows; in the end
     nothing visible is left in either."""
@@ -269,7 +269,7 @@ async def test_both_stores_agree(store: PostgresStore, database_url: str, seed: 
     threads: list[list[dict[str, Any]]] = [[]]
     records: list[SessionRecord] = []
     conversations: set[str] = set()
-    for _ in range(25):
+    for _ in range(20):
         if records and chance.random() < 0.35:
             name = chance.choice(records).completion_id
             assert await plain.delete("alice", name) == await store.delete("alice", name)
