@@ -151,9 +151,9 @@ class History:
                     cursor.execute(
                         f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters
                     )
-                    (((plan,),),) = (cursor.fetchall(),)
+                    (([plan],),) = cursor.fetchall()
                 connection.rollback()
-                top = plan["Plan"] if isinstance(plan, dict) else plan[0]["Plan"]
+                top = plan["Plan"]
                 found[question] = {
                     "ms": round(top["Actual Total Time"], 2),
                     "pages": top["Shared Hit Blocks"] + top["Shared Read Blocks"],
@@ -181,7 +181,7 @@ class History:
             for after in (False, True):
                 statement = reading_sql.completion_keys(
                     model=model,
-                    by_metadata=bool(metadata),
+                    pairs=len(metadata),
                     after=after,
                     descending=False,
                 )

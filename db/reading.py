@@ -58,7 +58,7 @@ async def completions(
     }
     statement = reading_sql.completion_keys(
         model=parameters["model"],
-        by_metadata=bool(wanted.metadata),
+        pairs=len(wanted.metadata or {}),
         after=paging.after is not None,
         descending=paging.descending,
     )

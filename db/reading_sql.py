@@ -10,6 +10,7 @@ from typing import Final
 from db import sql
 from db.sql import ONE_OF, THREAD_MAX_MESSAGES
 
+# Compiling takes longer than any of these statements; estimates of whole lists would start it.
 BEGIN: Final = (
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = %(timeout_ms)s"
 )
@@ -41,13 +42,13 @@ COMPLETION_PLACE: Final = (
 INDEXED_MODEL: Final = 200
 """The characters of a model's name that `completions_listed_by_model_idx` holds."""
 
-# The rarest of the wanted labels, as far as a thousand rows tell: its rows are gone through.
-_RAREST_LABEL = """
-    SELECT label
-    FROM (
-        SELECT completion_label(%(owner)s, key, value) AS label
-        FROM jsonb_each_text(%(metadata)s::jsonb)
-    ) AS wanted
+_LABELS = """
+    SELECT completion_label(%(owner)s, key, value) AS label
+    FROM jsonb_each_text(%(metadata)s::jsonb)
+"""
+# The rarest of several, as far as a thousand rows tell: its rows are gone through.
+_RAREST_LABEL = f"""
+    SELECT label FROM ({_LABELS}) AS wanted
     ORDER BY (
         SELECT count(*) FROM (
             SELECT FROM completion_labels WHERE completion_labels.label = wanted.label LIMIT 1000
@@ -57,7 +58,7 @@ _RAREST_LABEL = """
 """
 
 
-def completion_keys(*, model: str | None, by_metadata: bool, after: bool, descending: bool) -> str:
+def completion_keys(*, model: str | None, pairs: int, after: bool, descending: bool) -> str:
     """The ids of a page of completions, and how many bytes each takes."""
     shown = "owner = %(owner)s AND NOT hidden"
     if model is not None:
@@ -68,13 +69,14 @@ def completion_keys(*, model: str | None, by_metadata: bool, after: bool, descen
         shown += " AND model = %(model)s"
     ordered = _ordered(_PLACE, descending)
     rows = f"SELECT * FROM completions WHERE {shown}{_after(_PLACE, after, descending)}{ordered}"
-    if by_metadata:
+    if pairs:
+        label = _LABELS if pairs == 1 else _RAREST_LABEL
         # OFFSET 0 keeps the planner from another order than this: labels first, each with its
         # completion. It takes the conditions for independent, and would expect few rows.
         rows = f"""
         SELECT completions.* FROM (
             SELECT completion_id FROM completion_labels
-            WHERE label = ({_RAREST_LABEL}){_after(_PLACE, after, descending)}{ordered} OFFSET 0
+            WHERE label = ({label}){_after(_PLACE, after, descending)}{ordered} OFFSET 0
         ) AS labelled CROSS JOIN LATERAL (
             SELECT * FROM completions
             WHERE completion_id = labelled.completion_id AND {shown}
