@@ -347,6 +347,16 @@ async def test_what_others_share_stays(store: Store) -> None:
     assert {"A": None, "B": "A", "D": "B", "Hi!": "D"} == await shown_tree(store, other)
 
 
+async def test_a_branch_goes_up_to_its_fork(store: Store) -> None:
+    """All of a branch that nobody else has is deleted, however long, and nothing above it."""
+    branch = make_record(user("A"), assistant("B"), user("C"), assistant("D"), user("E"))
+    other = make_record(user("A"))
+    await store.save([branch, other])
+    assert await store.delete("alice", branch.completion_id)
+    kept = [len(await store.thread(message.digest)) for message in rows_of(branch).sent]
+    assert [1, 0, 0, 0, 0] == kept
+
+
 async def test_a_regenerated_answer_goes_alone(store: Store) -> None:
     """Of two answers to the same words, deleting one leaves the other and the words."""
     one, other = make_record(user("A"), answer="1"), make_record(user("A"), answer="2")

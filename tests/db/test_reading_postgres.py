@@ -5,8 +5,10 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
+import psycopg2
 import pytest
 
 from db import transaction
@@ -99,15 +101,23 @@ async def test_a_deletion_and_a_second_save_end_deleted(
 
 
 async def test_tools_in_use_elsewhere_stay(store: PostgresStore, database_url: str) -> None:
-    """A save that found its tools there has them, whatever is deleted beside it."""
+    """A save that found its tools there has them, whatever is deleted in another conversation."""
     first = make_record(user("A"), request={"tools": TOOLS})
     second = make_record(user("B"), request={"tools": TOOLS})
     await store.save([first])
-    with locked(database_url, "messages"):
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        sent = rows_of(second).sent[0]  # a row that is there and yet not: the save waits for it
+        cursor.execute(
+            "INSERT INTO messages"
+            " (message_id, conversation_id, role, state, digest, created_at)"
+            " VALUES (%s, %s, 'user', 'complete', %s, now())",
+            (sent.message_id, sent.conversation_id, sent.digest),
+        )
         saving = asyncio.create_task(store.save([second]))
         await until_blocked(database_url)
         deleting = asyncio.create_task(store.delete("alice", first.completion_id))
         await asyncio.sleep(0.2)
+        connection.rollback()
     await asyncio.gather(saving, deleting)
     view = await store.view("alice", second.completion_id)
     assert view is not None and TOOLS == view.tools
