@@ -86,6 +86,8 @@ class PostgresStore:
         self._route = route
         self._where = where
         self._timeout_seconds = timeout_seconds
+        # Half of the connections, so that a crowd of readers never keeps an answer waiting.
+        self._readers = asyncio.Semaphore(max(1, self._max_size // 2))
 
     def __repr__(self) -> str:
         pool = self._pool
@@ -214,9 +216,17 @@ class PostgresStore:
             )
 
     async def _read(self, read: Callable[[aiopg.Cursor], Awaitable[_T]]) -> _T:
-        return await self._run(
-            lambda c: reading.at_one_moment(c, self._timeout_seconds, lambda: read(c))
-        )
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await self._readers.acquire()
+        except TimeoutError:
+            raise StoreUnavailable("Too many others are reading what is stored") from None
+        try:
+            return await self._run(
+                lambda c: reading.at_one_moment(c, self._timeout_seconds, lambda: read(c))
+            )
+        finally:
+            self._readers.release()
 
     async def _select(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
         async def ask(cursor: aiopg.Cursor) -> list[tuple[Any, ...]]:

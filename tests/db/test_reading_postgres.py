@@ -178,6 +178,24 @@ async def test_a_page_is_of_one_moment(store: PostgresStore) -> None:
     await deleting
 
 
+async def test_readers_keep_no_save_waiting(database_url: str) -> None:
+    """However many read, and however slowly, a save finds a connection."""
+    store = await PostgresStore.open(database_url, pool_max_size=2, timeout_seconds=5)
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE completion_labels IN ACCESS EXCLUSIVE MODE")
+        wanted = CompletionFilter(metadata={"a": "b"})
+        reads = [
+            asyncio.create_task(store.list_completions("alice", wanted, Paging(1)))
+            for _ in range(5)
+        ]
+        await until_blocked(database_url)
+        async with asyncio.timeout(2):
+            await store.save([make_record()])
+        assert not any(read.done() for read in reads)
+    await asyncio.gather(*reads)
+    await store.close()
+
+
 # --- size and growth --------------------------------------------------------------------------
 
 
