@@ -9,26 +9,6 @@ COMMENT ON COLUMN conversations.hidden IS 'Every completion in it is hidden.';
 COMMENT ON COLUMN completions.hidden IS 'Asked for with store: false, so the API never shows it.';
 COMMENT ON COLUMN messages.hidden IS 'Only hidden completions have it: as their answer, or in what they were sent.';
 
-UPDATE completions SET hidden = true WHERE request -> 'store' = 'false';
-UPDATE messages SET hidden = true
-WHERE conversation_id IN (SELECT conversation_id FROM completions WHERE hidden);
-WITH RECURSIVE shown AS (
-    SELECT messages.digest, messages.parent_digest
-    FROM completions JOIN messages ON messages.digest = completions.prompt_digest
-    WHERE NOT completions.hidden AND messages.hidden
-    UNION
-    SELECT messages.digest, messages.parent_digest
-    FROM shown JOIN messages ON messages.digest = shown.parent_digest
-)
-UPDATE messages SET hidden = false WHERE digest IN (SELECT digest FROM shown);
-UPDATE messages SET hidden = completions.hidden FROM completions
-WHERE completions.completion_id = messages.completion_id AND messages.hidden <> completions.hidden;
-UPDATE conversations SET hidden = true
-WHERE NOT EXISTS (
-    SELECT FROM completions
-    WHERE completions.conversation_id = conversations.conversation_id AND NOT completions.hidden
-);
-
 -- An index by metadata that keeps the list's order, which no index on the jsonb column can: a
 -- page of a filtered list reads as many rows as it shows, be the filter rare or common.
 CREATE TABLE completion_labels (
@@ -52,11 +32,6 @@ RETURN encode(
     sha256(convert_to(length(owner) || ' ' || owner || length(key) || ' ' || key || value, 'UTF8')),
     'hex'
 );
-
-INSERT INTO completion_labels (label, created_at, completion_id)
-SELECT completion_label(owner, key, value), created_at, completion_id
-FROM completions, jsonb_each_text(metadata)
-WHERE NOT hidden AND jsonb_typeof(metadata) = 'object' AND value IS NOT NULL;
 
 CREATE TABLE deletions (
     id text NOT NULL,
@@ -88,3 +63,29 @@ CREATE INDEX completions_conversation_id_finished_at_idx
 CREATE INDEX completions_prompt_digest_idx ON completions (prompt_digest);
 CREATE INDEX completions_tools_digest_idx ON completions (tools_digest)
     WHERE tools_digest IS NOT NULL;
+
+-- The rows that are there. Last, since no table can be altered whose rows have checks pending.
+UPDATE completions SET hidden = true WHERE request -> 'store' = 'false';
+UPDATE messages SET hidden = true
+WHERE conversation_id IN (SELECT conversation_id FROM completions WHERE hidden);
+WITH RECURSIVE shown AS (
+    SELECT messages.digest, messages.parent_digest
+    FROM completions JOIN messages ON messages.digest = completions.prompt_digest
+    WHERE NOT completions.hidden AND messages.hidden
+    UNION
+    SELECT messages.digest, messages.parent_digest
+    FROM shown JOIN messages ON messages.digest = shown.parent_digest
+)
+UPDATE messages SET hidden = false WHERE digest IN (SELECT digest FROM shown);
+UPDATE messages SET hidden = completions.hidden FROM completions
+WHERE completions.completion_id = messages.completion_id AND messages.hidden <> completions.hidden;
+UPDATE conversations SET hidden = true
+WHERE NOT EXISTS (
+    SELECT FROM completions
+    WHERE completions.conversation_id = conversations.conversation_id AND NOT completions.hidden
+);
+
+INSERT INTO completion_labels (label, created_at, completion_id)
+SELECT completion_label(owner, key, value), created_at, completion_id
+FROM completions, jsonb_each_text(metadata)
+WHERE NOT hidden AND jsonb_typeof(metadata) = 'object' AND value IS NOT NULL;

@@ -15,11 +15,11 @@ from db import transaction
 from db.history import rows_of
 from db.memory import MemoryStore
 from db.postgres import PostgresStore
-from db.store import CompletionFilter, Paging, Store
+from db.store import CompletionFilter, Paging, Store, UnknownCursor
 from statemachine import SessionRecord
 from tests.conftest import execute
 from tests.db.records import assistant, make_partial, make_record, user
-from tests.db.test_postgres import locked, until_blocked
+from tests.db.test_postgres import backends, locked, until_blocked
 
 HIDDEN = {"store": False}
 TOOLS = [{"type": "function", "function": {"name": "look"}}]
@@ -194,6 +194,18 @@ async def test_readers_keep_no_save_waiting(database_url: str) -> None:
         assert not any(read.done() for read in reads)
     await asyncio.gather(*reads)
     await store.close()
+
+
+async def test_no_answer_costs_a_connection(store: PostgresStore, database_url: str) -> None:
+    """What isn't there, an unknown cursor included, leaves the connection as good as it was."""
+    await store.save([make_record()])
+    before = backends(database_url)
+    with pytest.raises(UnknownCursor):
+        await store.list_completions("alice", CompletionFilter(), Paging(1, "unknown"))
+    assert await store.view("alice", "unknown") is None
+    assert await store.set_metadata("alice", "unknown", {}) is None
+    assert not await store.delete("alice", "unknown")
+    assert before == backends(database_url)
 
 
 # --- size and growth --------------------------------------------------------------------------
