@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
+from db.history import rows_of
 from db.postgres import PostgresStore
 from db.store import StoreUnavailable
 from service import app as application
 from service import completions
-from service.config import ScriptedAgentConfig
+from service.config import DatabaseConfig, ScriptedAgentConfig
 from service.wire import decode_json, encode_json
 from statemachine import Choice
 from tests.db.records import assistant, make_partial, make_record, user
@@ -251,6 +252,9 @@ async def test_what_is_not_there_is_not_found(stored: Service) -> None:
         assert expected == await refused(stored, path, "DELETE")
         assert expected == await refused(stored, path, "POST", data=b'{"metadata": null}')
         assert expected == await refused(stored, f"{path}/messages")
+    for record in (foreign, hidden):
+        talk = f"/v1/conversations/{rows_of(record).conversation.conversation_id}"
+        assert (404, "not_found", "conversation_id") == await refused(stored, talk)
     assert [] == (await call(stored, PATH))[1]["data"]
     assert [] == (await call(stored, "/v1/conversations"))[1]["data"]
     assert await stored.store.find(foreign.completion_id) is not None
@@ -376,6 +380,37 @@ async def test_a_database_that_is_down_is_a_503(make_service: ServiceMaker) -> N
     assert (503, "1") == (response.status, response.headers["Retry-After"])
     assert "database_unavailable" == body["error"]["code"]
     assert "db.internal" not in body["error"]["message"]
+
+
+class Away(Kept):
+    """A store whose database is down for writers until it is back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_back = False
+
+    async def save(self, records: Any) -> None:
+        if not self.is_back:
+            raise StoreUnavailable("away")
+        await super().save(records)
+
+
+async def test_what_waits_to_be_saved_is_not_there_yet(make_service: ServiceMaker) -> None:
+    """A completion that isn't committed is a 404 on every call; deleting it then does nothing,
+    and once it is there it can be deleted for good."""
+    store = Away()
+    late = DatabaseConfig(commit_timeout_seconds=0.05)
+    service = await make_service(QUICK, store=store, database=late)
+    async with service.post(stream=False) as response:
+        path = f"{PATH}/{(await response.json())['id']}"
+    assert (404, "not_found", "completion_id") == await refused(service, path)
+    assert (404, "not_found", "completion_id") == await refused(service, path, "DELETE")
+    store.is_back = True
+    record = await store.one()
+    assert (await call(service, path))[0] == 200
+    assert (await call(service, path, "DELETE"))[0] == 200
+    await store.save([record])
+    assert (404, "not_found", "completion_id") == await refused(service, path)
 
 
 class Slow(Kept):
