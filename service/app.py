@@ -264,7 +264,9 @@ def _endpoints(clock: Clock) -> CleanupContext:
         app[COMPLETIONS] = Completions(
             app[CONFIG], app[DIRECTORY], app[STREAMS], app[ADMISSION], saver, journal, clock
         )
-        app[STORED] = StoredCompletions(app[STORE])
+        app[STORED] = StoredCompletions(
+            app[STORE], lambda: app[COMPLETIONS].config.server.request_timeout_seconds
+        )
         app[CONVERSATIONS] = Conversations(app[STORE])
         checks = {"database": _database_check(app[STORE])}
         if journal is not None:
@@ -322,7 +324,7 @@ def _add_routes(app: web.Application) -> None:
             web.post("/v1/chat/completions/{completion_id}/cancel", cancel_completion),
             web.get("/v1/chat/completions", stored),
             web.get("/v1/chat/completions/{completion_id}", stored),
-            web.post("/v1/chat/completions/{completion_id}", stored),
+            web.post("/v1/chat/completions/{completion_id}", stored, expect_handler=continue_later),
             web.delete("/v1/chat/completions/{completion_id}", stored),
             web.get("/v1/chat/completions/{completion_id}/messages", stored),
             web.get("/v1/conversations", conversations),

@@ -6,6 +6,7 @@ those asked for with `store: false`. OpenAI's shapes, with two fields more: `sta
 answer ended and `error` why, since `finish_reason` is null where a model didn't finish.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -14,6 +15,7 @@ from attrs import frozen
 from db.store import CompletionView, Readable, StoredMessage
 from service.asking import ask
 from service.auth import owner_of
+from service.connections import read_body
 from service.lists import filtered_paging_of, json_response, list_object, not_found, paging_of
 from service.wire import choice_object, parse_metadata_update
 
@@ -34,6 +36,8 @@ class StoredCompletions:
     """The endpoints. The store does the work; each call is about one owner's completions."""
 
     store: Readable
+    body_seconds: Callable[[], float]
+    """How long a request's body may take now; a reload can change it."""
 
     async def answer(self, request: web.Request) -> web.Response:
         """Answer any of the calls. A call that has begun ends even if its client leaves."""
@@ -59,7 +63,7 @@ class StoredCompletions:
         return _shown(await ask(self.store.view(owner_of(request), completion_id)), request)
 
     async def _update(self, request: web.Request) -> web.Response:
-        metadata = parse_metadata_update(await request.read())
+        metadata = parse_metadata_update(await read_body(request, self.body_seconds()))
         completion_id = request.match_info["completion_id"]
         call = self.store.set_metadata(owner_of(request), completion_id, metadata)
         return _shown(await ask(call), request)

@@ -1,6 +1,7 @@
 """The stored completions' endpoints, over HTTP and through the official SDK."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from db.store import StoreUnavailable
 from service import app as application
 from service import completions
 from service.config import DatabaseConfig, ScriptedAgentConfig
+from service.config_access import ApiKeyConfig, AuthConfig
 from service.wire import decode_json, encode_json
 from statemachine import Choice
 from tests.db.records import assistant, make_partial, make_record, user
@@ -363,6 +365,39 @@ async def test_the_clients_key_groups(stored: Service, where: str) -> None:
         assert 200 == status
     _, page = await call(stored, "/v1/conversations")
     assert ["chat-1"] == [talk["key"] for talk in page["data"]]
+
+
+async def test_each_key_has_its_own(make_service: ServiceMaker) -> None:
+    """With keys, what one caller made is not there for another, on any of the calls."""
+    keys = {"alice": "a" * 20, "bob": "b" * 20}
+    entries = tuple(
+        ApiKeyConfig(name=name, sha256=hashlib.sha256(key.encode()).hexdigest())
+        for name, key in keys.items()
+    )
+    service = await make_service(QUICK, auth=AuthConfig(api_keys=entries))
+    alice, bob = ({"Authorization": f"Bearer {key}"} for key in keys.values())
+    body = {"model": "demo", "messages": [user("Hello?")]}
+    _, made = await call(service, PATH, "POST", json=body, headers=alice)
+    path = f"{PATH}/{made['id']}"
+    assert (401, "invalid_api_key", None) == await refused(service, path)
+    _, page = await call(service, "/v1/conversations", headers=alice)
+    (talk,) = page["data"]
+    calls = [
+        ("GET", path, None),
+        ("GET", f"{path}/messages", None),
+        ("GET", f"/v1/conversations/{talk['id']}", None),
+        ("POST", path, {"metadata": {"k": "v"}}),
+        ("DELETE", path, None),
+    ]
+    for method, url, json in calls:
+        assert (await call(service, url, method, json=json, headers=bob))[0] == 404
+    for url in (PATH, "/v1/conversations"):
+        assert [] == (await call(service, url, headers=bob))[1]["data"]
+        cursor = f"{url}?after={made['id']}"
+        expected = (400, "invalid_request", "after")
+        assert expected == await refused(service, cursor, headers=bob)
+    for method, url, json in calls:
+        assert (await call(service, url, method, json=json, headers=alice))[0] == 200
 
 
 class Unreachable(Kept):
