@@ -36,7 +36,7 @@ _NOT_SENT_BACK = frozenset(
 )
 """Fields of assistant messages that some clients send back and most drop."""
 
-_SENT_BACK = frozenset(
+SENT_BACK = frozenset(
     ("audio", "content", "function_call", "name", "refusal", "role", "tool_calls")
 )
 """What OpenAI's request schema knows of an assistant message. These alone make an answer's
@@ -61,7 +61,7 @@ def message_digest(parent: str, role: str, message: Mapping[str, Any]) -> str:
 
 def answer_digest(parent: str, role: str, message: Mapping[str, Any]) -> str:
     """The digest of an answer of ours: what its copy will have once a client sends it back."""
-    sent_back = {field: value for field, value in message.items() if field in _SENT_BACK}
+    sent_back = {field: value for field, value in message.items() if field in SENT_BACK}
     return digest_of([parent, role, canonical_content(sent_back)])
 
 
@@ -74,7 +74,7 @@ def canonical_content(message: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if field == "content":
             value = _canonical_text(value)
-            value = _spoken(value) if from_assistant else value
+            value = spoken(value) if from_assistant else value
         elif field == "tool_calls" and isinstance(value, list):
             value = [_canonical_tool_call(call) for call in value]
         if not is_empty(value):
@@ -112,7 +112,7 @@ def _is_plain_text(part: dict[str, Any]) -> bool:
     return part.keys() == {"type", "text"} and isinstance(part["text"], str)
 
 
-def _spoken(content: Any) -> Any:
+def spoken(content: Any) -> Any:
     """An answer's content as clients send it back: no reasoning, no surrounding whitespace."""
     if isinstance(content, list):
         content = [

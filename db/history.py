@@ -27,25 +27,18 @@ from typing import Any
 from attrs import frozen
 
 from db.columns import readable
-from db.digest import answer_digest, canonical_content, digest_of, is_empty, message_digest
-from db.store import StoredCompletion, StoredMessage
+from db.digest import answer_digest, canonical_content, digest_of, message_digest
+from db.messages import answer_parts, parts_of, role_of, sent_id, text_of
+from db.store import StoredCompletion, StoredConversation, StoredMessage
 from statemachine import Choice, Failure, SessionRecord, SessionRequest
 
 _INDEXED_BYTES = 512
 """Longest text put into an index; PostgreSQL refuses index rows over 2,704 bytes."""
 
+_PLACES = 1_000_000
+"""The messages of one request are created a microsecond apart, so that they keep their order."""
+
 _INT32, _INT64 = 2**31 - 1, 2**63 - 1
-
-
-@frozen
-class ConversationRow:
-    """A conversation as one record knows it; the stored one keeps the latest `updated_at`."""
-
-    conversation_id: str
-    owner: str
-    client_key: str | None
-    created_at: float
-    updated_at: float
 
 
 @frozen
@@ -60,7 +53,7 @@ class ToolSetRow:
 class RecordRows:
     """Everything one record has to say to the store."""
 
-    conversation: ConversationRow
+    conversation: StoredConversation
     completion: StoredCompletion
     tool_set: ToolSetRow | None
     sent: tuple[StoredMessage, ...]
@@ -89,73 +82,83 @@ def rows_of(record: SessionRecord) -> RecordRows:
 # --- the rows -------------------------------------------------------------------------------
 
 
-def _conversation(request: SessionRequest, finished_at: float) -> ConversationRow:
+def _conversation(request: SessionRequest, finished_at: float) -> StoredConversation:
     owner = readable(request.owner)
     key = None if request.conversation_key is None else _indexable(request.conversation_key)
     name: list[Any] = [owner, "opening", *_opening(request.messages)]
     if key is not None:
         name = [owner, "key", key]
-    return ConversationRow(
+    return StoredConversation(
         conversation_id="conv_" + digest_of(name)[:32],
         owner=owner,
         client_key=key,
         created_at=_moment(request.created_at),
         updated_at=_moment(finished_at),
+        hidden=_is_hidden(request),
     )
+
+
+def _is_hidden(request: SessionRequest) -> bool:
+    """True if the client doesn't want to be shown the completion: OpenAI's `store: false`."""
+    return request.parameters.get("store") is False
 
 
 def _opening(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     opening: list[Any] = []
     for message in messages:
-        opening.append([_role(message), canonical_content(message)])
+        opening.append([role_of(message), canonical_content(message)])
         if message.get("role") == "user":
             break
     return opening
 
 
 def _sent_messages(
-    request: SessionRequest, conversation: ConversationRow
+    request: SessionRequest, conversation: StoredConversation
 ) -> tuple[StoredMessage, ...]:
     rows: list[StoredMessage] = []
-    for message in request.messages:
+    for position, message in enumerate(request.messages):
         parent = rows[-1].digest if rows else None
-        role = _role(message)
+        role = role_of(message)
         digest = message_digest(parent or conversation.conversation_id, role, message)
         rows.append(
             StoredMessage(
-                message_id="msg_" + digest[:32],
+                message_id=sent_id(digest),
                 conversation_id=conversation.conversation_id,
                 completion_id=None,
                 choice_index=None,
                 role=role,
-                content=_content(message),
-                parts=_parts(message) or None,
+                content=text_of(message),
+                parts=parts_of(message) or None,
                 state="complete",
                 digest=digest,
                 parent_digest=parent,
-                created_at=_moment(request.created_at),
+                created_at=_moment(request.created_at + position / _PLACES),
+                hidden=conversation.hidden,
             )
         )
     return tuple(rows)
 
 
 def _answers(
-    record: SessionRecord, conversation: ConversationRow, prompt_digest: str | None
+    record: SessionRecord, conversation: StoredConversation, prompt_digest: str | None
 ) -> tuple[StoredMessage, ...]:
     parent = prompt_digest or conversation.conversation_id
+    messages = len(record.request.messages)
+    came_at = max(record.finished_at, record.request.created_at + messages / _PLACES)
     return tuple(
         StoredMessage(
             message_id=f"{record.completion_id}-{index}",
             conversation_id=conversation.conversation_id,
             completion_id=record.completion_id,
             choice_index=index,
-            role=_role(choice.message),
-            content=_content(choice.message),
-            parts=_answer_parts(choice, record) or None,
+            role=role_of(choice.message),
+            content=text_of(choice.message),
+            parts=answer_parts(choice, record) or None,
             state="complete" if record.whole else "partial",
-            digest=answer_digest(parent, _role(choice.message), choice.message),
+            digest=answer_digest(parent, role_of(choice.message), choice.message),
             parent_digest=prompt_digest,
-            created_at=_moment(record.finished_at),
+            created_at=_moment(came_at),
+            hidden=conversation.hidden,
         )
         for index, choice in _numbered(record.choices)
     )
@@ -171,7 +174,7 @@ def _numbered(choices: Sequence[Choice]) -> list[tuple[int, Choice]]:
 
 def _completion(
     record: SessionRecord,
-    conversation: ConversationRow,
+    conversation: StoredConversation,
     tool_set: ToolSetRow | None,
     prompt_digest: str | None,
 ) -> StoredCompletion:
@@ -204,6 +207,7 @@ def _completion(
         created_at=_moment(request.created_at),
         finished_at=_moment(record.finished_at),
         client_left_at=None if left_at is None else _moment(left_at),
+        hidden=conversation.hidden,
     )
 
 
@@ -218,41 +222,6 @@ def _error(failure: Failure | None) -> dict[str, Any] | None:
         "param": failure.param,
     }
     return error if failure.reported_code == failure.code else {**error, "kind": failure.code}
-
-
-def _role(message: Mapping[str, Any]) -> str:
-    return readable(str(message.get("role")))
-
-
-def _content(message: Mapping[str, Any]) -> str | None:
-    content = message.get("content")
-    return content if isinstance(content, str) else None
-
-
-def _parts(message: Mapping[str, Any]) -> dict[str, Any]:
-    """What a message holds besides its role and a plain text content."""
-    return {
-        field: value
-        for field, value in message.items()
-        if value is not None
-        and field != "role"
-        and not (field == "content" and isinstance(value, str))
-    }
-
-
-def _answer_parts(choice: Choice, record: SessionRecord) -> dict[str, Any]:
-    """The same for an answer, with what its choice says of it under `choice`."""
-    parts = _parts(choice.message)
-    said = {
-        "logprobs": choice.logprobs,
-        "extra": dict(choice.extra),
-        "finish_reason": (
-            choice.finish_reason if choice.finish_reason != record.finish_reason else None
-        ),
-    }
-    if kept := {field: value for field, value in said.items() if not is_empty(value)}:
-        parts["choice"] = kept
-    return parts
 
 
 def _readable(text: str | None) -> str | None:

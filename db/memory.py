@@ -1,27 +1,34 @@
 """The store in memory: the same promises without durability, for tests and benchmarks.
 
 What is kept are the same rows of `db.history` that `db.postgres` writes, held to the same rules;
-`tests/db/test_store_contract.py` runs over both. Everything is gone with the process.
+`tests/db/test_store_contract.py` runs over both. Reading for owners is in `db.memory_views`.
+Everything is gone with the process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
 
 from db.columns import from_jsonb, to_jsonb
 from db.history import RecordRows, rows_of
-from db.store import RecordRejected, StoredCompletion, StoredMessage, StoreUnavailable
+from db.memory_views import MemoryViews
+from db.messages import sent_copy
+from db.store import (
+    CompletionView,
+    RecordRejected,
+    StoredCompletion,
+    StoredMessage,
+    StoreUnavailable,
+)
 from statemachine import SessionRecord
 
 
-class MemoryStore:
+class MemoryStore(MemoryViews):
     """A `db.store.Store`. Its methods never wait, so they can't be cancelled midway."""
 
     def __init__(self) -> None:
-        self._completions: dict[str, StoredCompletion] = {}
-        self._answers: dict[str, tuple[StoredMessage, ...]] = {}
-        self._messages: dict[str, list[StoredMessage]] = {}
+        super().__init__()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -50,13 +57,47 @@ class MemoryStore:
     async def thread(self, digest: str) -> list[StoredMessage]:
         """See `db.store.Store.thread`."""
         self._require_open()
-        thread: list[StoredMessage] = []
-        step: str | None = digest
-        while step is not None and step in self._messages:
-            message = min(self._messages[step], key=_preference)
-            thread.append(message)
-            step = message.parent_digest
-        return thread[::-1]
+        return self._walk(digest)[::-1]
+
+    async def set_metadata(
+        self, owner: str, completion_id: str, metadata: Mapping[str, str] | None
+    ) -> CompletionView | None:
+        """See `db.store.Readable.set_metadata`."""
+        found = self._shown(owner, completion_id)
+        if found is None:
+            return None
+        kept = None if metadata is None else dict(metadata)
+        self._completions[completion_id] = evolve(found, metadata=kept)
+        return self._view(completion_id)
+
+    async def delete(self, owner: str, completion_id: str) -> bool:
+        """See `db.store.Readable.delete`."""
+        gone = self._shown(owner, completion_id)
+        if gone is None:
+            return False
+        del self._completions[completion_id]
+        self._deleted[completion_id] = gone.owner, gone.created_at
+        prompts = [(row.prompt_digest, row.hidden) for row in self._completions.values()]
+        used = {row.digest for digest, _ in prompts for row in self._walk(digest)}
+        shown = {row.digest for digest, hid in prompts if not hid for row in self._walk(digest)}
+        for answer in self._answers.pop(completion_id):
+            rows = self._messages[answer.digest]
+            rows.remove(answer)
+            if answer.digest in used and all(row.hidden for row in rows):
+                rows[:] = [row for row in rows if row.completion_id is not None]
+                rows.append(sent_copy(answer, answer.digest not in shown))
+        for digest, rows in list(self._messages.items()):
+            if rows and rows[0].conversation_id != gone.conversation_id:
+                continue
+            self._messages[digest] = [
+                evolve(row, hidden=digest not in shown) if row.completion_id is None else row
+                for row in rows
+                if row.completion_id is not None or digest in used
+            ]
+            if not self._messages[digest]:
+                del self._messages[digest]
+        self._forget_conversation(gone.conversation_id)
+        return True
 
     async def check(self) -> None:
         """See `db.store.Store.check`."""
@@ -66,16 +107,48 @@ class MemoryStore:
         """See `db.store.Store.close`."""
         self._closed = True
 
+    def _forget_conversation(self, conversation_id: str) -> None:
+        """Drop it if nothing is left of it, hide it if nothing is left to be shown."""
+        conversation = self._conversations[conversation_id]
+        left = [
+            row.hidden
+            for row in self._completions.values()
+            if row.conversation_id == conversation_id
+        ]
+        self._conversations[conversation_id] = evolve(conversation, hidden=all(left))
+        if not left:
+            del self._conversations[conversation_id]
+            self._deleted[conversation_id] = conversation.owner, conversation.created_at
+
     def _keep(self, rows: RecordRows) -> None:
         completion_id = rows.completion.completion_id
-        if completion_id in self._completions:
+        if completion_id in self._completions or completion_id in self._deleted:
             return
+        conversation = rows.conversation
+        known = self._conversations.get(conversation.conversation_id, conversation)
+        self._conversations[conversation.conversation_id] = evolve(
+            known,
+            updated_at=max(known.updated_at, conversation.updated_at),
+            hidden=known.hidden and conversation.hidden,
+        )
         self._completions[completion_id] = rows.completion
         self._answers[completion_id] = rows.answers
+        if rows.tool_set is not None:
+            tools = _copy(rows.tool_set.tools)
+            self._tool_sets.setdefault(rows.tool_set.digest, tools)
         for answer in rows.answers:
             self._messages.setdefault(answer.digest, []).append(answer)
-        for message in rows.sent:
-            self._messages.setdefault(message.digest, [message])
+        self._keep_sent(rows.sent)
+
+    def _keep_sent(self, sent: Iterable[StoredMessage]) -> None:
+        """Keep each message once, and another time if it was only in a hidden answer until now."""
+        for message in sent:
+            rows = self._messages.setdefault(message.digest, [])
+            if not rows or (not message.hidden and all(row.hidden for row in rows)):
+                copies = [row for row in rows if row.completion_id is None]
+                rows[:] = [row for row in rows if row.completion_id is not None]
+                kept = copies[0] if copies else message
+                rows.append(evolve(kept, hidden=message.hidden))
 
     def _require_open(self) -> None:
         if self._closed:
@@ -97,8 +170,3 @@ def _kept(rows: RecordRows) -> RecordRows:
 
 def _copy(value: Any) -> Any:
     return None if value is None else from_jsonb(to_jsonb(value))
-
-
-def _preference(message: StoredMessage) -> tuple[bool, float, str]:
-    """Of several messages with one digest an answer comes first, as in `db.sql.THREAD`."""
-    return message.completion_id is None, message.created_at, message.message_id

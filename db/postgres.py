@@ -15,7 +15,7 @@ when to retry a save, and for how long, is `db.saver`'s business. A save's steps
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -23,13 +23,19 @@ import aiopg
 import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
-from db import sql, transaction
+from db import changing, reading, sql, transaction
 from db.address import Route, shown
 from db.columns import readable
 from db.faults import store_error
 from db.store import (
+    CompletionFilter,
+    CompletionView,
+    ConversationView,
+    Page,
+    Paging,
     RecordRejected,
     StoredCompletion,
+    StoredConversation,
     StoredMessage,
     StoreError,
     StoreUnavailable,
@@ -80,6 +86,8 @@ class PostgresStore:
         self._route = route
         self._where = where
         self._timeout_seconds = timeout_seconds
+        # Half of the connections, so that a crowd of readers never keeps an answer waiting.
+        self._readers = asyncio.Semaphore(max(1, self._max_size // 2))
 
     def __repr__(self) -> str:
         pool = self._pool
@@ -151,6 +159,46 @@ class PostgresStore:
         rows = await self._select(sql.THREAD, digest=readable(digest))
         return [sql.message_from(row) for row in rows]
 
+    async def list_completions(
+        self, owner: str, wanted: CompletionFilter, paging: Paging
+    ) -> Page[CompletionView]:
+        """See `db.store.Readable.list_completions`."""
+        return await self._read(lambda c: reading.completions(c, owner, wanted, paging))
+
+    async def view(self, owner: str, completion_id: str) -> CompletionView | None:
+        """See `db.store.Readable.view`."""
+        return await self._read(lambda c: reading.view(c, owner, completion_id))
+
+    async def list_prompt(
+        self, owner: str, completion_id: str, paging: Paging
+    ) -> Page[StoredMessage] | None:
+        """See `db.store.Readable.list_prompt`."""
+        return await self._read(lambda c: reading.prompt(c, owner, completion_id, paging))
+
+    async def list_conversations(self, owner: str, paging: Paging) -> Page[StoredConversation]:
+        """See `db.store.Readable.list_conversations`."""
+        return await self._read(lambda c: reading.conversations(c, owner, paging))
+
+    async def view_conversation(
+        self, owner: str, conversation_id: str, paging: Paging
+    ) -> ConversationView | None:
+        """See `db.store.Readable.view_conversation`."""
+        return await self._read(lambda c: reading.conversation(c, owner, conversation_id, paging))
+
+    async def set_metadata(
+        self, owner: str, completion_id: str, metadata: Mapping[str, str] | None
+    ) -> CompletionView | None:
+        """See `db.store.Readable.set_metadata`."""
+        seconds = self._timeout_seconds
+        return await self._run(
+            lambda c: changing.set_metadata(c, owner, completion_id, metadata, seconds)
+        )
+
+    async def delete(self, owner: str, completion_id: str) -> bool:
+        """See `db.store.Readable.delete`."""
+        seconds = self._timeout_seconds
+        return await self._run(lambda c: changing.delete(c, owner, completion_id, seconds))
+
     async def check(self) -> None:
         """See `db.store.Store.check`. Asks whether the database takes writes from us and has
         every migration that this code knows."""
@@ -166,6 +214,19 @@ class PostgresStore:
                 f"The database at {self._where} is encoded in {encoding}, which can't hold every "
                 "text; create one with ENCODING 'UTF8'"
             )
+
+    async def _read(self, read: Callable[[aiopg.Cursor], Awaitable[_T]]) -> _T:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await self._readers.acquire()
+        except TimeoutError:
+            raise StoreUnavailable("Too many others are reading what is stored") from None
+        try:
+            return await self._run(
+                lambda c: reading.at_one_moment(c, self._timeout_seconds, lambda: read(c))
+            )
+        finally:
+            self._readers.release()
 
     async def _select(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
         async def ask(cursor: aiopg.Cursor) -> list[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from db.columns import from_jsonb, original_text, raw_bytes, readable, to_jsonb
-from db.store import StoredCompletion, StoredMessage
+from db.store import StoredCompletion, StoredConversation, StoredMessage
 from statemachine import State
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -22,6 +22,7 @@ CONVERSATIONS: Final = {
     "client_key": "text",
     "created_at": "timestamptz",
     "updated_at": "timestamptz",
+    "hidden": "boolean",
 }
 TOOL_SETS: Final = {"digest": "text", "tools": "jsonb"}
 COMPLETIONS: Final = {
@@ -51,6 +52,7 @@ COMPLETIONS: Final = {
     "created_at": "timestamptz",
     "finished_at": "timestamptz",
     "client_left_at": "timestamptz",
+    "hidden": "boolean",
 }
 MESSAGES: Final = {
     "message_id": "text",
@@ -65,16 +67,20 @@ MESSAGES: Final = {
     "digest": "text",
     "parent_digest": "text",
     "created_at": "timestamptz",
+    "hidden": "boolean",
 }
 
 
-def _insert(table: str, columns: dict[str, str]) -> str:
+def _insert(table: str, columns: dict[str, str], condition: str = "") -> str:
     names = ", ".join(columns)
     arrays = ", ".join(f"%({name})s::{kind}[]" for name, kind in columns.items())
-    return f"INSERT INTO {table} ({names}) SELECT {names} FROM unnest({arrays}) AS new ({names})"
+    return (
+        f"INSERT INTO {table} ({names}) SELECT {names} FROM unnest({arrays}) AS new ({names})"
+        f"{condition}"
+    )
 
 
-def _select(columns: dict[str, str], prefix: str = "") -> str:
+def select_list(columns: dict[str, str], prefix: str = "") -> str:
     # jsonb as text: we read it with our own parser, see `db.columns`.
     return ", ".join(
         f"{prefix}{name}::text" if kind == "jsonb" else f"{prefix}{name}"
@@ -87,28 +93,49 @@ BEGIN: Final = (
     " SET LOCAL idle_in_transaction_session_timeout = %(timeout_ms)s"
 )
 INSERT_COMPLETIONS: Final = (
-    _insert("completions", COMPLETIONS)
+    _insert(
+        "completions",
+        COMPLETIONS,
+        " WHERE NOT EXISTS (SELECT FROM deletions WHERE deletions.id = new.completion_id)",
+    )
     + " ON CONFLICT (completion_id) DO NOTHING RETURNING completion_id"
 )
 UPSERT_CONVERSATIONS: Final = (
-    _insert("conversations", CONVERSATIONS)
-    + " ON CONFLICT (conversation_id) DO UPDATE SET updated_at = excluded.updated_at"
+    _insert("conversations", CONVERSATIONS) + " ON CONFLICT (conversation_id) DO UPDATE SET"
+    " updated_at = greatest(conversations.updated_at, excluded.updated_at),"
+    " hidden = conversations.hidden AND excluded.hidden"
     " WHERE conversations.updated_at < excluded.updated_at"
+    " OR (conversations.hidden AND NOT excluded.hidden)"
 )
 INSERT_TOOL_SETS: Final = _insert("tool_sets", TOOL_SETS) + " ON CONFLICT (digest) DO NOTHING"
 # Without a target, since a sent message may be there by its id as well as by its digest.
 INSERT_MESSAGES: Final = _insert("messages", MESSAGES) + " ON CONFLICT DO NOTHING"
 
-KNOWN_DIGESTS: Final = (
-    "SELECT digest FROM messages WHERE digest = ANY (%(digests)s::text[])"
-    " UNION ALL SELECT digest FROM tool_sets WHERE digest = ANY (%(digests)s::text[])"
+# Which of these are there, and whether hidden. A tool set found is locked as the foreign key
+# would lock it at the commit, so that none is deleted between the two.
+KNOWN: Final = (
+    "SELECT digest, hidden FROM messages WHERE digest = ANY (%(digests)s::text[])"
+    " UNION ALL SELECT digest, false FROM (SELECT digest FROM tool_sets"
+    " WHERE digest = ANY (%(digests)s::text[]) ORDER BY digest FOR KEY SHARE) AS held"
+    " UNION ALL SELECT id, NULL FROM deletions WHERE id = ANY (%(completion_ids)s::text[])"
+)
+SHOW_MESSAGES: Final = (
+    "UPDATE messages SET hidden = false"
+    " WHERE digest = ANY (%(digests)s::text[]) AND completion_id IS NULL AND hidden"
+)
+INSERT_LABELS: Final = (
+    "INSERT INTO completion_labels (label, created_at, completion_id)"
+    " SELECT completion_label(owner, key, value), created_at, completion_id"
+    " FROM completions, jsonb_each_text(metadata)"
+    " WHERE completion_id = ANY (%(completion_ids)s::text[]) AND NOT hidden"
+    " AND value IS NOT NULL ORDER BY completion_id"
 )
 
 FIND_COMPLETION: Final = (
-    f"SELECT {_select(COMPLETIONS)} FROM completions WHERE completion_id = %(completion_id)s"
+    f"SELECT {select_list(COMPLETIONS)} FROM completions WHERE completion_id = %(completion_id)s"
 )
 ANSWER: Final = (
-    f"SELECT {_select(MESSAGES)} FROM messages"
+    f"SELECT {select_list(MESSAGES)} FROM messages"
     " WHERE completion_id = %(completion_id)s ORDER BY choice_index"
 )
 
@@ -116,18 +143,19 @@ THREAD_MAX_MESSAGES: Final = 100_000
 """Where a walk gives up. Digests can't form a ring unless somebody edits rows by hand."""
 
 # Of several rows with one digest an answer comes first: it holds more than its copy sent back.
-_ONE_OF = "ORDER BY completion_id IS NULL, created_at, message_id LIMIT 1"
+# But what is hidden comes last.
+ONE_OF: Final = "ORDER BY hidden, completion_id IS NULL, created_at, message_id LIMIT 1"
 THREAD: Final = f"""
 WITH RECURSIVE walk AS (
-    (SELECT messages.*, 1 AS steps FROM messages WHERE digest = %(digest)s {_ONE_OF})
+    (SELECT messages.*, 1 AS steps FROM messages WHERE digest = %(digest)s {ONE_OF})
     UNION ALL
     SELECT parent.*, walk.steps + 1
     FROM walk, LATERAL (
-        SELECT messages.* FROM messages WHERE messages.digest = walk.parent_digest {_ONE_OF}
+        SELECT messages.* FROM messages WHERE messages.digest = walk.parent_digest {ONE_OF}
     ) AS parent
     WHERE walk.steps < {THREAD_MAX_MESSAGES}
 )
-SELECT {_select(MESSAGES)} FROM walk ORDER BY steps DESC
+SELECT {select_list(MESSAGES)} FROM walk ORDER BY steps DESC
 """
 
 CHECK: Final = (
@@ -172,13 +200,18 @@ def arrays(columns: Mapping[str, str], rows: Sequence[Any]) -> dict[str, list[An
 
 
 def completion_from(row: Sequence[Any]) -> StoredCompletion:
-    """The completion in a row of `FIND_COMPLETION`."""
+    """The completion in a row of all its columns."""
     fields = _fields(COMPLETIONS, row)
     return StoredCompletion(**{**fields, "state": State(fields["state"])})
 
 
+def conversation_from(row: Sequence[Any]) -> StoredConversation:
+    """The conversation in a row of all its columns."""
+    return StoredConversation(**_fields(CONVERSATIONS, row))
+
+
 def message_from(row: Sequence[Any]) -> StoredMessage:
-    """The message in a row of `ANSWER` or `THREAD`."""
+    """The message in a row of all its columns."""
     fields = _fields(MESSAGES, row)
     raw = fields.pop("content_raw")
     return StoredMessage(**{**fields, "content": original_text(fields["content"], raw)})

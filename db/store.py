@@ -5,12 +5,17 @@ keeps the same promises without durability; `tests/db/test_store_contract.py` ho
 Called by `db.saver` (writing) and `service` (readiness, reading).
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from attrs import frozen
 
-from statemachine import SessionRecord, State
+from statemachine import Choice, SessionRecord, State
+
+PAGE_BYTES: Final = 4 * 1024 * 1024
+"""About how much text a page holds; its first item is on it whatever its size."""
+
+T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -29,9 +34,31 @@ class RecordRejected(StoreError):
     """The store will never take this: the data itself is at fault. Nothing of the call was kept."""
 
 
+class UnknownCursor(StoreError):
+    """What a page is to come after isn't there, and never was."""
+
+
+@frozen
+class StoredConversation:
+    """A conversation as it is kept, or as one record knows it.
+
+    Its key is the client's own name for it, if it has one. Hidden: all its completions are.
+    """
+
+    conversation_id: str
+    owner: str
+    client_key: str | None
+    created_at: float
+    updated_at: float
+    hidden: bool = False
+
+
 @frozen
 class StoredMessage:
-    """One message as it is kept; texts are given back exactly as they came in."""
+    """One message as it is kept; texts are given back exactly as they came in.
+
+    Hidden: only hidden completions have it, as their answer or in what they were sent.
+    """
 
     message_id: str
     conversation_id: str
@@ -44,11 +71,25 @@ class StoredMessage:
     digest: str
     parent_digest: str | None
     created_at: float
+    hidden: bool = False
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """OpenAI's message object: role, content, and whatever else the message held."""
+        parts = dict(self.parts or {})
+        if self.choice_index is not None:
+            said = parts.pop("choice", {})
+            if "delta" in said:
+                parts["choice"] = said["delta"]
+        return {"role": self.role, "content": self.content, **parts}
 
 
 @frozen
 class StoredCompletion:
-    """One completion as it is kept. Field by field the columns of `completions`."""
+    """One completion as it is kept. Field by field the columns of `completions`.
+
+    Hidden: its client asked for it with `store: false`, so it is shown to nobody.
+    """
 
     completion_id: str
     conversation_id: str
@@ -76,9 +117,137 @@ class StoredCompletion:
     created_at: float
     finished_at: float
     client_left_at: float | None
+    hidden: bool = False
 
 
-class Store(Protocol):
+# --- reading for owners ---------------------------------------------------------------------
+
+
+@frozen
+class Paging:
+    """Which part of a list: up to `limit` items after the one with the id `after`, or from the
+    list's beginning. Lists are ordered by time of creation, and by id where that is the same."""
+
+    limit: int
+    after: str | None = None
+    descending: bool = False
+
+
+@frozen
+class Page(Generic[T]):
+    """A part of a list, in the list's order. May hold fewer items than asked for although there
+    are more: see `PAGE_BYTES`. It is empty only if there are none."""
+
+    items: tuple[T, ...]
+    has_more: bool
+
+
+@frozen
+class CompletionFilter:
+    """Which completions: those with this model, and with all these pairs in their metadata."""
+
+    model: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@frozen
+class CompletionView:
+    """A completion with its answer's messages, by choice index, and its request's tools."""
+
+    completion: StoredCompletion
+    answers: tuple[StoredMessage, ...]
+    tools: Sequence[Any] | None
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The answer's choices, as they were saved."""
+        choices = []
+        for row in self.answers:
+            said = (row.parts or {}).get("choice", {})
+            finish_reason = said.get("finish_reason", self.completion.finish_reason)
+            extra, logprobs = said.get("extra", {}), said.get("logprobs")
+            choices.append(
+                Choice(row.choice_index or 0, row.message, finish_reason, logprobs, extra)
+            )
+        return tuple(choices)
+
+
+@frozen
+class ThreadNode:
+    """A node of a conversation's tree: a message, and the completion whose answer it is, if it
+    is one; or a completion that never began to answer, without a message.
+
+    `parent_id` is the node above: None for a root.
+    """
+
+    node_id: str
+    parent_id: str | None
+    message: StoredMessage | None
+    completion: StoredCompletion | None
+
+
+@frozen
+class ConversationView:
+    """A conversation and a page of its nodes."""
+
+    conversation: StoredConversation
+    nodes: Page[ThreadNode]
+
+
+class Readable(Protocol):
+    """What owners may do with their completions. Nobody is shown another's or a hidden one: it
+    is as if it weren't there. All raise `StoreUnavailable`, and are coroutines of which
+    cancelling keeps all effect or none.
+    """
+
+    async def list_completions(
+        self, owner: str, wanted: CompletionFilter, paging: Paging
+    ) -> Page[CompletionView]:
+        """A page of the owner's completions. A deleted one is still good for `paging.after`.
+
+        Raises `UnknownCursor`.
+        """
+
+    async def view(self, owner: str, completion_id: str) -> CompletionView | None:
+        """One completion, or None."""
+
+    async def list_prompt(
+        self, owner: str, completion_id: str, paging: Paging
+    ) -> Page[StoredMessage] | None:
+        """A page of what a completion's client sent, oldest first; None without the completion.
+
+        Raises `UnknownCursor`.
+        """
+
+    async def set_metadata(
+        self, owner: str, completion_id: str, metadata: Mapping[str, str] | None
+    ) -> CompletionView | None:
+        """Replace a completion's metadata; the completion as it is then, or None."""
+
+    async def delete(self, owner: str, completion_id: str) -> bool:
+        """Delete a completion, its answer, and whatever of its prompt and its tools no other
+        completion has; with the last of them the conversation goes too. False if it isn't there.
+
+        For good: saving its record again brings nothing back.
+        """
+
+    async def list_conversations(self, owner: str, paging: Paging) -> Page[StoredConversation]:
+        """A page of the owner's conversations. A deleted one is still good for `paging.after`.
+
+        Raises `UnknownCursor`.
+        """
+
+    async def view_conversation(
+        self, owner: str, conversation_id: str, paging: Paging
+    ) -> ConversationView | None:
+        """A conversation and a page of its nodes, or None. Equal messages after the same
+        messages are one node, but each answer is a node of its own.
+
+        Raises `UnknownCursor`.
+        """
+
+
+class Store(Readable, Protocol):
     """Every method is a coroutine; cancelling one keeps all of its effect or none."""
 
     async def save(self, records: Sequence[SessionRecord]) -> None:

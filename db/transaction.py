@@ -6,7 +6,9 @@ connections and errors; whoever loses the connection midway has saved nothing.
    every request with the same tools.
 3. All transactions take their locks in the same order, table by table and key by key, so that
    two that save the same rows wait for each other instead of deadlocking.
-4. Rows go out by the hundred: to quote thousands in one go would hold up every stream.
+4. A completion that was deleted isn't saved again. A conversation's row is locked before its
+   messages are looked at, by a save as by a deletion: neither acts on what the other undoes.
+5. Rows go out by the hundred: to quote thousands in one go would hold up every stream.
 """
 
 import asyncio
@@ -17,8 +19,8 @@ from typing import Any, Protocol, TypeVar
 from attrs import evolve
 
 from db import sql
-from db.history import ConversationRow, RecordRows, rows_of
-from db.store import RecordRejected
+from db.history import RecordRows, rows_of
+from db.store import RecordRejected, StoredConversation, StoredMessage
 from statemachine import SessionRecord
 
 _ROWS_PER_STATEMENT = 100
@@ -66,31 +68,70 @@ async def save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: flo
     The server itself gives up after `timeout_seconds` without progress: it doesn't notice that a
     client has gone while it waits for a lock, and those who wait for nobody would pile up.
     """
+    while not await _try_save(cursor, batch, timeout_seconds):
+        await cursor.execute("ROLLBACK")
+    await cursor.execute("COMMIT")
+
+
+async def _try_save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: float) -> bool:
+    """All but the commit. False if one of the batch was deleted in this very moment; the next
+    try knows of that."""
     await cursor.execute(sql.BEGIN, {"timeout_ms": ceil(timeout_seconds * 1000)})
     inserted: set[str] = set()
     completions = sorted((rows.completion for rows in batch), key=lambda row: row.completion_id)
     for chunk in _chunks(completions, _ROWS_PER_STATEMENT):
         await cursor.execute(sql.INSERT_COMPLETIONS, sql.arrays(sql.COMPLETIONS, chunk))
         inserted.update(completion_id for (completion_id,) in await cursor.fetchall())
-    if new := [rows for rows in batch if rows.completion.completion_id in inserted]:
-        conversations = _merged(rows.conversation for rows in new)
-        await _insert(cursor, sql.UPSERT_CONVERSATIONS, sql.CONVERSATIONS, conversations)
-        await _save_tools_and_messages(cursor, new)
-    await cursor.execute("COMMIT")
-
-
-async def _save_tools_and_messages(cursor: Cursor, new: Sequence[RecordRows]) -> None:
+    new = [rows for rows in batch if rows.completion.completion_id in inserted]
+    if not new:
+        return True
+    conversations = _merged(rows.conversation for rows in new)
+    await _insert(cursor, sql.UPSERT_CONVERSATIONS, sql.CONVERSATIONS, conversations)
     tool_sets = {rows.tool_set.digest: rows.tool_set for rows in new if rows.tool_set}
-    sent = {message.digest: message for rows in reversed(new) for message in rows.sent}
-    answers = [answer for rows in new for answer in rows.answers]
-    known = {answer.digest for answer in answers}
-    for digests in _chunks([*tool_sets, *sent], _DIGESTS_PER_STATEMENT):
-        await cursor.execute(sql.KNOWN_DIGESTS, {"digests": digests})
-        known.update(digest for (digest,) in await cursor.fetchall())
-    unknown_tools = [tool_sets[digest] for digest in sorted(tool_sets.keys() - known)]
+    sent = _merged_messages(new)
+    known = await _known(cursor, [*tool_sets, *sent], [*inserted])
+    if None in known.values():
+        return False
+    unknown_tools = [tool_sets[digest] for digest in sorted(tool_sets.keys() - known.keys())]
     await _insert(cursor, sql.INSERT_TOOL_SETS, sql.TOOL_SETS, unknown_tools)
-    messages = answers + [sent[digest] for digest in sent.keys() - known]
-    messages.sort(key=lambda row: row.message_id)
+    await _save_messages(cursor, [answer for rows in new for answer in rows.answers], sent, known)
+    if labelled := [row.completion_id for row in completions if row.metadata and not row.hidden]:
+        ids = sorted(inserted.intersection(labelled))
+        await cursor.execute(sql.INSERT_LABELS, {"completion_ids": ids})
+    return True
+
+
+async def _known(
+    cursor: Cursor, digests: Sequence[str], completion_ids: Sequence[str]
+) -> dict[str, bool | None]:
+    """Which of these digests are there: False if any row with it may be shown, True if all are
+    hidden. A completion's id is among them, with None, if that completion was deleted."""
+    known: dict[str, bool | None] = {}
+    for chunk in _chunks(digests or [""], _DIGESTS_PER_STATEMENT):
+        await cursor.execute(sql.KNOWN, {"digests": chunk, "completion_ids": completion_ids})
+        for name, hidden in await cursor.fetchall():
+            known[name] = hidden and known.get(name, True)
+    return known
+
+
+async def _save_messages(
+    cursor: Cursor,
+    answers: Sequence[StoredMessage],
+    sent: Mapping[str, StoredMessage],
+    known: Mapping[str, bool | None],
+) -> None:
+    """Write the answers, and what of the sent is new: unknown, or hidden until now."""
+    hidden = {**known}
+    for answer in answers:
+        hidden[answer.digest] = answer.hidden and hidden.get(answer.digest, True)
+    fresh = [
+        message
+        for digest, message in sent.items()
+        if digest not in hidden or (hidden[digest] and not message.hidden)
+    ]
+    if shown := sorted(message.digest for message in fresh if message.digest in known):
+        await cursor.execute(sql.SHOW_MESSAGES, {"digests": shown})
+    messages = sorted([*answers, *fresh], key=lambda row: row.message_id)
     await _insert(cursor, sql.INSERT_MESSAGES, sql.MESSAGES, messages)
 
 
@@ -101,17 +142,28 @@ async def _insert(
         await cursor.execute(statement, sql.arrays(columns, chunk))
 
 
-def _merged(conversations: Iterable[ConversationRow]) -> list[ConversationRow]:
+def _merged(conversations: Iterable[StoredConversation]) -> list[StoredConversation]:
     """One row per conversation, from its first beginning to its last end, by id."""
-    merged: dict[str, ConversationRow] = {}
+    merged: dict[str, StoredConversation] = {}
     for row in conversations:
         other = merged.get(row.conversation_id, row)
         merged[row.conversation_id] = evolve(
             row,
             created_at=min(row.created_at, other.created_at),
             updated_at=max(row.updated_at, other.updated_at),
+            hidden=row.hidden and other.hidden,
         )
     return [merged[conversation_id] for conversation_id in sorted(merged)]
+
+
+def _merged_messages(batch: Sequence[RecordRows]) -> dict[str, StoredMessage]:
+    """What was sent, by digest, as the first record has it; hidden only if all say so."""
+    merged: dict[str, StoredMessage] = {}
+    for message in (message for rows in batch for message in rows.sent):
+        first = merged.setdefault(message.digest, message)
+        if first.hidden and not message.hidden:
+            merged[message.digest] = evolve(first, hidden=False)
+    return merged
 
 
 def _chunks(rows: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

@@ -29,11 +29,13 @@ from service.clock import Clock, steady_clock
 from service.completions import Completions
 from service.config import Config, is_loopback
 from service.connections import continue_later
+from service.conversations import Conversations
 from service.cors import cors
 from service.errors import errors_middleware
 from service.lifecycle import Readiness, RunningStreams, healthz
 from service.limits import Admission
 from service.reload import Reloader
+from service.stored import StoredCompletions
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
 
 log = structlog.get_logger(__name__)
@@ -48,6 +50,8 @@ ADMISSION = web.AppKey("admission", Admission)
 STREAMS = web.AppKey("streams", RunningStreams)
 DSN = web.AppKey("dsn", str)
 COMPLETIONS = web.AppKey("completions", Completions)
+STORED = web.AppKey("stored", StoredCompletions)
+CONVERSATIONS = web.AppKey("conversations", Conversations)
 READINESS = web.AppKey("readiness", Readiness)
 RELOADER = web.AppKey("reloader", Reloader)
 
@@ -260,6 +264,10 @@ def _endpoints(clock: Clock) -> CleanupContext:
         app[COMPLETIONS] = Completions(
             app[CONFIG], app[DIRECTORY], app[STREAMS], app[ADMISSION], saver, journal, clock
         )
+        app[STORED] = StoredCompletions(
+            app[STORE], lambda: app[COMPLETIONS].config.server.request_timeout_seconds
+        )
+        app[CONVERSATIONS] = Conversations(app[STORE])
         checks = {"database": _database_check(app[STORE])}
         if journal is not None:
             checks["journal"] = _journal_check(journal)
@@ -301,6 +309,12 @@ def _add_routes(app: web.Application) -> None:
         models = await request.app[DIRECTORY].models()
         return web.json_response({"object": "list", "data": models})
 
+    async def stored(request: web.Request) -> web.Response:
+        return await request.app[STORED].answer(request)
+
+    async def conversations(request: web.Request) -> web.Response:
+        return await request.app[CONVERSATIONS].answer(request)
+
     async def readyz(request: web.Request) -> web.Response:
         return await request.app[READINESS].readyz(request)
 
@@ -308,6 +322,13 @@ def _add_routes(app: web.Application) -> None:
         [
             web.post("/v1/chat/completions", create_completion, expect_handler=continue_later),
             web.post("/v1/chat/completions/{completion_id}/cancel", cancel_completion),
+            web.get("/v1/chat/completions", stored),
+            web.get("/v1/chat/completions/{completion_id}", stored),
+            web.post("/v1/chat/completions/{completion_id}", stored, expect_handler=continue_later),
+            web.delete("/v1/chat/completions/{completion_id}", stored),
+            web.get("/v1/chat/completions/{completion_id}/messages", stored),
+            web.get("/v1/conversations", conversations),
+            web.get("/v1/conversations/{conversation_id}", conversations),
             web.get("/v1/models", list_models),
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),

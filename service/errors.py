@@ -34,6 +34,7 @@ ERROR_CODES: Mapping[str, int] = {
     "upstream_incomplete": 502,
     "upstream_malformed": 502,
     "upstream_unreachable": 502,
+    "database_unavailable": 503,
     "draining": 503,
     "journal_full": 503,
     "connect_timeout": 504,

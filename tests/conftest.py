@@ -66,7 +66,10 @@ def database_url(migrated_database: str) -> Iterator[str]:
     """
     yield migrated_database
     execute(migrated_database, CLOSE_OTHERS)
-    execute(migrated_database, "TRUNCATE conversations, tool_sets, completions, messages")
+    execute(
+        migrated_database,
+        "TRUNCATE conversations, tool_sets, completions, messages, completion_labels, deletions",
+    )
 
 
 @pytest.fixture

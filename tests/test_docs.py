@@ -256,7 +256,14 @@ def tables() -> dict[str, list[str]]:
 
 def test_there_are_tables() -> None:
     """The migrations are found and read."""
-    assert set(tables()) == {"completions", "conversations", "messages", "tool_sets"}
+    assert set(tables()) == {
+        "completion_labels",
+        "completions",
+        "conversations",
+        "deletions",
+        "messages",
+        "tool_sets",
+    }
 
 
 @pytest.mark.parametrize("table", sorted(tables()))

@@ -21,12 +21,19 @@ from service.wire.encoder import (
     DONE,
     PING,
     ChunkEncoder,
+    choice_object,
     completion_object,
     error_body,
     error_event,
 )
 from service.wire.jsontext import decode_json, encode_json
-from service.wire.requests import ChatRequest, InvalidRequest, parse_request, upstream_body
+from service.wire.requests import (
+    ChatRequest,
+    InvalidRequest,
+    parse_metadata_update,
+    parse_request,
+    upstream_body,
+)
 
 __all__ = [
     "DONE",
@@ -35,11 +42,13 @@ __all__ = [
     "ChunkEncoder",
     "InvalidRequest",
     "SseDecoder",
+    "choice_object",
     "completion_object",
     "decode_json",
     "encode_json",
     "error_body",
     "error_event",
+    "parse_metadata_update",
     "parse_request",
     "upstream_body",
 ]

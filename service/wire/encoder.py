@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.wire.jsontext import encode_json
-from statemachine import Failure, SessionRecord
+from statemachine import Choice, Failure, SessionRecord
 
 DONE = b"data: [DONE]\n\n"
 PING = b": keep-alive\n"
@@ -86,15 +86,17 @@ def completion_object(record: SessionRecord) -> dict[str, Any]:
         "object": "chat.completion",
         "created": int(request.created_at) if created is None else created,
         "model": request.model,
-        "choices": [
-            {
-                **choice.extra,
-                "index": choice.index,
-                "message": {"refusal": None, **choice.message},
-                "logprobs": choice.logprobs,
-                "finish_reason": choice.finish_reason,
-            }
-            for choice in record.choices
-        ],
+        "choices": [choice_object(choice) for choice in record.choices],
         "usage": record.usage,
+    }
+
+
+def choice_object(choice: Choice) -> dict[str, Any]:
+    """One of a `chat.completion` object's choices."""
+    return {
+        **choice.extra,
+        "index": choice.index,
+        "message": {"refusal": None, **choice.message},
+        "logprobs": choice.logprobs,
+        "finish_reason": choice.finish_reason,
     }

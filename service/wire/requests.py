@@ -60,12 +60,7 @@ def parse_request(data: bytes) -> ChatRequest:
     Raises:
         InvalidRequest: with the sentence for the client and the field's name.
     """
-    try:
-        body = decode_json(data)
-    except ValueError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"The body must be a JSON object, not {_kind(body)}.")
+    body = _object(data)
     stream_options = _optional(body, "stream_options", dict) or {}
     include_usage = _optional(
         stream_options, "include_usage", bool, param="stream_options.include_usage"
@@ -113,6 +108,21 @@ def parse_metadata(body: JsonObject) -> Mapping[str, str] | None:
     return metadata
 
 
+def parse_metadata_update(data: bytes) -> Mapping[str, str] | None:
+    """Check the body of `POST /v1/chat/completions/{id}`: the new metadata, or None for none.
+
+    Raises:
+        InvalidRequest: not `{"metadata": …}` and nothing else, or over the limits.
+    """
+    body = _object(data)
+    if "metadata" not in body:
+        raise InvalidRequest("'metadata' is missing; null removes it.", "metadata")
+    for key in body:
+        if key != "metadata":
+            raise InvalidRequest("Of a stored completion only 'metadata' can be changed.", key[:64])
+    return parse_metadata(body)
+
+
 def upstream_body(
     request: ChatRequest,
     *,
@@ -142,6 +152,16 @@ def upstream_body(
         "stream": True,
         "stream_options": options,
     }
+
+
+def _object(data: bytes) -> JsonObject:
+    try:
+        body = decode_json(data)
+    except ValueError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"The body must be a JSON object, not {_kind(body)}.")
+    return body
 
 
 def _model(body: JsonObject) -> str:

@@ -12,10 +12,19 @@ import pytest
 import db.migrate as module
 from db import sql
 from db.migrate import main, migrate
-from db.store import StoreUnavailable
+from db.postgres import PostgresStore
+from db.store import CompletionFilter, Paging, StoreUnavailable
 from tests.conftest import execute
 
 ALL = sorted(sql.migration_ids())
+ALL_TABLES = [
+    "completion_labels",
+    "completions",
+    "conversations",
+    "deletions",
+    "messages",
+    "tool_sets",
+]
 TABLES = (
     "SELECT table_name FROM information_schema.tables"
     " WHERE table_schema = 'public' AND table_name NOT LIKE '\\_yoyo%' ORDER BY 1"
@@ -29,7 +38,7 @@ def tables(dsn: str) -> list[str]:
 def test_an_empty_database_gets_every_table(empty_database_url: str) -> None:
     """Migrating applies all there is, in order, and says so."""
     assert ALL == migrate(empty_database_url)
-    assert ["completions", "conversations", "messages", "tool_sets"] == tables(empty_database_url)
+    assert ALL_TABLES == tables(empty_database_url)
 
 
 def test_migrating_again_does_nothing(empty_database_url: str) -> None:
@@ -136,4 +145,42 @@ def test_every_table_is_described(database_url: str) -> None:
     """Whoever looks into the database finds in it what each table is for."""
     described = "SELECT relname::text FROM pg_class WHERE obj_description(oid, 'pg_class') <> ''"
     names = [name for (name,) in execute(database_url, described)]
-    assert {"conversations", "tool_sets", "completions", "messages"} <= set(names)
+    assert set(ALL_TABLES) <= set(names)
+
+
+async def test_what_was_stored_before_can_be_read(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows from before there were labels and hidden ones are found by their metadata, and hidden
+    if their client wanted that; so are the messages that only such completions have."""
+    first = "0001_conversations_completions_messages.sql"
+    (tmp_path / first).write_text((sql.MIGRATIONS / first).read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "MIGRATIONS", tmp_path)
+        migrate(empty_database_url)
+    for name, store in (("a", "true"), ("b", "false")):
+        execute(
+            empty_database_url,
+            f"""
+            INSERT INTO conversations VALUES ('both', 'alice', NULL, now(), now())
+            ON CONFLICT DO NOTHING;
+            INSERT INTO messages (message_id, conversation_id, role, content, state, digest,
+                parent_digest, created_at)
+            VALUES ('root', 'both', 'user', 'root', 'complete', 'root', NULL, now()),
+                ('sent-{name}', 'both', 'user', '{name}', 'complete', 'sent-{name}', 'root', now())
+            ON CONFLICT DO NOTHING;
+            INSERT INTO completions (completion_id, conversation_id, owner, agent, model, state,
+                usage_source, token_count, chunk_count, duration_ms, trace_id, request, metadata,
+                prompt_digest, created_at, finished_at)
+            VALUES ('{name}', 'both', 'alice', 'demo', 'demo', 'completed', 'unknown', 1, 1, 1, '',
+                '{{"store": {store}}}', '{{"k": "v"}}', 'sent-{name}', now(), now())
+            """,
+        )
+    assert ALL[1:] == migrate(empty_database_url)
+    opened = await PostgresStore.open(empty_database_url)
+    page = await opened.list_completions("alice", CompletionFilter("demo", {"k": "v"}), Paging(9))
+    assert ["a"] == [view.completion.completion_id for view in page.items]
+    talk = await opened.view_conversation("alice", "both", Paging(9))
+    assert talk is not None
+    assert {"root", "sent-a", "a"} == {node.node_id for node in talk.nodes.items}
+    await opened.close()

@@ -1,29 +1,14 @@
 """What every store promises, held against each of them."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 from attrs import evolve
 
 from db.history import rows_of
-from db.memory import MemoryStore
-from db.postgres import PostgresStore
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import Choice, Failure, State
 from tests.db.records import assistant, make_partial, make_record, make_request, user
 
 NASTY = "NUL \0, lone \ud800 and \udc00, a split pair \ud83d\ude00, the escape ␛0000, ␀ and \ufffd"
-
-
-@pytest.fixture(params=["memory", "postgres"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    opened: Store
-    if request.param == "memory":
-        opened = MemoryStore()
-    else:
-        opened = await PostgresStore.open(request.getfixturevalue("database_url"))
-    yield opened
-    await opened.close()
 
 
 async def texts(store: Store, digest: str) -> list[str | None]:

@@ -1,0 +1,322 @@
+"""How do lists, completions and threads read when much is stored?
+
+    python -m benchmarks.history                       # at 1,000 and at 1,000,000 messages
+    python -m benchmarks.history --messages 1000 20000 --requests 100
+
+Fills a PostgreSQL of its own with conversations of ten turns of five owners, asks for the plans
+of the statements that read, and times each call of the API against the service. Ends with status
+1 if a plan at the largest size reads a whole table.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psycopg2
+
+from benchmarks.running import Server, percentiles, print_table, service
+from db import changing, reading_sql
+from db.migrate import migrate
+
+_TURNS = 10
+_OWNER = "anonymous"
+"""Who the service takes a caller without a key for; owns every other conversation."""
+
+_NUMBERS = "generate_series(%(first)s, %(last)s) AS conversation"
+_TURN = f"{_NUMBERS}, generate_series(0, {_TURNS - 1}) AS turn"
+_OWNED = f"CASE conversation %% 2 WHEN 0 THEN '{_OWNER}' ELSE 'owner-' || conversation %% 8 END"
+_AT = "timestamptz '2026-01-01' + conversation * interval '30 s' + turn * interval '40 s'"
+_DIGEST = "encode(sha256((conversation || '/' || {})::text::bytea), 'hex')"
+_TALK = "'conv_' || lpad(conversation::text, 9, '0')"
+_ID = "'chatcmpl-' || lpad((conversation * 10 + turn)::text, 10, '0')"
+_WORDS = "repeat(md5((conversation * 10 + turn)::text) || ' ', {})"
+
+# Foreign keys are not checked row by row, and indexes are made when the rows are there.
+IN_A_HURRY = "SET session_replication_role = replica; SET maintenance_work_mem = '256MB'"
+INDEXES = """
+SELECT indexname, indexdef FROM pg_indexes
+WHERE schemaname = current_schema AND tablename IN ('conversations', 'completions', 'messages')
+AND NOT EXISTS (SELECT FROM pg_constraint WHERE conname = indexname)
+"""
+FILL = (
+    f"""
+    INSERT INTO conversations (conversation_id, owner, created_at, updated_at)
+    SELECT {_TALK}, {_OWNED}, {_AT}, {_AT} + interval '6 min'
+    FROM {_NUMBERS}, (VALUES (0)) AS first (turn)
+    """,
+    """
+    INSERT INTO tool_sets SELECT 'tools-' || kind, jsonb_agg(jsonb_build_object('type', 'function',
+        'function', jsonb_build_object('name', 'f' || n, 'description', repeat(md5((kind * n)::text), 18))))
+    FROM generate_series(1, 36) AS n, generate_series(0, 299) AS kind GROUP BY kind ON CONFLICT DO NOTHING
+    """,
+    # Nine of ten are of one environment; one conversation has its chat; the last hundredth is late.
+    f"""
+    INSERT INTO completions (completion_id, conversation_id, owner, agent, model, state,
+        finish_reason, usage, usage_source, token_count, chunk_count, ttft_ms, duration_ms,
+        trace_id, request, tools_digest, metadata, prompt_digest, created_at, finished_at, hidden)
+    SELECT {_ID}, {_TALK}, {_OWNED}, 'demo',
+        CASE WHEN conversation %% 1000 = 2 THEN 'rare' ELSE 'model-' || turn %% 3 END,
+        'completed', 'stop', '{{"prompt_tokens": 90, "completion_tokens": 160}}', 'provider',
+        160, 160, 200, 4000, md5(conversation::text), '{{"stream": true, "temperature": 0.7}}',
+        CASE WHEN conversation %% 10 = 0 THEN 'tools-' || conversation / 10 %% 300 END,
+        jsonb_build_object('chat', conversation::text,
+            'env', CASE WHEN conversation %% 20 < 18 THEN 'prod' ELSE 'test' END)
+        || CASE WHEN conversation > %(last)s * 0.99 THEN '{{"late": "yes"}}'::jsonb ELSE '{{}}' END,
+        {_DIGEST.format("2 * turn")}, {_AT}, {_AT} + interval '4 s', conversation %% 50 = 4
+    FROM {_TURN}
+    """,
+    f"""
+    INSERT INTO messages (message_id, conversation_id, completion_id, choice_index, role, content,
+        state, digest, parent_digest, created_at, hidden)
+    SELECT 'msg_' || left({_DIGEST.format("2 * turn")}, 32), {_TALK}, NULL, NULL::integer, 'user',
+        {_WORDS.format(3)}, 'complete', {_DIGEST.format("2 * turn")},
+        CASE WHEN turn > 0 THEN {_DIGEST.format("2 * turn - 1")} END, {_AT},
+        conversation %% 50 = 4
+    FROM {_TURN}
+    UNION ALL
+    SELECT {_ID} || '-0', {_TALK}, {_ID}, 0, 'assistant', {_WORDS.format(20)}, 'complete',
+        {_DIGEST.format("2 * turn + 1")}, {_DIGEST.format("2 * turn")}, {_AT} + interval '4 s',
+        conversation %% 50 = 4
+    FROM {_TURN}
+    """,
+    """
+    INSERT INTO deletions SELECT 'chatcmpl-deleted-' || n, 'anonymous', now(), now()
+    FROM generate_series(%(first)s, %(last)s) AS n
+    """,
+    """
+    INSERT INTO completion_labels (label, created_at, completion_id)
+    SELECT completion_label(owner, key, value), created_at, completion_id
+    FROM completions, jsonb_each_text(metadata)
+    WHERE NOT hidden AND conversation_id >= 'conv_' || lpad(%(first)s::text, 9, '0')
+    """,
+)
+
+
+class History:
+    """The filled database, and what can be asked of it."""
+
+    def __init__(self, server: Server, seed: int = 1) -> None:
+        self._server = server
+        self._chance = random.Random(seed)
+        self.conversations = 0
+
+    def fill(self, messages: int) -> float:
+        """Fill it up to so many messages; returns the seconds that took."""
+        first, self.conversations = self.conversations + 1, messages // (2 * _TURNS)
+        started = time.monotonic()
+        with closing(psycopg2.connect(self._server.dsn)) as connection:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(IN_A_HURRY)
+                cursor.execute(INDEXES)
+                indexes = cursor.fetchall()
+                for name, _ in indexes:
+                    cursor.execute(f"DROP INDEX {name}")
+                for statement in FILL:
+                    cursor.execute(statement, {"first": first, "last": self.conversations})
+                for _, definition in indexes:
+                    cursor.execute(definition)
+            connection.autocommit = True
+            connection.cursor().execute("VACUUM ANALYZE")
+        return time.monotonic() - started
+
+    def count(self, table: str) -> int:
+        return int(self._server.query(f"SELECT count(*) FROM {table}")[0][0])
+
+    def talk(self) -> int:
+        """The number of one of the caller's conversations that are not hidden."""
+        while True:
+            number = 2 * self._chance.randint(1, self.conversations // 2)
+            if number % 50 != 4:
+                return number
+
+    def name(self) -> str:
+        """The id of one of the caller's completions."""
+        return f"chatcmpl-{self.talk() * 10 + self._chance.randrange(_TURNS):010}"
+
+    def plans(self) -> dict[str, dict[str, Any]]:
+        """Question → which tables and indexes its statements read and how, time and pages."""
+        found = {}
+        with closing(psycopg2.connect(self._server.dsn)) as connection:
+            for question, statement, parameters in self._statements():
+                with connection.cursor() as cursor:
+                    cursor.execute(
+                        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters
+                    )
+                    (([plan],),) = cursor.fetchall()
+                connection.rollback()
+                top = plan["Plan"]
+                found[question] = {
+                    "ms": round(top["Actual Total Time"], 2),
+                    "pages": top["Shared Hit Blocks"] + top["Shared Read Blocks"],
+                    "scans": sorted(set(_scans(top))),
+                }
+        return found
+
+    def _statements(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        name, talk = self.name(), f"conv_{self.talk():09}"
+        ((at, digest),) = self._server.query(
+            f"SELECT created_at, prompt_digest FROM completions WHERE completion_id = '{name}'"
+        )
+        page: dict[str, Any] = {"owner": _OWNER, "limit": 21, "at": at, "after": name}
+        filters: dict[str, tuple[str | None, dict[str, str]]] = {
+            "list": (None, {}),
+            "list, common model": ("model-1", {}),
+            "list, rare model": ("rare", {}),
+            "list, common metadata": (None, {"env": "prod"}),
+            "list, rare metadata": (None, {"chat": str(self.talk())}),
+            "list, metadata of the latest": (None, {"late": "yes"}),
+            "list, no such metadata": (None, {"late": "no"}),
+            "list, common and rare metadata": (None, {"env": "prod", "chat": str(self.talk())}),
+        }
+        for question, (model, metadata) in filters.items():
+            for after in (False, True):
+                statement = reading_sql.completion_keys(
+                    model=model,
+                    pairs=len(metadata),
+                    after=after,
+                    descending=False,
+                )
+                values = {**page, "model": model, "metadata": json.dumps(metadata)}
+                yield question + (", next page" if after else ""), statement, values
+        key = {"completion_id": name, "owner": _OWNER, "after": name}
+        yield "find the cursor", reading_sql.COMPLETION_PLACE, key
+        yield "find a completion", reading_sql.FIND_SHOWN, key
+        yield "the completions of a page", reading_sql.COMPLETIONS, {"completion_ids": [name]}
+        yield "the answers of a page", reading_sql.ANSWERS, {"completion_ids": [name]}
+        yield "a prompt's messages", reading_sql.PROMPT, {"digest": digest}
+        yield "list conversations", reading_sql.conversations(True, False), {**page, "after": talk}
+        nodes = {"conversation_id": talk, "limit": 101}
+        yield "a conversation's nodes", reading_sql.node_keys(False, False), nodes
+        yield "the nodes' parents", reading_sql.PARENTS, {"digests": [digest]}
+        yield "delete: followed answers", changing.FOLLOWED_ANSWERS, key
+        yield "delete: unused messages", changing.DELETE_UNUSED, {"digest": digest}
+        yield "delete: the completion", changing.DELETE_COMPLETION, key
+        yield "delete: the tools", changing.DELETE_TOOLS, {"digest": "tools-7"}
+
+    def calls(self) -> dict[str, Callable[[], tuple[str, str, Any]]]:
+        """Name → makes method, path and body of a call, another one each time."""
+        completions, talks = "/v1/chat/completions", "/v1/conversations"
+
+        def one(method: str, path: str, body: Any = None) -> Callable[[], tuple[str, str, Any]]:
+            def make() -> tuple[str, str, Any]:
+                names = {"name": self.name(), "talk": self.talk()}
+                return method, path.format(**names), body
+
+            return make
+
+        return {
+            "list": one("GET", completions),
+            "list, newest first": one("GET", f"{completions}?order=desc"),
+            "list, after any": one("GET", completions + "?after={name}"),
+            "list, 100": one("GET", completions + "?limit=100&after={name}"),
+            "list, rare model": one("GET", f"{completions}?model=rare"),
+            "list, common metadata": one("GET", f"{completions}?metadata[env]=prod"),
+            "list, rare metadata": one("GET", completions + "?metadata[chat]={talk}"),
+            "list, metadata of the latest": one("GET", f"{completions}?metadata[late]=yes"),
+            "list, two pairs": one(
+                "GET", completions + "?metadata[env]=prod&metadata[chat]={talk}"
+            ),
+            "retrieve": one("GET", completions + "/{name}"),
+            "messages": one("GET", completions + "/{name}/messages"),
+            "update": one("POST", completions + "/{name}", {"metadata": {"env": "prod"}}),
+            "conversations": one("GET", talks),
+            "conversation": one("GET", talks + "/conv_{talk:09}"),
+            "delete": one("DELETE", completions + "/{name}"),
+        }
+
+
+def _scans(node: dict[str, Any]) -> Iterator[str]:
+    """How a plan's nodes get at stored rows."""
+    kind = node["Node Type"]
+    where = node.get("Index Name") or node.get("Relation Name")
+    if where and "Scan" in kind and node.get("Actual Loops"):
+        yield f"{kind} {where}"
+    for child in node.get("Plans", ()):
+        yield from _scans(child)
+
+
+async def _time(port: int, history: History, requests: int) -> dict[str, dict[str, Any]]:
+    """Call → percentiles in milliseconds, one call at a time."""
+    table = {}
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        for name, make in history.calls().items():
+            times: list[float | None] = []
+            for number in range(requests + 5):
+                method, path, body = make()
+                began = time.perf_counter()
+                async with http.request(method, path, json=body) as response:
+                    await response.read()
+                if response.status not in (200, 404) or (response.status, method) == (404, "GET"):
+                    raise SystemExit(f"{method} {path}: {response.status}")
+                if number >= 5:  # the first calls open connections
+                    times.append((time.perf_counter() - began) * 1000)
+            row = percentiles(times)
+            table[name] = {"calls": row["streams"], **{k: row[k] for k in ("p50", "p99", "max")}}
+    return table
+
+
+def _print_plans(plans: dict[str, dict[str, Any]]) -> None:
+    width = max(map(len, plans))
+    print(f"{'plans':{width}} {'ms':>8} {'pages':>7}  read by")
+    for question, plan in plans.items():
+        scans = ", ".join(plan["scans"])
+        print(f"{question:{width}} {plan['ms']:>8} {plan['pages']:>7}  {scans}")
+
+
+def _measure(server: Server, port: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Size → plans and times, from small to large."""
+    history, found = History(server), {}
+    for messages in sorted(options.messages):
+        seconds = history.fill(messages)
+        size = {name: history.count(name) for name in ("messages", "completions")}
+        plans = history.plans()
+        times = asyncio.run(_time(port, history, options.requests))
+        found[str(messages)] = {"rows": size, "plans": plans, "calls": times}
+        if not options.json:
+            title = f"{size['messages']:,} messages, {size['completions']:,} completions"
+            print(f"\n{title} (filled in {seconds:.0f} s)\n")
+            _print_plans(plans)
+            print()
+            print_table("calls, ms", times)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--messages", type=int, nargs="+", default=[1000, 1_000_000])
+    parser.add_argument("--requests", type=int, default=300, help="of each call")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="verbatim-bench-") as name:
+        server = Server(Path(name) / "postgres")
+        try:
+            migrate(server.dsn)
+            config = {
+                "database": {"url": server.dsn},
+                "journal": {"directory": f"{name}/journal"},
+                "agents": [{"name": "demo", "kind": "scripted"}],
+            }
+            with service(Path(name) / "service", config) as (port, _):
+                found = _measure(server, port, options)
+        finally:
+            server.stop()
+    if options.json:
+        print(json.dumps(found, indent=1))
+    largest = found[str(max(options.messages))]["plans"]
+    whole = [question for question, plan in largest.items() if "Seq Scan" in str(plan["scans"])]
+    if whole:
+        print(f"These read whole tables: {'; '.join(whole)}", file=sys.stderr)
+    return 1 if whole else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""A message's row: what of it goes into which column. The way back is `StoredMessage.message`.
+
+No SQL; whose parent a message is, is `db.history`'s business. Called by it and by the stores.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import evolve
+
+from db.columns import readable
+from db.digest import SENT_BACK, is_empty, spoken
+from db.store import StoredMessage
+from statemachine import Choice, SessionRecord
+
+
+def role_of(message: Mapping[str, Any]) -> str:
+    """The role as its column holds it."""
+    return readable(str(message.get("role")))
+
+
+def text_of(message: Mapping[str, Any]) -> str | None:
+    """The content if it is a text; content of another kind is among the parts."""
+    content = message.get("content")
+    return content if isinstance(content, str) else None
+
+
+def parts_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message holds besides its role and a plain text content."""
+    return {
+        field: value
+        for field, value in message.items()
+        if value is not None
+        and field != "role"
+        and not (field == "content" and isinstance(value, str))
+    }
+
+
+def answer_parts(choice: Choice, record: SessionRecord) -> dict[str, Any]:
+    """The same for an answer, with what its choice says of it under `choice`."""
+    parts = parts_of(choice.message)
+    said = {
+        "logprobs": choice.logprobs,
+        "extra": dict(choice.extra),
+        "finish_reason": (
+            choice.finish_reason if choice.finish_reason != record.finish_reason else None
+        ),
+    }
+    kept = {field: value for field, value in said.items() if not is_empty(value)}
+    if "choice" in parts:  # a vendor's field of that very name
+        kept["delta"] = parts["choice"]
+    if kept:
+        parts["choice"] = kept
+    return parts
+
+
+def sent_id(digest: str) -> str:
+    """The key of the row of what a client sent: the same whenever it is sent again."""
+    return "msg_" + digest[:32]
+
+
+def sent_copy(answer: StoredMessage, hidden: bool) -> StoredMessage:
+    """The row of an answer's copy sent back, for when the answer itself is deleted and others
+    follow it. Of the answer only what such a copy holds."""
+    parts = {
+        field: spoken(value) if field == "content" else value
+        for field, value in (answer.parts or {}).items()
+        if field in SENT_BACK
+    }
+    return evolve(
+        answer,
+        message_id=sent_id(answer.digest),
+        completion_id=None,
+        choice_index=None,
+        content=spoken(answer.content),
+        parts=parts or None,
+        state="complete",
+        hidden=hidden,
+    )

@@ -1,0 +1,93 @@
+"""Conversations: `GET /v1/conversations`, and `GET /v1/conversations/{id}`, its messages as the
+tree that they are. Called by `service.app`'s routes.
+
+The conversation is OpenAI's object of that name with fields of ours; the tree is our own, as
+OpenAI's conversations are lists. An edit or another answer to the same words is a branch.
+Nodes come in pages, like all lists; each names the node above it.
+"""
+
+from typing import Any
+
+from aiohttp import web
+from attrs import frozen
+
+from db.store import (
+    CompletionView,
+    Readable,
+    StoredCompletion,
+    StoredConversation,
+    ThreadNode,
+)
+from service.asking import ask
+from service.auth import owner_of
+from service.lists import Limits, json_response, list_object, not_found, paging_of
+
+NODES = Limits(default=100, most=1000)
+"""Nodes on a page: a turn of a chat is two."""
+
+
+@frozen
+class Conversations:
+    """The endpoints, for each caller with that caller's conversations."""
+
+    store: Readable
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Answer either of the calls."""
+        if "conversation_id" in request.match_info:
+            return await self._tree(request)
+        page = await ask(self.store.list_conversations(owner_of(request), paging_of(request)))
+        return json_response(list_object(page, conversation_object))
+
+    async def _tree(self, request: web.Request) -> web.Response:
+        name, paging = request.match_info["conversation_id"], paging_of(request, NODES)
+        view = await ask(self.store.view_conversation(owner_of(request), name, paging))
+        if view is None:
+            raise not_found("conversation", name, "conversation_id")
+        nodes = list_object(view.nodes, node_object)
+        return json_response({**conversation_object(view.conversation), "nodes": nodes})
+
+
+def conversation_object(row: StoredConversation) -> dict[str, Any]:
+    """OpenAI's conversation object, and when it last went on, and the client's name for it."""
+    return {
+        "id": row.conversation_id,
+        "object": "conversation",
+        "created_at": int(row.created_at),
+        "metadata": {},
+        "updated_at": int(row.updated_at),
+        "key": row.client_key,
+    }
+
+
+def node_object(node: ThreadNode) -> dict[str, Any]:
+    """A node of the tree: a message, or a completion that never began to answer."""
+    message, completion = node.message, node.completion
+    came_at = 0.0
+    if message is not None:
+        came_at = message.created_at
+    elif completion is not None:
+        came_at = completion.finished_at
+    return {
+        "id": node.node_id,
+        "object": "conversation.node",
+        "parent_id": node.parent_id,
+        "created_at": int(came_at),
+        "state": None if message is None else message.state,
+        "message": None if message is None else message.message,
+        "completion": None if completion is None else _completion(node, completion),
+    }
+
+
+def _completion(node: ThreadNode, completion: StoredCompletion) -> dict[str, Any]:
+    """Whose answer a node is, and how that ended."""
+    answers = () if node.message is None else (node.message,)
+    choice = next(iter(CompletionView(completion, answers, None).choices), None)
+    return {
+        "id": completion.completion_id,
+        "choice_index": None if choice is None else choice.index,
+        "model": completion.model,
+        "state": completion.state.value,
+        "finish_reason": None if choice is None else choice.finish_reason,
+        "error": completion.error,
+    }

@@ -1,0 +1,99 @@
+"""Lists in pages: a request's query → which page, and a page → OpenAI's list object. Called by
+`service.stored` and `service.conversations`."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from aiohttp import web
+from attrs import frozen
+
+from db.store import CompletionFilter, Page, Paging
+from service.errors import ApiError, invalid_request
+from service.wire import encode_json
+from statemachine import Failure
+
+_T = TypeVar("_T")
+
+_METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+_LONGEST_SHOWN = 100
+
+
+@frozen
+class Limits:
+    """How many items a page has, if the client doesn't say, and at most."""
+
+    default: int = 20
+    most: int = 100
+
+
+def paging_of(request: web.Request, limits: Limits = Limits()) -> Paging:
+    """Which page a list's request asks for.
+
+    Raises:
+        ApiError: `invalid_request`, naming the parameter.
+    """
+    _check_parameters(request, ("after", "limit", "order"))
+    return _paging(request, limits)
+
+
+def filtered_paging_of(request: web.Request) -> tuple[CompletionFilter, Paging]:
+    """The same for the list of completions, with its filters."""
+    _check_parameters(request, ("after", "limit", "order", "model"), _METADATA)
+    metadata = {
+        found[1]: value
+        for name, value in request.query.items()
+        if (found := _METADATA.fullmatch(name))
+    }
+    wanted = CompletionFilter(request.query.get("model"), metadata or None)
+    return wanted, _paging(request, Limits())
+
+
+def _check_parameters(
+    request: web.Request, known: Iterable[str], pattern: re.Pattern[str] | None = None
+) -> None:
+    """A filter that is misspelt must not show what it was to keep out, so none is ignored."""
+    for name in request.query:
+        shown = name[:_LONGEST_SHOWN]
+        if name not in known and not (pattern is not None and pattern.fullmatch(name)):
+            filters = ", metadata[key]" if pattern else ""
+            message = f"Unknown parameter {shown!r}; known are {', '.join(known)}{filters}."
+            raise invalid_request(message, shown)
+        if len(request.query.getall(name)) > 1:
+            raise invalid_request(f"'{shown}' is given more than once.", shown)
+
+
+def _paging(request: web.Request, limits: Limits) -> Paging:
+    limit = request.query.get("limit", str(limits.default))
+    if not re.fullmatch(r"[0-9]{1,9}", limit) or not 1 <= int(limit) <= limits.most:
+        shown = limit[:_LONGEST_SHOWN]
+        message = f"'limit' must be a whole number from 1 to {limits.most}, not {shown!r}."
+        raise invalid_request(message, "limit")
+    order = request.query.get("order", "asc")
+    if order not in ("asc", "desc"):
+        shown = order[:_LONGEST_SHOWN]
+        raise invalid_request(f"'order' must be 'asc' or 'desc', not {shown!r}.", "order")
+    return Paging(int(limit), request.query.get("after") or None, order == "desc")
+
+
+def list_object(page: Page[_T], shape: Callable[[_T], dict[str, Any]]) -> dict[str, Any]:
+    """OpenAI's list object. The ids of an empty list are empty: the schema wants strings."""
+    data: Sequence[dict[str, Any]] = [shape(item) for item in page.items]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else "",
+        "last_id": data[-1]["id"] if data else "",
+        "has_more": page.has_more,
+    }
+
+
+def json_response(value: Any) -> web.Response:
+    """Any JSON value as a response, lone surrogates included."""
+    return web.Response(body=encode_json(value), content_type="application/json")
+
+
+def not_found(what: str, name: str, param: str) -> ApiError:
+    """The 404 for an id that is unknown, another owner's, or not to be shown: all alike."""
+    message = f"There is no {what} with the id {name[:_LONGEST_SHOWN]!r}."
+    return ApiError(Failure("not_found", message, type="invalid_request_error", param=param))

@@ -1,0 +1,124 @@
+"""Stored completions: `GET /v1/chat/completions`, `GET`, `POST` and `DELETE` of `…/{id}`, and
+`GET …/{id}/messages`; what they show, in OpenAI's shapes. Called by `service.app`'s routes.
+
+Every completion that ended is stored, whole or partial; all are shown to their owner, except
+those asked for with `store: false`. OpenAI's shapes, with two fields more: `state` says how the
+answer ended and `error` why, since `finish_reason` is null where a model didn't finish.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from attrs import frozen
+
+from db.store import CompletionView, Readable, StoredMessage
+from service.asking import ask
+from service.auth import owner_of
+from service.connections import read_body
+from service.lists import filtered_paging_of, json_response, list_object, not_found, paging_of
+from service.wire import choice_object, parse_metadata_update
+
+_PARAMETERS = (
+    "tool_choice",
+    "seed",
+    "top_p",
+    "temperature",
+    "presence_penalty",
+    "frequency_penalty",
+    "response_format",
+)
+"""The request's parameters that a stored completion shows."""
+
+
+@frozen
+class StoredCompletions:
+    """The endpoints. The store does the work; each call is about one owner's completions."""
+
+    store: Readable
+    body_seconds: Callable[[], float]
+    """How long a request's body may take now; a reload can change it."""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Answer any of the calls. A call that has begun ends even if its client leaves."""
+        if "completion_id" not in request.match_info:
+            return await self._list(request)
+        if request.path.endswith("/messages"):
+            return await self._messages(request)
+        match request.method:
+            case "POST":
+                return await self._update(request)
+            case "DELETE":
+                return await self._delete(request)
+            case _:
+                return await self._retrieve(request)
+
+    async def _list(self, request: web.Request) -> web.Response:
+        wanted, paging = filtered_paging_of(request)
+        page = await ask(self.store.list_completions(owner_of(request), wanted, paging))
+        return json_response(list_object(page, stored_completion))
+
+    async def _retrieve(self, request: web.Request) -> web.Response:
+        completion_id = request.match_info["completion_id"]
+        return _shown(await ask(self.store.view(owner_of(request), completion_id)), request)
+
+    async def _update(self, request: web.Request) -> web.Response:
+        metadata = parse_metadata_update(await read_body(request, self.body_seconds()))
+        completion_id = request.match_info["completion_id"]
+        call = self.store.set_metadata(owner_of(request), completion_id, metadata)
+        return _shown(await ask(call), request)
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        completion_id = request.match_info["completion_id"]
+        if not await ask(self.store.delete(owner_of(request), completion_id)):
+            raise not_found("stored completion", completion_id, "completion_id")
+        return json_response(
+            {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
+        )
+
+    async def _messages(self, request: web.Request) -> web.Response:
+        completion_id = request.match_info["completion_id"]
+        paging = paging_of(request)
+        page = await ask(self.store.list_prompt(owner_of(request), completion_id, paging))
+        if page is None:
+            raise not_found("stored completion", completion_id, "completion_id")
+        return json_response(list_object(page, stored_message))
+
+
+def _shown(view: CompletionView | None, request: web.Request) -> web.Response:
+    if view is None:
+        name = request.match_info["completion_id"]
+        raise not_found("stored completion", name, "completion_id")
+    return json_response(stored_completion(view))
+
+
+def stored_completion(view: CompletionView) -> dict[str, Any]:
+    """A stored `chat.completion`: as its plain answer was, with what was asked, and how it ended."""
+    row, created = view.completion, view.completion.upstream_created
+    return {
+        "service_tier": None,
+        "system_fingerprint": None,
+        **(row.extra or {}),
+        "id": row.completion_id,
+        "object": "chat.completion",
+        "created": int(row.created_at) if created is None else created,
+        "model": row.model,
+        "choices": [choice_object(choice) for choice in view.choices],
+        "usage": row.usage,
+        "request_id": row.trace_id,
+        **{name: row.request.get(name) for name in _PARAMETERS},
+        "input_user": row.request.get("user"),
+        "tools": view.tools,
+        "metadata": row.metadata or {},
+        "state": row.state.value,
+        "error": row.error,
+    }
+
+
+def stored_message(row: StoredMessage) -> dict[str, Any]:
+    """A message that a client sent. Content in parts is shown as `content_parts`."""
+    message: dict[str, Any] = {"name": None, **row.message, "id": row.message_id}
+    message["content_parts"] = None
+    if isinstance(message["content"], list):
+        message["content_parts"], message["content"] = message["content"], None
+    return message

@@ -1,0 +1,20 @@
+"""The stores that the contract's tests run over."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from db.memory import MemoryStore
+from db.postgres import PostgresStore
+from db.store import Store
+
+
+@pytest.fixture(params=["memory", "postgres"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    opened: Store
+    if request.param == "memory":
+        opened = MemoryStore()
+    else:
+        opened = await PostgresStore.open(request.getfixturevalue("database_url"))
+    yield opened
+    await opened.close()
