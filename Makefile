@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format faults bench key psql dead-letters docs lock clean
+.PHONY: help run test check format faults fuzz bench key psql dead-letters docs lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ format: $(VENV)/.dev-ready ## format the code
 faults: $(VENV)/.dev-ready ## break everything many times and count lost words (some: ARGS="--runs 20")
 	$(BIN)/python -m tests.faults $(ARGS)
 
+fuzz: $(VENV)/.dev-ready ## try the API with five minutes of made-up requests (with an API key: ARGS=--key)
+	$(BIN)/python -m tests.service.fuzz_api $(ARGS)
+
 bench: $(VENV)/.bench-ready ## measure beside nginx and others (short: ARGS="--quick")
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -44,8 +47,9 @@ psql: $(VENV)/.run-ready ## look into the embedded database (make psql ARGS="-c 
 dead-letters: $(VENV)/.run-ready ## list what no database would take (try again: make dead-letters ARGS=retry)
 	@$(BIN)/python -m db.dead_letters var/journal $(or $(ARGS),list)
 
-docs: $(VENV)/.run-ready ## print the state table and diagram into docs/state-machine.md
+docs: $(VENV)/.run-ready ## print the state table into docs/, and docs/openapi.yaml as JSON
 	$(BIN)/python -m statemachine docs/state-machine.md
+	$(BIN)/python -m service.openapi docs/openapi.yaml
 
 lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	@{ echo "# Versions that the README's commands install. Made by: make lock"; \

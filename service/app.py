@@ -34,6 +34,7 @@ from service.cors import cors
 from service.errors import errors_middleware
 from service.lifecycle import Readiness, RunningStreams, healthz
 from service.limits import Admission
+from service.openapi import OpenApi
 from service.reload import Reloader
 from service.stored import StoredCompletions
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
@@ -332,5 +333,6 @@ def _add_routes(app: web.Application) -> None:
             web.get("/v1/models", list_models),
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
+            web.get("/openapi.json", OpenApi().answer),
         ]
     )

@@ -26,7 +26,7 @@ ANONYMOUS = "anonymous"
 """The owner of what is asked while there are no keys."""
 
 OWNER = web.RequestKey("owner", str)
-PROBES = frozenset(("/healthz", "/readyz"))
+PROBES = frozenset(("/healthz", "/openapi.json", "/readyz"))
 """What tells nothing about anybody, and is asked for by machines that have no key."""
 
 _MISSING = Failure(

@@ -82,6 +82,7 @@ class _Connection(RequestHandler):
         long = isinstance(exc, http_exceptions.LineTooLong) or _TOO_MANY_HEADERS in exc.message
         response = error_response(_HEADERS_TOO_LARGE if long else _NOT_HTTP)
         response.headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
+        response.headers["x-trace-id"] = secrets.token_hex(16)
         response.force_close()
         return response
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from service.wire import InvalidRequest, encode_json, error_body
@@ -93,7 +93,10 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return error_response(_http_failure(error, request))
+        response = error_response(_http_failure(error, request))
+        if hdrs.ALLOW in error.headers:
+            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]  # RFC 9110, section 15.5.6
+        return response
     except Exception:
         log.exception("request failed", method=request.method, path=request.path)
         message = "The service made a mistake; the log has the details under this request's id."

@@ -199,6 +199,8 @@ def _choices_expected(body: JsonObject) -> int:
     count = body.get("n")
     if count is None:
         return 1
+    if isinstance(count, float) and count.is_integer():
+        count = int(count)  # to JSON, 1.0 is an integer
     if isinstance(count, bool) or not isinstance(count, int):
         raise InvalidRequest(f"'n' must be an integer, not {_kind(count)}.", "n")
     if not 1 <= count <= MAX_CHOICES:

@@ -85,13 +85,14 @@ POST = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: applicati
     ],
 )
 async def test_not_http(service: Service, text: str, status: int, code: str) -> None:
-    """What is no proper HTTP gets an error in OpenAI's shape with a request id, and is cut off."""
+    """What is no proper HTTP gets an error in OpenAI's shape with both ids, and is cut off."""
     async with connect(service) as client:
         client.send(text)
         found, headers, body = await client.answer()
         assert (found, json.loads(body)["error"]["code"]) == (status, code)
         assert headers["content-type"].startswith("application/json")
         assert headers["x-request-id"].startswith("req_")
+        assert len(bytes.fromhex(headers["x-trace-id"])) == 16
         assert await client.closed_after() < 2
 
 

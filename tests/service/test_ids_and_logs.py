@@ -92,10 +92,12 @@ async def test_bad_requests_in_openais_shape(
     status: int,
     code: str,
 ) -> None:
-    """Whatever is wrong with a request, the answer is OpenAI's error body, and nothing is kept."""
+    """Whatever is wrong with a request, the answer is OpenAI's error body, and nothing is kept. A
+    method that the path doesn't take is told which ones it takes."""
     service = await make_service(agent_for(backend), server=ServerConfig(max_body_bytes=1000))
     async with service.http.request(method, service.url + path, data=body) as response:
         assert response.status == status
+        assert ("Allow" in response.headers) == (status == 405)
         error = (await response.json())["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["type"], error["code"]) == ("invalid_request_error", code)

@@ -1,0 +1,59 @@
+"""The API's description for programs: `GET /openapi.json`, in OpenAPI 3.1.
+
+`docs/openapi.yaml` is what people write; `python -m service.openapi` (`make docs`) makes
+`service/openapi.json` of it, which goes into the package and is served as it is. Called by
+`service.app`; it describes the API and decides nothing.
+"""
+
+import json
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+from aiohttp import ETag, hdrs, web
+
+DOCUMENT = Path(__file__).with_name("openapi.json")
+
+
+class OpenApi:
+    """The endpoint. Reads the document once, when made.
+
+    Raises OSError if it isn't there: the installation is broken.
+    """
+
+    def __init__(self, path: Path = DOCUMENT) -> None:
+        self._body = path.read_bytes()
+        self._etag = sha256(self._body).hexdigest()[:32]
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """The document, or 304 for a client that has it."""
+        known = request.if_none_match or ()
+        if any(etag.value in (self._etag, "*") for etag in known):
+            response = web.Response(status=304)
+        else:
+            response = web.Response(body=self._body, content_type="application/json")
+        response.etag = ETag(self._etag)
+        # A copy is good until the service is another version, which only the service knows.
+        response.headers[hdrs.CACHE_CONTROL] = "no-cache"
+        return response
+
+
+def as_json(text: str) -> str:
+    """The JSON that stands for a document in YAML.
+
+    Raises `yaml.YAMLError`.
+    """
+    import yaml  # for `make docs` alone: the service itself reads JSON
+
+    return json.dumps(yaml.safe_load(text), ensure_ascii=False, indent=1) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """The command line: the YAML file to read."""
+    (source,) = arguments
+    DOCUMENT.write_text(as_json(Path(source).read_text("utf-8")), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
