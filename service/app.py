@@ -4,25 +4,14 @@
 streams are drained first, then records are flushed, then the database closes.
 """
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
-from pathlib import Path
 
-import stamina
 import structlog
 from aiohttp import web
 
-from db.backlog import JournalBacklog
-from db.dead_letters import DeadLetters
-from db.embedded import EmbeddedPostgres
-from db.journal import Fsync, Journal
-from db.migrate import migrate
-from db.postgres import PostgresStore
-from db.recovery import Recovery
-from db.saver import Saver
-from db.store import Store, StoreUnavailable
+from db.store import Store
 from service.agents.directory import AgentDirectory
 from service.auth import Keyring, require_key
 from service.clock import Clock, steady_clock
@@ -35,6 +24,18 @@ from service.errors import errors_middleware
 from service.lifecycle import Readiness, RunningStreams, healthz
 from service.limits import Admission
 from service.openapi import OpenApi
+from service.persistence import (
+    JOURNAL,
+    SAVER,
+    STORE,
+    CleanupContext,
+    database,
+    database_check,
+    given_store,
+    journal,
+    journal_check,
+    saver,
+)
 from service.reload import Reloader
 from service.stored import StoredCompletions
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
@@ -42,24 +43,15 @@ from service.telemetry import add_id_headers, configure_logging, telemetry_middl
 log = structlog.get_logger(__name__)
 
 CONFIG = web.AppKey("config", Config)
-STORE = web.AppKey("store", Store)
-JOURNAL: web.AppKey[Journal | None] = web.AppKey("journal")
-SAVER = web.AppKey("saver", Saver)
 DIRECTORY = web.AppKey("directory", AgentDirectory)
 KEYRING = web.AppKey("keyring", Keyring)
 ADMISSION = web.AppKey("admission", Admission)
 STREAMS = web.AppKey("streams", RunningStreams)
-DSN = web.AppKey("dsn", str)
 COMPLETIONS = web.AppKey("completions", Completions)
 STORED = web.AppKey("stored", StoredCompletions)
 CONVERSATIONS = web.AppKey("conversations", Conversations)
 READINESS = web.AppKey("readiness", Readiness)
 RELOADER = web.AppKey("reloader", Reloader)
-
-_CHECK_SECONDS = 2.0
-"""How long `/readyz` waits for the database; a probe that hangs tells nobody anything."""
-_FLUSH_SECONDS = 10.0
-"""How long a stop waits for the database to take what is left."""
 
 
 def build_app(
@@ -86,9 +78,9 @@ def build_app(
     environ = os.environ if environ is None else environ
     app.cleanup_ctx.extend(
         (
-            _given_store(store) if store is not None else _database,
-            _journal,
-            _saver,
+            given_store(store) if store is not None else database(config.database),
+            journal(config.journal),
+            saver(config.journal),
             _given_directory(directory) if directory is not None else _configured_agents(environ),
             _endpoints(clock or steady_clock()),
         )
@@ -116,92 +108,6 @@ def _with_middlewares(config: Config) -> web.Application:
 
 
 # --- the parts, in the order in which they start ----------------------------------------------
-
-CleanupContext = Callable[[web.Application], AsyncIterator[None]]
-
-
-def _given_store(store: Store) -> CleanupContext:
-    async def give(app: web.Application) -> AsyncIterator[None]:
-        app[STORE] = store
-        yield
-
-    return give
-
-
-async def _database(app: web.Application) -> AsyncIterator[None]:
-    """The embedded PostgreSQL if asked for, the store, and its tables."""
-    config = app[CONFIG].database
-    embedded: EmbeddedPostgres | None = None
-    dsn = config.url
-    if dsn == "embedded":
-        embedded = await asyncio.to_thread(
-            EmbeddedPostgres.start, Path(config.data_dir), on_progress=log.info
-        )
-        dsn = embedded.dsn
-    app[DSN] = dsn
-    store = await PostgresStore.open(dsn, config.pool_max_size)
-    app[STORE] = store
-    tried = asyncio.Event()
-    migrating = asyncio.create_task(_migrate(dsn, tried), name="migrate")
-    await tried.wait()
-    yield
-    migrating.cancel()
-    await asyncio.gather(migrating, return_exceptions=True)
-    await store.close()
-    if embedded is not None:
-        await asyncio.to_thread(embedded.stop)
-
-
-async def _migrate(dsn: str, tried: asyncio.Event) -> None:
-    """Bring the tables up to date, however long it takes the database to come.
-
-    Sets `tried` after the first attempt, so that a start waits for that one alone.
-    """
-    attempts = stamina.retry_context(
-        on=StoreUnavailable, attempts=None, timeout=None, wait_initial=0.5, wait_max=10.0
-    )
-    async for attempt in attempts:
-        with attempt:
-            try:
-                applied = await asyncio.to_thread(migrate, dsn)
-            except StoreUnavailable as error:
-                log.error("database not ready", attempt=attempt.num, reason=str(error))
-                raise
-            finally:
-                tried.set()
-            log.info("database ready", migrations_applied=applied)
-
-
-async def _journal(app: web.Application) -> AsyncIterator[None]:
-    """This process's journal, unless `journal.directory` is null."""
-    config = app[CONFIG].journal
-    journal: Journal | None = None
-    if config.directory is not None:
-        journal = Journal.open(Path(config.directory), Fsync(config.fsync), config.max_bytes)
-    app[JOURNAL] = journal
-    yield
-    if journal is not None:
-        journal.close()
-
-
-async def _saver(app: web.Application) -> AsyncIterator[None]:
-    """The saver, and the recovery of what earlier processes left to save."""
-    journal, directory = app[JOURNAL], app[CONFIG].journal.directory
-    if journal is None or directory is None:
-        saver = app[SAVER] = Saver(app[STORE])
-        saver.start()
-        yield
-        await saver.stop(_FLUSH_SECONDS)
-        return
-    letters = DeadLetters(Path(directory))
-    saver = app[SAVER] = Saver(app[STORE], JournalBacklog(journal), letters.add)
-    saver.start()
-    recovery = Recovery(Path(directory), journal.directory, saver.save)
-    recovering = asyncio.create_task(recovery.run(), name="recovery")
-    yield
-    recovering.cancel()
-    await asyncio.gather(recovering, return_exceptions=True)
-    await saver.stop(_FLUSH_SECONDS)
 
 
 def _given_directory(directory: AgentDirectory) -> CleanupContext:
@@ -261,42 +167,21 @@ RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {
 
 def _endpoints(clock: Clock) -> CleanupContext:
     async def make(app: web.Application) -> AsyncIterator[None]:
-        saver, journal = app[SAVER], app[JOURNAL]
+        kept, writer = app[JOURNAL], app[SAVER]
         app[COMPLETIONS] = Completions(
-            app[CONFIG], app[DIRECTORY], app[STREAMS], app[ADMISSION], saver, journal, clock
+            app[CONFIG], app[DIRECTORY], app[STREAMS], app[ADMISSION], writer, kept, clock
         )
         app[STORED] = StoredCompletions(
             app[STORE], lambda: app[COMPLETIONS].config.server.request_timeout_seconds
         )
         app[CONVERSATIONS] = Conversations(app[STORE])
-        checks = {"database": _database_check(app[STORE])}
-        if journal is not None:
-            checks["journal"] = _journal_check(journal)
-        app[READINESS] = Readiness(app[STREAMS], checks, lambda: saver.unsaved)
+        checks = {"database": database_check(app[STORE])}
+        if kept is not None:
+            checks["journal"] = journal_check(kept)
+        app[READINESS] = Readiness(app[STREAMS], checks, lambda: writer.unsaved)
         yield
 
     return make
-
-
-def _database_check(store: Store) -> Callable[[], Awaitable[str | None]]:
-    async def check() -> str | None:
-        try:
-            async with asyncio.timeout(_CHECK_SECONDS):
-                await store.check()
-        except StoreUnavailable as error:
-            return str(error)
-        except TimeoutError:
-            return f"it gave no answer within {_CHECK_SECONDS:g} s"
-        return None
-
-    return check
-
-
-def _journal_check(journal: Journal) -> Callable[[], Awaitable[str | None]]:
-    async def check() -> str | None:
-        return journal.check()
-
-    return check
 
 
 def _add_routes(app: web.Application) -> None:

@@ -77,6 +77,7 @@ FAILURES = "reset or stall or error or truncate or malformed"
 KEYS: dict[str, tuple[Any, list[tuple[Any, str]]]] = {
     "server.host": ("::1", NAMES),
     "server.port": (0, PORTS),
+    "server.workers": (2, COUNT),
     "server.max_body_bytes": (1, COUNT),
     "server.max_concurrent_streams": (1, COUNT),
     "server.request_timeout_seconds": (0.5, SECONDS),
@@ -323,7 +324,7 @@ def test_unknown_keys_have_their_own_hints(file: Path) -> None:
     """Of several unknown keys in one place, each is a problem with a hint of its own."""
     lines = tree_problems(file, {"server": {"prot": 1, "hots": "::1"}})
     known = (
-        "host, port, max_body_bytes, max_concurrent_streams, request_timeout_seconds, "
+        "host, port, workers, max_body_bytes, max_concurrent_streams, request_timeout_seconds, "
         "idle_timeout_seconds, drain_timeout_seconds, cors_origins"
     )
     assert lines == [
