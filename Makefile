@@ -75,5 +75,5 @@ $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pytho
 
 $(VENV)/.bench-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what benchmarks need to $(VENV) (once) ..."
-	@$(INSTALL) --editable '.[embedded,dev,bench]'
+	@$(INSTALL) --editable '.[embedded,fast,dev,bench]'
 	@touch $@
