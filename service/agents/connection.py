@@ -51,7 +51,6 @@ class Connection:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds)
         self._session: aiohttp.ClientSession | None = None
         self._url = URL()
-        self._headers: CIMultiDict[str] = CIMultiDict()
         self._proxy: str | None = None
         self._preparing = asyncio.Lock()
 
@@ -65,12 +64,10 @@ class Connection:
                 if connecting took too long.
         """
         session = self._session or await self._prepare()
-        sent = self._headers.copy()
-        sent.update(headers)
         return await session.post(
             self._url,
             data=body,
-            headers=sent,
+            headers=headers,
             allow_redirects=True,
             proxy=self._proxy,
             timeout=self._timeout,
@@ -86,17 +83,17 @@ class Connection:
             if self._session is None:
                 specimen = await self._specimen()
                 self._url = URL(str(specimen.url), encoded=True)
-                self._headers = CIMultiDict(
-                    (name, value)
-                    for name, value in specimen.headers.multi_items()
-                    if name.lower() not in _NOT_OURS
-                )
                 self._proxy = _proxy_for(self._url)
                 self._session = aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(
                         limit=0,  # `server.max_concurrent_streams` is the limit
                         keepalive_timeout=self._idle_connection_seconds,
                         ssl=self._tls,
+                    ),
+                    headers=CIMultiDict(
+                        (name, value)
+                        for name, value in specimen.headers.multi_items()
+                        if name.lower() not in _NOT_OURS
                     ),
                     cookie_jar=aiohttp.DummyCookieJar(),
                 )
