@@ -194,8 +194,14 @@ def test_a_server_still_starting_is_waited_for(made: Path) -> None:
     server = start(made)
     pid_file = made / "cluster" / "postmaster.pid"
     ready = pid_file.read_text()
-    pid_file.write_text(ready.replace("ready", "starting"))
-    timer = threading.Timer(0.3, pid_file.write_text, (ready,))
+
+    def write(text: str) -> None:  # in one go, as PostgreSQL does: the file is never seen empty
+        new = pid_file.with_suffix(".new")
+        new.write_text(text)
+        new.replace(pid_file)
+
+    write(ready.replace("ready", "starting"))
+    timer = threading.Timer(0.3, write, (ready,))
     timer.start()
     assert not timer.finished.is_set()
     again = start(made)
