@@ -6,6 +6,7 @@ method blocks; `end` undoes whatever is still wrong and stops it.
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -132,6 +133,37 @@ class Database:
         finally:
             for connection in held:
                 connection.close()
+
+    @contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Completions and messages on a disk of their own without any room (SQLSTATE 53100).
+        Needs root, to mount it."""
+        place = self._directory / "small"
+        place.mkdir()
+        size = self.execute(
+            "SELECT pg_relation_size('messages') + pg_relation_size('completions')"
+        )[0][0]
+        options = f"size={size + 2**20},uid={self.cluster.stat().st_uid},mode=700"
+        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        subprocess.run(mount, check=True, timeout=10)
+        try:
+            self.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
+            self._move("small")
+            filler = place / "filler"
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            yield
+            filler.unlink()
+            self._move("pg_default")
+            self.execute("DROP TABLESPACE small")
+        finally:
+            subprocess.run(["umount", "--lazy", str(place)], check=True, timeout=10)
+            place.rmdir()
+
+    def _move(self, tablespace: str) -> None:
+        for table in ("completions", "messages"):
+            self.execute(f"ALTER TABLE {table} SET TABLESPACE {tablespace}")
 
     def make_user(self, name: str, password: str) -> str:
         """A user who must give a password; the address to connect with, without it."""

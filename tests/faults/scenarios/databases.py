@@ -5,6 +5,8 @@ Streaming must not notice: every stream of a service that lives ends with `[DONE
 """
 
 import asyncio
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -63,6 +65,11 @@ def terminated(database: Database) -> Iterator[None]:
     database.terminate_backends()
 
 
+def full_disk(database: Database) -> Iterator[None]:
+    with database.full_disk():
+        yield
+
+
 TROUBLES: tuple[tuple[str, Trouble], ...] = (
     ("stopped", stopped),
     ("crashed", crashed),
@@ -71,12 +78,16 @@ TROUBLES: tuple[tuple[str, Trouble], ...] = (
     ("read-only", read_only),
     ("out of connections", crowded),
     ("backends terminated", terminated),
+    ("disk full", full_disk),
 )
 
 
 def _on_the_list(name: str, trouble: Trouble, moment: str, *, killed: bool) -> None:
     @scenario(f"database/{name}/{moment}{'/killed' if killed else ''}", rounds=1)
     async def play(stage: Stage) -> None:
+        if trouble is full_disk and (os.geteuid() != 0 or shutil.which("mount") is None):
+            stage.table.skipped.append(f"database/{name}/{moment}: mounting a disk needs root")
+            return
         await _play(stage, name, trouble, moment, killed=killed)
 
 
@@ -112,6 +123,8 @@ async def _play(stage: Stage, name: str, trouble: Trouble, moment: str, *, kille
             await asyncio.sleep(stage.chance.uniform(0, lasts))
             service.kill()
         await asyncio.gather(*tasks)
+        if trouble is full_disk and not killed:
+            await _expect_unsaved(stage, name, moment, plans)
         slowest = max(plan.took_seconds for plan in plans)
         if not killed and slowest > lasts + SLACK_SECONDS:
             stage.complain(f"{name} × {moment}: a stream of {lasts:.1f} s took {slowest:.1f} s")
@@ -123,6 +136,15 @@ async def _play(stage: Stage, name: str, trouble: Trouble, moment: str, *, kille
     if killed:
         service = await (successor or stage.launch()).ready()
     await stage.finish(service, plans)
+
+
+async def _expect_unsaved(stage: Stage, name: str, moment: str, plans: list[Plan]) -> None:
+    """The trouble was real: not all of these can be there yet."""
+    keys = [plan.key for plan in plans]
+    query = "SELECT count(*) FROM conversations WHERE client_key = ANY (%s)"
+    ((saved,),) = await asyncio.to_thread(stage.database.execute, query, (keys,))
+    if saved == len(plans):
+        stage.complain(f"{name} × {moment}: everything was saved all the same")
 
 
 def _plans(stage: Stage, name: str, moment: str, *, killed: bool) -> list[Plan]:
