@@ -158,8 +158,8 @@ def test_control_c_is_not_for_the_server(made: Path) -> None:
     """An interrupt from the terminal goes to our whole process group; the server outlives it."""
     with used_by_another(made) as other:
         os.killpg(other.process.pid, signal.SIGINT)
-        other.process.communicate(timeout=60)
-        assert is_running(made)
+        said, _ = other.process.communicate(timeout=60)
+        assert is_running(made), said + (made / "cluster" / "log").read_text()[-2000:]
     server = start(made)
     assert [(1,)] == execute(server.dsn, "SELECT 1")
     assert server.stop()
