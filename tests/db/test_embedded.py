@@ -40,9 +40,11 @@ def made() -> Iterator[Path]:
 
 
 USE_IN_A_PROCESS = """
+import signal
 import sys
 from pathlib import Path
 from db.embedded import EmbeddedPostgres
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' background jobs ignore it
 server = EmbeddedPostgres.start(Path(sys.argv[1]), settings={"fsync": "off"})
 print("started", flush=True)
 sys.stdin.readline()
