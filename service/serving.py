@@ -84,6 +84,7 @@ async def serve(
     hangups.obey(app[RELOADER].ask, stopping.set)
     try:
         await runner.setup()
+        _collect_garbage_seldom()
         await web.SockSite(runner, listener).start()
         on, off = [agent.name for agent in app[DIRECTORY].agents], app[DIRECTORY].off
         if seat is None:
@@ -91,7 +92,6 @@ async def serve(
         else:
             await _take(seat, app, runner, stopping)
             seat.say_ready(on, off)
-        _collect_garbage_seldom()
         reloading = asyncio.create_task(app[RELOADER].run(load), name="reload")
         await stopping.wait()
         reloading.cancel()  # no new request comes that could go by anything new

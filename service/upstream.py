@@ -70,7 +70,7 @@ class Upstream:
         if self._body is None:
             return await self._ask()
         while True:
-            events: list[Event] = [*await self._read_events(self._body)]
+            events = await self._read_events(self._body)
             if self._decoder.ending is not None:
                 events.append(self._decoder.ending)
             if events:
@@ -154,7 +154,7 @@ class Upstream:
         while True:
             new = await self._read_events(body)
             held += new
-            if any(_bears_token(event.payload) for event in new):
+            if any(isinstance(one, ChunkReceived) and _bears_token(one.payload) for one in new):
                 return held
             ending = self._decoder.ending
             if self._broken is not None:
@@ -165,7 +165,7 @@ class Upstream:
             if ending is not None:
                 return held
 
-    async def _read_events(self, body: AsyncIterator[bytes]) -> list[ChunkReceived]:
+    async def _read_events(self, body: AsyncIterator[bytes]) -> list[Event]:
         """The chunks of one socket read; at the body's end, whatever was left."""
         decoder = self._decoder
         try:

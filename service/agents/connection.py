@@ -17,8 +17,8 @@ import openai
 from multidict import CIMultiDict
 from yarl import URL
 
-_NOT_OURS = frozenset(("host", "content-length", "connection", "traceparent"))
-"""Headers of the specimen that aiohttp writes itself, or that differ from request to request."""
+_NOT_OURS = frozenset(("host", "content-length", "connection"))
+"""Headers of the specimen that aiohttp writes itself."""
 
 
 class Connection:
