@@ -31,8 +31,15 @@ from pathlib import Path
 
 import structlog
 
-from db.journal_format import begin_record, events_record, saved_record
-from statemachine import ChunkReceived, Event, SessionPolicy, SessionRequest, TimePassed
+from db.journal_format import begin_record, dump_json, events_record, saved_record, text_record
+from statemachine import (
+    ChunkReceived,
+    Event,
+    SessionPolicy,
+    SessionRequest,
+    TextReceived,
+    TimePassed,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -74,11 +81,13 @@ class _Segment:
 
 
 class _Entry:
-    """A completion that is not committed yet: how many records it has, and where."""
+    """A completion that is not committed yet: how many records it has, and where. `name` is its id
+    as JSON."""
 
-    __slots__ = ("count", "is_whole", "segments")
+    __slots__ = ("count", "is_whole", "name", "segments")
 
-    def __init__(self) -> None:
+    def __init__(self, name: bytes) -> None:
+        self.name = name
         self.count = 0
         self.is_whole = True
         self.segments: list[_Segment] = []
@@ -90,11 +99,13 @@ class Journal:
     Attributes:
         directory: the process's own, for `db.recovery` to leave alone.
         size: bytes on disk.
+        settles_chunks: true if even before a session's end `settle` has something to wait for.
     """
 
     def __init__(self, directory: Path, lock: int, fsync: Fsync, max_bytes: int) -> None:
         self.directory = directory
         self.size = 0
+        self.settles_chunks = fsync is Fsync.ALWAYS
         self._lock = lock
         self._fsync = fsync
         self._max_bytes = max_bytes
@@ -149,7 +160,7 @@ class Journal:
             return False
         if self._was_deleted() and not self._start_over():
             return False
-        entry = self._entries[request.completion_id] = _Entry()
+        entry = self._entries[request.completion_id] = _Entry(dump_json(request.completion_id))
         if self._write(request.completion_id, entry, begin_record(request, policy)):
             return True
         self._drop(request.completion_id)
@@ -161,7 +172,11 @@ class Journal:
         entry = self._entries.get(completion_id)
         if entry is None or not events:
             return
-        if type(events[-1]) is not ChunkReceived:  # else none is of another kind
+        last = events[-1]
+        if type(last) is TextReceived and len(events) == 1:
+            self._write(completion_id, entry, text_record(entry.name, entry.count, last, now))
+            return
+        if type(last) is not ChunkReceived:  # else none is of another kind
             events = [event for event in events if not isinstance(event, TimePassed)]
         if events:
             record = events_record(completion_id, entry.count, events, now)
@@ -200,34 +215,36 @@ class Journal:
             self._rotate()
             segment = self._segments[-1]
         try:
-            self._write_all(segment, record)
+            assert segment.fd is not None
+            written = os.write(segment.fd, record)
+            if written < len(record):
+                self._write_rest(segment, segment.fd, record, written)
         except OSError as error:
             if self._failure is None:
                 log.error("journal not written", reason=str(error), directory=str(self.directory))
             self._failure = error.strerror or str(error)
             return False
+        segment.size += len(record)
+        self.size += len(record)
         if self._failure is not None:
             log.info("journal written again", directory=str(self.directory))
             self._failure = None
         self._appended += 1
         return True
 
-    def _write_all(self, segment: _Segment, record: bytes) -> None:
-        """Raises OSError if not all of it could be written; then nothing of it stays."""
-        assert segment.fd is not None
-        written = 0
+    def _write_rest(self, segment: _Segment, fd: int, record: bytes, written: int) -> None:
+        """A second time, mostly to learn why the first was short. Raises OSError if not all of it
+        could be written; then nothing of it stays."""
         try:
-            while written < len(record):  # a second time only to learn why the first was short
-                written += os.write(segment.fd, record[written:] if written else record)
+            while written < len(record):
+                written += os.write(fd, record[written:])
         except OSError:
-            if written:
-                os.ftruncate(segment.fd, segment.size)
-                written = 0
+            try:
+                os.ftruncate(fd, segment.size)
+            except OSError:  # counted, and passed over when read
+                segment.size += written
+                self.size += written
             raise
-        finally:
-            # What even truncating couldn't remove is counted, and passed over when read.
-            segment.size += written
-            self.size += written
 
     def _was_deleted(self) -> bool:
         """True if somebody removed our files while we write to them."""
@@ -307,11 +324,6 @@ class Journal:
             segment.fd = None
 
     # --- the disk ---------------------------------------------------------------------------
-
-    @property
-    def settles_chunks(self) -> bool:
-        """True if even before a session's end `settle` has something to wait for."""
-        return self._fsync is Fsync.ALWAYS
 
     async def settle(self, *, is_final: bool) -> None:
         """Wait until what was appended is as safe as `fsync` asks, before it is shown.

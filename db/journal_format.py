@@ -37,6 +37,7 @@ from statemachine import (
     SessionPolicy,
     SessionRequest,
     StopRequested,
+    TextReceived,
     UpstreamFailed,
     UpstreamFinished,
 )
@@ -54,7 +55,8 @@ JOURNALED: Mapping[str, type[Event]] = {
         UpstreamFinished,
     )
 }
-"""Events written by name. A chunk has a shorter form; `TimePassed` says nothing about an answer."""
+"""Events written by name. Chunks have a shorter form, one for all; `TimePassed` says nothing about
+an answer."""
 
 _HEADER_LONGEST = 8 + 1 + 10 + 1
 _HEADER = re.compile(rb"[0-9a-f]{8} [0-9]{1,10}\Z")
@@ -95,11 +97,27 @@ def events_record(completion_id: str, number: int, events: Sequence[Event], now:
 
     Put together by hand, once for each read from an upstream: a chunk's JSON goes in as it came.
     """
-    body = b'{"id":%b,"n":%d,"at":%b,"events":[%b]}' % (
-        dump_json(completion_id),
+    written = b",".join([_event(event) for event in events])
+    name = dump_json(completion_id)
+    return _line_of(b'{"id":%b,"n":%d,"at":%a,"events":[%b]}' % (name, number, now, written))
+
+
+def text_record(name: bytes, number: int, event: TextReceived, now: float) -> bytes:
+    """The same for one such event: the usual case, and one call.
+
+    Args:
+        name: the completion's id as JSON.
+    """
+    literals, before, after = event.literals, event.pattern.before, event.pattern.after
+    if len(event.texts) > 1:
+        literals = literals.replace(b"\n", after + b'},{"chunk":' + before)
+    body = b'{"id":%b,"n":%d,"at":%a,"events":[{"chunk":%b%b%b}]}' % (
+        name,
         number,
-        repr(now).encode(),
-        b",".join([_event(event) for event in events]),
+        now,
+        before,
+        literals,
+        after,
     )
     return b"%08x %d %b\n" % (zlib.crc32(body), len(body), body)
 
@@ -170,11 +188,18 @@ def load_json(data: bytes) -> Any:
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    body = dump_json(record)
+    return _line_of(dump_json(record))
+
+
+def _line_of(body: bytes) -> bytes:
     return b"%08x %d %b\n" % (zlib.crc32(body), len(body), body)
 
 
 def _event(event: Event) -> bytes:
+    if type(event) is TextReceived:
+        before, after = event.pattern.before, event.pattern.after
+        literals = event.literals.replace(b"\n", after + b'},{"chunk":' + before)
+        return b'{"chunk":%b%b%b}' % (before, literals, after)
     if type(event) is ChunkReceived:
         return b'{"chunk":%b}' % (event.text or dump_json(event.payload))
     return dump_json({"event": type(event).__name__, **converter.unstructure(event)})

@@ -33,13 +33,15 @@ from statemachine import (
     SendDone,
     SendError,
     SendPing,
+    SendText,
     SessionRecord,
     StopUpstream,
     StreamSession,
 )
-from statemachine.messages import JsonObject
 
 log = structlog.get_logger(__name__)
+
+_CHUNKS = (SendChunk, SendText)
 
 
 class Journal(Protocol):
@@ -106,6 +108,7 @@ class Delivery:
         self.upstream_free_at = 0.0
         self._session = session
         self._journal = journal
+        self._settles_chunks = journal is not None and journal.settles_chunks
         self._writer = writer
         self._saver = saver
         self._limits = limits
@@ -137,17 +140,36 @@ class Delivery:
         effects = self._effects
         if not effects:
             return True
-        if (
-            self._carrying.locked()
-            or not self._is_attached
-            or (self._journal is not None and self._journal.settles_chunks)
-        ):
+        for effect in effects:
+            if type(effect) is not SendText and type(effect) is not SendChunk:
+                return False
+        if not self._can_send_now():
             return False
-        payloads = [effect.payload for effect in effects if type(effect) is SendChunk]
-        if len(payloads) < len(effects) or not self._writer.send_chunks_now(payloads):
-            return False
+        self._writer.send_chunks_now(effects)  # type: ignore[arg-type]
         effects.clear()
         return True
+
+    def is_clear(self) -> bool:
+        """True if text that came now could be sent now: nothing waits, nothing has ended."""
+        return not (self._effects or self._session.state.is_final) and self._can_send_now()
+
+    def send_now(self, effects: Sequence[Effect]) -> bool:
+        """Carry out what follows from text, right after `is_clear` was true. True if nothing is
+        left."""
+        if len(effects) == 1 and type(effects[0]) is SendText:
+            self._writer.send_chunks_now(effects)  # type: ignore[arg-type]
+            return True
+        self.add(effects)
+        return self.carry_out_now()
+
+    def _can_send_now(self) -> bool:
+        return (
+            self._is_reachable
+            and self._session.attached
+            and not self._settles_chunks
+            and not self._carrying.locked()
+            and self._writer.is_clear()
+        )
 
     async def carry_out(self) -> None:
         """Every effect that waits, in order. Cancelled, it leaves those that were not begun."""
@@ -169,7 +191,9 @@ class Delivery:
     def put_a_stalled_client_last(self) -> None:
         """If a write was broken off, let the record not wait for that client."""
         if self._write_was_broken:
-            self._effects = deque(sorted(self._effects, key=_is_for_the_client))
+            ordered = sorted(self._effects, key=_is_for_the_client)
+            self._effects.clear()
+            self._effects.extend(ordered)
 
     def abort(self) -> None:
         """Cut the client's connection now."""
@@ -191,12 +215,14 @@ class Delivery:
             await self._journal.settle(is_final=self._session.state.is_final)
         effect = self._effects.popleft()
         match effect:
-            case SendChunk(payload):
-                payloads = [payload]
-                while self._effects and isinstance(self._effects[0], SendChunk):
-                    payloads.append(self._effects.popleft().payload)  # type: ignore[attr-defined]
-                if not (self._is_attached and self._writer.send_chunks_now(payloads)):
-                    await self._send(effect, payloads)
+            case SendChunk() | SendText():
+                chunks = [effect]
+                while self._effects and isinstance(self._effects[0], _CHUNKS):
+                    chunks.append(self._effects.popleft())  # type: ignore[arg-type]
+                if self._is_attached and self._writer.is_clear():
+                    self._writer.send_chunks_now(chunks)
+                else:
+                    await self._send(effect, chunks)
             case StopUpstream():
                 assert self.upstream is not None
                 await self.upstream.close()
@@ -205,18 +231,22 @@ class Delivery:
             case _:
                 await self._send(effect)
 
-    async def _send(self, effect: Effect, payloads: Sequence[JsonObject] = ()) -> None:
-        """Write to the client, if it is there; find out if it isn't."""
+    async def _send(self, effect: Effect, chunks: Sequence[SendChunk | SendText] = ()) -> None:
+        """Write to the client, if it is there; find out if it isn't.
+
+        Args:
+            chunks: to be written together, if that is what the effect asks for; itself the first.
+        """
         if not self._is_attached:
             return
         self.writing_since = self._clock()
-        self.holds_upstream = isinstance(effect, SendChunk)
+        self.holds_upstream = bool(chunks)
         try:
             if self._session.state.is_final:
                 async with asyncio.timeout(self._limits.farewell_seconds):
-                    await self._write(effect, payloads)
+                    await self._write(effect, chunks)
             else:
-                await self._write(effect, payloads)
+                await self._write(effect, chunks)
         except asyncio.CancelledError:
             self._write_was_broken = True
             raise
@@ -231,10 +261,10 @@ class Delivery:
                 self.holds_upstream = False
                 self.upstream_free_at = self._clock()
 
-    async def _write(self, effect: Effect, payloads: Sequence[JsonObject]) -> None:
+    async def _write(self, effect: Effect, chunks: Sequence[SendChunk | SendText]) -> None:
         match effect:
-            case SendChunk():
-                await self._writer.send_chunks(payloads)
+            case SendChunk() | SendText():
+                await self._writer.send_chunks(chunks)
             case OpenStream():
                 await self._writer.open()
             case SendPing():

@@ -20,7 +20,7 @@ The rules:
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 from aiohttp import web
@@ -33,6 +33,7 @@ from statemachine import (
     Event,
     Failure,
     StreamSession,
+    TextReceived,
     UpstreamFailed,
     UpstreamFinished,
 )
@@ -73,6 +74,9 @@ class Relay:
         self._clock = clock
         self._patience = limits.send_timeout_seconds
         self._delivery = Delivery(session, journal, writer, saver, limits, clock, self._admit)
+        self._completion_id = session.request.completion_id
+        self._add_effects = self._delivery.add
+        self._milestones = 0
         self._is_running = False
         self._interrupted = False
         self._ping_task: asyncio.Task[None] | None = None
@@ -82,6 +86,7 @@ class Relay:
         """Begin. `make_upstream` is given the function to announce attempts to."""
         upstream = make_upstream(self._admit)
         self._delivery.upstream = upstream
+        upstream.listen(self._delivery.is_clear, self._pass_on)
         name = f"relay {self.session.request.completion_id}"
         self.task = asyncio.create_task(self._run(upstream), name=name)
 
@@ -92,9 +97,24 @@ class Relay:
         if self.session.state.is_final:
             if not was_final:
                 self._interrupt()
-        elif self._delivery.is_waiting_for_a_carrier:
-            # Only pings come this way: the relay's own task is waiting for the upstream.
-            self._ping_task = asyncio.create_task(self._ping())
+        else:
+            self._carry_out_beside()
+
+    def _pass_on(self, event: TextReceived) -> None:
+        """Text that came while the task waits for the upstream, and can be sent at once. It is
+        spared the task's waking; all else happens to it that happens in `_drive`."""
+        session = self.session
+        try:
+            now = self._clock()
+            if self._journal is not None:
+                self._journal.append(self._completion_id, (event,), now)
+            if not self._delivery.send_now(session.handle(event, now)):
+                self._carry_out_beside()
+            if session.milestones != self._milestones:
+                self._note_milestone()
+        except Exception:
+            log.exception("relay failed")
+            self.post(UpstreamFailed(_OWN_FAULT))
 
     # --- the life ---------------------------------------------------------------------------
 
@@ -116,18 +136,16 @@ class Relay:
     async def _drive(self, upstream: Upstream) -> None:
         """Until the session has ended: read, admit, carry out."""
         session = self.session
-        milestones = 0
         while not session.state.is_final:
             try:
                 events = await upstream.read()
                 last = events[-1]
                 if isinstance(last, UpstreamFailed):
-                    self._admit(*events[:-1])  # whether it failed depends on what these finished
+                    self._admit_all(events[:-1])  # whether it failed depends on what these finished
                     events = [self._truthful(last)]
-                self._admit(*events)
-                if session.milestones != milestones:
-                    milestones = session.milestones
-                    self._set_timer()
+                self._admit_all(events)
+                if session.milestones != self._milestones:
+                    self._note_milestone()
                 if not (self._delivery.carry_out_now() or session.state.is_final):
                     await self._delivery.carry_out()
             except asyncio.CancelledError:
@@ -147,6 +165,11 @@ class Relay:
             except Exception:
                 log.exception("effect failed")
 
+    def _carry_out_beside(self) -> None:
+        """Have effects carried out while the relay's own task waits for the upstream: pings."""
+        if self._delivery.is_waiting_for_a_carrier:
+            self._ping_task = asyncio.create_task(self._ping())
+
     async def _ping(self) -> None:
         """Carry out a ping from beside the relay's task, which alone may carry out an end."""
         await self._delivery.carry_out_until_the_end()
@@ -165,15 +188,16 @@ class Relay:
 
     # --- events in --------------------------------------------------------------------------
 
-    def _admit(self, *events: Event) -> None:
+    def _admit(self, event: Event) -> None:
+        self._admit_all((event,))
+
+    def _admit_all(self, events: Sequence[Event]) -> None:
         """The one place that every event passes: first the journal, then the session."""
-        if not events:
-            return
         now = self._clock()
         if self._journal is not None:
-            self._journal.append(self.session.request.completion_id, events, now)
+            self._journal.append(self._completion_id, events, now)
         for event in events:
-            self._delivery.add(self.session.handle(event, now))
+            self._add_effects(self.session.handle(event, now))
 
     def _interrupt(self) -> None:
         """Wake the relay's task from whatever it awaits. Not yet running, it needs no waking."""
@@ -192,6 +216,11 @@ class Relay:
         self.task.uncancel()
 
     # --- time -------------------------------------------------------------------------------
+
+    def _note_milestone(self) -> None:
+        """Now something is due earlier than the timer knows."""
+        self._milestones = self.session.milestones
+        self._set_timer()
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -15,9 +15,10 @@ from aiohttp_sse import EventSourceResponse
 
 from service.errors import error_response
 from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
-from statemachine import Failure, SessionRecord
-from statemachine.messages import JsonObject
+from statemachine import Failure, SendChunk, SendText, SessionRecord
 
+_LITTLE_BYTES = 64 * 1024
+"""Left over from earlier writes; asyncio's own limit, from which on aiohttp waits."""
 _NEVER_SECONDS = 10.0 * 365 * 24 * 3600
 
 
@@ -32,15 +33,15 @@ class Writer(Protocol):
     async def open(self) -> None:
         """Commit the 200."""
 
-    async def send_chunks(self, payloads: Sequence[JsonObject]) -> None:
+    async def send_chunks(self, effects: Sequence[SendChunk | SendText]) -> None:
         """Write chunks that came together, together. Returns when the client has room for more."""
 
-    def send_chunks_now(self, payloads: Sequence[JsonObject]) -> bool:
-        """Do what `send_chunks` does, if that needs no waiting; else do nothing. Never raises.
+    def is_clear(self) -> bool:
+        """True if chunks can be written now, without waiting. Never raises."""
 
-        Returns:
-            True if the chunks are written.
-        """
+    def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
+        """Do what `send_chunks` does, right after `is_clear` was true. Raises only ValueError, for
+        a chunk that can't be encoded."""
 
     async def ping(self) -> None:
         """Write one keep-alive comment."""
@@ -95,27 +96,27 @@ class SseWriter:
         self._stream = stream
         self._sink = sink
 
-    async def send_chunks(self, payloads: Sequence[JsonObject]) -> None:
-        await self._write(self._encode(payloads))
+    async def send_chunks(self, effects: Sequence[SendChunk | SendText]) -> None:
+        await self._write(self._encoder.encode_all(effects))
         # What went before has left aiohttp's hands, so the socket may be written to directly.
         if isinstance(self._sink, StreamWriter) and self._sink.chunked:
             self._transport = self._request.transport
 
-    def send_chunks_now(self, payloads: Sequence[JsonObject]) -> bool:
-        # aiohttp's own way costs three coroutines and four joins a chunk. With nothing of an
-        # earlier write left in the transport there is nothing to wait for and nothing to overtake.
+    def is_clear(self) -> bool:
+        # aiohttp's own way costs three coroutines and four joins a chunk. With little of earlier
+        # writes left in the transport there is nothing to wait for; and nothing to overtake, since
+        # aiohttp keeps no bytes of its own.
         transport = self._transport
-        if transport is None or transport.is_closing() or transport.get_write_buffer_size():
-            return False
-        data = self._encode(payloads)
-        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return True
+        return (
+            transport is not None
+            and transport.get_write_buffer_size() < _LITTLE_BYTES
+            and not transport.is_closing()
+        )
 
-    def _encode(self, payloads: Sequence[JsonObject]) -> bytes:
-        encode = self._encoder.encode
-        if len(payloads) == 1:
-            return encode(payloads[0])
-        return b"".join([encode(payload) for payload in payloads])
+    def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
+        assert self._transport is not None
+        data = self._encoder.encode_all(effects)
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def ping(self) -> None:
         await self._write(PING)
@@ -163,11 +164,14 @@ class JsonWriter:
     async def open(self) -> None:
         raise AssertionError("a plain request has no stream")
 
-    async def send_chunks(self, payloads: Sequence[JsonObject]) -> None:
+    async def send_chunks(self, effects: Sequence[SendChunk | SendText]) -> None:
         raise AssertionError("a plain request has no stream")
 
-    def send_chunks_now(self, payloads: Sequence[JsonObject]) -> bool:
+    def is_clear(self) -> bool:
         return False
+
+    def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
+        raise AssertionError("a plain request has no stream")
 
     async def ping(self) -> None:
         raise AssertionError("a plain request has no stream")

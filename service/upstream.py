@@ -28,6 +28,7 @@ from statemachine import (
     DeadlineExpired,
     Event,
     Failure,
+    TextReceived,
     UpstreamFailed,
 )
 from statemachine.messages import JsonObject
@@ -36,6 +37,8 @@ log = structlog.get_logger(__name__)
 
 LONGEST_RETRY_WAIT_SECONDS = 8.0
 _FIRST_RETRY_WAIT_SECONDS = 0.25
+_LAST_EVENTS = 3
+"""How many an answer ends with that are no text: the finish reason, usage, `[DONE]`."""
 
 stamina.instrumentation.set_on_retry_hooks([])  # attempts are logged below, with their agent
 
@@ -59,20 +62,40 @@ class Upstream:
         self._body: AsyncIterator[bytes] | None = None
         self._decoder = SseDecoder(0)
         self._broken: AgentError | None = None
+        self._is_clear: Callable[[], bool] | None = None
+        self._pass_on: Callable[[TextReceived], None] | None = None
 
-    async def read(self) -> list[Event]:
+    def listen(self, is_clear: Callable[[], bool], pass_on: Callable[[TextReceived], None]) -> None:
+        """Have text that comes while `read` waits passed on at once, past it.
+
+        Args:
+            is_clear: asked first; False sends everything by way of `read`.
+            pass_on: given the event. Neither may raise.
+        """
+        self._is_clear, self._pass_on = is_clear, pass_on
+
+    async def read(self) -> Sequence[Event]:
         """The next events, at least one: those of one socket read, or the ending.
 
         The first call asks the agents and returns with the first token. After an ending
         (`UpstreamFinished`, `UpstreamFailed`, `DeadlineExpired`) there is nothing more to read.
         Cancelling it leaves nothing but `close` to call.
         """
-        if self._body is None:
+        body, decoder = self._body, self._decoder
+        if body is None:
             return await self._ask()
         while True:
-            events = await self._read_events(self._body)
-            if self._decoder.ending is not None:
-                events.append(self._decoder.ending)
+            try:
+                data = await body.__anext__()
+            except (StopAsyncIteration, AgentError) as error:
+                events = self._last_events(error)
+            else:
+                text = decoder.take(data)
+                if text is not None:
+                    return (text,)
+                events = self._events(data)
+            if decoder.ending is not None:
+                events.append(decoder.ending)
             if events:
                 return events
 
@@ -145,9 +168,30 @@ class Upstream:
         except TimeoutError:
             raise AgentError(_first_token_timeout(agent)) from None
         self._body = body
+        if self._is_clear is not None and hasattr(body, "listener"):
+            body.listener = self._listen
         if self._decoder.ending is not None:
             events.append(self._decoder.ending)
         return events
+
+    def _listen(self, pieces: Sequence[bytes]) -> int:
+        """The listener of a body: takes what is text alone, up to the first piece that is not."""
+        assert self._is_clear is not None
+        assert self._pass_on is not None
+        if not self._is_clear():
+            return 0
+        count = len(pieces)
+        data = pieces[0] if count == 1 else b"".join(pieces)
+        text = self._decoder.take(data)
+        if text is None:
+            if count <= _LAST_EVENTS:
+                return 0
+            count -= _LAST_EVENTS
+            text = self._decoder.take(b"".join(pieces[:count]))
+            if text is None:
+                return 0
+        self._pass_on(text)
+        return count
 
     async def _first_token(self, body: AsyncIterator[bytes]) -> list[Event]:
         held: list[Event] = []
@@ -166,17 +210,22 @@ class Upstream:
                 return held
 
     async def _read_events(self, body: AsyncIterator[bytes]) -> list[Event]:
-        """The chunks of one socket read; at the body's end, whatever was left."""
-        decoder = self._decoder
         try:
-            payloads = decoder.feed(await body.__anext__())
-        except StopAsyncIteration:
-            payloads = decoder.close()
-        except AgentError as error:
-            payloads = decoder.close()
-            if _ended_badly(decoder):
-                decoder.ending = UpstreamFailed(error.failure)
-                self._broken = error
+            return self._events(await body.__anext__())
+        except (StopAsyncIteration, AgentError) as error:
+            return self._last_events(error)
+
+    def _events(self, data: bytes) -> list[Event]:
+        """The chunks of one socket read."""
+        return list(map(ChunkReceived, self._decoder.feed(data), self._decoder.texts))
+
+    def _last_events(self, end: StopAsyncIteration | AgentError) -> list[Event]:
+        """Whatever was left at the body's end."""
+        decoder = self._decoder
+        payloads = decoder.close()
+        if isinstance(end, AgentError) and _ended_badly(decoder):
+            decoder.ending = UpstreamFailed(end.failure)
+            self._broken = end
         return list(map(ChunkReceived, payloads, decoder.texts))
 
 

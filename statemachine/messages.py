@@ -139,6 +139,27 @@ class SessionRecord:
         return self.request.completion_id
 
 
+@frozen(eq=False)
+class ChunkPattern:
+    """What chunks have in common that differ in one text alone.
+
+    `payload` is such a chunk, and its text is `choices[0].delta[key]` in it. `before` and `after`
+    are the JSON around that text's literal, the same bytes in all of them. Whoever makes one
+    vouches for it (`service.wire.pattern`).
+    """
+
+    payload: JsonObject
+    key: str
+    before: bytes
+    after: bytes
+
+    def chunk(self, text: str) -> JsonObject:
+        """The chunk of this pattern that says this text."""
+        (choice,) = self.payload["choices"]
+        said = {**choice, "delta": {**choice["delta"], self.key: text}}
+        return {**self.payload, "choices": [said]}
+
+
 # --- events: something happened -------------------------------------------------------------
 
 
@@ -164,6 +185,20 @@ class ChunkReceived(Event):
 
     payload: JsonObject
     text: bytes | None = field(default=None, eq=False, repr=False)
+
+
+@frozen
+class TextReceived(Event):
+    """One or more chunks arrived that say what an earlier one said, but for their text.
+
+    A quick way to say `ChunkReceived` for each. The chunk that `pattern` was made from was received
+    before. `texts` are the new texts; `literals` the same as JSON literals, as they came, a line
+    each.
+    """
+
+    pattern: ChunkPattern
+    texts: Sequence[str]
+    literals: bytes = field(repr=False)
 
 
 @frozen
@@ -223,6 +258,13 @@ class SendChunk(Effect):
     """Write one chunk."""
 
     payload: JsonObject
+
+
+@frozen
+class SendText(Effect):
+    """Write the chunks of a `TextReceived`."""
+
+    received: TextReceived
 
 
 @frozen

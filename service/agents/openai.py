@@ -8,7 +8,6 @@ as raw bytes, because the SDK's parsed chunks cost three times as much as everyt
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
 from fnmatch import fnmatchcase
 from http import HTTPStatus
 from typing import Any
@@ -21,10 +20,11 @@ from aiohttp.http_exceptions import ContentEncodingError
 from attrs import evolve
 
 from service.agents.connection import Connection
-from service.agents.protocol import AgentCall, AgentError
+from service.agents.fast_lane import FastLaneProtocol
+from service.agents.protocol import AgentBody, AgentCall, AgentError, Listener
 from service.config import OpenAIAgentConfig
 from service.wire import decode_json, encode_json, upstream_body
-from service.wire.decoder import upstream_failure
+from service.wire.failures import upstream_failure
 from statemachine import Failure
 
 log = structlog.get_logger(__name__)
@@ -197,17 +197,17 @@ class OpenAIAgent:
 
 
 class _Answer:
-    """One request and its body; a context manager and the iterator that it enters to."""
+    """One request and its body; a context manager and the body that it enters to."""
 
-    __slots__ = ("_agent", "_call", "_read", "_response")
+    __slots__ = ("_agent", "_call", "_response", "listener")
 
     def __init__(self, agent: OpenAIAgent, call: AgentCall) -> None:
+        self.listener: Listener | None = None
         self._agent = agent
         self._call = call
 
-    async def __aenter__(self) -> AsyncIterator[bytes]:
+    async def __aenter__(self) -> AgentBody:
         self._response = await self._agent.ask(self._call)
-        self._read = self._response.content.readany
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -217,13 +217,25 @@ class _Answer:
         return self
 
     async def __anext__(self) -> bytes:
+        lane = self._lane()
+        if lane is not None:
+            lane.listener = self.listener
         try:
-            data = await self._read()
+            data = await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
             raise self._agent.body_error(error) from error
+        finally:
+            if (lane := self._lane()) is not None:
+                lane.listener = None
         if not data:
             raise StopAsyncIteration
         return data
+
+    def _lane(self) -> FastLaneProtocol | None:
+        """The connection, while it is ours: after the body's end it may be somebody else's."""
+        connection = self._response.connection
+        protocol = None if connection is None else connection.protocol
+        return protocol if isinstance(protocol, FastLaneProtocol) else None
 
 
 async def _error_body(response: aiohttp.ClientResponse) -> Any:

@@ -1,6 +1,6 @@
 """What the service asks of an agent, and how an agent says no."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -38,6 +38,27 @@ class AgentCall:
     is_fallback: bool = False
 
 
+Listener = Callable[[Sequence[bytes]], int]
+"""Offered pieces of a body, in order, at least one; says how many of them, from the first on, it
+took. It must not raise."""
+
+
+class AgentBody(Protocol):
+    """An answer's bytes, one item per socket read.
+
+    Attributes:
+        listener: offered what comes while an item is awaited; what it takes makes no item, and the
+            waiting goes on. It spares a chunk the waking of a task. A body that has no use for it
+            is an iterator and nothing more.
+    """
+
+    listener: Listener | None
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def __anext__(self) -> bytes: ...
+
+
 class Agent(Protocol):
     """An upstream. One instance serves all requests; it holds no state of any of them."""
 
@@ -51,7 +72,9 @@ class Agent(Protocol):
     def serves(self, model: str) -> bool:
         """True if requests for this model may go here."""
 
-    def open(self, call: AgentCall) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def open(
+        self, call: AgentCall
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes] | AgentBody]:
         """Ask. Entering returns once the upstream has said 200; the value yields its SSE body,
         one item per socket read. Leaving closes the connection at once, on every path;
         cancelling any await does too.

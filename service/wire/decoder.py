@@ -13,8 +13,10 @@ past the size limit, JSON that is no chunk, any `error`.
 from collections.abc import Mapping
 from typing import Any
 
+from service.wire.failures import upstream_failure
 from service.wire.jsontext import decode_json
-from statemachine import Failure, UpstreamFailed, UpstreamFinished
+from service.wire.pattern import PatternReader
+from statemachine import Failure, TextReceived, UpstreamFailed, UpstreamFinished
 
 JsonObject = dict[str, Any]
 Ending = UpstreamFinished | UpstreamFailed
@@ -23,8 +25,6 @@ _BOM = b"\xef\xbb\xbf"
 _NO_STREAM = "The model's backend did not answer with a stream."
 _DICT_OR_NONE = (dict, type(None))
 _INT_OR_NONE = (int, type(None))
-_LONGEST_QUOTE = 200
-"""Characters of an upstream's own words that go into a message of ours."""
 
 
 class SseDecoder:
@@ -34,6 +34,8 @@ class SseDecoder:
     read) or `UpstreamFailed`, and further bytes are ignored. A body that ends with neither
     fails as `upstream_incomplete`; only the session knows if its finish reasons make that a
     good end after all.
+
+    Bytes go to `take` first; what it doesn't take goes to `feed`.
 
     `texts` holds the JSON texts of the last call's chunks, one each, as they came; None for one
     that lay on several lines.
@@ -45,6 +47,7 @@ class SseDecoder:
         "_events",
         "_is_foreign",
         "_max_event_bytes",
+        "_patterns",
         "_started",
         "ending",
         "texts",
@@ -59,6 +62,33 @@ class SseDecoder:
         self._started = False
         self._events = 0
         self._is_foreign = False
+        self._patterns = PatternReader()
+
+    def take(self, data: bytes) -> TextReceived | None:
+        """The quick way for whole chunks that are like one before: nearly all of an answer.
+
+        None if the next bytes are anything else; then nothing was taken, and `feed` is to be
+        asked. Never raises.
+        """
+        if self._ended_in_cr or self.ending is not None:
+            return None
+        if self._buffer or data[-2:] != b"\n\n":
+            return self._take_with_rest(bytes(self._buffer) + data)
+        received = self._patterns.read(data) if len(data) <= self._max_event_bytes else None
+        if received is not None:
+            self._events += len(received.texts)
+        return received
+
+    def _take_with_rest(self, data: bytes) -> TextReceived | None:
+        """The same where an event was cut in two."""
+        end = data.rfind(b"\n\n") + 2
+        if max(end, len(data) - end) > self._max_event_bytes:
+            return None
+        received = self._patterns.read(data[:end])
+        if received is not None:
+            self._events += len(received.texts)
+            self._buffer[:] = data[end:]
+        return received
 
     def feed(self, data: bytes) -> list[JsonObject]:
         """Take in the next bytes; the chunks that they complete, in order. Never raises."""
@@ -225,7 +255,10 @@ class SseDecoder:
         elif not _is_chunk(payload):
             self._fail("upstream_malformed", "The model's backend sent JSON that is not a chunk.")
         else:
-            self.texts.append(None if b"\n" in data else data)
+            is_one_line = b"\n" not in data
+            self.texts.append(data if is_one_line else None)
+            if is_one_line:
+                self._patterns.learn_from(data, payload)
             return payload  # type: ignore[no-any-return]  # _is_chunk saw a dict
         return None
 
@@ -234,28 +267,6 @@ class SseDecoder:
 
     def _fail_upstream(self, error: Any) -> None:
         self.ending = UpstreamFailed(upstream_failure(error))
-
-
-def upstream_failure(error: Any, status: int | None = None) -> Failure:
-    """A failure in the upstream's own words.
-
-    Args:
-        error: the value of its `error` key: OpenAI's object, or a string, or anything.
-        status: the HTTP status it came with, if it came before the stream.
-    """
-    fields = error if isinstance(error, Mapping) else {"message": error}
-    message, kind, param, code = (fields.get(key) for key in ("message", "type", "param", "code"))
-    if not isinstance(message, str) or not message:
-        message = "The model's backend reported an error without a message."
-    numeric = isinstance(code, (int, float)) and not isinstance(code, bool)
-    return Failure(
-        "upstream_error",
-        message if isinstance(error, Mapping) else message[:_LONGEST_QUOTE],
-        type=kind if isinstance(kind, str) and kind else "upstream_error",
-        param=param if isinstance(param, str) else None,
-        upstream_code=str(code) if numeric or (isinstance(code, str) and code) else None,
-        status=status,
-    )
 
 
 def _is_chunk(payload: Any) -> bool:

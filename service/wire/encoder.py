@@ -3,11 +3,19 @@
 Called by `service.sse` on the hot path; pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.wire.jsontext import encode_json
-from statemachine import Choice, Failure, SessionRecord
+from statemachine import (
+    Choice,
+    ChunkPattern,
+    Failure,
+    SendChunk,
+    SendText,
+    SessionRecord,
+    TextReceived,
+)
 
 DONE = b"data: [DONE]\n\n"
 PING = b": keep-alive\n"
@@ -25,7 +33,17 @@ class ChunkEncoder:
         include_usage: the client asked for usage, so every chunk has a `usage` key.
     """
 
-    __slots__ = ("_created", "_fallback_created", "_id", "_include_usage", "_model")
+    __slots__ = (
+        "_after",
+        "_before",
+        "_between",
+        "_created",
+        "_fallback_created",
+        "_id",
+        "_include_usage",
+        "_model",
+        "_pattern",
+    )
 
     def __init__(self, completion_id: str, model: str, created: int, include_usage: bool) -> None:
         self._id = completion_id
@@ -33,6 +51,39 @@ class ChunkEncoder:
         self._fallback_created = created
         self._created: int | None = None
         self._include_usage = include_usage
+        self._pattern: ChunkPattern | None = None
+
+    def encode_all(self, effects: Sequence[SendChunk | SendText]) -> bytes:
+        """Chunks that leave together."""
+        if len(effects) == 1:
+            return self._encode_effect(effects[0])
+        return b"".join([self._encode_effect(effect) for effect in effects])
+
+    def _encode_effect(self, effect: SendChunk | SendText) -> bytes:
+        if type(effect) is SendText:
+            return self.encode_text(effect.received)
+        return self.encode(effect.payload)  # type: ignore[union-attr]
+
+    def encode_text(self, received: TextReceived) -> bytes:
+        """Chunks of a pattern, an event each: ours around the texts' literals as they came."""
+        if received.pattern is not self._pattern:
+            self._adopt(received.pattern)
+        literals = received.literals
+        if b"\n" in literals:
+            literals = literals.replace(b"\n", self._between)
+        return b"%b%b%b" % (self._before, literals, self._after)
+
+    def _adopt(self, pattern: ChunkPattern) -> None:
+        """Find out once what of ours goes around a text, by encoding a chunk with a text that
+        stands nowhere else in it."""
+        probe, event, literal = "", b"", b'""'
+        while event.count(literal) != 1:
+            probe += "\0"
+            literal = encode_json(probe)
+            event = self.encode(pattern.chunk(probe))
+        self._before, _, self._after = event.partition(literal)
+        self._between = self._after + self._before
+        self._pattern = pattern
 
     def encode(self, payload: Mapping[str, Any]) -> bytes:
         """One chunk as one event: `data: {…}` and a blank line.

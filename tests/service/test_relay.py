@@ -19,15 +19,18 @@ from statemachine import (
     DrainExpired,
     Event,
     Failure,
+    SendChunk,
+    SendText,
     SessionPolicy,
     SessionRecord,
     State,
     StopRequested,
     StreamSession,
+    TextReceived,
     UpstreamFailed,
     UpstreamFinished,
 )
-from tests.statemachine.conftest import asked, finish_chunk, text_chunk
+from tests.statemachine.conftest import asked, finish_chunk, text_after, text_chunk
 
 LIMITS = RelayLimits(send_timeout_seconds=60.0, commit_timeout_seconds=0.2)
 
@@ -41,6 +44,9 @@ class FakeUpstream:
 
     def say(self, *events: Event) -> None:
         self.events.put_nowait(list(events))
+
+    def listen(self, is_clear: Callable[[], bool], pass_on: Callable[[TextReceived], None]) -> None:
+        self.is_clear, self.pass_on = is_clear, pass_on
 
     async def read(self) -> list[Event]:
         item = await self.events.get()
@@ -57,6 +63,7 @@ class FakeWriter:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.takes_at_once = False
         self.free = asyncio.Event()
         self.free.set()
         self.fails: Exception | None = None
@@ -78,12 +85,14 @@ class FakeWriter:
     async def open(self) -> None:
         await self._note("open")
 
-    async def send_chunks(self, payloads: Sequence[Any]) -> None:
-        deltas = (payload["choices"][0]["delta"] for payload in payloads)
-        await self._note("send " + "|".join(delta.get("content", "-") for delta in deltas))
+    async def send_chunks(self, effects: Sequence[SendChunk | SendText]) -> None:
+        await self._note(f"send {texts_of(effects)}")
 
-    def send_chunks_now(self, payloads: Sequence[Any]) -> bool:
-        return False
+    def is_clear(self) -> bool:
+        return self.takes_at_once
+
+    def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
+        self.calls.append(f"send at once {texts_of(effects)}")
 
     async def ping(self) -> None:
         await self._note("ping")
@@ -146,8 +155,82 @@ class Stage:
         return record
 
 
+def texts_of(effects: Sequence[SendChunk | SendText]) -> str:
+    """What chunks say, as far as it is content."""
+    texts: list[str] = []
+    for effect in effects:
+        if isinstance(effect, SendText):
+            texts += effect.received.texts
+        else:
+            texts.append(effect.payload["choices"][0]["delta"].get("content", "-"))
+    return "|".join(texts)
+
+
 def words(*texts: str) -> list[Event]:
     return [ChunkReceived(text_chunk(text)) for text in texts]
+
+
+async def test_text_that_came_past_the_task() -> None:
+    """Text handed over while the task waits is sent at once, in its place, and is kept."""
+    stage = Stage().start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    assert not stage.upstream.is_clear()
+    stage.writer.takes_at_once = True
+    assert stage.upstream.is_clear()
+    stage.upstream.pass_on(text_after(text_chunk("a"), "b", "c"))
+    assert stage.writer.calls[-1] == "send at once b|c"
+    stage.upstream.say(ChunkReceived(finish_chunk()), UpstreamFinished())
+    record = await stage.end()
+    assert record.choices[0].message["content"] == "abc"
+    assert record.chunk_count == 4
+
+
+@pytest.mark.parametrize("event", [ClientLeft(), StopRequested(), DrainExpired()])
+async def test_nothing_comes_past_the_task_after_the_end(event: Event) -> None:
+    """Once the session has ended, nobody says that text could be sent."""
+    stage = Stage().start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.writer.takes_at_once = True
+    stage.relay.post(event)
+    assert not stage.upstream.is_clear()
+    record = await stage.end()
+    assert record.choices[0].message["content"] == "a"
+
+
+async def test_a_first_token_past_the_task_starts_the_idle_deadline() -> None:
+    """Also where the chunks before it said nothing, the model's next silence is noticed."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        stage = Stage(SessionPolicy(idle_seconds=5.0, keep_alive_interval_seconds=None)).start()
+        stage.upstream.say(*words(""))
+        await stage.settle()
+        stage.writer.takes_at_once = True
+        stage.upstream.pass_on(text_after(text_chunk(""), "b"))
+        clock.tick(5.1)
+        await stage.settle()
+    record = await stage.end()
+    assert record.failure is not None
+    assert record.failure.code == "idle_timeout"
+
+
+async def test_a_fault_of_our_own_past_the_task_keeps_the_text() -> None:
+    """If sending at once breaks, the session ends as failed, with what it had."""
+    stage = Stage().start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.writer.takes_at_once = True
+
+    def broken(effects: Sequence[SendChunk | SendText]) -> None:
+        raise ValueError("broken")
+
+    stage.writer.send_chunks_now = broken  # type: ignore[method-assign]
+    stage.upstream.pass_on(text_after(text_chunk("a"), "b"))
+    record = await stage.end()
+    assert record.state is State.FAILED
+    assert record.failure is not None
+    assert record.failure.code == "internal_error"
+    assert record.choices[0].message["content"] == "ab"
 
 
 async def test_order_of_a_whole_life() -> None:

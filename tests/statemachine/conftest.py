@@ -1,8 +1,9 @@
 """Small makers of what sessions are given."""
 
+import json
 from typing import Any
 
-from statemachine import SessionRequest
+from statemachine import ChunkPattern, SessionRequest, TextReceived
 
 
 def asked(**fields: Any) -> SessionRequest:
@@ -36,6 +37,17 @@ def chunk(
 
 def text_chunk(text: str) -> Any:
     return chunk({"content": text})
+
+
+def text_after(payload: Any, *texts: str, key: str = "content") -> TextReceived:
+    """More of what this chunk says, with these texts."""
+    before, _, after = json.dumps(payload).partition(
+        json.dumps(payload["choices"][0]["delta"][key])
+    )
+    literals = "\n".join(json.dumps(text) for text in texts).encode("ascii")
+    return TextReceived(
+        ChunkPattern(payload, key, before.encode(), after.encode()), texts, literals
+    )
 
 
 def finish_chunk(reason: str = "stop") -> Any:

@@ -18,13 +18,14 @@ from statemachine import (
     State,
     StopRequested,
     StreamSession,
+    TextReceived,
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
     messages,
     transitions,
 )
-from tests.statemachine.conftest import asked, text_chunk
+from tests.statemachine.conftest import asked, text_after, text_chunk
 
 P, S, C, F, G = State.PENDING, State.STREAMING, State.COMPLETED, State.FAILED, State.CLIENT_GONE
 I, ABSENT = IGNORED, None  # noqa: E741  (a table wants narrow columns)
@@ -34,6 +35,7 @@ EXPECTED = {
     # event           PENDING STREAMING COMPLETED FAILED CLIENT_GONE
     AttemptStarted: (P, ABSENT, ABSENT, I, I),
     ChunkReceived: (S, S, ABSENT, I, I),
+    TextReceived: (ABSENT, S, ABSENT, I, I),
     UpstreamFinished: (C, C, ABSENT, I, I),
     UpstreamFailed: (F, F, ABSENT, I, I),
     DeadlineExpired: (F, F, I, I, I),
@@ -46,6 +48,7 @@ FAILURE = Failure("upstream_error", "It broke.")
 EVENTS: dict[type[Event], Event] = {
     AttemptStarted: AttemptStarted("demo", 60.0),
     ChunkReceived: ChunkReceived(text_chunk("word")),
+    TextReceived: text_after(text_chunk("word"), "s"),
     UpstreamFinished: UpstreamFinished(),
     UpstreamFailed: UpstreamFailed(FAILURE),
     DeadlineExpired: DeadlineExpired(FAILURE),

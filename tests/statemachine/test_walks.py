@@ -19,25 +19,28 @@ from statemachine import (
     SendDone,
     SendError,
     SendPing,
+    SendText,
     SessionPolicy,
     State,
     StopRequested,
     StopUpstream,
     StreamSession,
+    TextReceived,
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
 )
-from tests.statemachine.conftest import asked, finish_chunk, text_chunk
+from tests.statemachine.conftest import asked, finish_chunk, text_after, text_chunk
 
 FAILURE = Failure("upstream_error", "It broke.")
-SENDS = (OpenStream, SendChunk, SendPing, SendDone, SendError)
+SENDS = (OpenStream, SendChunk, SendText, SendPing, SendDone, SendError)
 
 events = st.one_of(
     st.text(max_size=5).map(lambda text: ChunkReceived(text_chunk(text))),
     st.sampled_from(
         [
             ChunkReceived(finish_chunk()),
+            text_after(text_chunk("first"), "more", ""),
             ChunkReceived({"choices": [], "usage": {"completion_tokens": 1}}),
             AttemptStarted("demo", 60.0),
             UpstreamFinished(),
@@ -75,6 +78,8 @@ def test_promises_hold_on_every_walk(
         if running and isinstance(event, ChunkReceived):
             choices = event.payload["choices"]
             text += choices[0]["delta"].get("content", "") if choices else ""
+        elif running and isinstance(event, TextReceived):
+            text += "".join(event.texts)
         if not was_attached:
             assert not any(isinstance(effect, SENDS) for effect in new)
         effects.extend(new)
@@ -84,7 +89,7 @@ def test_promises_hold_on_every_walk(
     chunks = [
         index
         for index, effect in enumerate(effects)
-        if isinstance(effect, (SendChunk, SendPing, SendDone))
+        if isinstance(effect, (SendChunk, SendText, SendPing, SendDone))
     ]
     assert len(opens) <= 1
     if chunks:
@@ -92,7 +97,7 @@ def test_promises_hold_on_every_walk(
         assert opens[0] < chunks[0]
     if saves:
         position = effects.index(saves[0])
-        assert not any(isinstance(e, (SendChunk, SendPing)) for e in effects[position:])
+        assert not any(isinstance(e, (SendChunk, SendText, SendPing)) for e in effects[position:])
         assert not any(isinstance(e, StopUpstream) for e in effects[position:])
         record = saves[0].record
         kept = "".join(str(c.message["content"] or "") for c in record.choices)
