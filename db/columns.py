@@ -17,7 +17,7 @@ forgets the order of keys, and 1e300 comes back as the integer that it is.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -66,6 +66,20 @@ def to_jsonb(value: Any) -> str:
     if b"\\u0000" in encoded or _ESCAPE_UTF8 in encoded:
         return _write(value, _escape)
     return encoded.decode()
+
+
+def rows_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The JSON text of rows on their way into a table; `as_jsonb` makes their JSON columns.
+
+    Raises:
+        TypeError: a value isn't one that a column holds.
+    """
+    return orjson.dumps(rows).decode()
+
+
+def as_jsonb(value: Any) -> Any:
+    """The value of a jsonb column, for `rows_json`: `to_jsonb` within."""
+    return orjson.Fragment(to_jsonb(value))
 
 
 def from_jsonb(text: str | None) -> Any:

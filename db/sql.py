@@ -1,8 +1,8 @@
 """The statements, one for each step of a save and each question, and the values that go in and
 come out. No driver here.
 
-Rows go in as one array per column, so that a statement serves one record or two hundred, and are
-inserted in the order they are given in. Called by `db.transaction` and `db.postgres`.
+Rows go in as one JSON array, so that a statement serves one record or a hundred and has one value
+to quote; they are inserted in the order they are given in. Called by `db.transaction` and `db.postgres`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from db.columns import from_jsonb, original_text, raw_bytes, readable, to_jsonb
+from db.columns import as_jsonb, from_jsonb, original_text, raw_bytes, readable, rows_json
 from db.store import StoredCompletion, StoredConversation, StoredMessage
 from statemachine import State
 
@@ -73,10 +73,10 @@ MESSAGES: Final = {
 
 def _insert(table: str, columns: dict[str, str], condition: str = "") -> str:
     names = ", ".join(columns)
-    arrays = ", ".join(f"%({name})s::{kind}[]" for name, kind in columns.items())
+    kinds = ", ".join(f"{name} {kind}" for name, kind in columns.items())
     return (
-        f"INSERT INTO {table} ({names}) SELECT {names} FROM unnest({arrays}) AS new ({names})"
-        f"{condition}"
+        f"INSERT INTO {table} ({names})"
+        f" SELECT {names} FROM json_to_recordset(%(rows)s) AS new ({kinds}){condition}"
     )
 
 
@@ -176,7 +176,7 @@ def migration_ids() -> frozenset[str]:
 
 _TO_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
     "text": readable,
-    "jsonb": to_jsonb,
+    "jsonb": as_jsonb,
     "timestamptz": lambda seconds: datetime.fromtimestamp(seconds, UTC),
     "bytea": lambda text: None if (raw := raw_bytes(text)) is None else "\\x" + raw.hex(),
 }
@@ -187,16 +187,23 @@ _FROM_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
-def arrays(columns: Mapping[str, str], rows: Sequence[Any]) -> dict[str, list[Any]]:
-    """The parameters of an insert: one array per column, of the rows' attributes of its name.
+def rows(columns: Mapping[str, str], values: Sequence[Any]) -> dict[str, str]:
+    """The parameter of an insert: the rows, made of the values' attributes of the columns' names.
 
     `content_raw` is made of `content`; it is no attribute."""
-    parameters: dict[str, list[Any]] = {}
-    for name, kind in columns.items():
-        convert = _TO_COLUMN.get(kind, _as_it_is)
-        values = (getattr(row, "content" if name == "content_raw" else name) for row in rows)
-        parameters[name] = [None if value is None else convert(value) for value in values]
-    return parameters
+    made = [
+        (name, "content" if name == "content_raw" else name, _TO_COLUMN.get(kind))
+        for name, kind in columns.items()
+    ]
+    return {"rows": rows_json([_row(value, made) for value in values])}
+
+
+def _row(value: Any, columns: Sequence[tuple[str, str, Callable[[Any], Any] | None]]) -> Any:
+    row = {}
+    for name, attribute, convert in columns:
+        item = getattr(value, attribute)
+        row[name] = item if item is None or convert is None else convert(item)
+    return row
 
 
 def completion_from(row: Sequence[Any]) -> StoredCompletion:

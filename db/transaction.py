@@ -123,7 +123,7 @@ async def _try_save(outbox: _Outbox, batch: Sequence[RecordRows], timeout_second
     inserted: set[str] = set()
     completions = sorted((rows.completion for rows in batch), key=lambda row: row.completion_id)
     for chunk in _chunks(completions, _ROWS_PER_STATEMENT):
-        rows = await outbox.ask(sql.INSERT_COMPLETIONS, sql.arrays(sql.COMPLETIONS, chunk))
+        rows = await outbox.ask(sql.INSERT_COMPLETIONS, sql.rows(sql.COMPLETIONS, chunk))
         inserted.update(completion_id for (completion_id,) in rows)
     new = [rows for rows in batch if rows.completion.completion_id in inserted]
     if not new:
@@ -182,7 +182,7 @@ async def _insert(
     outbox: _Outbox, statement: str, columns: Mapping[str, str], rows: Sequence[Any]
 ) -> None:
     for chunk in _chunks(rows, _ROWS_PER_STATEMENT):
-        await outbox.tell(statement, sql.arrays(columns, chunk))
+        await outbox.tell(statement, sql.rows(columns, chunk))
 
 
 def _merged(conversations: Iterable[StoredConversation]) -> list[StoredConversation]:
