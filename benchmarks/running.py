@@ -172,13 +172,14 @@ def answers(url: str) -> bool:
 
 
 def environment(name: str, requirements: Path, tell: Callable[[str], None]) -> Path:
-    """The programs of a virtual environment with these requirements; made when it is missing or
-    was made with others.
+    """The programs of a virtual environment with these requirements and the Python that runs this;
+    made when it is missing or was made with others.
 
     Raises `subprocess.CalledProcessError` if they can't be installed.
     """
     directory = ENVIRONMENTS / name
-    made, wanted = directory / "requirements.txt", requirements.read_text("utf-8")
+    made = directory / "requirements.txt"
+    wanted = f"# Python {sys.version} of {sys.base_prefix}\n{requirements.read_text('utf-8')}"
     if not made.exists() or made.read_text("utf-8") != wanted:
         tell(f"installing {name} into {directory.relative_to(ROOT)} (once; this can take minutes)")
         started = time.monotonic()
