@@ -189,7 +189,9 @@ def _merged(conversations: Iterable[StoredConversation]) -> list[StoredConversat
     """One row per conversation, from its first beginning to its last end, by id."""
     merged: dict[str, StoredConversation] = {}
     for row in conversations:
-        other = merged.get(row.conversation_id, row)
+        other = merged.setdefault(row.conversation_id, row)
+        if other is row:
+            continue
         merged[row.conversation_id] = evolve(
             row,
             created_at=min(row.created_at, other.created_at),

@@ -109,6 +109,8 @@ async def read_body(request: web.Request, timeout_seconds: float) -> bytes:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # as aiohttp's own does: the answer has not begun
     try:
+        if request.content.is_eof():
+            return await request.read()  # it is here already, as nearly always
         async with asyncio.timeout(timeout_seconds):
             return await request.read()
     except TimeoutError:

@@ -201,6 +201,8 @@ class Delivery:
 
     async def close(self) -> web.StreamResponse:
         """End the body; the response for the handler to return."""
+        if self._is_reachable and self._writer.is_clear():
+            return await self._writer.close()
         if self._is_reachable:
             try:
                 async with asyncio.timeout(self._limits.farewell_seconds):
@@ -242,7 +244,8 @@ class Delivery:
         self.writing_since = self._clock()
         self.holds_upstream = bool(chunks)
         try:
-            if self._session.state.is_final:
+            # Neither opening nor `[DONE]`, which leaves with the body's end, waits for the client.
+            if self._session.state.is_final and not isinstance(effect, (OpenStream, SendDone)):
                 async with asyncio.timeout(self._limits.farewell_seconds):
                     await self._write(effect, chunks)
             else:

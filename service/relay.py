@@ -220,7 +220,8 @@ class Relay:
     def _note_milestone(self) -> None:
         """Now something is due earlier than the timer knows."""
         self._milestones = self.session.milestones
-        self._set_timer()
+        if not self.session.state.is_final:
+            self._set_timer()
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -17,8 +17,8 @@ from service.errors import error_response
 from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
 from statemachine import Failure, SendChunk, SendText, SessionRecord
 
-_LITTLE_BYTES = 64 * 1024
-"""Left over from earlier writes; asyncio's own limit, from which on aiohttp waits."""
+_LITTLE_BYTES = 16 * 1024
+"""Left over from earlier writes; asyncio's low-water mark, below which aiohttp makes nobody wait."""
 _NEVER_SECONDS = 10.0 * 365 * 24 * 3600
 
 
@@ -37,7 +37,7 @@ class Writer(Protocol):
         """Write chunks that came together, together. Returns when the client has room for more."""
 
     def is_clear(self) -> bool:
-        """True if chunks can be written now, without waiting. Never raises."""
+        """True if nothing that is written now has to wait for the client. Never raises."""
 
     def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
         """Do what `send_chunks` does, right after `is_clear` was true. Raises only ValueError, for
@@ -57,6 +57,11 @@ class Writer(Protocol):
 
     def abort(self) -> None:
         """Cut the connection now; a write that is waiting raises `ClientConnectionLost`."""
+
+
+class _Stream(EventSourceResponse):
+    _send_headers_immediately = False
+    """aiohttp then puts them before the first thing that is written; that comes at once."""
 
 
 class SseWriter:
@@ -81,7 +86,7 @@ class SseWriter:
         self._tail = b""
 
     async def open(self) -> None:
-        stream = EventSourceResponse(
+        stream = _Stream(
             sep="\n",
             allow_all_methods=True,
             send_timeout=self._send_timeout_seconds,

@@ -162,7 +162,9 @@ class Upstream:
         self._broken = None
         try:
             async with asyncio.timeout(agent.timeouts.first_token_seconds):
-                call = evolve(self._call, is_fallback=agent is not self._agents[0])
+                call = self._call
+                if agent is not self._agents[0]:
+                    call = evolve(call, is_fallback=True)
                 body = await self._stack.enter_async_context(agent.open(call))
                 events = await self._first_token(body)
         except TimeoutError:
