@@ -6,7 +6,10 @@ to quote; they are inserted in the order they are given in. Called by `db.transa
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -175,7 +178,6 @@ def migration_ids() -> frozenset[str]:
 # --- values ---------------------------------------------------------------------------------
 
 _TO_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
-    "text": readable,
     "jsonb": as_jsonb,
     "timestamptz": lambda seconds: datetime.fromtimestamp(seconds, UTC),
     "bytea": lambda text: None if (raw := raw_bytes(text)) is None else "\\x" + raw.hex(),
@@ -187,23 +189,49 @@ _FROM_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
+class _Shape:
+    """How values become rows of some columns: their attributes of the columns' names, most of them
+    as they are. `content_raw` is made of `content`; it is no attribute."""
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self._names = tuple(columns)
+        of = ["content" if name == "content_raw" else name for name in columns]
+        self._attributes = attrgetter(*of)
+        self._texts = [name for name, kind in columns.items() if kind == "text"]
+        self._conversions = [
+            (name, _TO_COLUMN[kind]) for name, kind in columns.items() if kind in _TO_COLUMN
+        ]
+
+    def row(self, value: Any) -> dict[str, Any]:
+        """One row, texts as they are."""
+        row = dict(zip(self._names, self._attributes(value), strict=True))
+        for name, convert in self._conversions:
+            if (item := row[name]) is not None:
+                row[name] = convert(item)
+        return row
+
+    def readable_row(self, value: Any) -> dict[str, Any]:
+        """One row, its texts such that a column takes them."""
+        row = self.row(value)
+        for name in self._texts:
+            if (text := row[name]) is not None:
+                row[name] = readable(text)
+        return row
+
+
+@cache
+def _shape(columns: tuple[tuple[str, str], ...]) -> _Shape:
+    return _Shape(dict(columns))
+
+
 def rows(columns: Mapping[str, str], values: Sequence[Any]) -> dict[str, str]:
-    """The parameter of an insert: the rows, made of the values' attributes of the columns' names.
-
-    `content_raw` is made of `content`; it is no attribute."""
-    made = [
-        (name, "content" if name == "content_raw" else name, _TO_COLUMN.get(kind))
-        for name, kind in columns.items()
-    ]
-    return {"rows": rows_json([_row(value, made) for value in values])}
-
-
-def _row(value: Any, columns: Sequence[tuple[str, str, Callable[[Any], Any] | None]]) -> Any:
-    row = {}
-    for name, attribute, convert in columns:
-        item = getattr(value, attribute)
-        row[name] = item if item is None or convert is None else convert(item)
-    return row
+    """The parameter of an insert into a table with these columns: a row for each value."""
+    shape = _shape(tuple(columns.items()))
+    with suppress(TypeError):  # a lone surrogate
+        text = rows_json([shape.row(value) for value in values])
+        if "\\u0000" not in text:  # nearly always: no column refuses any of it
+            return {"rows": text}
+    return {"rows": rows_json([shape.readable_row(value) for value in values])}
 
 
 def completion_from(row: Sequence[Any]) -> StoredCompletion:
