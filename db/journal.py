@@ -86,8 +86,8 @@ class _Entry:
 
     __slots__ = ("count", "is_whole", "name", "segments")
 
-    def __init__(self, name: bytes) -> None:
-        self.name = name
+    def __init__(self, completion_id: str) -> None:
+        self.name = b"%b" % dump_json(completion_id)  # a copy: orjson's own takes 4 KiB
         self.count = 0
         self.is_whole = True
         self.segments: list[_Segment] = []
@@ -160,7 +160,7 @@ class Journal:
             return False
         if self._was_deleted() and not self._start_over():
             return False
-        entry = self._entries[request.completion_id] = _Entry(dump_json(request.completion_id))
+        entry = self._entries[request.completion_id] = _Entry(request.completion_id)
         if self._write(request.completion_id, entry, begin_record(request, policy)):
             return True
         self._drop(request.completion_id)

@@ -45,6 +45,9 @@ class FastLaneProtocol(ResponseHandler):
             somebody waits for it.
     """
 
+    # Ten thousand of them may be open, and aiohttp's attributes fill their dictionary to the brim.
+    __slots__ = ("_held", "_is_before_head", "_is_between_chunks", "listener")
+
     def __init__(self, loop: Any) -> None:
         super().__init__(loop)
         self.listener: Listener | None = None
