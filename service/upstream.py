@@ -14,13 +14,13 @@ Called by `service.relay`, one `Upstream` per session. Here is the policy of att
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 
 import stamina
 import structlog
 from attrs import evolve
 
-from service.agents.protocol import Agent, AgentCall, AgentError
+from service.agents.protocol import Agent, AgentBody, AgentCall, AgentError
 from service.wire import SseDecoder
 from statemachine import (
     AttemptStarted,
@@ -58,7 +58,7 @@ class Upstream:
         self._agents = agents
         self._call = call
         self._announce = announce
-        self._stack = AsyncExitStack()
+        self._answer: AbstractAsyncContextManager[AsyncIterator[bytes] | AgentBody] | None = None
         self._body: AsyncIterator[bytes] | None = None
         self._decoder = SseDecoder(0)
         self._broken: AgentError | None = None
@@ -101,7 +101,9 @@ class Upstream:
 
     async def close(self) -> None:
         """Close the connection at once. Safe to call twice, and after a cancelled `read`."""
-        await self._stack.aclose()
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            await answer.__aexit__(None, None, None)
 
     async def _ask(self) -> list[Event]:
         failure: Failure | None = None
@@ -147,7 +149,7 @@ class Upstream:
         try:
             return await self._reach_first_token(agent)
         except AgentError as error:
-            await self._stack.aclose()
+            await self.close()
             log.warning(
                 "attempt failed",
                 agent=agent.name,
@@ -165,7 +167,9 @@ class Upstream:
                 call = self._call
                 if agent is not self._agents[0]:
                     call = evolve(call, is_fallback=True)
-                body = await self._stack.enter_async_context(agent.open(call))
+                answer = agent.open(call)
+                body = await answer.__aenter__()
+                self._answer = answer
                 events = await self._first_token(body)
         except TimeoutError:
             raise AgentError(_first_token_timeout(agent)) from None
