@@ -21,19 +21,18 @@ listens.
 
 import re
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpVersion11, RawResponseMessage
+from aiohttp.streams import StreamReader
 
 from service.agents.protocol import Listener
 
-_SIZES = re.compile(rb"[1-9a-f][0-9a-f]{,7}(?: [1-9a-f][0-9a-f]{,7})*", re.IGNORECASE)
+_SIZES = re.compile(rb"[1-9a-f][0-9a-f]{,7}(?:\r\n[1-9a-f][0-9a-f]{,7})*", re.IGNORECASE)
 _MOST_HELD_BYTES = 1 << 18
-_PLAIN_HEAD = re.compile(
-    rb"HTTP/1\.1 200 (?s:(?!.*\r\ncontent-encoding:).*)\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n",
-    re.IGNORECASE,
-)
 
 
 class FastLaneProtocol(ResponseHandler):
@@ -46,13 +45,22 @@ class FastLaneProtocol(ResponseHandler):
     """
 
     # Ten thousand of them may be open, and aiohttp's attributes fill their dictionary to the brim.
-    __slots__ = ("_held", "_is_before_head", "_is_between_chunks", "listener")
+    __slots__ = (
+        "_held",
+        "_is_before_head",
+        "_is_between_chunks",
+        "_is_liftable",
+        "_is_line_end_due",
+        "listener",
+    )
 
     def __init__(self, loop: Any) -> None:
         super().__init__(loop)
         self.listener: Listener | None = None
         self._is_before_head = False
         self._is_between_chunks = False
+        self._is_liftable = False
+        self._is_line_end_due = False
         self._held = b""
 
     def set_response_params(self, **params: Any) -> None:
@@ -60,6 +68,8 @@ class FastLaneProtocol(ResponseHandler):
         self.listener = None
         self._is_before_head = True
         self._is_between_chunks = False
+        self._is_liftable = False
+        self._is_line_end_due = False
         self._held = b""
         super().set_response_params(**params)
 
@@ -75,6 +85,8 @@ class FastLaneProtocol(ResponseHandler):
                 self._receive_several(raw, parts)
         elif self._is_before_head and data:
             self._receive_head(data)
+        elif self._is_line_end_due and data:
+            self._receive_line_end(data)
         else:
             super().data_received(data)
 
@@ -83,14 +95,34 @@ class FastLaneProtocol(ResponseHandler):
             self._pass_all(self._held)
         super().connection_lost(exc)
 
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """Also tells whoever reads a body; of one that is no proper HTTP, aiohttp 3.14.5 doesn't,
+        and the reader would wait for its deadline."""
+        super().set_exception(exc, *cause)
+        body = self._payload
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("Response payload is not proper HTTP"))
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """aiohttp has read a response's head."""
+        message, _ = data
+        self._is_liftable = (
+            message.code == HTTPStatus.OK
+            and message.version == HttpVersion11
+            and bool(message.chunked)
+            and not message.compression
+        )
+        super().feed_data(data, size)
+
     def _receive_head(self, data: bytes) -> None:
         self._is_before_head = False
         end = data.find(b"\r\n\r\n") + 4
-        if end < 4 or not _PLAIN_HEAD.match(data[: end - 2]):
+        # With bare line feeds in it, the head may end somewhere else.
+        if end < 4 or data.count(b"\n", 0, end) != data.count(b"\r\n", 0, end):
             super().data_received(data)
             return
-        self._is_between_chunks = True
         super().data_received(data[:end])
+        self._is_between_chunks = self._is_liftable
         if end < len(data):
             self.data_received(data[end:])
 
@@ -103,8 +135,12 @@ class FastLaneProtocol(ResponseHandler):
             count -= 1
             del sizes[-1], bodies[-1]
         rest = b"\r\n".join(parts[2 * count :])
-        if not (_all_fit(sizes, bodies) and (is_last or _may_wait(rest))):
+        if not _all_fit(sizes, bodies):
             self._pass_all(raw)
+            return
+        if not (is_last or _may_wait(rest)):
+            self._pass_all(raw)
+            self._is_line_end_due = _lacks_its_line_end(rest)
             return
         self._held = b"" if is_last else rest
         taken = self.listener(bodies) if count and self.listener is not None else 0
@@ -113,6 +149,17 @@ class FastLaneProtocol(ResponseHandler):
             self._pass(raw[start : len(raw) - len(rest)])
         if is_last:
             self._pass_all(rest)
+
+    def _receive_line_end(self, data: bytes) -> None:
+        """The parser has a chunk but for its line end, which may come with the next chunk only."""
+        self._is_line_end_due = False
+        if not data.startswith(b"\r\n"):
+            super().data_received(data)
+            return
+        self._is_between_chunks = True
+        super().data_received(b"\r\n")
+        if len(data) > 2:
+            self.data_received(data[2:])
 
     def _pass(self, data: bytes) -> None:
         self.listener = None
@@ -135,18 +182,22 @@ class FastLaneConnector(aiohttp.TCPConnector):
 
 
 def _may_wait(rest: bytes) -> bool:
-    """True if nobody could read anything of this beginning of a chunk, or only its end is missing."""
+    """True if nobody could read anything of this beginning of a chunk: no event ends in it."""
+    ends_none = b"\n\n" not in rest and rest.count(b"\r") < 2  # one is the size's line end
+    return ends_none and len(rest) < _MOST_HELD_BYTES
+
+
+def _lacks_its_line_end(rest: bytes) -> bool:
+    """True if this is a chunk but for the line end behind its data."""
     size, _, body = rest.partition(b"\r\n")
-    if b"\n\n" not in body:
-        return len(rest) < _MOST_HELD_BYTES
-    return size.isalnum() and _fits(size, body.removesuffix(b"\r"))
+    return _fits(size, body)
 
 
 def _all_fit(sizes: list[bytes], bodies: list[bytes]) -> bool:
     """`_fits` for each."""
     if not sizes:
         return True
-    if not _SIZES.fullmatch(b" ".join(sizes)):
+    if not _SIZES.fullmatch(b"\r\n".join(sizes)):
         return False
     return [int(size, 16) for size in sizes] == list(map(len, bodies))
 

@@ -70,7 +70,7 @@ class SseDecoder:
         None if the next bytes are anything else; then nothing was taken, and `feed` is to be
         asked. Never raises.
         """
-        if self._ended_in_cr or self.ending is not None:
+        if self._ended_in_cr or b"\r" in data or self.ending is not None:
             return None
         if self._buffer or data[-2:] != b"\n\n":
             return self._take_with_rest(bytes(self._buffer) + data)

@@ -73,7 +73,8 @@ class PatternReader:
             self._skipped_before, self._skipped_after = len(self._head), -len(self._tail)
 
     def read(self, data: bytes) -> TextReceived | None:
-        """One or more whole events; None if one of them is not, or might not be, of the pattern."""
+        """One or more whole events without any carriage return, which is white space to JSON and a
+        line's end to SSE; None if one of them is not, or might not be, of the pattern."""
         pattern = self._pattern
         if pattern is None or not (data.startswith(self._head) and data.endswith(self._tail)):
             return None
