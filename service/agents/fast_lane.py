@@ -38,6 +38,8 @@ _MOST_HELD_BYTES = 1 << 18
 class FastLaneProtocol(ResponseHandler):
     """aiohttp's protocol of a client's connection, with the short way.
 
+    Not for requests with a `sock_read` timeout: what a listener takes doesn't put it off.
+
     Attributes:
         listener: see `service.agents.protocol`. If it leaves some, they go to the reader, and it
             is asked no more until it is set anew. It may only be set while the reader is empty and
@@ -96,12 +98,12 @@ class FastLaneProtocol(ResponseHandler):
         super().connection_lost(exc)
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
-        """Also tells whoever reads a body; of one that is no proper HTTP, aiohttp 3.14.5 doesn't,
-        and the reader would wait for its deadline."""
+        """Also ends a body that is no proper HTTP any more, so that its reader gets what came
+        before. aiohttp 3.14.5 doesn't, and the reader would wait for its deadline."""
         super().set_exception(exc, *cause)
         body = self._payload
         if body is not None and not body.is_eof() and body.exception() is None:
-            body.set_exception(aiohttp.ClientPayloadError("Response payload is not proper HTTP"))
+            body.feed_eof()
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """aiohttp has read a response's head."""
@@ -182,9 +184,10 @@ class FastLaneConnector(aiohttp.TCPConnector):
 
 
 def _may_wait(rest: bytes) -> bool:
-    """True if nobody could read anything of this beginning of a chunk: no event ends in it."""
+    """True if this may become a chunk, and nobody could read anything of it: no event ends in it."""
+    size = rest.partition(b"\r")[0]
     ends_none = b"\n\n" not in rest and rest.count(b"\r") < 2  # one is the size's line end
-    return ends_none and len(rest) < _MOST_HELD_BYTES
+    return ends_none and len(rest) < _MOST_HELD_BYTES and (not size or size.isalnum())
 
 
 def _lacks_its_line_end(rest: bytes) -> bool:

@@ -225,8 +225,8 @@ class _Answer:
         except (aiohttp.ClientError, OSError) as error:
             raise self._agent.body_error(error) from error
         finally:
-            if (lane := self._lane()) is not None:
-                lane.listener = None
+            if lane is not None and lane.listener is self.listener:
+                lane.listener = None  # it may be somebody else's connection by now
         if not data:
             raise StopAsyncIteration
         return data

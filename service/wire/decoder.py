@@ -72,6 +72,8 @@ class SseDecoder:
         """
         if self._ended_in_cr or b"\r" in data or self.ending is not None:
             return None
+        if self._buffer and b"\n" not in data:
+            return None  # no event ends here
         if self._buffer or data[-2:] != b"\n\n":
             return self._take_with_rest(bytes(self._buffer) + data)
         received = self._patterns.read(data) if len(data) <= self._max_event_bytes else None

@@ -65,10 +65,11 @@ class PatternReader:
         self._lessons += 1
         pause = 1 << max(0, self._lessons - _LESSONS_AT_ONCE)
         self._next_lesson = self._chunks + min(pause, _MOST_CHUNKS_BETWEEN_LESSONS)
-        self._pattern = learn(text, payload, key)
-        if self._pattern is not None:
-            self._head = b"data: " + self._pattern.before
-            self._tail = self._pattern.after + b"\n\n"
+        pattern = learn(text, payload, key)
+        if pattern is not None:
+            self._pattern = pattern
+            self._head = b"data: " + pattern.before
+            self._tail = pattern.after + b"\n\n"
             self._joint = self._tail + self._head
             self._skipped_before, self._skipped_after = len(self._head), -len(self._tail)
 
