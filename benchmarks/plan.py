@@ -10,7 +10,7 @@ from typing import Literal
 
 from attrs import frozen
 
-Shape = Literal["paced", "big", "small", "held"]
+Shape = Literal["paced", "unlike", "big", "small", "held"]
 
 _PLAN = re.compile(rb"plan shape=([a-z]+) chunks=(\d+) interval_us=(\d+)")
 
@@ -27,8 +27,9 @@ class Plan:
     Attributes:
         chunks: how many, the first at once.
         interval_us: microseconds between two chunks of a `paced` answer.
-        shape: `paced`; `big` or `small`, as fast as the reader takes it, many chunks to a write
-            or one; `held`, one chunk and then silence until the backend is told to end it.
+        shape: `paced`; `unlike`, the same with another `obfuscation` in each chunk; `big` or
+            `small`, as fast as the reader takes it, many chunks to a write or one; `held`, one
+            chunk and then silence until the backend is told to end it.
     """
 
     chunks: int

@@ -1,5 +1,6 @@
 """What the project wants to hold, and whether a run held it."""
 
+import math
 from collections.abc import Iterator
 
 from attrs import frozen
@@ -39,9 +40,11 @@ def targets(results: Results) -> list[Target]:
 
 def _ratio(results: Results, what: str, limit: float, case: str, figure: str, other: str) -> Target:
     ours, theirs = (results.figure(case, name, figure) for name in ("ours", other))
-    found = ours / theirs if ours is not None and theirs else None
-    made_of = f"{ours:.3g} / {theirs:.3g}, {case}" if found is not None else ""
-    return Target(what, found, limit, made_of)
+    if ours is None or theirs is None:
+        return Target(what, None, limit, "")
+    # What nginx adds to an arrival may be too little to be seen, and then be negative.
+    found = ours / theirs if theirs > 0 else math.inf
+    return Target(what, found, limit, f"{ours:.3g} / {theirs:.3g}, {case}")
 
 
 def _paced(results: Results) -> Iterator[Target]:

@@ -34,19 +34,21 @@ _SMALL_WRITES = 50
 """Writes of a `small` answer before the event loop sees to the other connections."""
 
 
-def _chunk(delta: str, finish_reason: str = "null") -> bytes:
-    """An event in an HTTP chunk of its own; `%07d %019d%b` in the delta are filled in later."""
+def _chunk(delta: str, finish_reason: str = "null", more: str = "") -> bytes:
+    """An event in an HTTP chunk of its own; `%07d %019d%b` in the delta are filled in later, and a
+    `%07d` in what more the chunk says."""
     event = (
-        '{"id":"up","object":"chat.completion.chunk","created":1700000000,"model":"bench",'
-        f'"choices":[{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{finish_reason}}}]}}'
+        '{"id":"up","object":"chat.completion.chunk","created":1700000000,"model":"bench","choices":'
+        f'[{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{finish_reason}}}]{more}}}'
     )
     data = f"data: {event}\n\n".encode()
-    length = len(data.replace(b"%07d %019d%b", b"." * 28))
+    length = len(data.replace(b"%07d %019d%b", b"." * 28).replace(b"%07d", b"." * 7))
     return b"%x\r\n%b\r\n" % (length, data)
 
 
 _FIRST = _chunk('{"role":"assistant","content":"@%07d %019d%b"}')
 _NEXT = _chunk('{"content":"@%07d %019d%b"}')
+_UNLIKE = _chunk('{"content":"@%07d %019d%b"}', more=',"obfuscation":"%07d"')
 _END = _chunk("{}", '"stop"') + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 
 
@@ -207,7 +209,7 @@ class Connection(asyncio.Protocol):
             return
         self._upstream.open[self] = None
         self._transport.write(_HEAD + _FIRST % (0, now, MORE))
-        if plan.shape == "paced":
+        if plan.shape in ("paced", "unlike"):
             self._pace = self._upstream.pace(plan.interval_us)
             self._pace.add(self)
         elif plan.shape != "held":
@@ -220,7 +222,11 @@ class Connection(asyncio.Protocol):
         elif self._said + 1 == self._plan.chunks:
             self.end()
         else:
-            self._transport.write(_NEXT % (self._said, time.monotonic_ns(), MORE))
+            filled = (self._said, time.monotonic_ns(), MORE)
+            if self._plan.shape == "unlike":
+                self._transport.write(_UNLIKE % (*filled, self._said * 7_919_317 % 10**7))
+            else:
+                self._transport.write(_NEXT % filled)
             self._said += 1
 
     def end(self) -> None:

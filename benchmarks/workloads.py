@@ -58,8 +58,8 @@ _ARRIVAL = ("ttft_p50_ms", "ttft_p99_ms", "added_ttft_p50_ms", "added_ttft_p99_m
 _INTERVAL_US = 20_000
 
 
-def _paced(streams: int, chunks: int, rounds: int) -> Case:
-    plan = Plan(chunks, _INTERVAL_US)
+def _paced(streams: int, chunks: int, rounds: int, shape: Shape = "paced") -> Case:
+    plan = Plan(chunks, _INTERVAL_US, shape)
     seconds = chunks * _INTERVAL_US / 1e6
     over = min(1.0, seconds / 4)
 
@@ -67,8 +67,10 @@ def _paced(streams: int, chunks: int, rounds: int) -> Case:
         limit = over + seconds * 1.25 + 1
         return await spread(target, plan, streams, over, limit, (over + 0.5, seconds - 0.2))
 
-    title = f"{streams:,} streams of {chunks} chunks, 50 a second, arriving apart"
-    return Case(f"paced-{streams}", title, run, rounds, _PACED)
+    title, name = f"{streams:,} streams of {chunks} chunks, 50 a second, arriving apart", ""
+    if shape == "unlike":
+        title, name = f"{title}, with another `obfuscation` in each", "-unlike"
+    return Case(f"paced-{streams}{name}", title, run, rounds, _PACED)
 
 
 def _burst(shape: Shape, chunks: int, rounds: int) -> Case:
@@ -103,6 +105,7 @@ def cases(is_quick: bool) -> list[Case]:
     if is_quick:
         return [
             _paced(100, 150, 1),
+            _paced(100, 150, 1, "unlike"),
             _burst("big", 20_000, 1),
             _burst("small", 20_000, 1),
             _short(1.5, 1),
@@ -111,6 +114,7 @@ def cases(is_quick: bool) -> list[Case]:
     return [
         _paced(10, 200, 2),
         _paced(100, 200, 4),
+        _paced(100, 200, 2, "unlike"),
         _paced(1_000, 200, 1),
         _burst("big", 30_000, 3),
         _burst("small", 30_000, 3),

@@ -132,7 +132,7 @@ async def test_pings_are_counted(backend: int) -> None:
     assert (answer.pings, answer.is_complete) == (1, True)
 
 
-@pytest.mark.parametrize("shape", ["paced", "big", "small"])
+@pytest.mark.parametrize("shape", ["paced", "unlike", "big", "small"])
 async def test_the_backend_says_what_was_planned(backend: int, shape: Any) -> None:
     """Every shape of answer has exactly the chunks that were asked for."""
     for chunks in (1, 2, 3, 299, 300, 301, 302, 1_000):
@@ -196,6 +196,7 @@ def test_targets_are_judged() -> None:
     assert verdicts["paced: CPU per chunk ≤ 3 × nginx's"] == "ok"
     assert verdicts["paced: CPU per chunk ≤ 1/15 of LiteLLM's"] == "not measured"
     assert targets(some_results(61.0, 20.0))[0].verdict == "missed"
+    assert targets(some_results(61.0, -0.1))[0].verdict == "missed"
 
 
 def test_results_survive_their_file() -> None:
