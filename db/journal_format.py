@@ -97,29 +97,16 @@ def events_record(completion_id: str, number: int, events: Sequence[Event], now:
 
     Put together by hand, once for each read from an upstream: a chunk's JSON goes in as it came.
     """
-    written = b",".join([_event(event) for event in events])
-    name = dump_json(completion_id)
-    return _line_of(b'{"id":%b,"n":%d,"at":%a,"events":[%b]}' % (name, number, now, written))
+    return _record(dump_json(completion_id), number, b",".join(map(_event, events)), now)
 
 
 def text_record(name: bytes, number: int, event: TextReceived, now: float) -> bytes:
-    """The same for one such event: the usual case, and one call.
+    """The same for one such event, the usual case.
 
     Args:
         name: the completion's id as JSON.
     """
-    literals, before, after = event.literals, event.pattern.before, event.pattern.after
-    if len(event.texts) > 1:
-        literals = literals.replace(b"\n", after + b'},{"chunk":' + before)
-    body = b'{"id":%b,"n":%d,"at":%a,"events":[{"chunk":%b%b%b}]}' % (
-        name,
-        number,
-        now,
-        before,
-        literals,
-        after,
-    )
-    return b"%08x %d %b\n" % (zlib.crc32(body), len(body), body)
+    return _record(name, number, _event(event), now)
 
 
 def saved_record(completion_ids: Iterable[str]) -> bytes:
@@ -185,6 +172,10 @@ def load_json(data: bytes) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         return json.loads(data)
+
+
+def _record(name: bytes, number: int, events: bytes, now: float) -> bytes:
+    return _line_of(b'{"id":%b,"n":%d,"at":%a,"events":[%b]}' % (name, number, now, events))
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,6 @@
 """Which chunks can be told by their text alone: the knowledge behind `ChunkPattern`.
 
-Called by `service.wire.pattern`, which finds such chunks among the bytes, by `transcript`, which
-folds them, and by the encoder.
+Called by `service.wire.pattern`, which finds such chunks among the bytes.
 """
 
 from statemachine.messages import JsonObject
