@@ -13,19 +13,17 @@ rows' own transaction ids, the time until all are committed is PostgreSQL's own.
 import argparse
 import asyncio
 import json
-import tempfile
 import time
 from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from benchmarks.client import Answer, connect, steer, wait_all
 from benchmarks.figures import percentiles, print_table
 from benchmarks.machine import settle
 from benchmarks.plan import Plan
-from benchmarks.running import Server, agent, service, upstream
+from benchmarks.running import Server, scene, service
 
 _OPEN_AT_ONCE = 50
 _PATIENCE_SECONDS = 60.0
@@ -79,19 +77,11 @@ def main() -> None:
     options = parser.parse_args()
     settle()
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        directory.chmod(0o755)
-        server = Server(directory / "postgres")
-        stack.callback(server.stop)
-        backend_port = stack.enter_context(upstream())
-        config = {
-            "server": {"max_concurrent_streams": options.streams + 10},
-            "database": {"url": server.dsn},
-            "agents": [agent(backend_port)],
-        }
-        port, _ = stack.enter_context(service(directory / "service", config))
-        answers = asyncio.run(_run(port, backend_port, options.streams, options.within))
-        result = _result(answers, server)
+        on = stack.enter_context(scene())
+        config = {**on.config, "server": {"max_concurrent_streams": options.streams + 10}}
+        port, _ = stack.enter_context(service(on.directory / "service", config))
+        answers = asyncio.run(_run(port, on.backend_port, options.streams, options.within))
+        result = _result(answers, on.server)
     if options.json:
         print(json.dumps(result, indent=2))
         return

@@ -11,19 +11,17 @@ For each phase: time to first token, and the time to `[DONE]`, which waits for t
 import argparse
 import asyncio
 import json
-import tempfile
 import time
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from benchmarks.client import Answer, connect, wait_all
 from benchmarks.figures import percentiles, print_table
 from benchmarks.machine import settle
 from benchmarks.plan import Plan
-from benchmarks.running import Server, agent, service, upstream
+from benchmarks.running import Server, scene, service
 
 _CATCH_UP_SECONDS = 60.0
 _STORED = (
@@ -115,14 +113,9 @@ def main() -> None:
     options = parser.parse_args()
     settle()
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        directory.chmod(0o755)
-        server = Server(directory / "postgres")
-        stack.callback(server.stop)
-        backend_port = stack.enter_context(upstream())
-        config = {"database": {"url": server.dsn}, "agents": [agent(backend_port)]}
-        port, _ = stack.enter_context(service(directory / "service", config))
-        phases, stored, caught_up = asyncio.run(_measure(options, port, server))
+        on = stack.enter_context(scene())
+        port, _ = stack.enter_context(service(on.directory / "service", on.config))
+        phases, stored, caught_up = asyncio.run(_measure(options, port, on.server))
     rows = {name: _row(streams, stored) for name, streams in phases.items()}
     if options.json:
         result = {"outage_seconds": options.seconds, "rate": options.rate, "phases": rows}

@@ -10,11 +10,9 @@ warms up and isn't counted. Compare the two, not with other machines.
 import argparse
 import asyncio
 import json
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -25,7 +23,7 @@ from benchmarks.figures import print_table
 from benchmarks.loads import at_once
 from benchmarks.machine import settle
 from benchmarks.plan import Plan
-from benchmarks.running import Server, agent, service, upstream
+from benchmarks.running import scene, service
 
 
 @frozen
@@ -84,18 +82,11 @@ def _costs(options: argparse.Namespace, variants: Mapping[str, Variant]) -> dict
     costs: dict[str, list[float]] = {name: [] for name in variants}
     plan = Plan(options.words, round(options.interval * 1e6))
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        directory.chmod(0o755)
-        server = Server(directory / "postgres")
-        stack.callback(server.stop)
-        common = {
-            "database": {"url": server.dsn},
-            "agents": [agent(stack.enter_context(upstream()))],
-        }
+        on = stack.enter_context(scene())
         targets = []
         for number, (name, variant) in enumerate(variants.items()):
             started = service(
-                directory / str(number), {**common, **variant.config}, environ=variant.environ
+                on.directory / str(number), {**on.config, **variant.config}, environ=variant.environ
             )
             targets.append(Target(name, *stack.enter_context(started)))
         for number in range(options.rounds + 1):

@@ -9,14 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg2
+from attrs import frozen
 
 from benchmarks.machine import to_server_core
 from db.embedded import EmbeddedPostgres
@@ -169,6 +171,35 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
+
+
+@frozen
+class Scene:
+    """What a measurement of our service alone stands on.
+
+    Attributes:
+        directory: an empty one, gone at the end.
+        config: of a service, so that it uses this PostgreSQL and this backend.
+    """
+
+    directory: Path
+    server: Server
+    backend_port: int
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"database": {"url": self.server.dsn}, "agents": [agent(self.backend_port)]}
+
+
+@contextmanager
+def scene() -> Iterator[Scene]:
+    """A PostgreSQL and a backend, until the end."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        directory.chmod(0o755)
+        server = Server(directory / "postgres")
+        stack.callback(server.stop)
+        yield Scene(directory, server, stack.enter_context(upstream()))
 
 
 def environment(name: str, requirements: Path, tell: Callable[[str], None]) -> Path:
