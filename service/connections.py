@@ -7,6 +7,8 @@ and by the endpoints. Who the client is and how much it may ask are decided else
 
 import asyncio
 import secrets
+import socket
+from contextlib import suppress
 
 import structlog
 from aiohttp import hdrs, http_exceptions, web
@@ -23,6 +25,8 @@ _HEADERS_TOO_LARGE = Failure(
     type="invalid_request_error",
 )
 _NOT_HTTP = invalid_request("This is no proper HTTP request.").failure
+_TCP_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
 _TOO_MANY_HEADERS = "Too many headers"
 """How aiohttp 3.14 words it; it has no class of its own."""
 
@@ -62,11 +66,25 @@ class Runner(web.AppRunner):
 
 class _Server(web.Server):
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return Connection(self, loop=self._loop, **self._kwargs)
 
 
-class _Connection(RequestHandler):
-    __slots__ = ()
+class Connection(RequestHandler):
+    """A client's connection; the `protocol` of its requests."""
+
+    __slots__ = ("_unacknowledged_seconds",)
+
+    def limit_unacknowledged(self, seconds: float) -> None:
+        """Have the kernel give up a client that acknowledges nothing for so long (Linux). Holds for
+        the connection's later requests too, so that it is asked for once and not for each."""
+        if seconds == getattr(self, "_unacknowledged_seconds", None) or self.transport is None:
+            return
+        self._unacknowledged_seconds = seconds
+        sock = self.transport.get_extra_info("socket")
+        if _TCP_USER_TIMEOUT is None or sock is None or sock.family not in _INTERNET:
+            return
+        with suppress(OSError):  # already closed
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, int(seconds * 1000))
 
     def handle_error(
         self,

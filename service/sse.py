@@ -13,13 +13,13 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from aiohttp_sse import EventSourceResponse
 
+from service.connections import Connection
 from service.errors import error_response
 from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
-from statemachine import Failure, SendChunk, SendText, SessionRecord
+from statemachine import Failure, SendChunk, SendText, SessionRecord, TextReceived
 
 _LITTLE_BYTES = 16 * 1024
 """Left over from earlier writes; asyncio's low-water mark, below which aiohttp makes nobody wait."""
-_NEVER_SECONDS = 10.0 * 365 * 24 * 3600
 
 
 class ClientConnectionLost(Exception):
@@ -43,6 +43,9 @@ class Writer(Protocol):
         """Do what `send_chunks` does, right after `is_clear` was true. Raises only ValueError, for
         a chunk that can't be encoded."""
 
+    def send_text_now(self, received: TextReceived) -> None:
+        """The same for one `SendText`'s, nearly all that there is to send."""
+
     async def ping(self) -> None:
         """Write one keep-alive comment."""
 
@@ -60,8 +63,14 @@ class Writer(Protocol):
 
 
 class _Stream(EventSourceResponse):
+    """aiohttp-sse's response without its task for pings, which would be a second writer: ours are
+    `SseWriter.ping`."""
+
     _send_headers_immediately = False
     """aiohttp then puts them before the first thing that is written; that comes at once."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return await web.StreamResponse.prepare(self, request)
 
 
 class SseWriter:
@@ -86,18 +95,14 @@ class SseWriter:
         self._tail = b""
 
     async def open(self) -> None:
-        stream = _Stream(
-            sep="\n",
-            allow_all_methods=True,
-            send_timeout=self._send_timeout_seconds,
-            ping_interval=_NEVER_SECONDS,
-        )
+        if isinstance(self._request.protocol, Connection):
+            self._request.protocol.limit_unacknowledged(self._send_timeout_seconds)
+        stream = _Stream(sep="\n", allow_all_methods=True, send_timeout=None)
         try:
             sink = await stream.prepare(self._request)
         except (ConnectionError, AssertionError) as error:
             # aiohttp asserts on a transport that went away just before.
             raise ClientConnectionLost from error
-        stream.stop_streaming()  # its own pings are a second writer; ours are `ping`
         self._stream = stream
         self._sink = sink
 
@@ -121,6 +126,11 @@ class SseWriter:
     def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
         assert self._transport is not None
         data = self._encoder.encode_all(effects)
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def send_text_now(self, received: TextReceived) -> None:
+        assert self._transport is not None
+        data = self._encoder.encode_text(received)
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def ping(self) -> None:
@@ -176,6 +186,9 @@ class JsonWriter:
         return False
 
     def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
+        raise AssertionError("a plain request has no stream")
+
+    def send_text_now(self, received: TextReceived) -> None:
         raise AssertionError("a plain request has no stream")
 
     async def ping(self) -> None:

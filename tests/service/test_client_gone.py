@@ -211,6 +211,24 @@ async def test_stalled_reader_has_left(backend: Backend, make_service: ServiceMa
     client.leave()
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+async def test_the_kernel_gives_up_a_client_that_is_cut_off(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """One whose machine acknowledges nothing any more, within `send_timeout_seconds` too."""
+    backend.script = silent_until_closed
+    sse = SseConfig(keep_alive_interval_seconds=0.05, send_timeout_seconds=7.0)
+    service = await make_service(agent_for(backend), sse=sse)
+    client = await RawClient.ask(service)
+    await client.read_until(b": keep-alive")
+    assert service.runner.server is not None
+    (connection,) = service.runner.server.connections
+    assert connection.transport is not None
+    kernel = connection.transport.get_extra_info("socket")
+    assert kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+    client.leave()
+
+
 async def test_a_slow_reader_delays_nobody(backend: Backend, make_service: ServiceMaker) -> None:
     """While one client stalls, another's stream runs as if it were alone."""
     backend.script = flood
