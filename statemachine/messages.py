@@ -141,20 +141,22 @@ class SessionRecord:
 
 @frozen(eq=False)
 class ChunkPattern:
-    """What chunks have in common that differ in one text alone.
+    """What chunks have in common that differ in one text alone, or in that and their padding.
 
     `payload` is such a chunk, and its text is `choices[0].delta[key]` in it. `before` and `after`
-    are the JSON around that text's literal, the same bytes in all of them. Whoever makes one
-    vouches for it (`service.wire.pattern`).
+    are the JSON around what differs, the same bytes in all of them. Where each has a padding of its
+    own (`statemachine.patterns.PADDING`), `between` is the JSON from the text's literal to the
+    padding's; else it is empty. Whoever makes one vouches for it (`service.wire.pattern`).
     """
 
     payload: JsonObject
     key: str
     before: bytes
     after: bytes
+    between: bytes = b""
 
     def chunk(self, text: str) -> JsonObject:
-        """The chunk of this pattern that says this text."""
+        """The chunk of this pattern that says this text; its padding is any."""
         (choice,) = self.payload["choices"]
         said = {**choice, "delta": {**choice["delta"], self.key: text}}
         return {**self.payload, "choices": [said]}
@@ -192,8 +194,8 @@ class TextReceived(Event):
     """One or more chunks arrived that say what an earlier one said, but for their text.
 
     A quick way to say `ChunkReceived` for each. The chunk that `pattern` was made from was received
-    before. `texts` are the new texts; `literals` the same as JSON literals, as they came, a line
-    each.
+    before. `texts` are the new texts; `literals` what differs, as it came, a line each: a text's
+    literal, and where the pattern has paddings, `between` and the padding's literal.
     """
 
     pattern: ChunkPattern

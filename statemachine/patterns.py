@@ -6,6 +6,10 @@ Called by `service.wire.pattern`, which finds such chunks among the bytes.
 from statemachine.messages import JsonObject
 from statemachine.transcript import find_usage
 
+PADDING = "obfuscation"
+"""OpenAI's: random letters that hide from who counts bytes how long a text is. Says nothing, and is
+another in each chunk."""
+
 
 def text_field(payload: JsonObject) -> str | None:
     """The key of a chunk's only text, if folding it again with another text changes nothing else.

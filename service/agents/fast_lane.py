@@ -81,7 +81,8 @@ class FastLaneProtocol(ResponseHandler):
             parts = raw.split(b"\r\n")
             if len(parts) == 3 and not parts[2] and _fits(parts[0], parts[1]):  # the usual: one
                 self._held = b""
-                if self.listener is None or not self.listener(parts[1:2]):
+                listener = self.listener
+                if listener is None or not listener((parts[1],)):
                     self._pass(raw)
             else:
                 self._receive_several(raw, parts)

@@ -16,6 +16,7 @@ from statemachine import (
     SessionRecord,
     TextReceived,
 )
+from statemachine.patterns import PADDING
 
 DONE = b"data: [DONE]\n\n"
 PING = b": keep-alive\n"
@@ -41,6 +42,7 @@ class ChunkEncoder:
         "_fallback_created",
         "_id",
         "_include_usage",
+        "_is_padded",
         "_model",
         "_pattern",
     )
@@ -65,24 +67,32 @@ class ChunkEncoder:
         return self.encode(effect.payload)  # type: ignore[union-attr]
 
     def encode_text(self, received: TextReceived) -> bytes:
-        """Chunks of a pattern, an event each: ours around the texts' literals as they came."""
+        """Chunks of a pattern, an event each: ours around what differs, as it came."""
         if received.pattern is not self._pattern:
             self._adopt(received.pattern)
         literals = received.literals
+        if self._is_padded:
+            literals = literals.replace(received.pattern.between, self._between)
         if b"\n" in literals:
-            literals = literals.replace(b"\n", self._between)
+            literals = literals.replace(b"\n", self._after + self._before)
         return b"%b%b%b" % (self._before, literals, self._after)
 
     def _adopt(self, pattern: ChunkPattern) -> None:
         """Find out once what of ours goes around a text, by encoding a chunk with a text that
         stands nowhere else in it."""
-        probe, event, literal = "", b"", b'""'
-        while event.count(literal) != 1:
+        probe, event, literals = "", b"", [b'""']
+        while not all(event.count(literal) == 1 for literal in literals):
             probe += "\0"
-            literal = encode_json(probe)
-            event = self.encode(pattern.chunk(probe))
-        self._before, _, self._after = event.partition(literal)
-        self._between = self._after + self._before
+            literals = [encode_json(probe)]
+            chunk = dict(pattern.chunk(probe))
+            if pattern.between:
+                chunk[PADDING] = probe + "\1"
+                literals.append(encode_json(chunk[PADDING]))
+            event = self.encode(chunk)
+        self._before, _, self._after = event.partition(literals[0])
+        self._is_padded = bool(pattern.between)
+        if self._is_padded:
+            self._between, _, self._after = self._after.partition(literals[1])
         self._pattern = pattern
 
     def encode(self, payload: Mapping[str, Any]) -> bytes:

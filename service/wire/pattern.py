@@ -13,12 +13,14 @@ text. Called by `service.wire.decoder`; pure.
 """
 
 import json
+from collections.abc import Iterator, Sequence
 
 import orjson
+from attrs import evolve
 
 from statemachine import ChunkPattern, TextReceived
 from statemachine.messages import JsonObject
-from statemachine.patterns import text_field
+from statemachine.patterns import PADDING, text_field
 
 _LESSONS_AT_ONCE = 4
 _MOST_CHUNKS_BETWEEN_LESSONS = 64
@@ -32,9 +34,9 @@ class PatternReader:
     latest."""
 
     __slots__ = (
+        "_between",
         "_chunks",
         "_head",
-        "_joint",
         "_lessons",
         "_next_lesson",
         "_pattern",
@@ -68,9 +70,9 @@ class PatternReader:
         pattern = learn(text, payload, key)
         if pattern is not None:
             self._pattern = pattern
+            self._between = pattern.between
             self._head = b"data: " + pattern.before
             self._tail = pattern.after + b"\n\n"
-            self._joint = self._tail + self._head
             self._skipped_before, self._skipped_after = len(self._head), -len(self._tail)
 
     def read(self, data: bytes) -> TextReceived | None:
@@ -80,10 +82,16 @@ class PatternReader:
         if pattern is None or not (data.startswith(self._head) and data.endswith(self._tail)):
             return None
         literals = data[self._skipped_before : self._skipped_after]
+        if b"\n" in literals:
+            return self._read_all(data[:-2].split(b"\n\n"), self._tail[:-2])
         try:
-            if b"\n" in literals:
-                return self._read_several(pattern, literals, data.count(b"\n"))
-            text = orjson.loads(literals)
+            if self._between:
+                literal, between, padding = literals.partition(self._between)
+                if not between or type(orjson.loads(padding)) is not str:
+                    return None
+                text = orjson.loads(literal)
+            else:
+                text = orjson.loads(literals)
         except orjson.JSONDecodeError:
             return None
         if type(text) is not str:
@@ -91,18 +99,48 @@ class PatternReader:
         self._lessons = 0
         return TextReceived(pattern, (text,), literals)
 
-    def _read_several(
-        self, pattern: ChunkPattern, literals: bytes, newlines: int
-    ) -> TextReceived | None:
-        literals = literals.replace(self._joint, b"\n")
-        # A literal holds no newline, so with one between them none can run into the next.
-        texts = orjson.loads(b"[" + literals.replace(b"\n", b",\n") + b"]")
-        if not newlines == 2 * len(texts) == 2 * literals.count(b"\n") + 2:
-            return None  # there was another newline somewhere
-        if set(map(type, texts)) != {str}:
+    def read_events(self, events: Sequence[bytes]) -> TextReceived | None:
+        """The same for events that are apart already, each with its blank line; one with a carriage
+        return is none of the pattern's."""
+        return None if self._pattern is None else self._read_all(events, self._tail)
+
+    def _read_all(self, events: Sequence[bytes], tail: bytes) -> TextReceived | None:
+        # Cutting at line ends and comparing then takes a third of a search for all that stands
+        # between two texts.
+        head, count = self._head, len(events)
+        literals = b"\n".join([event.removeprefix(head).removesuffix(tail) for event in events])
+        length = sum(map(len, events)) - count * (len(head) + len(tail))
+        if len(literals) != length + count - 1 or b"\r" in literals:
+            return None  # some event begins or ends in another way
+        texts = self._texts(literals, count)
+        if texts is None:
             return None
+        assert self._pattern is not None
         self._lessons = 0
-        return TextReceived(pattern, texts, literals)
+        return TextReceived(self._pattern, texts, literals)
+
+    def _texts(self, literals: bytes, count: int) -> list[str] | None:
+        """What so many lines say; None if one of them isn't what it should be.
+
+        A literal holds no newline, so with one after each none can run into the next; and a newline
+        too many is a text too many.
+        """
+        try:
+            if not self._between:
+                texts = orjson.loads(b"[%b]" % literals.replace(b"\n", b",\n"))
+                return texts if len(texts) == count and set(map(type, texts)) == {str} else None
+            # Nor does it hold `between`, which has quotes that aren't escaped.
+            if literals.count(self._between) != count:
+                return None
+            lines = literals.replace(b"\n", b"],\n[").replace(self._between, b",\n")
+            pairs = orjson.loads(b"[[%b]]" % lines)
+        except orjson.JSONDecodeError:
+            return None
+        if len(pairs) != count or set(map(len, pairs)) != {2}:
+            return None
+        if {type(literal) for pair in pairs for literal in pair} != {str}:
+            return None
+        return [text for text, _ in pairs]
 
 
 def learn(text: bytes, payload: JsonObject, key: str) -> ChunkPattern | None:
@@ -114,15 +152,36 @@ def learn(text: bytes, payload: JsonObject, key: str) -> ChunkPattern | None:
         key: its `text_field`.
     """
     said = payload["choices"][0]["delta"][key]
-    for literal in _literals(said):
-        for mark in _MARKS:
-            # Most writers put the choices last, and within them the delta.
-            found = text.rfind(orjson.dumps(key) + mark + literal)
-            end = found + len(orjson.dumps(key) + mark + literal)
-            pattern = ChunkPattern(payload, key, text[: end - len(literal)], text[end:])
-            if found >= 0 and _is_right(pattern):
-                return pattern
+    # Most writers put the choices last, and within them the delta.
+    for start, end in _places(text, key, said):
+        pattern = ChunkPattern(payload, key, text[:start], text[end:])
+        if _is_right(pattern):
+            return _with_padding(pattern)
     return None
+
+
+def _with_padding(pattern: ChunkPattern) -> ChunkPattern:
+    """The pattern of chunks whose padding differs too, if there is one, and behind the text."""
+    members = [*pattern.payload]
+    padding = pattern.payload.get(PADDING)
+    if type(padding) is str and members.index(PADDING) > members.index("choices"):
+        after = pattern.after
+        for start, end in _places(after, PADDING, padding):
+            padded = evolve(pattern, between=after[:start], after=after[end:])
+            if _is_right(padded):
+                return padded
+    return pattern
+
+
+def _places(text: bytes, key: str, value: str) -> Iterator[tuple[int, int]]:
+    """Where in a JSON text this member's value may stand: the last such place for each way in which
+    it may have been written."""
+    for literal in _literals(value):
+        for mark in _MARKS:
+            member = orjson.dumps(key) + mark + literal
+            found = text.rfind(member)
+            if found >= 0:
+                yield found + len(member) - len(literal), found + len(member)
 
 
 def _literals(text: str) -> tuple[bytes, ...]:
@@ -135,11 +194,17 @@ def _literals(text: str) -> tuple[bytes, ...]:
 
 
 def _is_right(pattern: ChunkPattern) -> bool:
-    """True if a literal put in its place changes that text and nothing else."""
+    """True if literals put in their places change that text, and that padding, and nothing else."""
     (choice,) = pattern.payload["choices"]
     probe = choice["delta"][pattern.key] + "\0"  # any text but its own
+    literal = orjson.dumps
     try:
-        text = pattern.before + orjson.dumps(probe) + pattern.after
-        return bool(orjson.loads(text) == pattern.chunk(probe))
+        if pattern.between:
+            padding = pattern.payload[PADDING] + "\0"
+            text = pattern.before + literal(probe) + pattern.between + literal(padding)
+            right: JsonObject = {**pattern.chunk(probe), PADDING: padding}
+        else:
+            text, right = pattern.before + literal(probe), pattern.chunk(probe)
+        return bool(orjson.loads(text + pattern.after) == right)
     except (orjson.JSONDecodeError, TypeError):
         return False

@@ -1,7 +1,7 @@
 """The quick way of chunks that differ in one text: it reads what the ordinary way reads."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from service.wire import SseDecoder, decode_json, encode_json
 from statemachine import TextReceived
 from statemachine.messages import JsonObject
+from statemachine.patterns import PADDING
 from tests.service.test_decoder import DONE, FIXED_BODIES, NO_LIMIT, Read, bodies, event, read
 from tests.statemachine.conftest import chunk, finish_chunk, text_chunk
 
@@ -41,6 +42,10 @@ def expanded(received: TextReceived) -> list[JsonObject]:
     literals = received.literals.split(b"\n")
     chunks = [pattern.chunk(text) for text in received.texts]
     written = [pattern.before + literal + pattern.after for literal in literals]
+    if pattern.between:  # and a padding of its own each
+        for chunk, text in zip(chunks, written, strict=True):
+            chunk[PADDING] = decode_json(text)[PADDING]
+            assert type(chunk[PADDING]) is str
     assert chunks == [decode_json(text) for text in written]
     assert {str} == set(map(type, received.texts))
     assert not any(b"\n" in text or b"\r" in text for text in written)
@@ -58,6 +63,21 @@ def read_quickly(pieces: Iterable[bytes], max_event_bytes: int = NO_LIMIT) -> Re
     return payloads, decoder.ending
 
 
+def read_together(pieces: Sequence[bytes], max_event_bytes: int = NO_LIMIT) -> Read:
+    """The same where three pieces at a time were sent apart and came together."""
+    decoder = SseDecoder(max_event_bytes)
+    payloads: list[Any] = []
+    for start in range(0, len(pieces), 3):
+        group = pieces[start : start + 3]
+        received = decoder.take_events(group)
+        if received is not None:
+            payloads += expanded(received)
+        else:
+            payloads += [payload for piece in group for payload in decoder.feed(piece)]
+    payloads += decoder.close()
+    return payloads, decoder.ending
+
+
 def in_pieces(body: bytes, cuts: Iterable[int]) -> list[bytes]:
     ends = sorted(cuts)
     return [body[start:end] for start, end in zip([0, *ends], [*ends, len(body)], strict=True)]
@@ -70,6 +90,7 @@ def one_byte_at_a_time(body: bytes) -> list[bytes]:
 # --- what comes -----------------------------------------------------------------------------------
 
 PLACE = "where the text stands"
+PADDED = "where the padding stands"
 ODD_LITERALS = [
     b"", b" ", b"5", b"null", b"true", b"NaN", b"'a'", b'"', b'"\\"', b'"a" ', b' "a"', b'\t"a"',
     b'"a"\r', b'\r"a"', b'"a"\n', b'\n"a"', b'"a"\n\n', b'\n\n"a"', b'"a\n"', b'"a\r"', b'"a\nb"',
@@ -107,38 +128,58 @@ members = st.sampled_from(
         {"content": PLACE[::-1]},
         {"delta": {"content": PLACE[::-1]}},
         {"error": None},
+        {PADDING: "constant"},
+        {PADDING: None},
+        {"vendor": {PADDING: PADDED[::-1]}},
     ]
 )
 
 
 @st.composite
-def chunks_around_a_text(draw: st.DrawFn) -> tuple[Write, bytes, bytes]:
-    """A writer of JSON, and what it writes before and after a text in a chunk."""
+def chunks_around_a_text(draw: st.DrawFn) -> tuple[Write, bytes, bytes, bytes]:
+    """A writer of JSON, and what it writes in a chunk before a text, between that and a padding, and
+    after both; without a padding, nothing is between them."""
     write = draw(st.sampled_from(WRITERS))
     payload = chunk({**draw(deltas), draw(keys): PLACE}, index=draw(st.integers(0, 1)))
     text = write(payload)
     for member in draw(st.lists(members | st.builds(dict, vendor=texts), max_size=2)):
-        inner = write(member)[1:-1]
-        text = b"{%b,%b" % (inner, text[1:]) if draw(st.booleans()) else text[:-1] + b",%b}" % inner
+        text = draw(with_member(text, write(member)[1:-1]))
     before, after = text.split(write(PLACE))
-    return write, before, after
+    if not draw(st.booleans()):
+        return write, before, b"", after
+    after = after[:-1] + b",%b}" % write({PADDING: PADDED})[1:-1]
+    if draw(st.booleans()):
+        after = after[:-1] + b",%b}" % write(draw(members))[1:-1]
+    return write, before, *after.split(write(PADDED))
+
+
+def with_member(text: bytes, member: bytes) -> st.SearchStrategy[bytes]:
+    return st.sampled_from([b"{%b,%b" % (member, text[1:]), text[:-1] + b",%b}" % member])
 
 
 @st.composite
 def runs(draw: st.DrawFn) -> list[bytes]:
     """Events that are like one another, but for a few."""
-    write, before, after = draw(chunks_around_a_text())
+    write, before, between, after = draw(chunks_around_a_text())
     oddity = draw(st.sampled_from([0, 0, 1, 3]))
     line_end = draw(st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b"\r"]))
     events: list[bytes] = []
     for text in draw(st.lists(texts, min_size=1, max_size=8)):
         odd = draw(st.integers(1, 8)) <= oddity
         literal = draw(st.sampled_from(ODD_LITERALS)) if odd else write(text)
+        padding = draw(odd_paddings(between) if odd else texts.map(write)) if between else b""
         start, end = draw(st.sampled_from(FRAMES)) if oddity == 3 else USUAL
-        events.append(start + before + literal + after + end)
+        events.append(start + before + literal + between + padding + after + end)
         if odd and draw(st.booleans()):
             events.append(draw(st.sampled_from(OTHER_EVENTS)))
     return [piece.replace(b"\n", line_end) for piece in events]
+
+
+def odd_paddings(between: bytes) -> st.SearchStrategy[bytes]:
+    """What might be taken for a padding, or for two."""
+    return st.sampled_from(ODD_LITERALS) | st.sampled_from(ODD_LITERALS).map(
+        lambda literal: b'"a"' + between + literal
+    )
 
 
 @st.composite
@@ -166,7 +207,7 @@ def test_the_quick_way_reads_what_the_ordinary_way_reads(
         | st.builds(list.__add__, st.just(ends), st.lists(anywhere, max_size=4))
     )
     pieces = in_pieces(body, cuts)
-    assert read(pieces, limit) == read_quickly(pieces, limit)
+    assert read(pieces, limit) == read_quickly(pieces, limit) == read_together(pieces, limit)
     pieces = one_byte_at_a_time(body)
     assert read(pieces, limit) == read_quickly(pieces, limit)
 
@@ -199,6 +240,54 @@ def event_of(literal: bytes) -> bytes:
 RUN = [event_of(b'"a"'), event_of(b'"b"'), event_of(b'"c"')]
 
 
+def padded_event_of(literal: bytes, padding: bytes = b'"x"') -> bytes:
+    """The same with a padding, in which anything can stand too."""
+    return event_of(literal)[:-3] + b',"obfuscation":' + padding + b"}\n\n"
+
+
+PADDED_RUN = [padded_event_of(b'"a"'), padded_event_of(b'"b"', b'"xy"'), padded_event_of(b'"c"')]
+BETWEEN = PADDED_RUN[0].partition(b'"a"')[2].rpartition(b'"x"')[0]
+
+
+def test_chunks_with_a_padding_are_read_quickly_from_the_second_on() -> None:
+    """Alone and together, whatever stands in text and padding."""
+    decoder = SseDecoder(NO_LIMIT)
+    for piece in PADDED_RUN[:2]:
+        assert decoder.take(piece) is None
+        decoder.feed(piece)
+    for said, padding in (("d", ""), ('"\\', 'x"'), (BETWEEN.decode(), BETWEEN.decode())):
+        piece = padded_event_of(encode_json(said), encode_json(padding))
+        for count in (1, 3):
+            received = decoder.take(piece * count)
+            assert received is not None
+            assert [said] * count == list(received.texts)
+            assert [decode_json(piece[6:-2])] * count == expanded(received)
+            together = decoder.take_events([piece] * count)
+            assert together is not None
+            assert expanded(together) == expanded(received)
+
+
+@pytest.mark.parametrize("literal", ODD_LITERALS)
+def test_what_is_no_padding_is_not_read_as_one(literal: bytes) -> None:
+    """Anything but one text and one padding is read as without the quick way: alone, between events
+    that came with it, and side by side with what would make up for it."""
+    good = padded_event_of(b'"d"')
+    odd = [padded_event_of(b'"d"', literal), padded_event_of(literal)]
+    odd += [padded_event_of(b'"d"' + BETWEEN + literal), padded_event_of(literal, b'"x"' + BETWEEN)]
+    less = [event_of(b'"d"'), good.replace(BETWEEN, b","), good.replace(BETWEEN, b"],[")]
+    # Brackets within a text that runs on in the next event.
+    odd += [padded_event_of(b'"d"', b'"x'), padded_event_of(b'"d')]
+    less += [padded_event_of(b'y"],["d"'), padded_event_of(b'"d"', b'x"],["d","x"')]
+    for one in odd:
+        pieces = [one, good + one, one + good, good + one + good, one + one]
+        pieces += [one + other for other in less] + [other + one for other in less]
+        for piece in pieces:
+            assert read([*PADDED_RUN, piece]) == read_quickly([*PADDED_RUN, piece]), piece
+        for other in (*less, *odd, good):
+            pieces = [*PADDED_RUN, one, other, good]
+            assert read(pieces) == read_together(pieces), pieces[3:]
+
+
 @pytest.mark.parametrize("literal", ODD_LITERALS)
 def test_what_is_no_literal_is_not_read_as_one(literal: bytes) -> None:
     """Where a text stands, anything else is read as without the quick way: alone, between events
@@ -208,6 +297,19 @@ def test_what_is_no_literal_is_not_read_as_one(literal: bytes) -> None:
     pieces += [odd + event_of(other) for other in ODD_LITERALS]
     for piece in pieces:
         assert read([*RUN, piece]) == read_quickly([*RUN, piece]), piece
+    for other in (good, *map(event_of, ODD_LITERALS)):
+        pieces = [*RUN, odd, other, good]
+        assert read(pieces) == read_together(pieces), pieces[3:]
+
+
+@pytest.mark.parametrize("run", [RUN, PADDED_RUN])
+def test_what_has_no_chunk_around_it_is_not_read_as_one(run: list[bytes]) -> None:
+    """A literal by itself, or with half of what belongs around it, between events of the pattern."""
+    before, after = run[0].split(b'"a"')
+    for odd in (b'"a"\n\n', before + b'"a"\n\n', b'"a"' + after, b'data: "a"' + after):
+        pieces = [*run, run[0], odd, run[0]]
+        assert read(pieces) == read_quickly([*run, run[0] + odd + run[0]]), odd
+        assert read(pieces) == read_together(pieces), odd
 
 
 @pytest.mark.parametrize(("start", "end"), FRAMES)
@@ -237,3 +339,4 @@ def test_the_size_limit_holds_on_the_quick_way(count: int) -> None:
     for limit in range(len(good) - 2, len(big) + 4):
         for pieces in ([big], [big[:-9], big[-9:]], [good * count + big], [good, big[:-1]]):
             assert read([*RUN, *pieces], limit) == read_quickly([*RUN, *pieces], limit), limit
+        assert read([*RUN, big, good], limit) == read_together([*RUN, big, good], limit), limit

@@ -82,7 +82,7 @@ def test_chunks_that_vary_each_time_are_seldom_learned_from(
         return learn(text, payload, key)
 
     monkeypatch.setattr(pattern_module, "learn", count)
-    varying = [event(chunk({"content": "a"}, obfuscation=str(number))) for number in range(1500)]
+    varying = [event(chunk({"content": "a"}, created=number)) for number in range(1500)]
     found = taken([*varying, *RUN[:1] * 100])
     assert not any(found[:1500])
     assert 10 < len(lessons) < 40
@@ -143,3 +143,60 @@ def test_a_place_is_learned_only_if_it_is_the_right_one(text: bytes, is_found: b
     pattern = learn(written, decode_json(written), "content")
     found = None if pattern is None else (pattern.before, pattern.after)
     assert found == ((before, after) if is_found else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "between"),
+    [
+        (b'{"choices":[{"delta":{"content":"a"}}],"obfuscation":"x"}', b'}}],"obfuscation":'),
+        (b'{"choices":[{"delta":{"content":"a"}}], "obfuscation": "x"}', b'}}], "obfuscation": '),
+        (
+            b'{"choices":[{"delta":{"content":"a"}}],"n":{"obfuscation":"x"},"obfuscation":"x"}',
+            b'}}],"n":{"obfuscation":"x"},"obfuscation":',
+        ),
+        (
+            b'{"choices":[{"delta":{"content":"a"}}],"obfuscation":"y","obfuscation":"x"}',
+            b'}}],"obfuscation":"y","obfuscation":',
+        ),
+        (b'{"obfuscation":"x","choices":[{"delta":{"content":"a"}}]}', b""),
+        (b'{"obfuscation":"x","choices":[{"delta":{"content":"a"}}],"obfuscation":"x"}', b""),
+        (b'{"choices":[{"delta":{"content":"a"}}],"obfuscation":"x","n":{"obfuscation":"x"}}', b""),
+        (b'{"choices":[{"delta":{"content":"a"}}],"obfuscation"  :"x"}', b""),
+        (b'{"choices":[{"delta":{"content":"a"}}],"obfuscation":5}', b""),
+        (b'{"choices":[{"delta":{"content":"a"}}],"obfuscation":null}', b""),
+    ],
+)
+def test_where_a_padding_is_learned(text: bytes, between: bytes) -> None:
+    """Behind the text, also in what clients are sent, and where it is what counts; elsewhere it is
+    constant like all the rest."""
+    pattern = learn(text, decode_json(text), "content")
+    assert pattern is not None
+    assert between == pattern.between
+    padding = b'"x"' if between else b""
+    assert text == pattern.before + b'"a"' + between + padding + pattern.after
+
+
+def test_a_run_with_paddings_is_read_quickly_from_its_second_chunk_on() -> None:
+    """As OpenAI's are; the chunk before them that has none is no obstacle."""
+    run = [event(chunk({"content": text}, obfuscation=text * 3)) for text in "abcd"]
+    first = event(chunk({"role": "assistant", "content": ""}))
+    assert taken([first, *run[:2], run[2] + run[3]]) == [(), (), ("b",), ("c", "d")]
+
+
+def test_events_that_were_sent_apart_are_read_together() -> None:
+    """Each with its blank line; one that is cut makes them none of this way's business."""
+    decoder = SseDecoder(NO_LIMIT)
+    decoder.feed(b"".join(RUN))
+    received = decoder.take_events(RUN)
+    assert received is not None
+    assert list(received.texts) == ["a", "b", "c"]
+    assert decoder.take_events([RUN[0], RUN[1][:-9]]) is None
+    assert decoder.take_events([RUN[0][:-1], b"\n" + RUN[1]]) is None
+
+
+@pytest.mark.parametrize("before", [RUN[0][:-9], RUN[0][:-1] + b"\r", b"data: [DONE]\n\n"])
+def test_events_go_the_ordinary_way_after_what_they_may_belong_to(before: bytes) -> None:
+    """The rest of an event, the second half of a line end, what follows the end."""
+    decoder = SseDecoder(NO_LIMIT)
+    decoder.feed(b"".join(RUN) + before)
+    assert decoder.take_events(RUN) is None

@@ -3,13 +3,16 @@ journal."""
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from db.journal_format import Damage, dump_json, events_of, events_record, read_records, text_record
+from db.journal import Fsync, Journal
+from db.journal_format import Damage, events_of, events_record, read_records
 from service.wire import ChunkEncoder, decode_json
 from service.wire.pattern import learn
 from statemachine import (
@@ -27,6 +30,7 @@ from statemachine import (
     TextReceived,
     UpstreamFinished,
 )
+from statemachine.messages import JsonObject
 from statemachine.patterns import text_field
 from tests.service.test_encoder import data_of
 from tests.service.test_pattern import WRITERS, Write
@@ -46,14 +50,28 @@ def pattern_of(payload: Any, write: Write) -> ChunkPattern:
 
 
 def received(pattern: ChunkPattern, said: Sequence[str], write: Write) -> TextReceived:
-    return TextReceived(pattern, said, b"\n".join(map(write, said)))
+    """So many chunks of the pattern; where it has paddings, each has one that is like no other."""
+    lines = list(map(write, said))
+    if pattern.between:
+        paddings = [write(f"{number} {text}") for number, text in enumerate(said)]
+        lines = list(map(pattern.between.join, zip(lines, paddings, strict=True)))
+    return TextReceived(pattern, said, b"\n".join(lines))
 
 
 def one_by_one(event: Event) -> list[Event]:
     """The event, told the long way."""
     if not isinstance(event, TextReceived):
         return [event]
-    return [ChunkReceived(event.pattern.chunk(text)) for text in event.texts]
+    return [ChunkReceived(payload) for payload in chunks_in(event)]
+
+
+def chunks_in(event: TextReceived) -> list[JsonObject]:
+    before, after = event.pattern.before, event.pattern.after
+    chunks = [decode_json(before + line + after) for line in event.literals.split(b"\n")]
+    assert [event.pattern.chunk(text).keys() for text in event.texts] == [
+        it.keys() for it in chunks
+    ]
+    return chunks
 
 
 texts = st.text(max_size=6) | st.sampled_from(
@@ -82,6 +100,7 @@ fields = st.fixed_dictionaries(
         "usage": st.none() | st.just(5),
         "fingerprint": somewhat,
         "\0": texts,
+        "obfuscation": texts,
     },
 )
 
@@ -146,6 +165,11 @@ def test_a_text_is_put_in_its_own_place(field: str, said: str) -> None:
     encoder = ChunkEncoder("\0", "\0\0", 1, False)
     sent = data_of(encoder.encode_text(received(pattern, [said], json_of)))
     assert sent == data_of(encoder.encode(pattern.chunk(said)))
+    padded = pattern_of({**payload, "obfuscation": field}, json_of)
+    event = received(padded, [said, field], json_of)
+    events = encoder.encode_text(event).split(b"\n\n")[:-1]
+    for sent_event, expected in zip(events, chunks_in(event), strict=True):
+        assert data_of(sent_event + b"\n\n") == data_of(encoder.encode(expected))
 
 
 def json_of(value: Any) -> bytes:
@@ -174,7 +198,7 @@ SOME_PATTERNS = [
     pattern_of(payload, json_of)
     for payload in (
         text_chunk("a"),
-        chunk({"content": "a"}, fingerprint="constant"),
+        chunk({"content": "a"}, fingerprint="constant", obfuscation="b"),
         chunk({"content": "a"}, index=1),
         chunk({"reasoning_content": "a"}),
         chunk({"id": "a"}, created=8),
@@ -197,7 +221,7 @@ def handled(session: StreamSession, events: Sequence[Event], now: float) -> list
         one
         for effect in effects
         for one in (
-            [SendChunk(effect.received.pattern.chunk(text)) for text in effect.received.texts]
+            [SendChunk(payload) for payload in chunks_in(effect.received)]
             if isinstance(effect, SendText)
             else [effect]
         )
@@ -285,11 +309,60 @@ def test_the_journal_reads_back_every_chunk(
     assert [one for event in told for one in one_by_one(event)] == events_of(record)
 
 
-@settings(max_examples=100, deadline=None)
-@given(completion_id=ids, number=st.integers(0), event=texts_received(), now=times)
-def test_the_short_way_to_write_text_writes_the_same(
-    completion_id: str, number: int, event: TextReceived, now: float
-) -> None:
-    """`text_record` gives the bytes of `events_record`."""
-    expected = events_record(completion_id, number, [event], now)
-    assert expected == text_record(dump_json(completion_id), number, event, now)
+@settings(max_examples=150, deadline=None)
+@given(told=st.lists(st.lists(steps, min_size=1, max_size=2), max_size=12))
+def test_a_session_is_read_back_from_the_journal(told: list[list[Event]]) -> None:
+    """Where only texts are written of chunks that are like those before, a session that is fed with
+    what was written keeps the record of one that was told."""
+    request, policy = asked(), SessionPolicy()
+    begun: list[list[Event]] = [[ChunkReceived(one.payload)] for one in SOME_PATTERNS]
+    twice = [events for read in told for events in (read, read)]
+    reads = [*begun, *twice, [UpstreamFinished()]]
+    with TemporaryDirectory() as directory:
+        journal = Journal.open(Path(directory), Fsync.NEVER, 2**30)
+        assert journal.begin(request, policy)
+        for events in reads:
+            journal.append(request.completion_id, events, 9.0)
+        (segment,) = journal.segments_of([request.completion_id])
+        records = list(read_records(segment.read_bytes()))
+        journal.forget([request.completion_id])
+        journal.close()
+    live, restored = (StreamSession(request, policy) for _ in range(2))
+    for events in reads:
+        expected = [effect for event in events for effect in live.handle(event, 9.0)]
+    found: list[Effect] = []
+    for record in records[1:]:
+        assert not isinstance(record, Damage)
+        found = [effect for event in events_of(record) for effect in restored.handle(event, 9.0)]
+    assert expected == found
+
+
+def test_only_the_text_is_written_of_chunks_like_the_one_before(tmp_path: Path) -> None:
+    """The first of a run is written as it came, and so is the first after anything else."""
+    request = asked()
+    journal = Journal.open(tmp_path, Fsync.NEVER, 2**30)
+    assert journal.begin(request, SessionPolicy())
+    plain, padded, *_ = SOME_PATTERNS
+    assert padded.between
+    finish = ChunkReceived(finish_chunk())
+    said = [
+        (plain, "b"),
+        (plain, "c"),
+        (plain, "d"),
+        None,
+        (plain, "e"),
+        (padded, "f"),
+        (padded, "g"),
+    ]
+    for item in said:
+        event = finish if item is None else received(item[0], [item[1], "é"], json_of)
+        journal.append(request.completion_id, [event], 9.0)
+    (segment,) = journal.segments_of([request.completion_id])
+    _, *records = read_records(segment.read_bytes())
+    whole = []
+    for record in records:
+        assert not isinstance(record, Damage)
+        first, *_ = record["events"]
+        whole.append(first["chunk"].keys() != {"choices"})
+    assert whole == [True, False, False, True, True, True, False]
+    journal.close()
