@@ -31,8 +31,16 @@ from pathlib import Path
 
 import structlog
 
-from db.journal_format import begin_record, dump_json, events_record, saved_record, text_record
+from db.journal_format import (
+    begin_record,
+    dump_json,
+    events_record,
+    saved_record,
+    start_of_text,
+    text_record,
+)
 from statemachine import (
+    ChunkPattern,
     ChunkReceived,
     Event,
     SessionPolicy,
@@ -82,14 +90,17 @@ class _Segment:
 
 class _Entry:
     """A completion that is not committed yet: how many records it has, and where. `name` is its id
-    as JSON."""
+    as JSON. `pattern` is that of the text which was written last, if nothing else has been since,
+    and `start` goes with it."""
 
-    __slots__ = ("count", "is_whole", "name", "segments")
+    __slots__ = ("count", "is_whole", "name", "pattern", "segments", "start")
 
     def __init__(self, completion_id: str) -> None:
         self.name = b"%b" % dump_json(completion_id)  # a copy: orjson's own takes 4 KiB
         self.count = 0
         self.is_whole = True
+        self.pattern: ChunkPattern | None = None
+        self.start = b""
         self.segments: list[_Segment] = []
 
 
@@ -173,9 +184,13 @@ class Journal:
         if entry is None or not events:
             return
         last = events[-1]
-        if type(last) is TextReceived and len(events) == 1:
-            self._write(completion_id, entry, text_record(entry.name, entry.count, last, now))
+        if type(last) is TextReceived and last.pattern is entry.pattern and len(events) == 1:
+            record = text_record(entry.name, entry.count, entry.start, last, now)
+            self._write(completion_id, entry, record)
             return
+        entry.pattern = None
+        if type(last) is TextReceived:
+            entry.pattern, entry.start = last.pattern, start_of_text(last.pattern)
         if type(last) is not ChunkReceived:  # else none is of another kind
             events = [event for event in events if not isinstance(event, TimePassed)]
         if events:

@@ -21,6 +21,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -29,6 +30,7 @@ from cattrs import Converter
 
 from statemachine import (
     AttemptStarted,
+    ChunkPattern,
     ChunkReceived,
     ClientLeft,
     DeadlineExpired,
@@ -61,6 +63,7 @@ an answer."""
 _HEADER_LONGEST = 8 + 1 + 10 + 1
 _HEADER = re.compile(rb"[0-9a-f]{8} [0-9]{1,10}\Z")
 _SAVED = b' {"saved":['
+_END_OF_TEXT = b"}}]}"
 
 converter = Converter()
 # Lists stay lists, as a session has them; cattrs 26.2 would make tuples of them.
@@ -100,13 +103,32 @@ def events_record(completion_id: str, number: int, events: Sequence[Event], now:
     return _record(dump_json(completion_id), number, b",".join(map(_event, events)), now)
 
 
-def text_record(name: bytes, number: int, event: TextReceived, now: float) -> bytes:
-    """The same for one such event, the usual case.
+def text_record(name: bytes, number: int, start: bytes, event: TextReceived, now: float) -> bytes:
+    """The same for one such event whose pattern was the last thing written of this completion: of
+    each chunk only what is new, its text. Read back, that folds to the same answer.
 
     Args:
         name: the completion's id as JSON.
+        start: `start_of_text` of the pattern.
     """
-    return _record(name, number, _event(event), now)
+    literals = event.literals
+    if event.pattern.between:
+        literals = b"\n".join(map(orjson.dumps, event.texts))
+    if b"\n" in literals:
+        literals = literals.replace(b"\n", _END_OF_TEXT + b'},{"chunk":' + start)
+    line = (name, number, orjson.dumps(now), start, literals, _END_OF_TEXT)
+    body = b'{"id":%b,"n":%d,"at":%b,"events":[{"chunk":%b%b%b}]}' % line
+    return b"%08x %d %b\n" % (zlib.crc32(body), len(body), body)
+
+
+def start_of_text(pattern: ChunkPattern) -> bytes:
+    """What stands before a text where nothing else of its chunk is written."""
+    return _start_of_text(pattern.payload["choices"][0].get("index") or 0, pattern.key)
+
+
+@lru_cache  # many streams, few kinds of text
+def _start_of_text(index: int, key: str) -> bytes:
+    return b'{"choices":[{"index":%d,"delta":{%b:' % (index, dump_json(key))
 
 
 def saved_record(completion_ids: Iterable[str]) -> bytes:
@@ -175,7 +197,8 @@ def load_json(data: bytes) -> Any:
 
 
 def _record(name: bytes, number: int, events: bytes, now: float) -> bytes:
-    return _line_of(b'{"id":%b,"n":%d,"at":%a,"events":[%b]}' % (name, number, now, events))
+    fields = (name, number, orjson.dumps(now), events)
+    return _line_of(b'{"id":%b,"n":%d,"at":%b,"events":[%b]}' % fields)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
