@@ -52,14 +52,14 @@ class PatternReader:
         self._next_lesson = 2  # the first chunk is hardly ever like the others
 
     def learn_from(self, text: bytes, payload: JsonObject) -> None:
-        """A chunk came that didn't fit.
+        """A chunk came the ordinary way: it didn't fit, or came together with one that didn't.
 
         Args:
             text: its JSON as it came, on one line.
             payload: what that is.
         """
         self._chunks += 1
-        if self._chunks < self._next_lesson:
+        if self._chunks < self._next_lesson or self.read(b"data: %b\n\n" % text) is not None:
             return
         key = text_field(payload)
         if key is None:

@@ -70,11 +70,9 @@ def test_now_and_then_another_chunk_costs_the_quick_way_little() -> None:
     assert sum(map(len, taken(pieces))) > 700
 
 
-def test_chunks_that_vary_each_time_are_seldom_learned_from(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An upstream with something new in every chunk costs a lesson in 64 chunks, not one each; and
-    it is noticed within as many that it has stopped doing so."""
+@pytest.fixture
+def lessons(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The chunks that were learned from."""
     lessons: list[bytes] = []
 
     def count(text: bytes, payload: JsonObject, key: str) -> Any:
@@ -82,6 +80,28 @@ def test_chunks_that_vary_each_time_are_seldom_learned_from(
         return learn(text, payload, key)
 
     monkeypatch.setattr(pattern_module, "learn", count)
+    return lessons
+
+
+def test_chunks_that_come_together_are_one_lesson(lessons: list[bytes]) -> None:
+    """Nothing is learned of those that what was learned fits."""
+    first = event(chunk({"role": "assistant"}))
+    assert taken([first + b"".join(RUN) * 5, RUN[0]]) == [(), ("a",)]
+    assert len(lessons) == 1
+
+
+def test_a_change_between_text_and_padding_is_learned() -> None:
+    """Though it begins and ends as before."""
+    one, other = (
+        [event(chunk({"content": text}, vendor=vendor, obfuscation="x")) for text in "abc"]
+        for vendor in "yz"
+    )
+    assert taken([*one, *other]) == [(), (), ("c",), (), ("b",), ("c",)]
+
+
+def test_chunks_that_vary_each_time_are_seldom_learned_from(lessons: list[bytes]) -> None:
+    """An upstream with something new in every chunk costs a lesson in 64 chunks, not one each; and
+    it is noticed within as many that it has stopped doing so."""
     varying = [event(chunk({"content": "a"}, created=number)) for number in range(1500)]
     found = taken([*varying, *RUN[:1] * 100])
     assert not any(found[:1500])
