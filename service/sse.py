@@ -63,8 +63,8 @@ class Writer(Protocol):
 
 
 class _Stream(EventSourceResponse):
-    """aiohttp-sse's response without its task for pings, which would be a second writer: ours are
-    `SseWriter.ping`."""
+    """aiohttp-sse's response without its task for pings, which would be a second writer (ours are
+    `SseWriter.ping`), and without its socket option, which is the connection's."""
 
     _send_headers_immediately = False
     """aiohttp then puts them before the first thing that is written; that comes at once."""
@@ -97,7 +97,7 @@ class SseWriter:
     async def open(self) -> None:
         if isinstance(self._request.protocol, Connection):
             self._request.protocol.limit_unacknowledged(self._send_timeout_seconds)
-        stream = _Stream(sep="\n", allow_all_methods=True, send_timeout=None)
+        stream = _Stream()
         try:
             sink = await stream.prepare(self._request)
         except (ConnectionError, AssertionError) as error:
