@@ -1,10 +1,11 @@
-"""Chunks that differ in one text alone, told without parsing the rest of them.
+"""Chunks that differ in one text alone, or in that and a padding, told without parsing the rest.
 
 Nearly every chunk of an answer is, byte for byte, the chunk before with another text in it. One
 such chunk is parsed and becomes a pattern (`learn`): the bytes before its text's literal and those
 after. A later chunk that begins and ends with the same bytes is the same JSON with another literal
 in that place, if what is between them is the literal of a string and nothing else (`PatternReader`).
-Whatever isn't, the decoder reads as it reads everything.
+Where each chunk has a padding of its own, there is a second such place, behind the text's. Whatever
+doesn't fit, the decoder reads as it reads everything.
 
 Why that is safe: JSON's grammar doesn't look into strings, so where one literal stands, any other
 can, and nothing but that value changes. That the place is the right one is not guessed but tried:
