@@ -21,7 +21,6 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -114,21 +113,13 @@ def text_record(name: bytes, number: int, start: bytes, event: TextReceived, now
     literals = event.literals
     if event.pattern.between:
         literals = b"\n".join(map(orjson.dumps, event.texts))
-    if b"\n" in literals:
-        literals = literals.replace(b"\n", _END_OF_TEXT + b'},{"chunk":' + start)
-    line = (name, number, orjson.dumps(now), start, literals, _END_OF_TEXT)
-    body = b'{"id":%b,"n":%d,"at":%b,"events":[{"chunk":%b%b%b}]}' % line
-    return b"%08x %d %b\n" % (zlib.crc32(body), len(body), body)
+    return _record(name, number, _chunks(start, literals, _END_OF_TEXT), now)
 
 
 def start_of_text(pattern: ChunkPattern) -> bytes:
     """What stands before a text where nothing else of its chunk is written."""
-    return _start_of_text(pattern.payload["choices"][0].get("index") or 0, pattern.key)
-
-
-@lru_cache  # many streams, few kinds of text
-def _start_of_text(index: int, key: str) -> bytes:
-    return b'{"choices":[{"index":%d,"delta":{%b:' % (index, dump_json(key))
+    index = pattern.payload["choices"][0].get("index") or 0
+    return b'{"choices":[{"index":%d,"delta":{%b:' % (index, dump_json(pattern.key))
 
 
 def saved_record(completion_ids: Iterable[str]) -> bytes:
@@ -211,12 +202,17 @@ def _line_of(body: bytes) -> bytes:
 
 def _event(event: Event) -> bytes:
     if type(event) is TextReceived:
-        before, after = event.pattern.before, event.pattern.after
-        literals = event.literals.replace(b"\n", after + b'},{"chunk":' + before)
-        return b'{"chunk":%b%b%b}' % (before, literals, after)
+        return _chunks(event.pattern.before, event.literals, event.pattern.after)
     if type(event) is ChunkReceived:
         return b'{"chunk":%b}' % (event.text or dump_json(event.payload))
     return dump_json({"event": type(event).__name__, **converter.unstructure(event)})
+
+
+def _chunks(before: bytes, literals: bytes, after: bytes) -> bytes:
+    """An event for each line, with the same around it."""
+    if b"\n" in literals:
+        literals = literals.replace(b"\n", after + b'},{"chunk":' + before)
+    return b'{"chunk":%b%b%b}' % (before, literals, after)
 
 
 def _event_of(item: Mapping[str, Any]) -> Event:

@@ -155,8 +155,8 @@ class Delivery:
     def send_now(self, effects: Sequence[Effect]) -> bool:
         """Carry out what follows from text, right after `is_clear` was true. True if nothing is
         left."""
-        if len(effects) == 1 and type(effect := effects[0]) is SendText:
-            self._writer.send_text_now(effect.received)
+        if len(effects) == 1 and type(effects[0]) is SendText:
+            self._writer.send_chunks_now(effects)  # type: ignore[arg-type]
             return True
         self.add(effects)
         return self.carry_out_now()

@@ -16,7 +16,7 @@ from aiohttp_sse import EventSourceResponse
 from service.connections import Connection
 from service.errors import error_response
 from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
-from statemachine import Failure, SendChunk, SendText, SessionRecord, TextReceived
+from statemachine import Failure, SendChunk, SendText, SessionRecord
 
 _LITTLE_BYTES = 16 * 1024
 """Left over from earlier writes; asyncio's low-water mark, below which aiohttp makes nobody wait."""
@@ -42,9 +42,6 @@ class Writer(Protocol):
     def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
         """Do what `send_chunks` does, right after `is_clear` was true. Raises only ValueError, for
         a chunk that can't be encoded."""
-
-    def send_text_now(self, received: TextReceived) -> None:
-        """The same for one `SendText`'s, nearly all that there is to send."""
 
     async def ping(self) -> None:
         """Write one keep-alive comment."""
@@ -128,11 +125,6 @@ class SseWriter:
         data = self._encoder.encode_all(effects)
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
-    def send_text_now(self, received: TextReceived) -> None:
-        assert self._transport is not None
-        data = self._encoder.encode_text(received)
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-
     async def ping(self) -> None:
         await self._write(PING)
 
@@ -186,9 +178,6 @@ class JsonWriter:
         return False
 
     def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
-        raise AssertionError("a plain request has no stream")
-
-    def send_text_now(self, received: TextReceived) -> None:
         raise AssertionError("a plain request has no stream")
 
     async def ping(self) -> None:

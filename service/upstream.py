@@ -62,8 +62,8 @@ class Upstream:
         self._body: AsyncIterator[bytes] | None = None
         self._decoder = SseDecoder(0)
         self._broken: AgentError | None = None
-        self._is_clear: Callable[[], bool] = _never
-        self._pass_on: Callable[[TextReceived], None] = announce
+        self._is_clear: Callable[[], bool] | None = None
+        self._pass_on: Callable[[TextReceived], None] | None = None
 
     def listen(self, is_clear: Callable[[], bool], pass_on: Callable[[TextReceived], None]) -> None:
         """Have text that comes while `read` waits passed on at once, past it.
@@ -174,7 +174,7 @@ class Upstream:
         except TimeoutError:
             raise AgentError(_first_token_timeout(agent)) from None
         self._body = body
-        if self._is_clear is not _never and hasattr(body, "listener"):
+        if self._is_clear is not None and hasattr(body, "listener"):
             body.listener = self._listen
         if self._decoder.ending is not None:
             events.append(self._decoder.ending)
@@ -182,6 +182,8 @@ class Upstream:
 
     def _listen(self, pieces: Sequence[bytes]) -> int:
         """The listener of a body: takes what is text alone, up to the first piece that is not."""
+        assert self._is_clear is not None
+        assert self._pass_on is not None
         if not self._is_clear():
             return 0
         if len(pieces) == 1:  # nearly always
@@ -233,10 +235,6 @@ class Upstream:
             decoder.ending = UpstreamFailed(end.failure)
             self._broken = end
         return list(map(ChunkReceived, payloads, decoder.texts))
-
-
-def _never() -> bool:
-    return False
 
 
 def _ended_badly(decoder: SseDecoder) -> bool:

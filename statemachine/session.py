@@ -208,9 +208,7 @@ class StreamSession:
 
     def _receive(self, payload: JsonObject, now: float) -> tuple[Effect, ...]:
         if self.transcript.fold(payload):
-            self._last_token_at = now
-            if self.first_token_at is None:
-                self._note_first_token(now)
+            self._note_token(now)
         if self._whole_at is None and self.transcript.is_whole:
             self._whole_at = now
             self.milestones += 1
@@ -222,17 +220,17 @@ class StreamSession:
     def _receive_text(self, event: TextReceived, now: float) -> tuple[Effect, ...]:
         """Text alone makes no answer whole, and is always for the client."""
         if self.transcript.fold_texts(event.pattern, event.texts):
-            self._last_token_at = now
-            if self.first_token_at is None:
-                self._note_first_token(now)
+            self._note_token(now)
         if not (self.attached and self.request.stream):
             return ()
         self._last_sent_at = now
         return (SendText(event),) if self.opened else self._opening(SendText(event))
 
-    def _note_first_token(self, now: float) -> None:
-        self.first_token_at = now
-        self.milestones += 1
+    def _note_token(self, now: float) -> None:
+        self._last_token_at = now
+        if self.first_token_at is None:
+            self.first_token_at = now
+            self.milestones += 1
 
     def _ping(self, now: float) -> tuple[Effect, ...]:
         if now < self._ping_at:

@@ -165,8 +165,8 @@ class FastLaneProtocol(ResponseHandler):
             self.data_received(data[2:])
 
     def _read_later(self, data: bytes) -> None:
-        """Give the reader what the listener doesn't take, as one chunk; the parser would take ten
-        times as long for many small ones."""
+        """Give the reader what the listener doesn't take, as one chunk: quicker than the parser's way
+        with many small ones."""
         self.listener = None
         body = self._payload
         assert body is not None

@@ -42,7 +42,6 @@ class ChunkEncoder:
         "_fallback_created",
         "_id",
         "_include_usage",
-        "_is_padded",
         "_model",
         "_pattern",
     )
@@ -71,7 +70,7 @@ class ChunkEncoder:
         if received.pattern is not self._pattern:
             self._adopt(received.pattern)
         literals = received.literals
-        if self._is_padded:
+        if received.pattern.between:
             literals = literals.replace(received.pattern.between, self._between)
         if b"\n" in literals:
             literals = literals.replace(b"\n", self._after + self._before)
@@ -90,8 +89,7 @@ class ChunkEncoder:
                 literals.append(encode_json(chunk[PADDING]))
             event = self.encode(chunk)
         self._before, _, self._after = event.partition(literals[0])
-        self._is_padded = bool(pattern.between)
-        if self._is_padded:
+        if pattern.between:
             self._between, _, self._after = self._after.partition(literals[1])
         self._pattern = pattern
 

@@ -35,7 +35,6 @@ class PatternReader:
     latest."""
 
     __slots__ = (
-        "_between",
         "_chunks",
         "_head",
         "_lessons",
@@ -71,7 +70,6 @@ class PatternReader:
         pattern = learn(text, payload, key)
         if pattern is not None:
             self._pattern = pattern
-            self._between = pattern.between
             self._head = b"data: " + pattern.before
             self._tail = pattern.after + b"\n\n"
             self._skipped_before, self._skipped_after = len(self._head), -len(self._tail)
@@ -84,10 +82,10 @@ class PatternReader:
             return None
         literals = data[self._skipped_before : self._skipped_after]
         if b"\n" in literals:
-            return self._read_all(data[:-2].split(b"\n\n"), self._tail[:-2])
+            return self._read_all(pattern, data[:-2].split(b"\n\n"), self._tail[:-2])
         try:
-            if self._between:
-                literal, between, padding = literals.partition(self._between)
+            if pattern.between:
+                literal, between, padding = literals.partition(pattern.between)
                 if not between or type(orjson.loads(padding)) is not str:
                     return None
                 text = orjson.loads(literal)
@@ -103,45 +101,47 @@ class PatternReader:
     def read_events(self, events: Sequence[bytes]) -> TextReceived | None:
         """The same for events that are apart already, each with its blank line; one with a carriage
         return is none of the pattern's."""
-        return None if self._pattern is None else self._read_all(events, self._tail)
+        pattern = self._pattern
+        return None if pattern is None else self._read_all(pattern, events, self._tail)
 
-    def _read_all(self, events: Sequence[bytes], tail: bytes) -> TextReceived | None:
-        # Cutting at line ends and comparing then takes a third of a search for all that stands
-        # between two texts.
+    def _read_all(
+        self, pattern: ChunkPattern, events: Sequence[bytes], tail: bytes
+    ) -> TextReceived | None:
+        # Cutting at line ends and comparing is quicker than a search for all between two texts.
         head, count = self._head, len(events)
         literals = b"\n".join([event.removeprefix(head).removesuffix(tail) for event in events])
         length = sum(map(len, events)) - count * (len(head) + len(tail))
         if len(literals) != length + count - 1 or b"\r" in literals:
             return None  # some event begins or ends in another way
-        texts = self._texts(literals, count)
+        texts = _texts(literals, count, pattern.between)
         if texts is None:
             return None
-        assert self._pattern is not None
         self._lessons = 0
-        return TextReceived(self._pattern, texts, literals)
+        return TextReceived(pattern, texts, literals)
 
-    def _texts(self, literals: bytes, count: int) -> list[str] | None:
-        """What so many lines say; None if one of them isn't what it should be.
 
-        A literal holds no newline, so with one after each none can run into the next; and a newline
-        too many is a text too many.
-        """
-        try:
-            if not self._between:
-                texts = orjson.loads(b"[%b]" % literals.replace(b"\n", b",\n"))
-                return texts if len(texts) == count and set(map(type, texts)) == {str} else None
-            # Nor does it hold `between`, which has quotes that aren't escaped.
-            if literals.count(self._between) != count:
-                return None
-            lines = literals.replace(b"\n", b"],\n[").replace(self._between, b",\n")
-            pairs = orjson.loads(b"[[%b]]" % lines)
-        except orjson.JSONDecodeError:
+def _texts(literals: bytes, count: int, between: bytes) -> list[str] | None:
+    """What so many lines say; None if one of them isn't what it should be.
+
+    A literal holds no newline, so with one after each none can run into the next; and a newline too
+    many is a text too many.
+    """
+    try:
+        if not between:
+            texts = orjson.loads(b"[%b]" % literals.replace(b"\n", b",\n"))
+            return texts if len(texts) == count and set(map(type, texts)) == {str} else None
+        # Nor does it hold `between`, which has quotes that aren't escaped.
+        if literals.count(between) != count:
             return None
-        if len(pairs) != count or set(map(len, pairs)) != {2}:
-            return None
-        if {type(literal) for pair in pairs for literal in pair} != {str}:
-            return None
-        return [text for text, _ in pairs]
+        lines = literals.replace(b"\n", b"],\n[").replace(between, b",\n")
+        pairs = orjson.loads(b"[[%b]]" % lines)
+    except orjson.JSONDecodeError:
+        return None
+    if len(pairs) != count or set(map(len, pairs)) != {2}:
+        return None
+    if {type(literal) for pair in pairs for literal in pair} != {str}:
+        return None
+    return [text for text, _ in pairs]
 
 
 def learn(text: bytes, payload: JsonObject, key: str) -> ChunkPattern | None:

@@ -94,9 +94,6 @@ class FakeWriter:
     def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
         self.calls.append(f"send at once {texts_of(effects)}")
 
-    def send_text_now(self, received: TextReceived) -> None:
-        self.send_chunks_now([SendText(received)])
-
     async def ping(self) -> None:
         await self._note("ping")
 
