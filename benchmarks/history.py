@@ -23,82 +23,11 @@ from typing import Any
 import aiohttp
 import psycopg2
 
-from benchmarks.running import Server, percentiles, print_table, service
+from benchmarks.figures import percentiles, print_table
+from benchmarks.filling import OWNER, TURNS, fill
+from benchmarks.running import Server, service
 from db import changing, reading_sql
 from db.migrate import migrate
-
-_TURNS = 10
-_OWNER = "anonymous"
-"""Who the service takes a caller without a key for; owns every other conversation."""
-
-_NUMBERS = "generate_series(%(first)s, %(last)s) AS conversation"
-_TURN = f"{_NUMBERS}, generate_series(0, {_TURNS - 1}) AS turn"
-_OWNED = f"CASE conversation %% 2 WHEN 0 THEN '{_OWNER}' ELSE 'owner-' || conversation %% 8 END"
-_AT = "timestamptz '2026-01-01' + conversation * interval '30 s' + turn * interval '40 s'"
-_DIGEST = "encode(sha256((conversation || '/' || {})::text::bytea), 'hex')"
-_TALK = "'conv_' || lpad(conversation::text, 9, '0')"
-_ID = "'chatcmpl-' || lpad((conversation * 10 + turn)::text, 10, '0')"
-_WORDS = "repeat(md5((conversation * 10 + turn)::text) || ' ', {})"
-
-# Foreign keys are not checked row by row, and indexes are made when the rows are there.
-IN_A_HURRY = "SET session_replication_role = replica; SET maintenance_work_mem = '256MB'"
-INDEXES = """
-SELECT indexname, indexdef FROM pg_indexes
-WHERE schemaname = current_schema AND tablename IN ('conversations', 'completions', 'messages')
-AND NOT EXISTS (SELECT FROM pg_constraint WHERE conname = indexname)
-"""
-FILL = (
-    f"""
-    INSERT INTO conversations (conversation_id, owner, created_at, updated_at)
-    SELECT {_TALK}, {_OWNED}, {_AT}, {_AT} + interval '6 min'
-    FROM {_NUMBERS}, (VALUES (0)) AS first (turn)
-    """,
-    """
-    INSERT INTO tool_sets SELECT 'tools-' || kind, jsonb_agg(jsonb_build_object('type', 'function',
-        'function', jsonb_build_object('name', 'f' || n, 'description', repeat(md5((kind * n)::text), 18))))
-    FROM generate_series(1, 36) AS n, generate_series(0, 299) AS kind GROUP BY kind ON CONFLICT DO NOTHING
-    """,
-    # Nine of ten are of one environment; one conversation has its chat; the last hundredth is late.
-    f"""
-    INSERT INTO completions (completion_id, conversation_id, owner, agent, model, state,
-        finish_reason, usage, usage_source, token_count, chunk_count, ttft_ms, duration_ms,
-        trace_id, request, tools_digest, metadata, prompt_digest, created_at, finished_at, hidden)
-    SELECT {_ID}, {_TALK}, {_OWNED}, 'demo',
-        CASE WHEN conversation %% 1000 = 2 THEN 'rare' ELSE 'model-' || turn %% 3 END,
-        'completed', 'stop', '{{"prompt_tokens": 90, "completion_tokens": 160}}', 'provider',
-        160, 160, 200, 4000, md5(conversation::text), '{{"stream": true, "temperature": 0.7}}',
-        CASE WHEN conversation %% 10 = 0 THEN 'tools-' || conversation / 10 %% 300 END,
-        jsonb_build_object('chat', conversation::text,
-            'env', CASE WHEN conversation %% 20 < 18 THEN 'prod' ELSE 'test' END)
-        || CASE WHEN conversation > %(last)s * 0.99 THEN '{{"late": "yes"}}'::jsonb ELSE '{{}}' END,
-        {_DIGEST.format("2 * turn")}, {_AT}, {_AT} + interval '4 s', conversation %% 50 = 4
-    FROM {_TURN}
-    """,
-    f"""
-    INSERT INTO messages (message_id, conversation_id, completion_id, choice_index, role, content,
-        state, digest, parent_digest, created_at, hidden)
-    SELECT 'msg_' || left({_DIGEST.format("2 * turn")}, 32), {_TALK}, NULL, NULL::integer, 'user',
-        {_WORDS.format(3)}, 'complete', {_DIGEST.format("2 * turn")},
-        CASE WHEN turn > 0 THEN {_DIGEST.format("2 * turn - 1")} END, {_AT},
-        conversation %% 50 = 4
-    FROM {_TURN}
-    UNION ALL
-    SELECT {_ID} || '-0', {_TALK}, {_ID}, 0, 'assistant', {_WORDS.format(20)}, 'complete',
-        {_DIGEST.format("2 * turn + 1")}, {_DIGEST.format("2 * turn")}, {_AT} + interval '4 s',
-        conversation %% 50 = 4
-    FROM {_TURN}
-    """,
-    """
-    INSERT INTO deletions SELECT 'chatcmpl-deleted-' || n, 'anonymous', now(), now()
-    FROM generate_series(%(first)s, %(last)s) AS n
-    """,
-    """
-    INSERT INTO completion_labels (label, created_at, completion_id)
-    SELECT completion_label(owner, key, value), created_at, completion_id
-    FROM completions, jsonb_each_text(metadata)
-    WHERE NOT hidden AND conversation_id >= 'conv_' || lpad(%(first)s::text, 9, '0')
-    """,
-)
 
 
 class History:
@@ -111,21 +40,9 @@ class History:
 
     def fill(self, messages: int) -> float:
         """Fill it up to so many messages; returns the seconds that took."""
-        first, self.conversations = self.conversations + 1, messages // (2 * _TURNS)
+        first, self.conversations = self.conversations + 1, messages // (2 * TURNS)
         started = time.monotonic()
-        with closing(psycopg2.connect(self._server.dsn)) as connection:
-            with connection, connection.cursor() as cursor:
-                cursor.execute(IN_A_HURRY)
-                cursor.execute(INDEXES)
-                indexes = cursor.fetchall()
-                for name, _ in indexes:
-                    cursor.execute(f"DROP INDEX {name}")
-                for statement in FILL:
-                    cursor.execute(statement, {"first": first, "last": self.conversations})
-                for _, definition in indexes:
-                    cursor.execute(definition)
-            connection.autocommit = True
-            connection.cursor().execute("VACUUM ANALYZE")
+        fill(self._server.dsn, first, self.conversations)
         return time.monotonic() - started
 
     def count(self, table: str) -> int:
@@ -140,7 +57,7 @@ class History:
 
     def name(self) -> str:
         """The id of one of the caller's completions."""
-        return f"chatcmpl-{self.talk() * 10 + self._chance.randrange(_TURNS):010}"
+        return f"chatcmpl-{self.talk() * 10 + self._chance.randrange(TURNS):010}"
 
     def plans(self) -> dict[str, dict[str, Any]]:
         """Question → which tables and indexes its statements read and how, time and pages."""
@@ -166,7 +83,7 @@ class History:
         ((at, digest),) = self._server.query(
             f"SELECT created_at, prompt_digest FROM completions WHERE completion_id = '{name}'"
         )
-        page: dict[str, Any] = {"owner": _OWNER, "limit": 21, "at": at, "after": name}
+        page: dict[str, Any] = {"owner": OWNER, "limit": 21, "at": at, "after": name}
         filters: dict[str, tuple[str | None, dict[str, str]]] = {
             "list": (None, {}),
             "list, common model": ("model-1", {}),
@@ -187,7 +104,7 @@ class History:
                 )
                 values = {**page, "model": model, "metadata": json.dumps(metadata)}
                 yield question + (", next page" if after else ""), statement, values
-        key = {"completion_id": name, "owner": _OWNER, "after": name}
+        key = {"completion_id": name, "owner": OWNER, "after": name}
         yield "find the cursor", reading_sql.COMPLETION_PLACE, key
         yield "find a completion", reading_sql.FIND_SHOWN, key
         yield "the completions of a page", reading_sql.COMPLETIONS, {"completion_ids": [name]}

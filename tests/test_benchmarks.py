@@ -10,6 +10,7 @@ import sys
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 Change = Callable[[list[bytes]], list[bytes]]
 """What a proxy makes of an answer's events."""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda it: it.stem)
+def test_every_measurement_can_be_started(path: Path) -> None:
+    """No program that the docs name has lost what it imports."""
+    assert import_module(f"benchmarks.{path.stem}").__doc__
 
 
 @pytest.fixture(scope="module")
