@@ -18,7 +18,8 @@ from statemachine.messages import (
     UpstreamFailed,
     UsageSource,
 )
-from statemachine.transcript import Transcript, estimate_tokens
+from statemachine.tokens import estimate_tokens
+from statemachine.transcript import Transcript
 
 CLIENT_LEFT = Failure("client_left", "The client left before the answer was complete.")
 STOPPED = Failure("stopped", "The answer was stopped on request before it was complete.")

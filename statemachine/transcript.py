@@ -13,8 +13,7 @@ How values fold, for every delta field alike (`content`, `reasoning_content`, `r
 - other values: the latest wins; values of different kinds are kept side by side in a list.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import ceil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from statemachine.messages import Choice, ChunkPattern, JsonObject
@@ -23,9 +22,6 @@ _ENVELOPE = frozenset(
     ("id", "object", "created", "model", "choices", "usage", "obfuscation"),
 )
 _SAID_ONCE = frozenset(("id", "type", "name", "role", "index"))
-_UTF8_BYTES_PER_TOKEN = 4
-"""OpenAI's rule of thumb for English ("1 token is about 4 characters"); counted in UTF-8 bytes
-it also comes near for scripts such as Chinese, where a character is 3 bytes and about a token."""
 
 
 class _Text(list[str]):
@@ -90,7 +86,7 @@ def _plain(value: Any) -> Any:
     """A copy of a folded value with its texts joined."""
     if isinstance(value, _Text):
         return "".join(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
@@ -150,7 +146,8 @@ class _OpenChoice:
     def closed(self, index: int) -> Choice:
         content = None if self.content is None else "".join(self.content)
         message = {"role": "assistant", "content": content, **_plain(self.delta)}
-        return Choice(index, message, self.finish_reason, _plain(self.logprobs), dict(self.extra))
+        logprobs = None if self.logprobs is None else _plain(self.logprobs)
+        return Choice(index, message, self.finish_reason, logprobs, dict(self.extra))
 
 
 class Transcript:
@@ -232,7 +229,8 @@ class Transcript:
         return (len(texts) > 1 and self.fold_texts(pattern, texts[1:])) or bore_token
 
     def _fold_envelope(self, payload: JsonObject) -> None:
-        upstream_id, model, created = (payload.get(key) for key in ("id", "model", "created"))
+        upstream_id, model = payload.get("id"), payload.get("model")
+        created = payload.get("created")
         self.upstream_id = upstream_id if isinstance(upstream_id, str) else None
         self.upstream_model = model if isinstance(model, str) else None
         # Azure's first chunk, which only has filter results, says 0.
@@ -254,7 +252,7 @@ class Transcript:
 
     def choices(self) -> tuple[Choice, ...]:
         """The choices as far as they came, by index; fresh copies with all text joined."""
-        return tuple(choice.closed(index) for index, choice in sorted(self._choices.items()))
+        return tuple([self._choices[index].closed(index) for index in sorted(self._choices)])
 
 
 def find_usage(payload: JsonObject) -> JsonObject | None:
@@ -274,20 +272,3 @@ def is_for_clients(payload: JsonObject) -> bool:
     if find_usage(payload) is not None:
         return False
     return any(key not in _ENVELOPE and value is not None for key, value in payload.items())
-
-
-def estimate_tokens(value: Any) -> int:
-    """About how many tokens the texts within a JSON value make: their UTF-8 bytes over 4, rounded up."""
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in _texts(value))
-    return ceil(size / _UTF8_BYTES_PER_TOKEN)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _texts(item)

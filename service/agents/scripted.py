@@ -15,7 +15,7 @@ from service.agents.protocol import AgentCall, AgentError
 from service.config import ScriptedAgentConfig
 from service.wire import DONE, encode_json, error_event
 from statemachine import Failure
-from statemachine.transcript import estimate_tokens
+from statemachine.tokens import estimate_tokens
 
 INTRODUCTION = (
     "Hello! I am the built-in demo agent: I need no key and no network, and I always say this. "

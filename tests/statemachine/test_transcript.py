@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statemachine import Transcript
-from statemachine.transcript import estimate_tokens
+from statemachine.tokens import estimate_tokens
 from tests.statemachine.conftest import chunk, finish_chunk, text_chunk
 
 

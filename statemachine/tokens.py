@@ -1,0 +1,32 @@
+"""How much text a JSON value holds: estimates for what no upstream counts. Pure."""
+
+from math import ceil
+from typing import Any
+
+_UTF8_BYTES_PER_TOKEN = 4
+"""OpenAI's rule of thumb for English ("1 token is about 4 characters"); counted in UTF-8 bytes
+it also comes near for scripts such as Chinese, where a character is 3 bytes and about a token."""
+
+
+def estimate_tokens(value: Any) -> int:
+    """About how many tokens the texts within a JSON value make: their UTF-8 bytes over 4, rounded up."""
+    size = 0
+    for text in texts_of(value):
+        size += len(text if text.isascii() else text.encode("utf-8", "surrogatepass"))
+    return ceil(size / _UTF8_BYTES_PER_TOKEN)
+
+
+def texts_of(value: Any) -> list[str]:
+    """The texts within a JSON value, in no order; no keys."""
+    texts: list[str] = []
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        kind = type(item)
+        if kind is str:
+            texts.append(item)
+        elif kind is dict:
+            todo.extend(item.values())
+        elif kind is list or kind is tuple:
+            todo.extend(item)
+    return texts
