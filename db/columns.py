@@ -23,10 +23,12 @@ from typing import Any
 
 import orjson
 
+ESCAPE = "␛"
+"""What stands before the hex digits of a character that jsonb refuses."""
 _UNSTORABLE = re.compile("[\0␛\ud800-\udfff]")
 _ESCAPED = re.compile("␛([0-9a-f]{4})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ESCAPE_UTF8 = "␛".encode()
+_ESCAPE_UTF8 = ESCAPE.encode()
 
 
 # --- text columns ---------------------------------------------------------------------------
@@ -59,13 +61,17 @@ def original_text(column: str | None, raw: bytes | None) -> str | None:
 def to_jsonb(value: Any) -> str:
     """The JSON text of a value, such that a jsonb column takes it. Never raises on JSON values,
     whatever their depth and size."""
+    return _jsonb(value).decode()
+
+
+def _jsonb(value: Any) -> bytes:
     try:
         encoded = orjson.dumps(value)
     except TypeError:  # lone surrogates, integers beyond 64 bits, more than 254 levels
-        return _write(value, _escape)
+        return _write(value, _escape).encode()
     if b"\\u0000" in encoded or _ESCAPE_UTF8 in encoded:
-        return _write(value, _escape)
-    return encoded.decode()
+        return _write(value, _escape).encode()
+    return encoded
 
 
 def rows_json(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -79,7 +85,7 @@ def rows_json(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def as_jsonb(value: Any) -> Any:
     """The value of a jsonb column, for `rows_json`: `to_jsonb` within."""
-    return orjson.Fragment(to_jsonb(value))
+    return orjson.Fragment(_jsonb(value))
 
 
 def from_jsonb(text: str | None) -> Any:

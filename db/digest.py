@@ -42,6 +42,7 @@ SENT_BACK = frozenset(
 """What OpenAI's request schema knows of an assistant message. These alone make an answer's
 digest: whatever else its deltas carried, no client is likely to send it back."""
 
+_PLAIN = frozenset(("role", "content"))
 _REASONING_PARTS = frozenset(("reasoning", "redacted_thinking", "thinking"))
 _REASONING_TEXT = re.compile(
     r"\s*<(think|thinking|thought|reason|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL
@@ -54,20 +55,24 @@ def digest_of(value: Any) -> str:
     return sha256(canonical_json(value)).hexdigest()
 
 
-def message_digest(parent: str, role: str, message: Mapping[str, Any]) -> str:
-    """The digest of a message that a client sent below the one with digest `parent`."""
-    return digest_of([parent, role, canonical_content(message)])
+def message_digest(parent: str, role: str, content: Mapping[str, Any]) -> str:
+    """The digest of a message with this canonical content, below the one with digest `parent`."""
+    return digest_of([parent, role, content])
 
 
-def answer_digest(parent: str, role: str, message: Mapping[str, Any]) -> str:
-    """The digest of an answer of ours: what its copy will have once a client sends it back."""
-    sent_back = {field: value for field, value in message.items() if field in SENT_BACK}
-    return digest_of([parent, role, canonical_content(sent_back)])
+def answer_content(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The canonical content of an answer of ours: that of its copy once a client sends it back."""
+    return canonical_content(
+        {field: value for field, value in message.items() if field in SENT_BACK}
+    )
 
 
 def canonical_content(message: Mapping[str, Any]) -> dict[str, Any]:
     """What a message says, without its role, in the form that all its spellings share."""
     from_assistant = message.get("role") == "assistant"
+    if message.keys() == _PLAIN and type(text := message["content"]) is str:  # nearly always
+        text = spoken(text) if from_assistant else text
+        return {"content": text} if text else {}
     canonical: dict[str, Any] = {}
     for field, value in message.items():
         if field in ("role", "cache_control") or (from_assistant and field in _NOT_SENT_BACK):

@@ -27,7 +27,7 @@ from typing import Any
 from attrs import frozen
 
 from db.columns import readable
-from db.digest import answer_digest, canonical_content, digest_of, message_digest
+from db.digest import answer_content, canonical_content, digest_of, message_digest
 from db.messages import answer_parts, parts_of, role_of, sent_id, text_of
 from db.store import StoredCompletion, StoredConversation, StoredMessage
 from statemachine import Choice, Failure, SessionRecord, SessionRequest
@@ -40,8 +40,11 @@ _PLACES = 1_000_000
 
 _INT32, _INT64 = 2**31 - 1, 2**63 - 1
 
+_Said = tuple[str, dict[str, Any]]
+"""A message's role, and its canonical content."""
 
-@frozen
+
+@frozen(slots=False)  # a row's attributes are its `__dict__`
 class ToolSetRow:
     """The tool definitions of a request, kept once however often they are sent."""
 
@@ -64,8 +67,9 @@ class RecordRows:
 def rows_of(record: SessionRecord) -> RecordRows:
     """The rows of a record. The same record always makes the same rows."""
     request = record.request
-    conversation = _conversation(request, record.finished_at)
-    sent = _sent_messages(request, conversation)
+    said = [(role_of(message), canonical_content(message)) for message in request.messages]
+    conversation = _conversation(request, said, record.finished_at)
+    sent = _sent_messages(request, said, conversation)
     prompt_digest = sent[-1].digest if sent else None
     tool_set = None
     if request.tools:
@@ -82,12 +86,12 @@ def rows_of(record: SessionRecord) -> RecordRows:
 # --- the rows -------------------------------------------------------------------------------
 
 
-def _conversation(request: SessionRequest, finished_at: float) -> StoredConversation:
+def _conversation(
+    request: SessionRequest, said: Sequence[_Said], finished_at: float
+) -> StoredConversation:
     owner = readable(request.owner)
     key = None if request.conversation_key is None else _indexable(request.conversation_key)
-    name: list[Any] = [owner, "opening", *_opening(request.messages)]
-    if key is not None:
-        name = [owner, "key", key]
+    name = [owner, "opening", *_opening(request, said)] if key is None else [owner, "key", key]
     return StoredConversation(
         conversation_id="conv_" + digest_of(name)[:32],
         owner=owner,
@@ -103,23 +107,20 @@ def _is_hidden(request: SessionRequest) -> bool:
     return request.parameters.get("store") is False
 
 
-def _opening(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-    opening: list[Any] = []
-    for message in messages:
-        opening.append([role_of(message), canonical_content(message)])
+def _opening(request: SessionRequest, said: Sequence[_Said]) -> Sequence[_Said]:
+    for position, message in enumerate(request.messages):
         if message.get("role") == "user":
-            break
-    return opening
+            return said[: position + 1]
+    return said
 
 
 def _sent_messages(
-    request: SessionRequest, conversation: StoredConversation
+    request: SessionRequest, said: Sequence[_Said], conversation: StoredConversation
 ) -> tuple[StoredMessage, ...]:
     rows: list[StoredMessage] = []
-    for position, message in enumerate(request.messages):
+    for position, (message, (role, content)) in enumerate(zip(request.messages, said, strict=True)):
         parent = rows[-1].digest if rows else None
-        role = role_of(message)
-        digest = message_digest(parent or conversation.conversation_id, role, message)
+        digest = message_digest(parent or conversation.conversation_id, role, content)
         rows.append(
             StoredMessage(
                 message_id=sent_id(digest),
@@ -144,30 +145,33 @@ def _answers(
 ) -> tuple[StoredMessage, ...]:
     parent = prompt_digest or conversation.conversation_id
     messages = len(record.request.messages)
-    came_at = max(record.finished_at, record.request.created_at + messages / _PLACES)
-    return tuple(
-        StoredMessage(
-            message_id=f"{record.completion_id}-{index}",
-            conversation_id=conversation.conversation_id,
-            completion_id=record.completion_id,
-            choice_index=index,
-            role=role_of(choice.message),
-            content=text_of(choice.message),
-            parts=answer_parts(choice, record) or None,
-            state="complete" if record.whole else "partial",
-            digest=answer_digest(parent, role_of(choice.message), choice.message),
-            parent_digest=prompt_digest,
-            created_at=_moment(came_at),
-            hidden=conversation.hidden,
+    came_at = _moment(max(record.finished_at, record.request.created_at + messages / _PLACES))
+    rows: list[StoredMessage] = []
+    for index, choice in _numbered(record.choices):
+        role = role_of(choice.message)
+        rows.append(
+            StoredMessage(
+                message_id=f"{record.completion_id}-{index}",
+                conversation_id=conversation.conversation_id,
+                completion_id=record.completion_id,
+                choice_index=index,
+                role=role,
+                content=text_of(choice.message),
+                parts=answer_parts(choice, record) or None,
+                state="complete" if record.whole else "partial",
+                digest=message_digest(parent, role, answer_content(choice.message)),
+                parent_digest=prompt_digest,
+                created_at=came_at,
+                hidden=conversation.hidden,
+            )
         )
-        for index, choice in _numbered(record.choices)
-    )
+    return tuple(rows)
 
 
 def _numbered(choices: Sequence[Choice]) -> list[tuple[int, Choice]]:
     """The choices by their own index, or by position if an upstream gave nonsense for one."""
     indices = [choice.index for choice in choices]
-    if all(type(index) is int and 0 <= index <= _INT32 for index in indices):
+    if all([type(index) is int and 0 <= index <= _INT32 for index in indices]):
         return list(zip(indices, choices, strict=True))
     return list(enumerate(choices))
 
@@ -204,8 +208,8 @@ def _completion(
         metadata=_object(request.metadata),
         prompt_digest=prompt_digest,
         extra=_object(record.extra) or None,
-        created_at=_moment(request.created_at),
-        finished_at=_moment(record.finished_at),
+        created_at=conversation.created_at,
+        finished_at=conversation.updated_at,
         client_left_at=None if left_at is None else _moment(left_at),
         hidden=conversation.hidden,
     )

@@ -39,14 +39,13 @@ def parts_of(message: Mapping[str, Any]) -> dict[str, Any]:
 def answer_parts(choice: Choice, record: SessionRecord) -> dict[str, Any]:
     """The same for an answer, with what its choice says of it under `choice`."""
     parts = parts_of(choice.message)
-    said = {
-        "logprobs": choice.logprobs,
-        "extra": dict(choice.extra),
-        "finish_reason": (
-            choice.finish_reason if choice.finish_reason != record.finish_reason else None
-        ),
-    }
-    kept = {field: value for field, value in said.items() if not is_empty(value)}
+    kept: dict[str, Any] = {}
+    if not is_empty(choice.logprobs):
+        kept["logprobs"] = choice.logprobs
+    if choice.extra:
+        kept["extra"] = dict(choice.extra)
+    if choice.finish_reason and choice.finish_reason != record.finish_reason:
+        kept["finish_reason"] = choice.finish_reason
     if "choice" in parts:  # a vendor's field of that very name
         kept["delta"] = parts["choice"]
     if kept:

@@ -6,18 +6,19 @@ to quote; they are inserted in the order they are given in. Called by `db.transa
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
-from functools import cache
-from operator import attrgetter
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from db.columns import as_jsonb, from_jsonb, original_text, raw_bytes, readable, rows_json
+from db.columns import ESCAPE, as_jsonb, from_jsonb, original_text, raw_bytes, readable, rows_json
 from db.store import StoredCompletion, StoredConversation, StoredMessage
 from statemachine import State
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+
+Columns = Mapping[str, str]
+"""Columns, in their order, with their types."""
 
 CONVERSATIONS: Final = {
     "conversation_id": "text",
@@ -27,6 +28,8 @@ CONVERSATIONS: Final = {
     "updated_at": "timestamptz",
     "hidden": "boolean",
 }
+CLIENT_KEYS: Final = {"completion_id": "text", "client_key": "text"}
+"""What a completion doesn't say of its conversation."""
 TOOL_SETS: Final = {"digest": "text", "tools": "jsonb"}
 COMPLETIONS: Final = {
     "completion_id": "text",
@@ -74,16 +77,24 @@ MESSAGES: Final = {
 }
 
 
-def _insert(table: str, columns: dict[str, str], condition: str = "") -> str:
+_GIVEN_AS: Final = {"timestamptz": "double precision"}
+"""Seconds, to the microsecond, which is as exact as a number of them can be until 2242."""
+
+
+def _insert(table: str, columns: Columns, condition: str = "") -> str:
     names = ", ".join(columns)
-    kinds = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+    given = {name: _GIVEN_AS.get(kind, kind) for name, kind in columns.items()}
+    kinds = ", ".join(f"{name} {kind}" for name, kind in given.items())
+    values = ", ".join(
+        f"to_timestamp({name})" if kind == "timestamptz" else name for name, kind in columns.items()
+    )
     return (
         f"INSERT INTO {table} ({names})"
-        f" SELECT {names} FROM json_to_recordset(%(rows)s) AS new ({kinds}){condition}"
+        f" SELECT {values} FROM json_to_recordset(%(rows)s) AS new ({kinds}){condition}"
     )
 
 
-def select_list(columns: dict[str, str], prefix: str = "") -> str:
+def select_list(columns: Columns, prefix: str = "") -> str:
     # jsonb as text: we read it with our own parser, see `db.columns`.
     return ", ".join(
         f"{prefix}{name}::text" if kind == "jsonb" else f"{prefix}{name}"
@@ -101,10 +112,20 @@ INSERT_COMPLETIONS: Final = (
         COMPLETIONS,
         " WHERE NOT EXISTS (SELECT FROM deletions WHERE deletions.id = new.completion_id)",
     )
-    + " ON CONFLICT (completion_id) DO NOTHING RETURNING completion_id"
+    + " ON CONFLICT (completion_id) DO NOTHING"
 )
+_SAVED_HERE = "completions.xmin = pg_current_xact_id()::xid"
+"""True of the completions that this transaction has inserted, and of no older ones."""
+# One row per conversation, from its first beginning to its last end; hidden if all of it is.
 UPSERT_CONVERSATIONS: Final = (
-    _insert("conversations", CONVERSATIONS) + " ON CONFLICT (conversation_id) DO UPDATE SET"
+    "INSERT INTO conversations"
+    " (conversation_id, owner, client_key, created_at, updated_at, hidden)"
+    " SELECT conversation_id, owner, client_key,"
+    " min(created_at), max(finished_at), bool_and(hidden)"
+    " FROM json_to_recordset(%(rows)s) AS new (completion_id text, client_key text)"
+    f" JOIN completions USING (completion_id) WHERE {_SAVED_HERE}"
+    " GROUP BY conversation_id, owner, client_key ORDER BY conversation_id"
+    " ON CONFLICT (conversation_id) DO UPDATE SET"
     " updated_at = greatest(conversations.updated_at, excluded.updated_at),"
     " hidden = conversations.hidden AND excluded.hidden"
     " WHERE conversations.updated_at < excluded.updated_at"
@@ -114,13 +135,17 @@ INSERT_TOOL_SETS: Final = _insert("tool_sets", TOOL_SETS) + " ON CONFLICT (diges
 # Without a target, since a sent message may be there by its id as well as by its digest.
 INSERT_MESSAGES: Final = _insert("messages", MESSAGES) + " ON CONFLICT DO NOTHING"
 
-# Which of these are there, and whether hidden. A tool set found is locked as the foreign key
-# would lock it at the commit, so that none is deleted between the two.
+# Which of these digests are there, and whether hidden; and which of these completions were saved
+# here, and whether somebody has deleted them meanwhile. A tool set found is locked as the foreign
+# key would lock it at the commit, so that none is deleted between the two.
 KNOWN: Final = (
-    "SELECT digest, hidden FROM messages WHERE digest = ANY (%(digests)s::text[])"
-    " UNION ALL SELECT digest, false FROM (SELECT digest FROM tool_sets"
+    "SELECT digest, hidden, false AS is_completion FROM messages"
+    " WHERE digest = ANY (%(digests)s::text[])"
+    " UNION ALL SELECT digest, false, false FROM (SELECT digest FROM tool_sets"
     " WHERE digest = ANY (%(digests)s::text[]) ORDER BY digest FOR KEY SHARE) AS held"
-    " UNION ALL SELECT id, NULL FROM deletions WHERE id = ANY (%(completion_ids)s::text[])"
+    " UNION ALL SELECT completion_id,"
+    " EXISTS (SELECT FROM deletions WHERE deletions.id = completion_id), true FROM completions"
+    f" WHERE completion_id = ANY (%(completion_ids)s::text[]) AND {_SAVED_HERE}"
 )
 SHOW_MESSAGES: Final = (
     "UPDATE messages SET hidden = false"
@@ -177,11 +202,6 @@ def migration_ids() -> frozenset[str]:
 
 # --- values ---------------------------------------------------------------------------------
 
-_TO_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
-    "jsonb": as_jsonb,
-    "timestamptz": lambda seconds: datetime.fromtimestamp(seconds, UTC),
-    "bytea": lambda text: None if (raw := raw_bytes(text)) is None else "\\x" + raw.hex(),
-}
 _FROM_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
     "jsonb": from_jsonb,
     "timestamptz": datetime.timestamp,
@@ -189,49 +209,36 @@ _FROM_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
-class _Shape:
-    """How values become rows of some columns: their attributes of the columns' names, most of them
-    as they are. `content_raw` is made of `content`; it is no attribute."""
+def rows(columns: Columns, values: Sequence[Any]) -> dict[str, str]:
+    """The parameter of an insert into a table with these columns: a row for each value.
 
-    def __init__(self, columns: Mapping[str, str]) -> None:
-        self._names = tuple(columns)
-        of = ["content" if name == "content_raw" else name for name in columns]
-        self._attributes = attrgetter(*of)
-        self._texts = [name for name, kind in columns.items() if kind == "text"]
-        self._conversions = [
-            (name, _TO_COLUMN[kind]) for name, kind in columns.items() if kind in _TO_COLUMN
-        ]
-
-    def row(self, value: Any) -> dict[str, Any]:
-        """One row, texts as they are."""
-        row = dict(zip(self._names, self._attributes(value), strict=True))
-        for name, convert in self._conversions:
-            if (item := row[name]) is not None:
-                row[name] = convert(item)
-        return row
-
-    def readable_row(self, value: Any) -> dict[str, Any]:
-        """One row, its texts such that a column takes them."""
-        row = self.row(value)
-        for name in self._texts:
-            if (text := row[name]) is not None:
-                row[name] = readable(text)
-        return row
+    Args:
+        values: have an attribute of each column's name, but for `content_raw`, which is made of
+            `content`, and a `__dict__`.
+    """
+    try:
+        text = rows_json([vars(value) for value in values])
+    except TypeError:  # lone surrogates, integers beyond 64 bits, more than 254 levels
+        text = ESCAPE
+    if "\\u0000" in text or ESCAPE in text:  # hardly ever: some column would refuse it
+        text = rows_json([_storable_row(columns, value) for value in values])
+    return {"rows": text}
 
 
-@cache
-def _shape(columns: tuple[tuple[str, str], ...]) -> _Shape:
-    return _Shape(dict(columns))
-
-
-def rows(columns: Mapping[str, str], values: Sequence[Any]) -> dict[str, str]:
-    """The parameter of an insert into a table with these columns: a row for each value."""
-    shape = _shape(tuple(columns.items()))
-    with suppress(TypeError):  # a lone surrogate
-        text = rows_json([shape.row(value) for value in values])
-        if "\\u0000" not in text:  # nearly always: no column refuses any of it
-            return {"rows": text}
-    return {"rows": rows_json([shape.readable_row(value) for value in values])}
+def _storable_row(columns: Columns, value: Any) -> dict[str, Any]:
+    """One row such that every column takes it."""
+    row: dict[str, Any] = {}
+    for name, kind in columns.items():
+        if kind == "bytea":
+            raw = None if value.content is None else raw_bytes(value.content)
+            row[name] = None if raw is None else "\\x" + raw.hex()
+            continue
+        row[name] = item = getattr(value, name)
+        if item is not None and kind == "jsonb":
+            row[name] = as_jsonb(item)
+        elif item is not None and kind == "text":
+            row[name] = readable(item)
+    return row
 
 
 def completion_from(row: Sequence[Any]) -> StoredCompletion:

@@ -38,7 +38,7 @@ class UnknownCursor(StoreError):
     """What a page is to come after isn't there, and never was."""
 
 
-@frozen
+@frozen(slots=False)  # a row's attributes are its `__dict__`
 class StoredConversation:
     """A conversation as it is kept, or as one record knows it.
 
@@ -53,7 +53,7 @@ class StoredConversation:
     hidden: bool = False
 
 
-@frozen
+@frozen(slots=False)  # a row's attributes are its `__dict__`
 class StoredMessage:
     """One message as it is kept; texts are given back exactly as they came in.
 
@@ -84,7 +84,7 @@ class StoredMessage:
         return {"role": self.role, "content": self.content, **parts}
 
 
-@frozen
+@frozen(slots=False)  # a row's attributes are its `__dict__`
 class StoredCompletion:
     """One completion as it is kept. Field by field the columns of `completions`.
 

@@ -10,29 +10,39 @@ connections and errors; whoever loses the connection midway has saved nothing.
    messages are looked at, by a save as by a deletion: neither acts on what the other undoes.
 5. Rows go out by the hundred: to quote thousands in one go would hold up every stream.
 6. A statement without a result goes out together with the next that has one: a usual save is
-   four round trips.
+   two round trips, one until it is known what is new and one for that and the commit.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any, Protocol, TypeVar
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from db import sql
 from db.history import RecordRows, rows_of
-from db.store import RecordRejected, StoredConversation, StoredMessage
+from db.store import RecordRejected, StoredMessage
 from statemachine import SessionRecord
 
 _ROWS_PER_STATEMENT = 100
 _DIGESTS_PER_STATEMENT = 2_000
 _MOST_HELD_BYTES = 1024 * 1024
 _LONG_STATEMENT_BYTES = 64 * 1024
+_LONG_BATCH = 20
+"""Messages after which streams get their turn: their rows take about half a millisecond."""
 _LONG_CHAT = 200
 """Messages from which on a request's rows are made in a thread: it takes milliseconds."""
 
 _T = TypeVar("_T")
+
+
+@frozen(slots=False)  # a row's attributes are its `__dict__`
+class _ClientKey:
+    """What only a completion's conversation knows."""
+
+    completion_id: str
+    client_key: str | None
 
 
 class Cursor(Protocol):
@@ -73,7 +83,9 @@ class _Outbox:
             await self._cursor.execute(held.decode("utf-8"))
 
     async def _hold(self, statement: str, parameters: Any) -> None:
-        quoted = self._cursor.mogrify(statement, parameters)
+        quoted = statement.encode()
+        if parameters is not None:
+            quoted = self._cursor.mogrify(statement, parameters)
         self._held.append(quoted)
         self._held_bytes += len(quoted)
         if len(quoted) > _LONG_STATEMENT_BYTES:
@@ -87,13 +99,17 @@ async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
         RecordRejected: a record isn't what it should be, and never will be.
     """
     batch: dict[str, RecordRows] = {}
+    messages = 0
     for record in records:
         if record.completion_id in batch:
             continue
+        messages += 1 + len(record.request.messages)
+        if messages >= _LONG_BATCH:
+            messages = 0
+            await asyncio.sleep(0)
         try:
             if len(record.request.messages) < _LONG_CHAT:
                 batch[record.completion_id] = rows_of(record)
-                await asyncio.sleep(0)
             else:
                 batch[record.completion_id] = await asyncio.to_thread(rows_of, record)
         except Exception as error:
@@ -107,61 +123,74 @@ async def save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: flo
     """Write what is new of the batch, and commit.
 
     The server itself gives up after `timeout_seconds` without progress: it doesn't notice that a
-    client has gone while it waits for a lock, and those who wait for nobody would pile up.
+    client has gone while it waits for a lock, and those who wait for nobody would pile up. Given
+    up here, a save may still be committed there.
     """
     outbox = _Outbox(cursor)
     while not await _try_save(outbox, batch, timeout_seconds):
         await outbox.tell("ROLLBACK")
+    await outbox.tell("COMMIT")
     await outbox.flush()
-    await cursor.execute("COMMIT")  # by itself: who gave up waiting has saved nothing
 
 
 async def _try_save(outbox: _Outbox, batch: Sequence[RecordRows], timeout_seconds: float) -> bool:
     """All but the commit. False if one of the batch was deleted in this very moment; the next
     try knows of that."""
     await outbox.tell(sql.BEGIN, {"timeout_ms": ceil(timeout_seconds * 1000)})
-    inserted: set[str] = set()
     completions = sorted((rows.completion for rows in batch), key=lambda row: row.completion_id)
-    for chunk in _chunks(completions, _ROWS_PER_STATEMENT):
-        rows = await outbox.ask(sql.INSERT_COMPLETIONS, sql.rows(sql.COMPLETIONS, chunk))
-        inserted.update(completion_id for (completion_id,) in rows)
-    new = [rows for rows in batch if rows.completion.completion_id in inserted]
-    if not new:
-        return True
-    conversations = _merged(rows.conversation for rows in new)
-    await _insert(outbox, sql.UPSERT_CONVERSATIONS, sql.CONVERSATIONS, conversations)
-    tool_sets = {rows.tool_set.digest: rows.tool_set for rows in new if rows.tool_set}
-    sent = _merged_messages(new)
-    known = await _known(outbox, [*tool_sets, *sent], [*inserted])
-    if None in known.values():
+    await _insert(outbox, sql.INSERT_COMPLETIONS, sql.COMPLETIONS, completions)
+    await _insert(outbox, sql.UPSERT_CONVERSATIONS, sql.CLIENT_KEYS, _client_keys(batch))
+    tool_sets = {rows.tool_set.digest: rows.tool_set for rows in batch if rows.tool_set}
+    known, saved = await _known(
+        outbox,
+        [*tool_sets, *{message.digest for rows in batch for message in rows.sent}],
+        [row.completion_id for row in completions],
+    )
+    if any(saved.values()):
         return False
+    new = [rows for rows in batch if rows.completion.completion_id in saved]
     unknown_tools = [tool_sets[digest] for digest in sorted(tool_sets.keys() - known.keys())]
     await _insert(outbox, sql.INSERT_TOOL_SETS, sql.TOOL_SETS, unknown_tools)
-    await _save_messages(outbox, [answer for rows in new for answer in rows.answers], sent, known)
-    if labelled := [row.completion_id for row in completions if row.metadata and not row.hidden]:
-        ids = sorted(inserted.intersection(labelled))
+    answers = [answer for rows in new for answer in rows.answers]
+    await _save_messages(outbox, answers, _merged_messages(new), known)
+    labelled = [row.completion_id for row in completions if row.metadata and not row.hidden]
+    if ids := [name for name in labelled if name in saved]:
         await outbox.tell(sql.INSERT_LABELS, {"completion_ids": ids})
     return True
 
 
+def _client_keys(batch: Sequence[RecordRows]) -> list[_ClientKey]:
+    """One for each completion, by conversation, and there by time."""
+    ordered = sorted(
+        batch, key=lambda rows: (rows.conversation.conversation_id, rows.completion.created_at)
+    )
+    return [
+        _ClientKey(rows.completion.completion_id, rows.conversation.client_key) for rows in ordered
+    ]
+
+
 async def _known(
     outbox: _Outbox, digests: Sequence[str], completion_ids: Sequence[str]
-) -> dict[str, bool | None]:
+) -> tuple[dict[str, bool], dict[str, bool]]:
     """Which of these digests are there: False if any row with it may be shown, True if all are
-    hidden. A completion's id is among them, with None, if that completion was deleted."""
-    known: dict[str, bool | None] = {}
+    hidden. And which of these completions were saved here: True if it was deleted meanwhile."""
+    known: dict[str, bool] = {}
+    saved: dict[str, bool] = {}
     for chunk in _chunks(digests or [""], _DIGESTS_PER_STATEMENT):
         asked = {"digests": chunk, "completion_ids": completion_ids}
-        for name, hidden in await outbox.ask(sql.KNOWN, asked):
-            known[name] = hidden and known.get(name, True)
-    return known
+        for name, flag, is_completion in await outbox.ask(sql.KNOWN, asked):
+            if is_completion:
+                saved[name] = flag
+            else:
+                known[name] = flag and known.get(name, True)
+    return known, saved
 
 
 async def _save_messages(
     outbox: _Outbox,
     answers: Sequence[StoredMessage],
     sent: Mapping[str, StoredMessage],
-    known: Mapping[str, bool | None],
+    known: Mapping[str, bool],
 ) -> None:
     """Write the answers, and what of the sent is new: unknown, or hidden until now."""
     hidden = {**known}
@@ -179,26 +208,10 @@ async def _save_messages(
 
 
 async def _insert(
-    outbox: _Outbox, statement: str, columns: Mapping[str, str], rows: Sequence[Any]
+    outbox: _Outbox, statement: str, columns: sql.Columns, rows: Sequence[Any]
 ) -> None:
     for chunk in _chunks(rows, _ROWS_PER_STATEMENT):
         await outbox.tell(statement, sql.rows(columns, chunk))
-
-
-def _merged(conversations: Iterable[StoredConversation]) -> list[StoredConversation]:
-    """One row per conversation, from its first beginning to its last end, by id."""
-    merged: dict[str, StoredConversation] = {}
-    for row in conversations:
-        other = merged.setdefault(row.conversation_id, row)
-        if other is row:
-            continue
-        merged[row.conversation_id] = evolve(
-            row,
-            created_at=min(row.created_at, other.created_at),
-            updated_at=max(row.updated_at, other.updated_at),
-            hidden=row.hidden and other.hidden,
-        )
-    return [merged[conversation_id] for conversation_id in sorted(merged)]
 
 
 def _merged_messages(batch: Sequence[RecordRows]) -> dict[str, StoredMessage]:

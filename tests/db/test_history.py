@@ -15,7 +15,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments"
 
 
 def digest(message: dict[str, Any]) -> str:
-    return message_digest("parent", message["role"], message)
+    return message_digest("parent", message["role"], canonical_content(message))
 
 
 def conversation(record: SessionRecord) -> str:
