@@ -49,7 +49,7 @@ class Upstream:
     Args:
         agents: whom to ask, in order; at least one.
         call: what to ask.
-        announce: told of every attempt as it starts (`AttemptStarted`).
+        announce: told of every attempt after the first as it starts (`AttemptStarted`).
     """
 
     def __init__(
@@ -145,7 +145,8 @@ class Upstream:
 
     async def _attempt(self, agent: Agent, number: int) -> list[Event]:
         """One attempt, up to the first token. Leaves nothing open if it fails."""
-        self._announce(AttemptStarted(agent.name, agent.timeouts.idle_seconds))
+        if number > 1 or agent is not self._agents[0]:  # with the first attempt, a session begins
+            self._announce(AttemptStarted(agent.name, agent.timeouts.idle_seconds))
         try:
             return await self._reach_first_token(agent)
         except AgentError as error:

@@ -24,7 +24,7 @@ class UsageSource(enum.StrEnum):
     PROVIDER = "provider"
     """The upstream reported it."""
     ESTIMATED = "estimated"
-    """Worked out from the text's length; see `statemachine.transcript.estimate_tokens`."""
+    """Worked out from the text's length; see `statemachine.tokens`."""
     UNKNOWN = "unknown"
     """Nothing arrived that could be counted."""
 
@@ -172,7 +172,7 @@ class Event:
 
 @frozen
 class AttemptStarted(Event):
-    """An agent is about to be asked; also each retry and each fallback."""
+    """An agent is about to be asked: each retry and each fallback. A session begins with the first."""
 
     agent: str
     idle_seconds: float | None = None
