@@ -110,13 +110,15 @@ class Journal:
     Attributes:
         directory: the process's own, for `db.recovery` to leave alone.
         size: bytes on disk.
-        settles_chunks: true if even before a session's end `settle` has something to wait for.
+        settles_ends, settles_chunks: true if at a session's end, and true if even before it,
+            `settle` has something to wait for.
     """
 
     def __init__(self, directory: Path, lock: int, fsync: Fsync, max_bytes: int) -> None:
         self.directory = directory
         self.size = 0
         self.settles_chunks = fsync is Fsync.ALWAYS
+        self.settles_ends = fsync is not Fsync.NEVER
         self._lock = lock
         self._fsync = fsync
         self._max_bytes = max_bytes
@@ -216,7 +218,7 @@ class Journal:
             entry.is_whole = False
             return False
         segment = self._segments[-1]
-        if completion_id not in segment.live:
+        if not entry.segments or segment is not entry.segments[-1]:
             segment.live.add(completion_id)
             entry.segments.append(segment)
         return True
@@ -346,7 +348,7 @@ class Journal:
         Args:
             is_final: the session has ended.
         """
-        if self._fsync is Fsync.NEVER or not (is_final or self._fsync is Fsync.ALWAYS):
+        if not (self.settles_ends if is_final else self.settles_chunks):
             return
         if not self._segments:
             return  # closed

@@ -53,6 +53,10 @@ class Journal(Protocol):
     def settles_chunks(self) -> bool:
         """True if even before a session's end `settle` has something to wait for."""
 
+    @property
+    def settles_ends(self) -> bool:
+        """True if `settle` has something to wait for at a session's end."""
+
     async def settle(self, *, is_final: bool) -> None:
         """Return once what was appended is as safe as configured."""
 
@@ -108,6 +112,7 @@ class Delivery:
         self._session = session
         self._journal = journal
         self._settles_chunks = journal is not None and journal.settles_chunks
+        self._settles_ends = journal is not None and journal.settles_ends
         self._writer = writer
         self._saver = saver
         self._limits = limits
@@ -210,8 +215,9 @@ class Delivery:
         return await self._writer.close()
 
     async def _carry_out_next(self) -> None:
-        if self._journal is not None:
-            await self._journal.settle(is_final=self._session.state.is_final)
+        is_final = self._session.state.is_final
+        if self._journal is not None and (self._settles_ends if is_final else self._settles_chunks):
+            await self._journal.settle(is_final=is_final)
         effect = self._effects.pop(0)
         match effect:
             case SendChunk() | SendText():
