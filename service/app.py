@@ -92,14 +92,16 @@ def build_app(
 
 def _with_middlewares(config: Config) -> web.Application:
     """An application that has what every request passes, and nothing else."""
-    answer_preflight, mark_origin = cors(config.server.cors_origins)
     keys = Keyring(config.auth.api_keys, is_required=not is_loopback(config.server.host))
-    app = web.Application(
-        middlewares=[telemetry_middleware, answer_preflight, errors_middleware, require_key(keys)],
-        client_max_size=config.server.max_body_bytes,
-    )
     admission = Admission(config.limits, config.auth.api_keys)
-    app.on_response_prepare.extend((add_id_headers, mark_origin, admission.add_headers))
+    middlewares = [telemetry_middleware, errors_middleware, require_key(keys)]
+    answer_preflight, mark_origin = cors(config.server.cors_origins)
+    if config.server.cors_origins:
+        middlewares.insert(1, answer_preflight)
+    app = web.Application(middlewares=middlewares, client_max_size=config.server.max_body_bytes)
+    app.on_response_prepare.extend((add_id_headers, admission.add_headers))
+    if config.server.cors_origins:
+        app.on_response_prepare.append(mark_origin)
     app[CONFIG] = config
     app[KEYRING] = keys
     app[ADMISSION] = admission

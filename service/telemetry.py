@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import orjson
@@ -51,15 +51,16 @@ TRACE = web.RequestKey("trace", Trace)
 
 def adopt_trace(header: str | None) -> Trace:
     """Join the caller's trace if `traceparent` is valid (W3C Trace Context, level 1), else begin one."""
-    match = _TRACEPARENT.match((header or "").strip())
-    span_id = secrets.token_hex(8)
+    match = _TRACEPARENT.match(header.strip()) if header else None
     if match is not None:
+        span_id = secrets.token_hex(8)
         version, trace_id, parent_id, flags, rest = match.groups()
         zeros = set(trace_id) == {"0"} or set(parent_id) == {"0"}
         if version != "ff" and not zeros and not (version == "00" and rest):
             sampled = int(flags, 16) & 1  # the one flag of version 00, which is what we send
             return Trace(trace_id, span_id, f"{sampled:02}")
-    return Trace(secrets.token_hex(16), span_id)
+    new = secrets.token_hex(24)
+    return Trace(new[:32], new[32:])
 
 
 def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> None:
@@ -70,13 +71,12 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
     """
     stream = stream or sys.stdout
     sink = _Sink(stream)
+    writer = structlog.WriteLogger(sink)  # type: ignore[arg-type]  # it has write and flush
     pretty = config.format == "console" or (config.format == "auto" and stream.isatty())
     level = logging.getLevelName(config.level.upper())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=not pretty),
-        _lead_with_the_event,
+        _begin_line_locally if pretty else _begin_line,
     ]
     if pretty:
         renderer: list[structlog.typing.Processor] = [
@@ -91,7 +91,7 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sink),  # type: ignore[arg-type]  # write, flush
+        logger_factory=lambda *_: writer,
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sink)
@@ -114,12 +114,16 @@ class _Sink:
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
+        try:
             self._stream.write(text)
+        except (OSError, ValueError):
+            pass
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
+        try:
             self._stream.flush()
+        except (OSError, ValueError):
+            pass
 
 
 def _escape_unprintable(
@@ -146,12 +150,20 @@ def _json_text(event: structlog.typing.EventDict, default: Callable[[Any], Any])
     return line.decode("ascii") if line.isascii() else json.dumps(event, default=default)
 
 
-def _lead_with_the_event(
-    _logger: Any, _method: str, event: structlog.typing.EventDict
+def _begin_line(
+    _logger: Any, method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """When, how grave and what come first, for people who read JSON."""
-    first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
-    return {**first, **event}
+    """When, how grave and what come first, for people who read JSON. Three processors of
+    structlog's would do the same in three times as long, for each request."""
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return {"timestamp": now, "level": method, "event": event.pop("event", None), **event}
+
+
+def _begin_line_locally(
+    logger: Any, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """The same in local time."""
+    return {**_begin_line(logger, method, event), "timestamp": datetime.now().isoformat()}
 
 
 def log_completion(record: SessionRecord) -> None:

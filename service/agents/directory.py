@@ -92,7 +92,8 @@ class AgentDirectory:
 
     def hold(self, agents: Sequence[Agent], task: "asyncio.Future[Any]") -> None:
         """Keep these open, replaced or not, until the task is done."""
-        self._uses.update(agents)
+        for agent in agents:
+            self._uses[agent] += 1
         task.add_done_callback(lambda _: self._release(agents))
 
     def pick(self, model: str) -> tuple[Agent, ...]:
