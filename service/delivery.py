@@ -214,6 +214,12 @@ class Delivery:
         self._writer.abort()
         return await self._writer.close()
 
+    def let_go(self) -> None:
+        """The last call. Without the rings of relay, delivery and upstream, all that a stream held is
+        free at once; garbage collection took 7 % of a short answer's CPU."""
+        self.upstream = None
+        self._report = _report_to_nobody
+
     async def _carry_out_next(self) -> None:
         is_final = self._session.state.is_final
         if self._journal is not None and (self._settles_ends if is_final else self._settles_chunks):
@@ -287,6 +293,10 @@ class Delivery:
         done, _ = await asyncio.wait((saved,), timeout=self._limits.commit_timeout_seconds)
         if not done:
             log.warning("commit is late", completion_id=record.completion_id)
+
+
+def _report_to_nobody(_event: Event) -> None:
+    pass
 
 
 def _is_for_the_client(effect: Effect) -> bool:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from aiohttp import web
-from attrs import evolve, frozen
+from attrs import astuple, evolve, frozen
 
 from service.auth import owner_of
 from service.config_access import ApiKeyConfig, LimitsConfig
@@ -77,18 +77,20 @@ class Budget:
 class Account:
     """What one caller has used."""
 
-    __slots__ = ("most_streams", "requests", "streams", "tokens")
+    __slots__ = ("is_limited", "most_streams", "requests", "streams", "tokens")
 
     def __init__(self, limits: LimitsConfig) -> None:
         self.requests = Budget(limits.requests_per_minute)
         self.tokens = Budget(limits.tokens_per_minute)
         self.most_streams = limits.max_concurrent_streams
         self.streams = 0
+        self.is_limited = _limits_anything(limits)
 
     def resize(self, limits: LimitsConfig, now: float) -> None:
         self.requests.resize(limits.requests_per_minute, now)
         self.tokens.resize(limits.tokens_per_minute, now)
         self.most_streams = limits.max_concurrent_streams
+        self.is_limited = _limits_anything(limits)
 
     def check(self, now: float) -> None:
         """Raises ApiError `too_many_streams` or `rate_limited` (429)."""
@@ -178,15 +180,16 @@ class Admission:
         if account is None:
             account = self._accounts[owner] = Account(self._own.get(owner, self._limits))
         request[_ACCOUNT] = account
-        now = self._clock()
-        account.check(now)
-        account.requests.take(1, now)
+        if account.is_limited:
+            now = self._clock()
+            account.check(now)
+            account.requests.take(1, now)
         return Ticket(account, self._clock)
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Tell a caller who asked for a completion what is left, be it refused or not."""
         account = request.get(_ACCOUNT)
-        if account is not None:
+        if account is not None and account.is_limited:
             response.headers.update(account.headers(self._clock()))
 
 
@@ -225,6 +228,10 @@ def duration(seconds: float) -> str:
     if hours or minutes:
         text = f"{minutes}m{text}"
     return f"{hours}h{text}" if hours else text
+
+
+def _limits_anything(limits: LimitsConfig) -> bool:
+    return any(limit is not None for limit in astuple(limits))
 
 
 def _own_limits(key: ApiKeyConfig, limits: LimitsConfig) -> LimitsConfig:

@@ -131,7 +131,10 @@ class Relay:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            await upstream.close()
+            try:
+                await upstream.close()
+            finally:
+                self._delivery.let_go()
 
     async def _drive(self, upstream: Upstream) -> None:
         """Until the session has ended: read, admit, carry out."""

@@ -21,6 +21,8 @@ from service.agents.fast_lane import FastLaneConnector
 
 _NOT_OURS = frozenset(("host", "content-length", "connection"))
 """Headers of the specimen that aiohttp writes itself."""
+_ABOUT_THE_SDK = "x-stainless-"
+"""What the SDK tells of itself: its retries and timeouts, which aren't used here, and the machine."""
 
 
 class Connection:
@@ -95,7 +97,7 @@ class Connection:
                     headers=CIMultiDict(
                         (name, value)
                         for name, value in specimen.headers.multi_items()
-                        if name.lower() not in _NOT_OURS
+                        if _is_ours(name.lower())
                     ),
                     cookie_jar=aiohttp.DummyCookieJar(),
                 )
@@ -125,6 +127,10 @@ class _Catcher(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self.request = request
         return httpx2.Response(200, json={})
+
+
+def _is_ours(name: str) -> bool:
+    return name not in _NOT_OURS and not name.startswith(_ABOUT_THE_SDK)
 
 
 def _proxy_for(url: URL) -> str | None:

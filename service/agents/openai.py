@@ -211,6 +211,7 @@ class _Answer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.listener = None
         self._response.close()
 
     def __aiter__(self) -> "_Answer":

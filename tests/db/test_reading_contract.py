@@ -337,6 +337,19 @@ async def test_deleting_removes_for_good(store: Store) -> None:
     assert [] == await listed(store)
 
 
+async def test_what_is_deleted_shows_no_conversation(store: Store) -> None:
+    """Saved again together with a hidden completion of its conversation, a deleted one has no say
+    in whether that is shown, nor since when it is there."""
+    deleted = make_record(user("A"), answer="seen", request={"metadata": {"a": "b"}})
+    await store.save([deleted])
+    assert await store.delete("alice", deleted.completion_id)
+    hidden = make_record(user("A"), answer="secret", request=HIDDEN)
+    await store.save([deleted, hidden])
+    assert await store.find(deleted.completion_id) is None
+    assert await store.find(hidden.completion_id) is not None
+    assert await tree(store, hidden) is None
+
+
 async def test_what_others_share_stays(store: Store) -> None:
     """Deleting a branch leaves what the other branches go over."""
     opening = [user("A"), assistant("B")]

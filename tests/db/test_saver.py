@@ -135,6 +135,29 @@ async def test_what_comes_during_a_transaction_shares_the_next(store: FakeStore)
     await finish(saver)
 
 
+async def test_records_that_follow_each_other_closely_share_a_transaction(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them is committed at once; the others gather for a moment, but a whole batch
+    waits for nothing."""
+    monkeypatch.setattr(saver_module, "COMMIT_INTERVAL_SECONDS", 0.2)
+    saver = started(store)
+    records = make_records(3 + MAX_BATCH)
+    async with asyncio.timeout(0.15):
+        await saver.save(records[0])
+    await asyncio.gather(*(saver.save(record) for record in records[1:3]))
+    assert [ids(records[:1]), ids(records[1:3])] == store.calls
+    assert 0.2 <= store.times[1] - store.times[0] < 1
+    monkeypatch.setattr(saver_module, "COMMIT_INTERVAL_SECONDS", 60.0)
+    await asyncio.sleep(0.2)
+    await saver.save(records[3])  # from now on nothing is due for a minute
+    async with asyncio.timeout(5):
+        await asyncio.gather(
+            *(saver.save(record) for record in records[4:]), saver.save(records[0])
+        )
+    await finish(saver)
+
+
 async def test_a_transaction_has_a_bounded_number_of_records(store: FakeStore) -> None:
     """Thousands that wait are committed in several transactions, in order."""
     records = make_records(2 * MAX_BATCH + 1)

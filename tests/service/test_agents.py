@@ -459,6 +459,8 @@ async def test_request_as_sent(backend: Backend, make_agent: MakeAgent) -> None:
     assert request.headers["Accept"] == "text/event-stream"
     assert request.headers["Accept-Encoding"] == "identity"
     assert request.headers["Content-Type"] == "application/json"
+    assert "AsyncOpenAI" in request.headers["User-Agent"]
+    assert not [name for name in request.headers if name.lower().startswith("x-stainless")]
     assert json.loads(backend.bodies[0]) == {
         "model": "m",
         "messages": [
