@@ -14,6 +14,7 @@ workloads:
 contenders:
   ours      this service, journal and PostgreSQL on
   bare      the same, nothing kept: what persistence costs
+  aiohttp   forty lines that pass bytes on: the framework's part of what ours costs
   nginx     proxy_pass, unbuffered: the floor (left out if it isn't installed)
   textbook  FastAPI, openai SDK, asyncpg, the answer saved at its end
   litellm   LiteLLM's proxy, nothing kept

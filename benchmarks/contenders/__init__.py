@@ -3,11 +3,13 @@
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from attrs import frozen
 
 from benchmarks.running import agent, answers, environment, free_port, process, service
@@ -105,6 +107,20 @@ def _ours(place: Place) -> AbstractContextManager[tuple[int, int]]:
 def _bare(place: Place) -> AbstractContextManager[tuple[int, int]]:
     config = {**our_config(place), "journal": {"directory": None}}
     return service(place.directory, config, [str(HERE / "bare.py")])
+
+
+# --- the least --------------------------------------------------------------------------------
+
+
+def _passthrough(place: Place) -> AbstractContextManager[tuple[int, int]]:
+    base_url = f"http://127.0.0.1:{place.upstream_port}"
+    command = [sys.executable, HERE / "passthrough.py", base_url]
+
+    def find_port(log: str) -> int | None:
+        found = re.search(r"^port (\d+)$", log, re.MULTILINE)
+        return int(found[1]) if found else None
+
+    return process(command, place.directory, find_port)
 
 
 # --- nginx ------------------------------------------------------------------------------------
@@ -249,6 +265,12 @@ CONTENDERS = {
     for contender in (
         Contender("ours", "our service, journal and PostgreSQL on", _ours, lambda: __version__),
         Contender("bare", "our service, nothing kept", _bare, lambda: __version__),
+        Contender(
+            "aiohttp",
+            "forty lines that pass bytes on: the framework's part of ours",
+            _passthrough,
+            lambda: aiohttp.__version__,
+        ),
         Contender("nginx", "proxy_pass, unbuffered, one worker: the floor", _nginx, _nginx_version),
         Contender(
             "textbook",
