@@ -22,7 +22,7 @@ contenders:
 The last two are installed into var/bench/ when they are first asked for.
 
 examples:
-  make bench                                         everything, about a quarter of an hour
+  make bench                                         everything, about twenty minutes
   make bench ARGS="--quick --contenders ours,nginx"  a minute
   make bench ARGS="--growth --contenders ours --workloads none"
   make bench ARGS="--workloads paced --contenders ours --profile"

@@ -1,5 +1,5 @@
 """A save, step by step: many records in one transaction. Called by `db.postgres`, which sees to
-connections and errors; whoever loses the connection midway has saved nothing.
+connections and errors; whoever loses the connection midway has saved all or nothing.
 
 1. The completions go first. Only those that turn out to be new get anything else written.
 2. What is there already isn't sent: a long chat comes with all of its history every time, and
@@ -30,7 +30,7 @@ _DIGESTS_PER_STATEMENT = 2_000
 _MOST_HELD_BYTES = 1024 * 1024
 _LONG_STATEMENT_BYTES = 64 * 1024
 _LONG_BATCH = 20
-"""Messages after which streams get their turn: their rows take about half a millisecond."""
+"""Messages whose rows are made in one go; then streams get their turn."""
 _LONG_CHAT = 200
 """Messages from which on a request's rows are made in a thread: it takes milliseconds."""
 
