@@ -181,7 +181,7 @@ async def _keep_followed_answers(cursor: Cursor, key: Mapping[str, Any]) -> None
     copies = [sent_copy(sql.message_from(row), hidden) for *row, hidden in await cursor.fetchall()]
     if copies:
         copies.sort(key=lambda row: row.message_id)
-        await cursor.execute(sql.INSERT_MESSAGES, sql.rows(sql.MESSAGES, copies))
+        await cursor.execute(sql.with_rows(sql.INSERT_MESSAGES, sql.MESSAGES, copies))
         shown = [copy.digest for copy in copies if not copy.hidden]
         await cursor.execute(sql.SHOW_MESSAGES, {"digests": shown})
 

@@ -74,13 +74,13 @@ def _jsonb(value: Any) -> bytes:
     return encoded
 
 
-def rows_json(rows: Sequence[Mapping[str, Any]]) -> str:
+def rows_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """The JSON text of rows on their way into a table; `as_jsonb` makes their JSON columns.
 
     Raises:
         TypeError: a value isn't one that a column holds.
     """
-    return orjson.dumps(rows).decode()
+    return orjson.dumps(rows)
 
 
 def as_jsonb(value: Any) -> Any:

@@ -8,7 +8,7 @@ connections and errors; whoever loses the connection midway has saved all or not
    two that save the same rows wait for each other instead of deadlocking.
 4. A completion that was deleted isn't saved again. A conversation's row is locked before its
    messages are looked at, by a save as by a deletion: neither acts on what the other undoes.
-5. Rows go out by the hundred: to quote thousands in one go would hold up every stream.
+5. Rows go out by the hundred: to write thousands in one go would hold up every stream.
 6. A statement without a result goes out together with the next that has one: a usual save is
    two round trips, one until it is known what is new and one for that and the commit.
 """
@@ -46,9 +46,10 @@ class _ClientKey:
 
 
 class Cursor(Protocol):
-    """As much of a cursor as a save needs."""
+    """As much of a cursor as a save needs. A statement may be bytes, although aiopg's types, unlike
+    psycopg2 beneath, know of texts alone."""
 
-    async def execute(self, operation: str, parameters: Any = None) -> None: ...
+    async def execute(self, operation: Any, parameters: Any = None) -> None: ...
 
     async def fetchall(self) -> list[tuple[Any, ...]]: ...
 
@@ -63,7 +64,7 @@ class _Outbox:
         self._held: list[bytes] = []
         self._held_bytes = 0
 
-    async def tell(self, statement: str, parameters: Any = None) -> None:
+    async def tell(self, statement: str | bytes, parameters: Any = None) -> None:
         """Send this one with a later one. It has no result, and takes effect before theirs."""
         await self._hold(statement, parameters)
         if self._held_bytes > _MOST_HELD_BYTES:
@@ -80,16 +81,16 @@ class _Outbox:
         others are not carried out then."""
         if self._held:
             held, self._held, self._held_bytes = b"; ".join(self._held), [], 0
-            await self._cursor.execute(held.decode("utf-8"))
+            await self._cursor.execute(held)
 
-    async def _hold(self, statement: str, parameters: Any) -> None:
-        quoted = statement.encode()
-        if parameters is not None:
-            quoted = self._cursor.mogrify(statement, parameters)
-        self._held.append(quoted)
-        self._held_bytes += len(quoted)
-        if len(quoted) > _LONG_STATEMENT_BYTES:
-            await asyncio.sleep(0)  # quoting took its time
+    async def _hold(self, statement: str | bytes, parameters: Any) -> None:
+        if isinstance(statement, str):
+            whole = parameters is None
+            statement = statement.encode() if whole else self._cursor.mogrify(statement, parameters)
+        self._held.append(statement)
+        self._held_bytes += len(statement)
+        if len(statement) > _LONG_STATEMENT_BYTES:
+            await asyncio.sleep(0)  # making it took its time
 
 
 async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
@@ -211,7 +212,7 @@ async def _insert(
     outbox: _Outbox, statement: str, columns: sql.Columns, rows: Sequence[Any]
 ) -> None:
     for chunk in _chunks(rows, _ROWS_PER_STATEMENT):
-        await outbox.tell(statement, sql.rows(columns, chunk))
+        await outbox.tell(sql.with_rows(statement, columns, chunk))
 
 
 def _merged_messages(batch: Sequence[RecordRows]) -> dict[str, StoredMessage]:

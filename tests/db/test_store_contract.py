@@ -199,6 +199,31 @@ async def test_no_text_can_stop_a_save(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "'; DROP TABLE messages; --",
+        "$rows$; DROP TABLE messages; --",
+        "$rows$$rows1$$rows2$",
+        "$",
+        "$$",
+        "$rows",
+        "%(rows)s %s %%",
+        "back\\slash \\' E'\\''",
+        "/* -- $1",
+    ],
+)
+async def test_no_text_is_taken_for_a_statement(store: Store, text: str) -> None:
+    """Whatever means something to SQL comes back as it was said."""
+    record = make_record(user(text), answer=text, request={"metadata": {text: text}})
+    await store.save([record])
+    (answer,) = await store.answer(record.completion_id)
+    assert [text, text] == await texts(store, answer.digest)
+    found = await store.find(record.completion_id)
+    assert found is not None
+    assert {text: text} == found.metadata
+
+
+@pytest.mark.parametrize(
     ("value", "kept"),
     [
         (2**64 + 1, 2**64 + 1),
