@@ -20,11 +20,12 @@ it, which may be what was damaged: a text may look like a header, but its checks
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import orjson
-from attrs import asdict, frozen
+from attrs import fields, frozen
 from cattrs import Converter
 
 from statemachine import (
@@ -64,6 +65,16 @@ _HEADER = re.compile(rb"[0-9a-f]{8} [0-9]{1,10}\Z")
 _SAVED = b' {"saved":['
 _END_OF_TEXT = b"}}]}"
 
+
+def _fields_of(kind: type) -> Callable[[Any], dict[str, Any]]:
+    """`attrs.asdict` without going down, at a third of its cost."""
+    names = [field.name for field in fields(kind)]
+    values = attrgetter(*names)
+    return lambda one: dict(zip(names, values(one), strict=True))
+
+
+_request_fields, _policy_fields = _fields_of(SessionRequest), _fields_of(SessionPolicy)
+
 converter = Converter()
 # Lists stay lists, as a session has them; cattrs 26.2 would make tuples of them.
 converter.register_structure_hook_func(
@@ -88,8 +99,8 @@ def begin_record(request: SessionRequest, policy: SessionPolicy) -> bytes:
             "n": 0,
             "at": request.created_at,
             # Not cattrs, which would copy every message: ten times the cost of the rest.
-            "request": asdict(request, recurse=False),
-            "policy": asdict(policy, recurse=False),
+            "request": _request_fields(request),
+            "policy": _policy_fields(policy),
         }
     )
 

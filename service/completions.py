@@ -2,7 +2,6 @@
 and `…/{id}/cancel`, which stops one that runs."""
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -18,6 +17,7 @@ from service.connections import read_body
 from service.delivery import Journal as RelayJournal
 from service.delivery import RelayLimits, Saver
 from service.errors import ApiError
+from service.ids import random_hex
 from service.lifecycle import RunningStreams
 from service.limits import Admission, ChargingSaver, Ticket
 from service.relay import Relay
@@ -136,7 +136,7 @@ class Completions:
         self, request: web.Request, chat: ChatRequest, agent: Agent, trace: Trace
     ) -> SessionRequest:
         return SessionRequest(
-            completion_id=f"chatcmpl-{secrets.token_hex(12)}",
+            completion_id=f"chatcmpl-{random_hex(24)}",
             created_at=self.clock(),
             trace_id=trace.trace_id,
             owner=owner_of(request),

@@ -6,7 +6,6 @@ and by the endpoints. Who the client is and how much it may ask are decided else
 """
 
 import asyncio
-import secrets
 import socket
 from contextlib import suppress
 
@@ -15,6 +14,7 @@ from aiohttp import hdrs, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler
 
 from service.errors import ApiError, error_response, invalid_request
+from service.ids import random_hex
 from statemachine import Failure
 
 log = structlog.get_logger(__name__)
@@ -99,8 +99,8 @@ class Connection(RequestHandler):
         log.debug("not HTTP", reason=type(exc).__name__)
         long = isinstance(exc, http_exceptions.LineTooLong) or _TOO_MANY_HEADERS in exc.message
         response = error_response(_HEADERS_TOO_LARGE if long else _NOT_HTTP)
-        response.headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
-        response.headers["x-trace-id"] = secrets.token_hex(16)
+        response.headers["x-request-id"] = f"req_{random_hex(24)}"
+        response.headers["x-trace-id"] = random_hex(32)
         response.force_close()
         return response
 

@@ -81,6 +81,7 @@ class Relay:
         self._interrupted = False
         self._ping_task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._ticks_at = 0.0
 
     def start(self, make_upstream: Callable[[Callable[[Event], None]], Upstream]) -> None:
         """Begin. `make_upstream` is given the function to announce attempts to."""
@@ -221,9 +222,9 @@ class Relay:
     # --- time -------------------------------------------------------------------------------
 
     def _note_milestone(self) -> None:
-        """Now something is due earlier than the timer knows."""
+        """Now something may be due earlier than the timer knows."""
         self._milestones = self.session.milestones
-        if not self.session.state.is_final:
+        if self.session.wakes_at < self._ticks_at:  # never, if it is final
             self._set_timer()
 
     def _set_timer(self) -> None:
@@ -231,7 +232,8 @@ class Relay:
             self._timer.cancel()
         now = self._clock()
         since = self._delivery.writing_since or now
-        delay = min(self.session.wakes_at, since + self._patience) - now
+        self._ticks_at = min(self.session.wakes_at, since + self._patience)
+        delay = self._ticks_at - now
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(max(delay, _SHORTEST_TIMER_SECONDS), self._tick)
 

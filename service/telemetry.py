@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import re
-import secrets
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from aiohttp.typedefs import Handler
 from attrs import frozen
 
 from service.config import LoggingConfig
+from service.ids import random_hex
 from statemachine import SessionRecord, State
 
 log = structlog.get_logger(__name__)
@@ -53,13 +53,13 @@ def adopt_trace(header: str | None) -> Trace:
     """Join the caller's trace if `traceparent` is valid (W3C Trace Context, level 1), else begin one."""
     match = _TRACEPARENT.match(header.strip()) if header else None
     if match is not None:
-        span_id = secrets.token_hex(8)
+        span_id = random_hex(16)
         version, trace_id, parent_id, flags, rest = match.groups()
         zeros = set(trace_id) == {"0"} or set(parent_id) == {"0"}
         if version != "ff" and not zeros and not (version == "00" and rest):
             sampled = int(flags, 16) & 1  # the one flag of version 00, which is what we send
             return Trace(trace_id, span_id, f"{sampled:02}")
-    new = secrets.token_hex(24)
+    new = random_hex(48)
     return Trace(new[:32], new[32:])
 
 
@@ -196,7 +196,7 @@ def completion_fields(record: SessionRecord) -> dict[str, Any]:
 async def telemetry_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its ids, and bind them to every line logged on its behalf."""
     given = request.headers.get("X-Request-Id", "")
-    request_id = given if _REQUEST_ID.match(given) else f"req_{secrets.token_hex(12)}"
+    request_id = given if _REQUEST_ID.match(given) else f"req_{random_hex(24)}"
     trace = adopt_trace(request.headers.get("traceparent"))
     request[REQUEST_ID] = request_id
     request[TRACE] = trace

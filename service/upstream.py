@@ -13,7 +13,7 @@ Called by `service.relay`, one `Upstream` per session. Here is the policy of att
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import stamina
@@ -207,8 +207,9 @@ class Upstream:
         while True:
             new = await self._read_events(body)
             held += new
-            if any(isinstance(one, ChunkReceived) and _bears_token(one.payload) for one in new):
-                return held
+            for one in new:
+                if type(one) is ChunkReceived and _bears_token(one.payload):
+                    return held
             ending = self._decoder.ending
             if self._broken is not None:
                 raise self._broken
@@ -261,14 +262,10 @@ def _first_token_timeout(agent: Agent) -> Failure:
 
 def _bears_token(payload: JsonObject) -> bool:
     """True if this chunk ends the wait for the first token: any text, or a finish reason."""
-    for choice in _choices(payload):
+    for choice in payload.get("choices") or ():
         if choice.get("finish_reason") is not None:
             return True
         for key, value in (choice.get("delta") or {}).items():
             if key != "role" and value not in (None, "", [], {}):
                 return True
     return False
-
-
-def _choices(payload: JsonObject) -> Iterator[JsonObject]:
-    yield from payload.get("choices") or ()

@@ -261,7 +261,7 @@ def find_usage(payload: JsonObject) -> JsonObject | None:
     if usage is None and "x_groq" in payload:
         vendor = payload["x_groq"]
         usage = vendor.get("usage") if isinstance(vendor, Mapping) else None
-    return usage if usage is not None and isinstance(usage, Mapping) else None
+    return usage if type(usage) is dict or isinstance(usage, Mapping) else None
 
 
 def is_for_clients(payload: JsonObject) -> bool:
