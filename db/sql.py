@@ -236,8 +236,7 @@ def _around_rows(statement: str) -> tuple[bytes, bytes]:
 
 def in_dollars(text: bytes) -> bytes:
     """The text, without NULs, as a literal between dollars. The server takes what stands there as it
-    is, and nobody has to go through a long answer for what must be escaped: that took most of the
-    time that a save of one took."""
+    is, so nobody has to go through a long answer for what must be escaped."""
     tag, number = b"$rows$", 0
     while tag in text:  # hardly ever: somebody chats about this very line
         number += 1
