@@ -170,7 +170,7 @@ def compare(
                     if (figures["delivered_percent"] or 100.0) < _ENOUGH_PERCENT:
                         overwhelmed.append(entrant)  # more rounds would say the same
                     entrant.rest()
-                _note_added(results, case.name)
+            _note_added(results, case.name)
 
 
 async def warm_up(target: Target) -> None:
@@ -180,13 +180,13 @@ async def warm_up(target: Target) -> None:
 
 
 def _note_added(results: Results, case: str) -> None:
-    """What each added to the backend's own time to the first word, in this round."""
+    """What each added to the backend's own time to the first word: to its median over the rounds, since
+    one round in which the backend was late would make all of that round look good."""
     rounds = results.rounds[case]
-    direct = rounds[DIRECT][-1]
-    for contender in rounds.values():
-        if len(contender) < len(rounds[DIRECT]):
-            continue  # it took no part
-        for which in ("p50", "p99"):
-            through, alone = contender[-1][f"ttft_{which}_ms"], direct[f"ttft_{which}_ms"]
-            if through is not None and alone is not None:
-                contender[-1][f"added_ttft_{which}_ms"] = through - alone
+    for which in ("p50", "p99"):
+        times = [figures[f"ttft_{which}_ms"] for figures in rounds[DIRECT]]
+        known = [time for time in times if time is not None]
+        for figures in (figures for contender in rounds.values() for figures in contender):
+            through = figures[f"ttft_{which}_ms"]
+            if through is not None and known:
+                figures[f"added_ttft_{which}_ms"] = through - median(known)

@@ -119,8 +119,8 @@ def cases(is_quick: bool) -> list[Case]:
         _burst("big", 30_000, 3),
         _burst("small", 30_000, 3),
         _short(2.0, 3),
-        _arrival(100, 5),
-        _arrival(200, 3),
+        _arrival(100, 15),
+        _arrival(200, 5),
     ]
 
 
