@@ -32,8 +32,24 @@ from aiohttp.streams import StreamReader
 
 from service.agents.protocol import Listener
 
-_SIZES = re.compile(rb"[1-9a-f][0-9a-f]{,7}(?:\r\n[1-9a-f][0-9a-f]{,7})*", re.IGNORECASE)
+_SIZE = re.compile(rb"[1-9a-f][0-9a-f]{,7}", re.IGNORECASE)
 _MOST_HELD_BYTES = 1 << 18
+
+
+class _Sizes(dict[bytes, int]):
+    """What size lines say, in bytes; -1 for one with anything else in it, and for the last chunk's.
+
+    Lines come again and again, so those of up to three digits are kept: 10,647 at most.
+    """
+
+    def __missing__(self, line: bytes) -> int:
+        size = int(line, 16) if _SIZE.fullmatch(line) else -1
+        if len(line) <= 3 and size > 0:
+            self[line] = size
+        return size
+
+
+_size_in = _Sizes().__getitem__
 
 
 class FastLaneProtocol(ResponseHandler):
@@ -205,18 +221,9 @@ def _lacks_its_line_end(rest: bytes) -> bool:
 
 def _all_fit(sizes: list[bytes], bodies: list[bytes]) -> bool:
     """`_fits` for each."""
-    if not sizes:
-        return True
-    if not _SIZES.fullmatch(b"\r\n".join(sizes)):
-        return False
-    return [int(size, 16) for size in sizes] == list(map(len, bodies))
+    return list(map(_size_in, sizes)) == list(map(len, bodies))
 
 
 def _fits(size: bytes, body: bytes) -> bool:
     """True if this is a chunk's size line, without anything else in it, and that is its size."""
-    if not size.isalnum() or size[0] == 48:  # "0": the last chunk
-        return False
-    try:
-        return int(size, 16) == len(body)
-    except ValueError:
-        return False
+    return _size_in(size) == len(body)
