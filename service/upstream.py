@@ -21,7 +21,7 @@ import structlog
 from attrs import evolve
 
 from service.agents.protocol import Agent, AgentBody, AgentCall, AgentError
-from service.wire import SseDecoder
+from service.wire import SseDecoder, events_of, last_events, text_of
 from statemachine import (
     AttemptStarted,
     ChunkReceived,
@@ -31,14 +31,11 @@ from statemachine import (
     TextReceived,
     UpstreamFailed,
 )
-from statemachine.messages import JsonObject
 
 log = structlog.get_logger(__name__)
 
 LONGEST_RETRY_WAIT_SECONDS = 8.0
 _FIRST_RETRY_WAIT_SECONDS = 0.25
-_LAST_EVENTS = 3
-"""How many an answer ends with that are no text: the finish reason, usage, `[DONE]`."""
 
 stamina.instrumentation.set_on_retry_hooks([])  # attempts are logged below, with their agent
 
@@ -93,7 +90,7 @@ class Upstream:
                 text = decoder.take(data)
                 if text is not None:
                     return (text,)
-                events = self._events(data)
+                events = events_of(decoder, data)
             if decoder.ending is not None:
                 events.append(decoder.ending)
             if events:
@@ -188,28 +185,21 @@ class Upstream:
         if not self._is_clear():
             return 0
         if len(pieces) == 1:  # nearly always
-            text = self._decoder.take(pieces[0])
+            text, count = self._decoder.take(pieces[0]), 1
         else:
-            text = self._take(pieces)
-            if text is None and len(pieces) > _LAST_EVENTS:
-                pieces = pieces[:-_LAST_EVENTS]
-                text = self._take(pieces)
+            text, count = text_of(self._decoder, pieces)
         if text is None:
             return 0
         self._pass_on(text)
-        return len(pieces)
-
-    def _take(self, pieces: Sequence[bytes]) -> TextReceived | None:
-        return self._decoder.take_events(pieces) or self._decoder.take(b"".join(pieces))
+        return count
 
     async def _first_token(self, body: AsyncIterator[bytes]) -> list[Event]:
         held: list[Event] = []
         while True:
             new = await self._read_events(body)
             held += new
-            for one in new:
-                if type(one) is ChunkReceived and _bears_token(one.payload):
-                    return held
+            if any(map(_bears_token, new)):
+                return held
             ending = self._decoder.ending
             if self._broken is not None:
                 raise self._broken
@@ -221,22 +211,18 @@ class Upstream:
 
     async def _read_events(self, body: AsyncIterator[bytes]) -> list[Event]:
         try:
-            return self._events(await body.__anext__())
+            return events_of(self._decoder, await body.__anext__())
         except (StopAsyncIteration, AgentError) as error:
             return self._last_events(error)
-
-    def _events(self, data: bytes) -> list[Event]:
-        """The chunks of one socket read."""
-        return list(map(ChunkReceived, self._decoder.feed(data), self._decoder.texts))
 
     def _last_events(self, end: StopAsyncIteration | AgentError) -> list[Event]:
         """Whatever was left at the body's end."""
         decoder = self._decoder
-        payloads = decoder.close()
+        events = last_events(decoder)
         if isinstance(end, AgentError) and _ended_badly(decoder):
             decoder.ending = UpstreamFailed(end.failure)
             self._broken = end
-        return list(map(ChunkReceived, payloads, decoder.texts))
+        return events
 
 
 def _ended_badly(decoder: SseDecoder) -> bool:
@@ -260,9 +246,12 @@ def _first_token_timeout(agent: Agent) -> Failure:
     return Failure("first_token_timeout", message, type="timeout_error")
 
 
-def _bears_token(payload: JsonObject) -> bool:
-    """True if this chunk ends the wait for the first token: any text, or a finish reason."""
-    for choice in payload.get("choices") or ():
+def _bears_token(event: Event) -> bool:
+    """True if this ends the wait for the first token: any text, or a finish reason."""
+    if type(event) is TextReceived:
+        return any(event.texts)
+    assert type(event) is ChunkReceived
+    for choice in event.payload.get("choices") or ():
         if choice.get("finish_reason") is not None:
             return True
         for key, value in (choice.get("delta") or {}).items():

@@ -15,7 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("statemachine", "db", "service")
 OURS = (*PACKAGES, "run")
 
-PURE_STANDARD_LIBRARY = {"collections", "collections.abc", "enum", "itertools", "math", "typing"}
+PURE_STANDARD_LIBRARY = {
+    "collections",
+    "collections.abc",
+    "enum",
+    "itertools",
+    "math",
+    "operator",
+    "typing",
+}
 """What computes and nothing else: no clock, no files, no processes, no event loop, no logging."""
 
 PRINTER = "statemachine/__main__.py"

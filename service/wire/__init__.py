@@ -1,7 +1,7 @@
 """OpenAI's shapes: bytes in, values out, and back. Pure: no sockets, no clocks.
 
 `jsontext` reads and writes JSON, `requests` checks what a client asks and words what an upstream
-is asked, `decoder` reads an upstream's SSE, `encoder` writes ours.
+is asked, `decoder` and `events` read an upstream's SSE, `encoder` writes ours.
 
 Deliberate differences from OpenAI, for whoever compares:
 
@@ -26,6 +26,7 @@ from service.wire.encoder import (
     error_body,
     error_event,
 )
+from service.wire.events import events_of, last_events, text_of
 from service.wire.jsontext import decode_json, encode_json
 from service.wire.requests import (
     ChatRequest,
@@ -48,7 +49,10 @@ __all__ = [
     "encode_json",
     "error_body",
     "error_event",
+    "events_of",
+    "last_events",
     "parse_metadata_update",
     "parse_request",
+    "text_of",
     "upstream_body",
 ]
