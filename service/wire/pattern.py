@@ -111,11 +111,15 @@ class PatternReader:
         # Cutting where texts should be, and looking afterwards whether all the rest was as expected,
         # is quicker than a look at each event, and than a search for what stands between two texts.
         head, cut = self._head, itemgetter(slice(self._skipped_before, -len(tail)))
-        literals = b"\n".join(map(cut, events))
-        expected = b"".join((head, literals.replace(b"\n", tail + head), tail))
-        if b"\r" in literals or b"".join(events) != expected:
+        literals, count = b"\n".join(map(cut, events)), len(events)
+        received = b"".join(events)
+        length = count * (len(head) + len(tail)) + len(literals) - (count - 1)
+        # A line too many, or all missing, would make what is expected far longer than what came.
+        if len(received) != length or literals.count(b"\n") != count - 1 or b"\r" in literals:
             return None
-        texts = _texts(literals, len(events), pattern.between)
+        if received != b"".join((head, literals.replace(b"\n", tail + head), tail)):
+            return None
+        texts = _texts(literals, count, pattern.between)
         if texts is None:
             return None
         self._lessons = 0

@@ -1,6 +1,7 @@
 """The quick way of chunks that differ in one text: it reads what the ordinary way reads."""
 
 import json
+import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -321,6 +322,26 @@ def test_lines_around_the_chunk_are_not_overlooked(start: bytes, end: bytes) -> 
     for position in range(len(good) - 2, len(framed) + 1):
         pieces = [*RUN, framed[:position], framed[position:]]
         assert read(pieces) == read_quickly(pieces), pieces[3:]
+
+
+@pytest.mark.parametrize("frame", [b"", b"\n", b"\n\n"])
+def test_line_ends_where_a_text_should_be_do_not_fill_the_memory(frame: bytes) -> None:
+    """They are no text, which is found out before anything is put between them."""
+    odd = event_of(b'"a"' + b"\n" * 100_000 + b'"b"') + frame * 50_000 + event_of(b'"c"')
+    for pieces in ([odd], odd.split(b"\n")[:2] + [b"\n"] * 100_000):
+        decoder = SseDecoder(NO_LIMIT)
+        for good in RUN:
+            decoder.feed(good)
+        tracemalloc.start()
+        try:
+            assert decoder.take(b"".join(pieces)) is None
+            assert decoder.take_events(pieces) is None
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert (
+            peak < 14_000_000
+        )  # 80 bytes a piece are `join`'s; with a chunk around each it is 37 MB
 
 
 def test_a_line_end_cut_in_two_takes_nothing_from_what_follows() -> None:
