@@ -238,7 +238,7 @@ def in_dollars(text: bytes) -> bytes:
     """The text, without NULs, as a literal between dollars. The server takes what stands there as it
     is, so nobody has to go through a long answer for what must be escaped."""
     tag, number = b"$rows$", 0
-    while tag in text:  # hardly ever: somebody chats about this very line
+    while tag[:-1] in text:  # hardly ever: somebody chats about this very line
         number += 1
         tag = b"$rows%d$" % number
     return b"".join((tag, text, tag))
