@@ -170,7 +170,7 @@ def compare(
                     if (figures["delivered_percent"] or 100.0) < _ENOUGH_PERCENT:
                         overwhelmed.append(entrant)  # more rounds would say the same
                     entrant.rest()
-            _note_added(results, case.name)
+            note_added(results, case.name)
 
 
 async def warm_up(target: Target) -> None:
@@ -179,7 +179,7 @@ async def warm_up(target: Target) -> None:
         await at_once(target, Plan(20, 1_000), streams, 30.0)
 
 
-def _note_added(results: Results, case: str) -> None:
+def note_added(results: Results, case: str) -> None:
     """What each added to the backend's own time to the first word: to its median over the rounds, since
     one round in which the backend was late would make all of that round look good."""
     rounds = results.rounds[case]

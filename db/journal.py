@@ -193,7 +193,7 @@ class Journal:
         entry.pattern = None
         if type(last) is TextReceived:
             entry.pattern, entry.start = last.pattern, start_of_text(last.pattern)
-        if type(last) is not ChunkReceived:  # else none is of another kind
+        if type(last) is not ChunkReceived:  # else there is no ping among them
             events = [event for event in events if not isinstance(event, TimePassed)]
         if events:
             record = events_record(completion_id, entry.count, events, now)

@@ -179,7 +179,7 @@ class Upstream:
         return events
 
     def _listen(self, pieces: Sequence[bytes]) -> int:
-        """The listener of a body: takes what is text alone, up to the first piece that is not."""
+        """The listener of a body: takes pieces of text alone; all, all but the last few, or none."""
         assert self._is_clear is not None
         assert self._pass_on is not None
         if not self._is_clear():

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks.client import Answer, Connection, connect, steer, wait_all
-from benchmarks.comparison import Bench, Results
+from benchmarks.comparison import DIRECT, Bench, Results, note_added
 from benchmarks.contenders import CONTENDERS, Place, Target, our_config
 from benchmarks.holding import Held, hold
 from benchmarks.loads import at_once, spread
@@ -204,6 +204,20 @@ def test_targets_are_judged() -> None:
     assert verdicts["paced: CPU per chunk ≤ 1/15 of LiteLLM's"] == "not measured"
     assert targets(some_results(61.0, 20.0))[0].verdict == "missed"
     assert targets(some_results(61.0, -0.1))[0].verdict == "missed"
+
+
+def test_what_is_added_is_added_to_the_backends_median() -> None:
+    """Not to its time in the same round; a round without an answer adds nothing."""
+    results = Results()
+    times = {DIRECT: (1.0, 2.0, 30.0, None), "ours": (5.0, 31.0, None)}
+    for name, rounds in times.items():
+        for time in rounds:
+            results.add("arrival-100", name, {"ttft_p50_ms": time, "ttft_p99_ms": None})
+    note_added(results, "arrival-100")
+    rounds = results.rounds["arrival-100"]
+    assert [it.get("added_ttft_p50_ms") for it in rounds["ours"]] == [3.0, 29.0, None]
+    assert [it.get("added_ttft_p50_ms") for it in rounds[DIRECT]] == [-1.0, 0.0, 28.0, None]
+    assert not any("added_ttft_p99_ms" in it for it in rounds["ours"])
 
 
 def test_results_survive_their_file() -> None:

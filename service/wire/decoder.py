@@ -1,10 +1,10 @@
 """Reads an upstream's SSE body: bytes, cut anywhere, into chunks and a truthful ending.
 
-Called by `service.upstream` once per socket read. What real upstreams send, and this accepts:
-LF, CRLF and CR line ends, no space after `data:`, comments, `retry:` and `id:` lines, data over
-several lines, characters cut in two, many events in one packet, one event in many, a last event
-without its blank line, `[DONE]` or none, an error as a JSON object, as a string, under
-`event: error`, or as a plain JSON body without any SSE around it.
+Called by `service.upstream` and `service.wire.events` for each socket read. What real upstreams
+send, and this accepts: LF, CRLF and CR line ends, no space after `data:`, comments, `retry:` and
+`id:` lines, data over several lines, characters cut in two, many events in one packet, one event in
+many, a last event without its blank line, `[DONE]` or none, an error as a JSON object, as a string,
+under `event: error`, or as a plain JSON body without any SSE around it.
 
 What it refuses, as a failure that keeps everything before it: bad UTF-8, bad JSON, an event
 past the size limit, JSON that is no chunk, any `error`.
@@ -35,7 +35,7 @@ class SseDecoder:
     fails as `upstream_incomplete`; only the session knows if its finish reasons make that a
     good end after all.
 
-    Bytes go to `take` first; what it doesn't take goes to `feed`.
+    `feed` takes any bytes; `take`, which is quicker, text alone, and of anything else nothing.
 
     `texts` holds the JSON texts of the last call's chunks, one each, as they came; None for one
     that lay on several lines.

@@ -1,7 +1,7 @@
 """What an upstream sent, as events for the session: runs of text the short way, all else in full.
 
-Called by `service.upstream` for each socket read, once `SseDecoder.take` alone didn't do. Whichever
-way is taken, clients, record and journal are told the same.
+Called by `service.upstream` for each socket read until the first token, and later for those that
+`SseDecoder.take` doesn't take. Clients, record and journal are told the same either way.
 """
 
 from collections.abc import Iterator, Sequence

@@ -23,8 +23,10 @@ def test_a_fork_does_not_repeat_its_parent() -> None:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        os.write(writing, ids.random_hex(24).encode())
-        os._exit(0)
+        try:
+            os.write(writing, ids.random_hex(24).encode())
+        finally:
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
         theirs = pipe.read()
