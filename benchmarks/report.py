@@ -1,5 +1,6 @@
 """Results as people read them: tables for a terminal, the same as Markdown, and a plot."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,20 @@ def _with_spread(results: Results, case: str) -> Rows:
 def _target_rows(found: Sequence[Target]) -> Rows:
     return {
         target.what: {
-            "limit": target.limit,
-            "found": target.found,
+            "limit": _to_compare(target.limit),
+            "found": _to_compare(target.found),
             "verdict": target.verdict,
             "made of": target.made_of or "–",
         }
         for target in found
     }
+
+
+def _to_compare(value: float | None) -> str | None:
+    """A ratio just past its limit is not to look like the limit."""
+    if value is None:
+        return None
+    return "∞" if math.isinf(value) else f"{value:#.4g}"
 
 
 def print_all(results: Results, machine: Mapping[str, str]) -> None:
