@@ -82,15 +82,7 @@ class Upstream:
         if body is None:
             return await self._ask()
         while True:
-            try:
-                data = await body.__anext__()
-            except (StopAsyncIteration, AgentError) as error:
-                events = self._last_events(error)
-            else:
-                text = decoder.take(data)
-                if text is not None:
-                    return (text,)
-                events = events_of(decoder, data)
+            events = await self._read_events(body)
             if decoder.ending is not None:
                 events.append(decoder.ending)
             if events:

@@ -1,7 +1,7 @@
 """What an upstream sent, as events for the session: runs of text the short way, all else in full.
 
-Called by `service.upstream` for each socket read until the first token, and later for those that
-`SseDecoder.take` doesn't take. Clients, record and journal are told the same either way.
+Called by `service.upstream` for each socket read. Clients, record and journal are told the same
+either way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,9 @@ _LESSON_BYTES = 2048
 
 def events_of(decoder: SseDecoder, data: bytes) -> list[Event]:
     """The events of one socket read."""
+    text = decoder.take(data)
+    if text is not None:
+        return [text]
     start = data.find(b"\n\n", _LESSON_BYTES) + 2
     if len(data) <= _LARGE_READ_BYTES or start < 2:
         return _in_full(decoder, data)
