@@ -184,9 +184,8 @@ def note_added(results: Results, case: str) -> None:
     one round in which the backend was late would make all of that round look good."""
     rounds = results.rounds[case]
     for which in ("p50", "p99"):
-        times = [figures[f"ttft_{which}_ms"] for figures in rounds[DIRECT]]
-        known = [time for time in times if time is not None]
+        alone = results.figure(case, DIRECT, f"ttft_{which}_ms")
         for figures in (figures for contender in rounds.values() for figures in contender):
             through = figures[f"ttft_{which}_ms"]
-            if through is not None and known:
-                figures[f"added_ttft_{which}_ms"] = through - median(known)
+            if through is not None and alone is not None:
+                figures[f"added_ttft_{which}_ms"] = through - alone
