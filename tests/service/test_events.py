@@ -64,7 +64,7 @@ def test_large_reads_say_what_small_ones_say(
 @pytest.mark.parametrize("body", FIXED_BODIES.values(), ids=list(FIXED_BODIES))
 def test_whatever_follows_a_long_run(body: bytes) -> None:
     """In the same read, or cut anywhere within the two."""
-    for position in range(0, len(body) + 1):
+    for position in range(len(body) + 1):
         pieces = [RUN + body[:position], body[position:]]
         assert told(pieces) == read(pieces), position
 
