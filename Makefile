@@ -39,7 +39,7 @@ bench: $(VENV)/.bench-ready ## measure beside nginx and others (short: ARGS="--q
 	$(BIN)/python -m benchmarks $(ARGS)
 
 key: $(VENV)/.run-ready ## make an API key for a caller (make key NAME=open-webui)
-	@$(BIN)/python -m service.auth new $(or $(NAME),--help)
+	@$(BIN)/python -m service.callers.auth new $(or $(NAME),--help)
 
 psql: $(VENV)/.run-ready ## look into the embedded database (make psql ARGS="-c 'SELECT 1'")
 	@$(BIN)/python -m db.embedded psql $(ARGS)
@@ -49,7 +49,7 @@ dead-letters: $(VENV)/.run-ready ## list what no database would take (try again:
 
 docs: $(VENV)/.run-ready ## print the state table into docs/, and docs/openapi.yaml as JSON
 	$(BIN)/python -m statemachine docs/state-machine.md
-	$(BIN)/python -m service.openapi docs/openapi.yaml
+	$(BIN)/python -m service.endpoints.openapi docs/openapi.yaml
 
 lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	@{ echo "# Versions that the README's commands install. Made by: make lock"; \

@@ -18,13 +18,13 @@ from pathlib import Path
 from db.embedded import EmbeddedUnavailable
 from db.journal import JournalUnavailable
 from service import __version__
-from service.config import Config, ConfigError, dump_config, load_config
-from service.hangup import Hangups
-from service.reload import Load
-from service.seat import Seat
-from service.serving import CannotServe, bind, serve
+from service.process.hangup import Hangups
+from service.process.serving import CannotServe, bind, serve
+from service.process.slot import Seat
+from service.process.workers import Supervisor
+from service.settings.config import Config, ConfigError, dump_config, load_config
+from service.settings.reload import Load
 from service.telemetry import configure_logging
-from service.workers import Supervisor
 
 try:
     from uvloop import new_event_loop as LOOP_FACTORY

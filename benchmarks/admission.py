@@ -14,12 +14,12 @@ from aiohttp import web
 
 from db.memory import MemoryStore
 from service.app import build_app
-from service.auth import Keyring
-from service.config import Config, JournalConfig
-from service.config_access import ApiKeyConfig, AuthConfig, LimitsConfig, keys_from_environment
-from service.connections import Runner
-from service.errors import ApiError
-from service.limits import Account
+from service.callers.auth import Keyring
+from service.callers.limits import Account
+from service.edge.connections import Runner
+from service.edge.errors import ApiError
+from service.settings.access import ApiKeyConfig, AuthConfig, LimitsConfig, keys_from_environment
+from service.settings.config import Config, JournalConfig
 
 ROUNDS, CALLS, EXCHANGES = 5, 20_000, 1_000
 KEYS = tuple(

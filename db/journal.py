@@ -6,7 +6,7 @@
         000001.jsonl, 000002.jsonl    segments, append-only; the last one grows
       dead-letters/                   what no database would take (see `db.dead_letters`)
 
-Written by `service.relay` through `append`, told by `db.saver` what is committed, read by
+Written by `service.stream.relay` through `append`, told by `db.saver` what is committed, read by
 `db.recovery`. The rules:
 
 1. An event is appended before its effects are carried out: one `write(2)` for all that came in

@@ -1,7 +1,7 @@
 """Brings a database's tables up to date: applies `db/migrations/*.sql` through yoyo-migrations.
 
 The only file that sees yoyo, and beside `db.postgres` the only one that sees psycopg2, since
-yoyo's backends are synchronous. Never decides when to migrate: `service.lifecycle` calls
+yoyo's backends are synchronous. Never decides when to migrate: `service.stream.running` calls
 `migrate` in a thread, and operators run `python -m db.migrate`.
 
 1. Any number of processes may start at once: an advisory lock lets one migrate while the others

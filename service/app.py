@@ -13,17 +13,17 @@ from aiohttp import web
 
 from db.store import Store
 from service.agents.directory import AgentDirectory
-from service.auth import Keyring, require_key
+from service.callers.auth import Keyring, require_key
+from service.callers.limits import Admission
 from service.clock import Clock, steady_clock
-from service.completions import Completions
-from service.config import Config, is_loopback
-from service.connections import continue_later
-from service.conversations import Conversations
-from service.cors import cors
-from service.errors import errors_middleware
-from service.lifecycle import Readiness, RunningStreams, healthz
-from service.limits import Admission
-from service.openapi import OpenApi
+from service.edge.connections import continue_later
+from service.edge.cors import cors
+from service.edge.errors import errors_middleware
+from service.endpoints.completions import Completions
+from service.endpoints.conversations import Conversations
+from service.endpoints.openapi import OpenApi
+from service.endpoints.probes import Readiness, healthz
+from service.endpoints.stored import StoredCompletions
 from service.persistence import (
     JOURNAL,
     SAVER,
@@ -36,8 +36,9 @@ from service.persistence import (
     journal_check,
     saver,
 )
-from service.reload import Reloader
-from service.stored import StoredCompletions
+from service.settings.config import Config, is_loopback
+from service.settings.reload import Reloader
+from service.stream.running import RunningStreams
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
 
 log = structlog.get_logger(__name__)
@@ -62,7 +63,7 @@ def build_app(
     directory: AgentDirectory | None = None,
     clock: Clock | None = None,
 ) -> web.Application:
-    """The application, ready for a `service.connections.Runner`.
+    """The application, ready for a `service.edge.connections.Runner`.
 
     Args:
         config: what operators set.
@@ -151,7 +152,7 @@ def _reconfigure_access(app: web.Application, config: Config) -> None:
 
 
 RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {
-    # key or section → who is told; whoever can fail comes first (see `service.reload`)
+    # key or section → who is told; whoever can fail comes first (see `service.settings.reload`)
     "agents": lambda app, config: app[DIRECTORY].replace(config.agents),
     "auth": _reconfigure_access,
     "client_gone": _reconfigure_completions,

@@ -21,7 +21,7 @@ from db.postgres import PostgresStore
 from db.recovery import Recovery
 from db.saver import Saver
 from db.store import Store, StoreUnavailable
-from service.config import DatabaseConfig, JournalConfig
+from service.settings.config import DatabaseConfig, JournalConfig
 
 log = structlog.get_logger(__name__)
 

@@ -19,8 +19,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from attrs import frozen
 
-from service.config import LoggingConfig
 from service.ids import random_hex
+from service.settings.config import LoggingConfig
 from statemachine import SessionRecord, State
 
 log = structlog.get_logger(__name__)

@@ -34,7 +34,7 @@ class Failure:
     """Why a completion did not complete, in the words that the client, the row and the log share."""
 
     code: str
-    """Our word for it (the list is `service.errors.ERROR_CODES`)."""
+    """Our word for it (the list is `service.edge.errors.ERROR_CODES`)."""
     message: str
     """One sentence for people. Never holds message text or keys of ours."""
     type: str = "server_error"

@@ -1,6 +1,6 @@
 """One life of one completion: `StreamSession.handle(event, now)` → the effects, in order.
 
-Decides everything, does nothing: no I/O, no clock. Called by `service.relay` alone (and by the
+Decides everything, does nothing: no I/O, no clock. Called by `service.stream.relay` alone (and by the
 journal's recovery, which replays events through it). The rules:
 
 1. Ask the table first; an illegal event raises and changes nothing, an ignored one does nothing.

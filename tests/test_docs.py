@@ -16,11 +16,11 @@ import yaml
 
 import run
 import service
-from service import config as configuration
 from service.app import RELOADS
-from service.config import Config, OpenAIAgentConfig, ScriptedAgentConfig
-from service.config_access import ApiKeyConfig
-from service.errors import ERROR_CODES
+from service.edge.errors import ERROR_CODES
+from service.settings import config as configuration
+from service.settings.access import ApiKeyConfig
+from service.settings.config import Config, OpenAIAgentConfig, ScriptedAgentConfig
 from service.telemetry import completion_fields
 from statemachine import (
     ChunkReceived,

@@ -7,11 +7,11 @@ from typing import Any
 
 import structlog
 
-from service.agents.openai import OpenAIAgent
+from service.agents.openai.agent import OpenAIAgent
 from service.agents.protocol import Agent
 from service.agents.scripted import ScriptedAgent
-from service.config import AgentConfig, OpenAIAgentConfig, ScriptedAgentConfig
-from service.errors import ApiError
+from service.edge.errors import ApiError
+from service.settings.config import AgentConfig, OpenAIAgentConfig, ScriptedAgentConfig
 from statemachine import Failure
 
 log = structlog.get_logger(__name__)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from service.config import Timeouts
+from service.settings.config import Timeouts
 from service.wire import ChatRequest
 from statemachine import ClientGone, Failure
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from service.agents.protocol import AgentCall, AgentError
-from service.config import ScriptedAgentConfig
+from service.settings.config import ScriptedAgentConfig
 from service.wire import DONE, encode_json, error_event
 from statemachine import Failure
 from statemachine.tokens import estimate_tokens

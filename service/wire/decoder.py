@@ -1,6 +1,6 @@
 """Reads an upstream's SSE body: bytes, cut anywhere, into chunks and a truthful ending.
 
-Called by `service.upstream` and `service.wire.events` for each socket read. What real upstreams
+Called by `service.stream.attempts` and `service.wire.events` for each socket read. What real upstreams
 send, and this accepts: LF, CRLF and CR line ends, no space after `data:`, comments, `retry:` and
 `id:` lines, data over several lines, characters cut in two, many events in one packet, one event in
 many, a last event without its blank line, `[DONE]` or none, an error as a JSON object, as a string,

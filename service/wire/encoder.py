@@ -1,6 +1,6 @@
 """Writes what clients read: SSE events, error bodies, the completion object.
 
-Called by `service.sse` on the hot path; pure.
+Called by `service.stream.writers` on the hot path; pure.
 """
 
 from collections.abc import Mapping, Sequence

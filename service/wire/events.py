@@ -1,6 +1,6 @@
 """What an upstream sent, as events for the session: runs of text the short way, all else in full.
 
-Called by `service.upstream` for each socket read. Clients, record and journal are told the same
+Called by `service.stream.attempts` for each socket read. Clients, record and journal are told the same
 either way.
 """
 

@@ -1,5 +1,5 @@
 """An upstream's error, in its own words. Called by the decoder, for one within a stream, and by
-`service.agents.openai`, for one instead of a stream."""
+`service.agents.openai.agent`, for one instead of a stream."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -14,7 +14,8 @@ from aiohttp import web
 from db.memory import MemoryStore
 from db.store import Store
 from service.app import STREAMS, build_app
-from service.config import (
+from service.edge.connections import Runner
+from service.settings.config import (
     Config,
     DatabaseConfig,
     JournalConfig,
@@ -24,8 +25,7 @@ from service.config import (
     SseConfig,
     Timeouts,
 )
-from service.connections import Runner
-from service.relay import Relay
+from service.stream.relay import Relay
 from statemachine import SessionRecord
 from tests.service.backend import Backend
 from tests.service.process import Process

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from service.openapi import DOCUMENT
+from service.endpoints.openapi import DOCUMENT
 from tests.service.conftest import Service, Streamed
 
 COMMON = {"content-type", "content-length", "transfer-encoding", "connection", "date", "server"}

@@ -16,7 +16,9 @@ from tempfile import TemporaryDirectory
 from aiohttp import web
 
 from service.app import build_app
-from service.config import (
+from service.edge.connections import Runner
+from service.settings.access import ApiKeyConfig
+from service.settings.config import (
     AuthConfig,
     Config,
     DatabaseConfig,
@@ -24,8 +26,6 @@ from service.config import (
     LoggingConfig,
     ScriptedAgentConfig,
 )
-from service.config_access import ApiKeyConfig
-from service.connections import Runner
 from service.telemetry import configure_logging
 
 QUICK = ScriptedAgentConfig(

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp.client_proto import ResponseHandler
 
-from service.agents.fast_lane import FastLaneProtocol
+from service.agents.openai.lane import FastLaneProtocol
 
 STATUS = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"

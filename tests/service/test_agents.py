@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.agents.directory import AgentDirectory
-from service.agents.openai import OpenAIAgent
+from service.agents.openai.agent import OpenAIAgent
 from service.agents.protocol import Agent, AgentCall, AgentError
 from service.agents.scripted import INTRODUCTION, ScriptedAgent, split_tokens
-from service.config import OpenAIAgentConfig, ScriptedAgentConfig, Timeouts, load_config
-from service.errors import ApiError
+from service.edge.errors import ApiError
+from service.settings.config import OpenAIAgentConfig, ScriptedAgentConfig, Timeouts, load_config
 from service.wire import SseDecoder, encode_json, parse_request
 from statemachine import Failure, Transcript, UpstreamFailed, UpstreamFinished
 

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from service.app import KEYRING
-from service.auth import ANONYMOUS, Keyring
-from service.config import (
+from service.callers.auth import ANONYMOUS, Keyring
+from service.settings.access import ApiKeyConfig, AuthConfig
+from service.settings.config import (
     Config,
     ConfigError,
     LoggingConfig,
@@ -23,7 +24,6 @@ from service.config import (
     dump_config,
     load_config,
 )
-from service.config_access import ApiKeyConfig, AuthConfig
 from service.telemetry import configure_logging
 from tests.service.backend import Backend
 from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for
@@ -384,7 +384,7 @@ def test_keys_from_the_environment(tmp_path: Path) -> None:
 
 def command(*arguments: str, given: str = "") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "service.auth", *arguments],
+        [sys.executable, "-m", "service.callers.auth", *arguments],
         input=given,
         capture_output=True,
         text=True,

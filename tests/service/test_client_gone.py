@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.config import ScriptedAgentConfig, SseConfig
+from service.settings.config import ScriptedAgentConfig, SseConfig
 from statemachine import ClientGone, State
 from tests.service.backend import Backend, Exchange, chunk, event_bytes
 from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for

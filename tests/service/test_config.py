@@ -8,7 +8,7 @@ import attrs
 import pytest
 import yaml
 
-from service.config import (
+from service.settings.config import (
     AgentConfig,
     Config,
     ConfigError,

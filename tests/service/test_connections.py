@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.config import ServerConfig
-from service.config_access import AuthConfig
-from service.errors import ERROR_CODES
+from service.edge.errors import ERROR_CODES
+from service.settings.access import AuthConfig
+from service.settings.config import ServerConfig
 from tests.service.conftest import Service, ServiceMaker
 from tests.service.test_auth import ANNE, api_key
 

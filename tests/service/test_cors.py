@@ -7,8 +7,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from service.cors import cors
-from service.errors import errors_middleware, invalid_request
+from service.edge.cors import cors
+from service.edge.errors import errors_middleware, invalid_request
 from service.telemetry import add_id_headers, telemetry_middleware
 
 PAGE = "https://chat.example"

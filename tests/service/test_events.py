@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.upstream import Upstream
+from service.stream.attempts import Upstream
 from service.wire import SseDecoder, events, events_of, last_events, text_of
 from statemachine import ChunkReceived, Event, TextReceived
 from tests.service.test_decoder import DONE, FINISHED, FIXED_BODIES, NO_LIMIT, Read, event, read

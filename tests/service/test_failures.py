@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.config import ScriptedAgentConfig, Timeouts
+from service.settings.config import ScriptedAgentConfig, Timeouts
 from statemachine import State
 from tests.service.backend import Backend, Exchange, Script, chunk, event_bytes, say
 from tests.service.conftest import ServiceMaker, agent_for

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.config import ServerConfig
+from service.settings.config import ServerConfig
 from service.telemetry import completion_fields
 from tests.service.backend import Backend, Exchange
 from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for

@@ -5,7 +5,7 @@ import time
 
 from freezegun import freeze_time
 
-from service.config import ScriptedAgentConfig, SseConfig, Timeouts
+from service.settings.config import ScriptedAgentConfig, SseConfig, Timeouts
 from statemachine import SendPing, SessionPolicy, State, StreamSession, TimePassed
 from tests.service.backend import Backend, Exchange
 from tests.service.conftest import ServiceMaker, agent_for

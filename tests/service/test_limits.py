@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.app import ADMISSION
-from service.config import ServerConfig
-from service.config_access import AuthConfig, LimitsConfig
-from service.errors import ApiError
-from service.limits import Account, Budget, Ticket, duration, tokens_of
+from service.callers.limits import Account, Budget, Ticket, duration, tokens_of
+from service.edge.errors import ApiError
+from service.settings.access import AuthConfig, LimitsConfig
+from service.settings.config import ServerConfig
 from statemachine import ClientGone, SessionRecord
 from tests.service.backend import Backend, Exchange, chunk
 from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for

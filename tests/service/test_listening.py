@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp.client_proto import ResponseHandler
 
-from service.agents.fast_lane import FastLaneConnector, FastLaneProtocol
+from service.agents.openai.lane import FastLaneConnector, FastLaneProtocol
 from tests.service.line import (
     ALL,
     CHUNKED,

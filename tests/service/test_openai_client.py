@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from db.postgres import PostgresStore
-from service.config import DatabaseConfig, SseConfig
+from service.settings.config import DatabaseConfig, SseConfig
 from statemachine import State
 from tests.service.backend import Backend, Exchange, chunk, say
 from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for

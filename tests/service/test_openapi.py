@@ -18,7 +18,12 @@ from db.memory import MemoryStore
 from db.postgres import PostgresStore
 from db.store import StoreUnavailable
 from service.app import STREAMS, build_app
-from service.config import (
+from service.edge.errors import ERROR_CODES
+from service.endpoints.conversations import NODES
+from service.endpoints.lists import Limits
+from service.endpoints.openapi import DOCUMENT, as_json
+from service.settings.access import ApiKeyConfig, LimitsConfig
+from service.settings.config import (
     AuthConfig,
     Config,
     JournalConfig,
@@ -27,11 +32,6 @@ from service.config import (
     ServerConfig,
     Timeouts,
 )
-from service.config_access import ApiKeyConfig, LimitsConfig
-from service.conversations import NODES
-from service.errors import ERROR_CODES
-from service.lists import Limits
-from service.openapi import DOCUMENT, as_json
 from service.wire import requests
 from statemachine import State
 from tests.service.backend import Backend, Exchange

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from service.agents.openai import OpenAIAgent
-from service.upstream import Upstream
+from service.agents.openai.agent import OpenAIAgent
+from service.stream.attempts import Upstream
 from statemachine import ChunkReceived, Event, TextReceived, UpstreamFailed, UpstreamFinished
 from tests.service.backend import Backend, Exchange, Script, chunk, event_bytes
 from tests.service.conftest import agent_for

@@ -9,9 +9,9 @@ from aiohttp import web
 from freezegun import freeze_time
 
 from service.clock import steady_clock
-from service.delivery import RelayLimits
-from service.relay import Relay
-from service.sse import ClientConnectionLost
+from service.stream.delivery import RelayLimits
+from service.stream.relay import Relay
+from service.stream.writers import ClientConnectionLost
 from statemachine import (
     ChunkReceived,
     ClientGone,

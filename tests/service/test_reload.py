@@ -17,7 +17,8 @@ import pytest
 from attrs import evolve
 
 from service.app import DIRECTORY, RELOADER, RELOADS, STREAMS
-from service.config import (
+from service.settings.checking import ConfigError, Problem
+from service.settings.config import (
     Config,
     JournalConfig,
     OpenAIAgentConfig,
@@ -25,8 +26,7 @@ from service.config import (
     ServerConfig,
     SseConfig,
 )
-from service.config_reading import ConfigError, Problem
-from service.reload import Reloader, changed_keys, in_force, read_again
+from service.settings.reload import Reloader, changed_keys, in_force, read_again
 from tests.service.backend import Backend, Exchange
 from tests.service.conftest import Service, ServiceMaker, agent_for
 from tests.service.process import PATIENCE_SECONDS, ROOT, Process, answers, ask, config, text_of

@@ -12,9 +12,9 @@ from db.history import rows_of
 from db.postgres import PostgresStore
 from db.store import StoreUnavailable
 from service import app as application
-from service import completions
-from service.config import DatabaseConfig, ScriptedAgentConfig
-from service.config_access import ApiKeyConfig, AuthConfig
+from service.endpoints import completions
+from service.settings.access import ApiKeyConfig, AuthConfig
+from service.settings.config import DatabaseConfig, ScriptedAgentConfig
 from service.wire import decode_json, encode_json
 from statemachine import Choice
 from tests.db.records import assistant, make_partial, make_record, user

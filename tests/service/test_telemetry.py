@@ -14,8 +14,8 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.config import LoggingConfig
-from service.errors import errors_middleware
+from service.edge.errors import errors_middleware
+from service.settings.config import LoggingConfig
 from service.telemetry import (
     REQUEST_ID,
     TRACE,

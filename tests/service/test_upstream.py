@@ -11,8 +11,8 @@ import stamina
 from attrs import evolve
 
 from service.agents.protocol import AgentCall, AgentError
-from service.config import Timeouts
-from service.upstream import LONGEST_RETRY_WAIT_SECONDS, Upstream
+from service.settings.config import Timeouts
+from service.stream.attempts import LONGEST_RETRY_WAIT_SECONDS, Upstream
 from service.wire import encode_json, parse_request
 from statemachine import (
     AttemptStarted,

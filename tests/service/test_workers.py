@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from service.config import Config, ServerConfig
-from service.seat import Seat
+from service.process.slot import Seat
+from service.settings.config import Config, ServerConfig
 from tests.conftest import execute
 from tests.service.process import PATIENCE_SECONDS, Process, answers, ask, config, connect, text_of
 

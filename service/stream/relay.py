@@ -8,7 +8,7 @@ The rules:
 
 1. Every event goes through `_admit`: the journal writes it down, the session handles it, its
    effects join the queue. What came in one read is written down in one go.
-2. The next read waits until the effects of the last are carried out (`service.delivery`): the
+2. The next read waits until the effects of the last are carried out (`service.stream.delivery`): the
    client's back-pressure reaches the upstream. No task, timer or future is made per chunk.
 3. One timer per session looks at what time has made due (`session.due`) and at writes that
    stall. It is set again when it fires, not when a chunk comes.
@@ -26,9 +26,9 @@ import structlog
 from aiohttp import web
 
 from service.clock import Clock
-from service.delivery import Delivery, Journal, RelayLimits, Saver
-from service.sse import Writer
-from service.upstream import Upstream
+from service.stream.attempts import Upstream
+from service.stream.delivery import Delivery, Journal, RelayLimits, Saver
+from service.stream.writers import Writer
 from statemachine import (
     Event,
     Failure,

@@ -1,7 +1,7 @@
 """Runs the application in this process: binds, serves, tells what is served, drains on a signal.
 
 Called by `run.py` with a checked configuration; with several workers by each of them, through
-`service.workers`.
+`service.process.workers`.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from aiohttp import web
 
 from service import __version__
 from service.app import COMPLETIONS, DIRECTORY, RELOADER, STREAMS, build_app
-from service.config import Config, mask_password
-from service.connections import Runner
-from service.hangup import Hangups
-from service.reload import Load
-from service.seat import Seat
+from service.edge.connections import Runner
+from service.process.hangup import Hangups
+from service.process.slot import Seat
+from service.settings.config import Config, mask_password
+from service.settings.reload import Load
 
 log = structlog.get_logger(__name__)
 

@@ -1,5 +1,5 @@
 """Asking the store in a request's name: what the request's end may not interrupt, and what the
-client is told when it fails. Called by `service.stored` and `service.conversations`."""
+client is told when it fails. Called by `service.endpoints.stored` and `service.endpoints.conversations`."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import structlog
 
 from db.store import StoreUnavailable, UnknownCursor
-from service.errors import ApiError, invalid_request
+from service.edge.errors import ApiError, invalid_request
 from statemachine import Failure
 
 log = structlog.get_logger(__name__)

@@ -1,7 +1,7 @@
 """How much each caller may use: requests and tokens a minute, and streams at once.
 
 `Admission.admit` decides before a request's body is read, in memory, in microseconds. Called by
-`service.completions`; who the caller is, `service.auth` has said. The rules:
+`service.endpoints.completions`; who the caller is, `service.callers.auth` has said. The rules:
 
 1. A request that is refused uses nothing up. One that is admitted counts, whatever becomes of it.
 2. Tokens are charged when an answer ends, the prompt's and the answer's, as its record has them:
@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 from attrs import astuple, evolve, frozen
 
-from service.auth import owner_of
-from service.config_access import ApiKeyConfig, LimitsConfig
-from service.delivery import Saver
-from service.errors import ApiError
+from service.callers.auth import owner_of
+from service.edge.errors import ApiError
+from service.settings.access import ApiKeyConfig, LimitsConfig
+from service.stream.delivery import Saver
 from statemachine import Failure, SessionRecord
 
 _MINUTE = 60.0

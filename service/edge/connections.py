@@ -1,7 +1,7 @@
 """Connections: what a client may bring before it is a request, and how long it may take.
 
 `Runner` serves the application with a deadline for headers and for idling, and answers what is
-no proper HTTP in OpenAI's shape; `read_body` has the body's deadline. Called by `service.serving`
+no proper HTTP in OpenAI's shape; `read_body` has the body's deadline. Called by `service.process.serving`
 and by the endpoints. Who the client is and how much it may ask are decided elsewhere.
 """
 
@@ -13,7 +13,7 @@ import structlog
 from aiohttp import hdrs, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler
 
-from service.errors import ApiError, error_response, invalid_request
+from service.edge.errors import ApiError, error_response, invalid_request
 from service.ids import random_hex
 from statemachine import Failure
 

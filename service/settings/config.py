@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from attrs import Factory, asdict, evolve, field, frozen
 
-from service.config_access import (
+from service.settings.access import (
     API_KEYS,
     SECRET,
     AuthConfig,
@@ -23,8 +23,8 @@ from service.config_access import (
     key_problems,
     keys_from_environment,
 )
-from service.config_reading import Allowed, ConfigError, Problem, Source, structure
-from service.config_reading import mask_password as mask_password  # for those who print a config
+from service.settings.checking import Allowed, ConfigError, Problem, Source, structure
+from service.settings.checking import mask_password as mask_password  # for those who print a config
 from statemachine import ClientGone
 
 _above_0 = Allowed("a number above 0", lambda value: value > 0)

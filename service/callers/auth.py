@@ -2,7 +2,7 @@
 
 `require_key` makes the middleware, which runs before any body is read; the endpoints call
 `owner_of`. What owners may do is decided elsewhere. Of a key the service has the SHA-256 only;
-`python -m service.auth new NAME` makes one and shows it once.
+`python -m service.callers.auth new NAME` makes one and shows it once.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from service.config_access import ApiKeyConfig
-from service.config_reading import ConfigError, structure
-from service.errors import ApiError
+from service.edge.errors import ApiError
+from service.settings.access import ApiKeyConfig
+from service.settings.checking import ConfigError, structure
 from statemachine import Failure
 
 ANONYMOUS = "anonymous"
@@ -128,7 +128,7 @@ OpenAI's SDKs do with their api_key. The name owns whatever is made with the key
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m service.auth",
+        prog="python -m service.callers.auth",
         description="Make an API key for a caller of this service.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,7 +1,6 @@
 """One worker's place among several: its number, its share of the limits, its siblings.
 
-Made by `service.workers` for each process that it starts and used by `service.serving` there. A
-service of one process has none. Never starts or ends a process.
+A service of one process has none. Never starts or ends a process.
 """
 
 import json
@@ -16,7 +15,7 @@ import aiohttp
 from aiohttp import hdrs, web
 from attrs import evolve, frozen
 
-from service.config import Config
+from service.settings.config import Config
 
 _PATIENCE_SECONDS = 30.0
 """For a sibling's answer; to stop a completion it waits for the commit."""

@@ -13,10 +13,16 @@ from aiohttp import web
 from attrs import frozen
 
 from db.store import CompletionView, Readable, StoredMessage
-from service.asking import ask
-from service.auth import owner_of
-from service.connections import read_body
-from service.lists import filtered_paging_of, json_response, list_object, not_found, paging_of
+from service.callers.auth import owner_of
+from service.edge.connections import read_body
+from service.endpoints.asking import ask
+from service.endpoints.lists import (
+    filtered_paging_of,
+    json_response,
+    list_object,
+    not_found,
+    paging_of,
+)
 from service.wire import choice_object, parse_metadata_update
 
 _PARAMETERS = (

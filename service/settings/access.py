@@ -1,6 +1,6 @@
 """The keys `auth` and `limits`: who may call, and how much.
 
-Called by `service.config`. Somebody may paste an API key into the wrong place, so no problem that
+Called by `service.settings.config`. Somebody may paste an API key into the wrong place, so no problem that
 is found here shows a value; see `SECRET`.
 """
 
@@ -11,7 +11,7 @@ from typing import Annotated
 
 from attrs import frozen
 
-from service.config_reading import Allowed, ConfigError, Problem
+from service.settings.checking import Allowed, ConfigError, Problem
 
 SECRET = ("auth",)
 """Key paths below which values are described and never shown."""

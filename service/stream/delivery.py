@@ -1,6 +1,6 @@
 """Carries out a session's effects: towards the client, the upstream and the saver.
 
-Called by `service.relay` alone. The rules:
+Called by `service.stream.relay` alone. The rules:
 
 1. Effects are carried out in their order, by one caller at a time; nothing else writes to the
    client, and nothing else calls the persistence hook.
@@ -19,9 +19,9 @@ from aiohttp import web
 from attrs import frozen
 
 from service.clock import Clock
-from service.sse import ClientConnectionLost, Writer
+from service.stream.attempts import Upstream
+from service.stream.writers import ClientConnectionLost, Writer
 from service.telemetry import log_completion
-from service.upstream import Upstream
 from statemachine import (
     ClientLeft,
     Effect,
@@ -85,7 +85,7 @@ class Delivery:
     """The effects of one session that wait to be carried out.
 
     Args:
-        session, journal, writer, saver, limits, clock: as for `service.relay.Relay`.
+        session, journal, writer, saver, limits, clock: as for `service.stream.relay.Relay`.
         report: told that the client has left.
 
     Attributes:

@@ -1,5 +1,5 @@
 """Lists in pages: a request's query → which page, and a page → OpenAI's list object. Called by
-`service.stored` and `service.conversations`."""
+`service.endpoints.stored` and `service.endpoints.conversations`."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ from aiohttp import web
 from attrs import frozen
 
 from db.store import CompletionFilter, Page, Paging
-from service.errors import ApiError, invalid_request
+from service.edge.errors import ApiError, invalid_request
 from service.wire import encode_json
 from statemachine import Failure
 

@@ -1,6 +1,6 @@
 """Rereading the configuration while streams run: what changed, what takes effect, what can't.
 
-Called by `service.serving` when the process gets a SIGHUP. Knows no key by name: `service.app`
+Called by `service.process.serving` when the process gets a SIGHUP. Knows no key by name: `service.app`
 says which keys can be changed in a running service, and whom to tell (`RELOADS`).
 
 1. The file is read and checked in full first. If anything is wrong nothing changes.
@@ -16,8 +16,8 @@ from typing import Any
 import structlog
 from attrs import evolve, fields, has
 
-from service.config import Config, check_together, mask_password
-from service.config_reading import ConfigError
+from service.settings.checking import ConfigError
+from service.settings.config import Config, check_together, mask_password
 
 log = structlog.get_logger(__name__)
 

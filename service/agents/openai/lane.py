@@ -15,9 +15,6 @@ The rules:
    be read in part isn't held.
 3. What isn't plain (an extension, a bare CRLF in the data, an odd size) ends the short way for this
    response: aiohttp gets every byte from there on, and judges them.
-
-Called by `service.agents.connection`, which makes the connector, and `service.agents.openai`, which
-listens.
 """
 
 import re

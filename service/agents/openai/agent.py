@@ -19,10 +19,10 @@ import structlog
 from aiohttp.http_exceptions import ContentEncodingError
 from attrs import evolve
 
-from service.agents.connection import Connection
-from service.agents.fast_lane import FastLaneProtocol
+from service.agents.openai.connection import Connection
+from service.agents.openai.lane import FastLaneProtocol
 from service.agents.protocol import AgentBody, AgentCall, AgentError, Listener
-from service.config import OpenAIAgentConfig
+from service.settings.config import OpenAIAgentConfig
 from service.wire import decode_json, encode_json, upstream_body
 from service.wire.failures import upstream_failure
 from statemachine import Failure
@@ -68,7 +68,7 @@ class OpenAIAgent:
         self._client = openai.AsyncOpenAI(
             api_key=api_key or _NO_KEY,
             base_url=config.base_url,
-            max_retries=0,  # `service.upstream` retries, and knows about fallbacks
+            max_retries=0,  # `service.stream.attempts` retries, and knows about fallbacks
             http_client=openai.DefaultAioHttpClient(verify=tls),
         )
         self._connection = Connection(

@@ -1,6 +1,6 @@
 """Effects to bytes: `SseWriter` for a stream, `JsonWriter` for a plain request.
 
-The only file that sees aiohttp-sse. `service.relay` is the only caller, one call at a time. Both
+The only file that sees aiohttp-sse. `service.stream.relay` is the only caller, one call at a time. Both
 writers end with a response for the handler to return.
 """
 
@@ -13,8 +13,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from aiohttp_sse import EventSourceResponse
 
-from service.connections import Connection
-from service.errors import error_response
+from service.edge.connections import Connection
+from service.edge.errors import error_response
 from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
 from statemachine import Failure, SendChunk, SendText, SessionRecord
 

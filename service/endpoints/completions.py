@@ -10,20 +10,20 @@ from attrs import define
 
 from service.agents.directory import AgentDirectory
 from service.agents.protocol import Agent, AgentCall
-from service.auth import owner_of
+from service.callers.auth import owner_of
+from service.callers.limits import Admission, ChargingSaver, Ticket
 from service.clock import Clock
-from service.config import Config
-from service.connections import read_body
-from service.delivery import Journal as RelayJournal
-from service.delivery import RelayLimits, Saver
-from service.errors import ApiError
+from service.edge.connections import read_body
+from service.edge.errors import ApiError
 from service.ids import random_hex
-from service.lifecycle import RunningStreams
-from service.limits import Admission, ChargingSaver, Ticket
-from service.relay import Relay
-from service.sse import JsonWriter, SseWriter, Writer
+from service.settings.config import Config
+from service.stream.attempts import Upstream
+from service.stream.delivery import Journal as RelayJournal
+from service.stream.delivery import RelayLimits, Saver
+from service.stream.relay import Relay
+from service.stream.running import RunningStreams
+from service.stream.writers import JsonWriter, SseWriter, Writer
 from service.telemetry import TRACE, Trace
-from service.upstream import Upstream
 from service.wire import ChatRequest, ChunkEncoder, parse_request
 from statemachine import (
     ClientLeft,

@@ -18,9 +18,9 @@ from db.store import (
     StoredConversation,
     ThreadNode,
 )
-from service.asking import ask
-from service.auth import owner_of
-from service.lists import Limits, json_response, list_object, not_found, paging_of
+from service.callers.auth import owner_of
+from service.endpoints.asking import ask
+from service.endpoints.lists import Limits, json_response, list_object, not_found, paging_of
 
 NODES = Limits(default=100, most=1000)
 """Nodes on a page: a turn of a chat is two."""

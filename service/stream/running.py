@@ -1,18 +1,13 @@
-"""Running streams, readiness, and how the service stops.
-
-`RunningStreams` is the one list of what is under way: admission, drain and (later) cancelling by
-id look there.
-"""
+"""The one list of what is under way: admission, drain and cancelling by id look there."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import structlog
-from aiohttp import web
 
-from service.errors import ApiError
-from service.relay import Relay
+from service.edge.errors import ApiError
+from service.stream.relay import Relay
 from statemachine import DrainExpired, Failure
 
 log = structlog.get_logger(__name__)
@@ -100,45 +95,3 @@ class RunningStreams:
             relay.post(DrainExpired())
         tasks = [relay.task for relay in relays if relay.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def healthz(_request: web.Request) -> web.Response:
-    """The process lives."""
-    return web.json_response({"status": "ok"})
-
-
-class Readiness:
-    """`GET /readyz`: whether the service can take traffic, and why not.
-
-    Args:
-        streams: the running streams.
-        checks: name → returns None, or why that part can't do its work now.
-        unsaved: how many ended completions wait for the database.
-    """
-
-    def __init__(
-        self,
-        streams: RunningStreams,
-        checks: Mapping[str, Callable[[], Awaitable[str | None]]],
-        unsaved: Callable[[], int],
-    ) -> None:
-        self._streams = streams
-        self._checks = checks
-        self._unsaved = unsaved
-
-    async def readyz(self, _request: web.Request) -> web.Response:
-        reasons: list[str] = []
-        if self._streams.is_draining:
-            reasons.append("draining: the service is stopping")
-        for name, check in self._checks.items():
-            if (why := await check()) is not None:
-                reasons.append(f"{name}: {why}")
-        return web.json_response(
-            {
-                "ready": not reasons,
-                "reasons": reasons,
-                "streams": len(self._streams),
-                "unsaved": self._unsaved(),
-            },
-            status=503 if reasons else 200,
-        )

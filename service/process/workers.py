@@ -4,7 +4,7 @@ Called by `run.py` when `server.workers` is above 1. The supervisor serves nothi
 loop and one thread, so that forking is safe. `docs/architecture.md` says why it is our own.
 
 1. Each worker is a whole service: event loop, database pool, journal. What they share is the port,
-   the embedded PostgreSQL and the terminal's output; they reach each other by `service.seat`.
+   the embedded PostgreSQL and the terminal's output; they reach each other by `service.process.slot`.
 2. On Linux each worker's seat has a listening socket of its own (SO_REUSEPORT), among which the
    kernel deals out connections by hash. The supervisor keeps all of them open: what waits in a
    dead worker's queue is answered by its successor. One that can't come back soon has its socket
@@ -32,11 +32,11 @@ from contextlib import suppress
 import structlog
 
 from service.app import RELOADS
-from service.config import Config
-from service.hangup import Hangups
-from service.reload import Load, in_force, read_again
-from service.seat import Seat, make_meeting_place
-from service.serving import HAS_SOCKETS_APIECE, CannotServe, announce, bind, bind_apiece
+from service.process.hangup import Hangups
+from service.process.serving import HAS_SOCKETS_APIECE, CannotServe, announce, bind, bind_apiece
+from service.process.slot import Seat, make_meeting_place
+from service.settings.config import Config
+from service.settings.reload import Load, in_force, read_again
 from service.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
@@ -77,7 +77,7 @@ class Supervisor:
         run_worker: see `RunWorker`.
 
     Raises:
-        service.serving.CannotServe: the port is taken.
+        service.process.serving.CannotServe: the port is taken.
     """
 
     def __init__(self, config: Config, load: Load, hangups: Hangups, run_worker: RunWorker) -> None:

@@ -1,6 +1,6 @@
 """Asks agents in turn until one says its first token, then reads that one to its end.
 
-Called by `service.relay`, one `Upstream` per session. Here is the policy of attempts:
+Called by `service.stream.relay`, one `Upstream` per session. Here is the policy of attempts:
 
 1. Each agent is asked up to 1 + `retries` times, with exponential back-off and jitter; then its
    fallbacks are, in order.

@@ -1,6 +1,6 @@
 """The way to one backend: requests as the SDK words them, over aiohttp's connections.
 
-Called by `service.agents.openai`. The SDK builds a request in about a millisecond, and but for the
+Called by `service.agents.openai.agent`. The SDK builds a request in about a millisecond, and but for the
 body and one header it is the same each time. So it is built once, for nobody, and its URL and
 headers are used for all; aiohttp, which the SDK would use as well, sends them. The response's
 bytes come as they arrive, through none of the layers above aiohttp's reader.
@@ -17,7 +17,7 @@ import openai
 from multidict import CIMultiDict
 from yarl import URL
 
-from service.agents.fast_lane import FastLaneConnector
+from service.agents.openai.lane import FastLaneConnector
 
 _NOT_OURS = frozenset(("host", "content-length", "connection"))
 """Headers of the specimen that aiohttp writes itself."""

@@ -1,7 +1,7 @@
 """Checks a tree of plain values against attrs classes and words what doesn't fit.
 
 cattrs does the walking; here are the strictness (no silent conversions) and the sentences.
-Called by `service.config` alone; knows no key by name.
+Called by `service.settings.config` alone; knows no key by name.
 """
 
 import difflib

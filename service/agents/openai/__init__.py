@@ -1,0 +1,1 @@
+"""The agent that asks an OpenAI-compatible backend through the `openai` SDK."""

@@ -1,0 +1,1 @@
+"""Every key, from the file to a checked value, and rereading them while the service runs."""
