@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 from aiohttp import web
 
-from db.memory import MemoryStore
+from db.memory.store import MemoryStore
 from service.app import build_app
 from service.callers.auth import Keyring
 from service.callers.limits import Account

@@ -26,8 +26,8 @@ import psycopg2
 from benchmarks.figures import percentiles, print_table
 from benchmarks.filling import OWNER, TURNS, fill
 from benchmarks.running import Server, service
-from db import changing, reading_sql
 from db.migrate import migrate
+from db.postgres import changing, reading_sql
 
 
 class History:

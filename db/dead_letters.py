@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from db.journal_format import converter, dump_json, load_json
-from db.postgres import PostgresStore
+from db.journal.format import converter, dump_json, load_json
+from db.postgres.store import PostgresStore
 from db.store import RecordRejected, StoreUnavailable
 from statemachine import SessionRecord
 

@@ -1,6 +1,6 @@
 """Brings a database's tables up to date: applies `db/migrations/*.sql` through yoyo-migrations.
 
-The only file that sees yoyo, and beside `db.postgres` the only one that sees psycopg2, since
+The only file that sees yoyo, and beside `db.postgres.store` the only one that sees psycopg2, since
 yoyo's backends are synchronous. Never decides when to migrate: `service.stream.running` calls
 `migrate` in a thread, and operators run `python -m db.migrate`.
 
@@ -22,9 +22,9 @@ import psycopg2
 import yoyo
 from yoyo.backends.core.postgresql import PostgresqlBackend
 
-from db.address import shown
-from db.postgres import CONNECT_TIMEOUT_SECONDS, parsed, translated
-from db.sql import MIGRATIONS
+from db.postgres.address import shown
+from db.postgres.sql import MIGRATIONS
+from db.postgres.store import CONNECT_TIMEOUT_SECONDS, parsed, translated
 from db.store import StoreUnavailable
 
 LOCK_TIMEOUT_SECONDS = 60

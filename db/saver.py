@@ -1,6 +1,6 @@
 """Between a session's end and the store: one writer that commits many records at a time.
 
-Called by `service.stream.relay` and `db.recovery` through `save`; knows the store's contract and no SQL.
+Knows the store's contract and no SQL.
 Its task belongs to nobody's request, so no client can cancel a commit. The rules:
 
 1. A record that comes alone is committed at once. While a transaction runs, further records
@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 import stamina
 import structlog
 
-from db.backlog import Backlog, NoBacklog
+from db.journal.backlog import Backlog, NoBacklog
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import SessionRecord
 from statemachine.tokens import texts_of

@@ -1,6 +1,6 @@
 """The store's contract: what the service may ask of the place where answers are kept.
 
-No SQL and no driver here. `db.postgres.PostgresStore` is the real one; `db.memory.MemoryStore`
+No SQL and no driver here. `db.postgres.store.PostgresStore` is the real one; `db.memory.store.MemoryStore`
 keeps the same promises without durability; `tests/db/test_store_contract.py` holds both to them.
 Called by `db.saver` (writing) and `service` (readiness, reading).
 """

@@ -12,13 +12,13 @@ import stamina
 import structlog
 from aiohttp import web
 
-from db.backlog import JournalBacklog
 from db.dead_letters import DeadLetters
 from db.embedded import EmbeddedPostgres
 from db.journal import Fsync, Journal
+from db.journal.backlog import JournalBacklog
+from db.journal.recovery import Recovery
 from db.migrate import migrate
-from db.postgres import PostgresStore
-from db.recovery import Recovery
+from db.postgres.store import PostgresStore
 from db.saver import Saver
 from db.store import Store, StoreUnavailable
 from service.settings.config import DatabaseConfig, JournalConfig

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import run
-from db.postgres import PostgresStore
+from db.postgres.store import PostgresStore
 from statemachine import SessionRecord
 
 

@@ -10,7 +10,7 @@ loop and one thread, so that forking is safe. `docs/architecture.md` says why it
    dead worker's queue is answered by its successor. One that can't come back soon has its socket
    closed, so that new connections go to the others.
 3. A worker that dies is followed by another, at once if it had served well, else after a wait that
-   doubles. The successor finds the dead one's journal (`db.recovery`). A worker that dies before
+   doubles. The successor finds the dead one's journal (`db.journal.recovery`). A worker that dies before
    any has served ends the start.
 4. A reload is checked here once. A successor gets the configuration that is in force.
 5. Workers are in sessions of their own, so that Ctrl-C reaches them only through us. If we are

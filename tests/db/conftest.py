@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from db.memory import MemoryStore
-from db.postgres import PostgresStore
+from db.memory.store import MemoryStore
+from db.postgres.store import PostgresStore
 from db.store import Store
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from db.journal import Fsync, Journal
-from db.journal_format import Damage, read_records
-from db.replay import Replay
+from db.journal.format import Damage, read_records
+from db.journal.replay import Replay
 from statemachine import (
     ChunkReceived,
     Event,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from db.address import Route
 from db.embedded import EmbeddedPostgres
-from db.postgres import PostgresStore
+from db.postgres.address import Route
+from db.postgres.store import PostgresStore
 from db.store import StoreUnavailable
 from tests.conftest import UNSAFE_BUT_FAST
 

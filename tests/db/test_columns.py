@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from db.columns import (
+from db.rows.columns import (
     canonical_json,
     from_jsonb,
     original_text,

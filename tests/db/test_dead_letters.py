@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from db.dead_letters import DeadLetters, main
-from db.postgres import PostgresStore
+from db.postgres.store import PostgresStore
 from db.store import RecordRejected, StoredMessage
 from service.wire.jsontext import DEEPEST_NESTING
 from statemachine import Failure, SessionRecord, State

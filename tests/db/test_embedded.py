@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from db.embedded import EmbeddedPostgres, EmbeddedUnavailable, main
+from db.embedded import EmbeddedPostgres, EmbeddedUnavailable
+from db.embedded.__main__ import main
 from tests.conftest import UNSAFE_BUT_FAST, execute, temporary_data_dir
 
 started: list[EmbeddedPostgres] = []

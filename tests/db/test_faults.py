@@ -2,7 +2,7 @@
 
 import pytest
 
-from db.faults import store_error
+from db.postgres.faults import store_error
 from db.store import RecordRejected, StoreUnavailable
 
 

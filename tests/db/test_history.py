@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from db.digest import canonical_content, message_digest
-from db.history import rows_of
-from db.memory import MemoryStore
+from db.memory.store import MemoryStore
+from db.rows.digest import canonical_content, message_digest
+from db.rows.history import rows_of
 from statemachine import SessionRecord
 from tests.db.records import assistant, make_partial, make_record, user
 

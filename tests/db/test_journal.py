@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from db import journal as journal_module
 from db.journal import Fsync, Journal
-from db.journal_format import Damage, read_records
-from db.replay import Replay
+from db.journal import writing as journal_module
+from db.journal.format import Damage, read_records
+from db.journal.replay import Replay
 from statemachine import ChunkReceived, ClientLeft, SessionPolicy, TimePassed, UpstreamFinished
 from tests.db.journals import (
     begin,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from db.journal_format import (
+from db.journal.format import (
     Damage,
     begin_record,
     dump_json,

@@ -10,9 +10,8 @@ import psycopg2
 import pytest
 
 import db.migrate as module
-from db import sql
 from db.migrate import main, migrate
-from db.postgres import PostgresStore
+from db.postgres.store import PostgresStore, sql
 from db.store import CompletionFilter, Paging, StoreUnavailable
 from tests.conftest import execute
 
@@ -123,7 +122,7 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_columns_are_those_the_statements_name(database_url: str) -> None:
-    """The tables have exactly the columns that `db.sql` writes, with those types."""
+    """The tables have exactly the columns that `db.postgres.sql` writes, with those types."""
     expected = {
         "conversations": sql.CONVERSATIONS,
         "tool_sets": sql.TOOL_SETS,

@@ -17,7 +17,7 @@ from attrs import evolve
 
 from db.embedded import EmbeddedPostgres
 from db.migrate import migrate
-from db.postgres import PostgresStore
+from db.postgres.store import PostgresStore
 from db.store import RecordRejected, StoreUnavailable
 from statemachine import State
 from tests.conftest import UNSAFE_BUT_FAST, execute, with_database
@@ -429,7 +429,7 @@ async def test_a_chat_grows_by_the_turn(store: PostgresStore, database_url: str)
 
 SAVE_IN_A_PROCESS = """
 import asyncio, sys
-from db.postgres import PostgresStore
+from db.postgres.store import PostgresStore
 from tests.db.records import make_record
 
 async def main():

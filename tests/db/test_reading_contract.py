@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from db.history import rows_of
+from db.rows.history import rows_of
 from db.store import (
     CompletionFilter,
     CompletionView,

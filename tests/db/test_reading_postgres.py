@@ -11,10 +11,10 @@ from typing import Any
 import psycopg2
 import pytest
 
-from db import transaction
-from db.history import rows_of
-from db.memory import MemoryStore
-from db.postgres import PostgresStore
+from db.memory.store import MemoryStore
+from db.postgres import saving
+from db.postgres.store import PostgresStore
+from db.rows.history import rows_of
 from db.store import CompletionFilter, Paging, Store, UnknownCursor
 from statemachine import SessionRecord
 from tests.conftest import execute
@@ -236,7 +236,7 @@ async def test_a_long_chat_costs_by_the_turn(
     """In a chat of 200 turns, resent whole each time, a turn adds three rows, and its save takes
     as many statements and round trips as the first turn's."""
     seen: list[Counter[str]] = []
-    save = transaction.save
+    save = saving.save
 
     class Counting:
         def __init__(self, cursor: Any) -> None:
@@ -253,7 +253,7 @@ async def test_a_long_chat_costs_by_the_turn(
         seen.append(Counter())
         await save(Counting(cursor), *arguments)
 
-    monkeypatch.setattr(transaction, "save", counted)
+    monkeypatch.setattr(saving, "save", counted)
     history: list[dict[str, Any]] = []
     for turn in range(200):
         history = [*history, user(f"Question {turn}")]

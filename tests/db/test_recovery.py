@@ -17,9 +17,9 @@ from typing import IO, Any
 import pytest
 from structlog.testing import capture_logs
 
-from db import recovery as recovery_module
-from db.memory import MemoryStore
-from db.recovery import Recovery
+from db.journal import recovery as recovery_module
+from db.journal.recovery import Recovery
+from db.memory.store import MemoryStore
 from db.saver import Saver
 from db.store import StoreUnavailable
 from statemachine import SessionRecord, State
@@ -43,7 +43,7 @@ RECOVERING = """
 import asyncio, os, sys
 from pathlib import Path
 import structlog
-from db.recovery import Recovery
+from db.journal.recovery import Recovery
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 kept = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 patience = int(sys.argv[3])
@@ -377,7 +377,7 @@ def test_a_directory_of_somebody_else_is_left_and_logged() -> None:
 import asyncio, concurrent.futures.thread, os, sys, tempfile
 from pathlib import Path
 from structlog.testing import capture_logs
-from db.recovery import Recovery
+from db.journal.recovery import Recovery
 from tests.db.journals import dead_journal
 from tests.db.test_recovery import Keeper
 with tempfile.TemporaryDirectory() as name:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from db import replay as replay_module
-from db.backlog import JournalBacklog
-from db.journal_format import dump_json, events_record, saved_record
-from db.memory import MemoryStore
-from db.postgres import PostgresStore
-from db.replay import JOURNAL_DAMAGED, PROCESS_DIED, Replay
+from db.journal import replay as replay_module
+from db.journal.backlog import JournalBacklog
+from db.journal.format import dump_json, events_record, saved_record
+from db.journal.replay import JOURNAL_DAMAGED, PROCESS_DIED, Replay
+from db.memory.store import MemoryStore
+from db.postgres.store import PostgresStore
 from statemachine import (
     AttemptStarted,
     ChunkReceived,

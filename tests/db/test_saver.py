@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from db import saver as saver_module
-from db.backlog import JournalBacklog
-from db.memory import MemoryStore
+from db.journal.backlog import JournalBacklog
+from db.memory.store import MemoryStore
 from db.saver import MAX_BATCH, NotKept, Saver
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import SessionRecord

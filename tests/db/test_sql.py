@@ -2,7 +2,7 @@
 
 import pytest
 
-from db.sql import in_dollars
+from db.postgres.sql import in_dollars
 
 
 @pytest.mark.parametrize(

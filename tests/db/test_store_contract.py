@@ -3,7 +3,7 @@
 import pytest
 from attrs import evolve
 
-from db.history import rows_of
+from db.rows.history import rows_of
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import Choice, Failure, State
 from tests.db.records import assistant, make_partial, make_record, make_request, user

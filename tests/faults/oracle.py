@@ -17,7 +17,7 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from db.columns import original_text
+from db.rows.columns import original_text
 from tests.faults.plans import COMPLETED, LEFT, Outcome, Plan
 
 QUERY = """

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from db.memory import MemoryStore
+from db.memory.store import MemoryStore
 from db.store import Store
 from service.app import STREAMS, build_app
 from service.edge.connections import Runner

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from db.postgres import PostgresStore
+from db.postgres.store import PostgresStore
 from tests.conftest import execute
 from tests.db.records import assistant, user
 from tests.service.conftest import Service, ServiceMaker

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import openai
 import pytest
 
-from db.postgres import PostgresStore
+from db.postgres.store import PostgresStore
 from service.settings.config import DatabaseConfig, SseConfig
 from statemachine import State
 from tests.service.backend import Backend, Exchange, chunk, say

@@ -14,8 +14,8 @@ import schemathesis
 from attrs import evolve
 
 import service as package
-from db.memory import MemoryStore
-from db.postgres import PostgresStore
+from db.memory.store import MemoryStore
+from db.postgres.store import PostgresStore
 from db.store import StoreUnavailable
 from service.app import STREAMS, build_app
 from service.edge.errors import ERROR_CODES

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from db.history import rows_of
-from db.postgres import PostgresStore
+from db.postgres.store import PostgresStore
+from db.rows.history import rows_of
 from db.store import StoreUnavailable
 from service import app as application
 from service.endpoints import completions

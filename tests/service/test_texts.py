@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.journal import Fsync, Journal
-from db.journal_format import Damage, events_of, events_record, read_records
+from db.journal.format import Damage, events_of, events_record, read_records
 from service.wire import ChunkEncoder, decode_json
 from service.wire.pattern import learn
 from statemachine import (

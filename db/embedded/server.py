@@ -1,7 +1,7 @@
 """The embedded PostgreSQL, for a machine that has none: `database.url: embedded`.
 
 Who uses the server, when it starts and when it stops; PostgreSQL's own commands are in
-`db.cluster`. Called by `service.app` in a thread, by the tests, and by operators as
+`db.embedded.cluster`. Called by `service.app` in a thread, by the tests, and by operators as
 `python -m db.embedded psql`. Never logs; what takes seconds is said through a callback.
 
 1. Everything lies under the data directory: `cluster/` is PostgreSQL's own, `lock` is held while
@@ -14,20 +14,14 @@ Who uses the server, when it starts and when it stops; PostgreSQL's own commands
 4. It listens on a Unix socket only.
 """
 
-import argparse
 import fcntl
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from db.cluster import START_TIMEOUT_SECONDS, Cluster, EmbeddedUnavailable
-
-__all__ = ["EmbeddedPostgres", "EmbeddedUnavailable"]
+from db.embedded.cluster import START_TIMEOUT_SECONDS, Cluster, EmbeddedUnavailable
 
 
 class EmbeddedPostgres:
@@ -122,34 +116,3 @@ def _locked(data_dir: Path) -> Iterator[None]:
                     ) from None
             time.sleep(0.05)
         yield
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`python -m db.embedded [--data-dir DIR] psql [ARGUMENT…]`, or `url` for the address."""
-    parser = argparse.ArgumentParser(prog="python -m db.embedded")
-    parser.add_argument("--data-dir", type=Path, default=Path("var/postgres"))
-    parser.add_argument("command", choices=("url", "psql"))
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for psql")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "url":
-            print(Cluster(options.data_dir.expanduser().resolve()).dsn)
-            return 0
-        server = EmbeddedPostgres.start(
-            options.data_dir, on_progress=lambda said: print(said, file=sys.stderr)
-        )
-        interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for psql
-        try:
-            psql = str(server._cluster.programs / "psql")
-            extra = [argument for argument in options.arguments if argument != "--"]
-            return subprocess.call([psql, server.dsn, *extra])
-        finally:
-            signal.signal(signal.SIGINT, interrupted)
-            server.stop()
-    except EmbeddedUnavailable as error:
-        print(error, file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

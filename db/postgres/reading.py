@@ -1,5 +1,5 @@
 """Reading for owners, step by step: pages of lists, one completion, a conversation's tree. Called
-by `db.postgres`, which sees to connections and errors; statements are in `db.reading_sql`.
+by `db.postgres.store`, which sees to connections and errors; statements are in `db.postgres.reading_sql`.
 
 1. All steps of a call see one moment's rows (REPEATABLE READ), whatever is saved or deleted
    between them.
@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from math import ceil
 from typing import Any, TypeVar
 
-from db import reading_sql, sql
-from db.columns import from_jsonb, readable, to_jsonb
+from db.postgres import reading_sql, sql
+from db.postgres.saving import Cursor
+from db.rows.columns import from_jsonb, readable, to_jsonb
 from db.store import (
     PAGE_BYTES,
     CompletionFilter,
@@ -28,7 +29,6 @@ from db.store import (
     ThreadNode,
     UnknownCursor,
 )
-from db.transaction import Cursor
 
 _T = TypeVar("_T")
 

@@ -1,4 +1,4 @@
-"""A save, step by step: many records in one transaction. Called by `db.postgres`, which sees to
+"""A save, step by step: many records in one transaction. Called by `db.postgres.store`, which sees to
 connections and errors; whoever loses the connection midway has saved all or nothing.
 
 1. The completions go first. Only those that turn out to be new get anything else written.
@@ -20,8 +20,8 @@ from typing import Any, Protocol, TypeVar
 
 from attrs import evolve, frozen
 
-from db import sql
-from db.history import RecordRows, rows_of
+from db.postgres import sql
+from db.rows.history import RecordRows, rows_of
 from db.store import RecordRejected, StoredMessage
 from statemachine import SessionRecord
 

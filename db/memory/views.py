@@ -1,11 +1,11 @@
-"""The store in memory, the reading for owners. The base of `db.memory.MemoryStore` and nobody
-else's: slow, plain, and a second opinion on what `db.reading` does with SQL."""
+"""The store in memory, the reading for owners. The base of `db.memory.store.MemoryStore` and nobody
+else's: slow, plain, and a second opinion on what `db.postgres.reading` does with SQL."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from db.columns import readable
+from db.rows.columns import readable
 from db.store import (
     CompletionFilter,
     CompletionView,
@@ -142,7 +142,7 @@ class MemoryViews:
 
 
 def _preference(message: StoredMessage) -> tuple[bool, bool, float, str]:
-    """Of several messages with one digest an answer comes first, as in `db.sql.ONE_OF`."""
+    """Of several messages with one digest an answer comes first, as in `db.postgres.sql.ONE_OF`."""
     is_sent = message.completion_id is None
     return message.hidden, is_sent, message.created_at, message.message_id
 

@@ -1,4 +1,4 @@
-"""Which of a database's network addresses to connect to. No driver here; called by `db.postgres`.
+"""Which of a database's network addresses to connect to. No driver here; called by `db.postgres.store`.
 
 libpq would find out itself, but in a way that an event loop can't use: it looks host names up
 synchronously, so that a name server in trouble would stop every stream; and where a name has

@@ -2,7 +2,7 @@
 
 Pure: SQLSTATE and message in, one of the store's two errors out, with a sentence that says what
 to do. The sentence never holds a password or stored text. The classes are those of PostgreSQL's
-appendix A, "Error Codes". Called by `db.postgres` and `db.migrate`.
+appendix A, "Error Codes". Called by `db.postgres.store` and `db.migrate`.
 """
 
 import re

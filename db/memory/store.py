@@ -1,7 +1,7 @@
 """The store in memory: the same promises without durability, for tests and benchmarks.
 
-What is kept are the same rows of `db.history` that `db.postgres` writes, held to the same rules;
-`tests/db/test_store_contract.py` runs over both. Reading for owners is in `db.memory_views`.
+What is kept are the same rows of `db.rows.history` that `db.postgres.store` writes, held to the same rules;
+`tests/db/test_store_contract.py` runs over both. Reading for owners is in `db.memory.views`.
 Everything is gone with the process.
 """
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from attrs import evolve
 
-from db.columns import from_jsonb, to_jsonb
-from db.history import RecordRows, rows_of
-from db.memory_views import MemoryViews
-from db.messages import sent_copy
+from db.memory.views import MemoryViews
+from db.rows.columns import from_jsonb, to_jsonb
+from db.rows.history import RecordRows, rows_of
+from db.rows.messages import sent_copy
 from db.store import (
     CompletionView,
     RecordRejected,

@@ -6,8 +6,8 @@ Called by `db.saver`; put together by `service.app`.
 from collections.abc import AsyncIterator, Collection, Iterable
 from typing import Protocol
 
-from db.journal import Journal
-from db.replay import Replay
+from db.journal.replay import Replay
+from db.journal.writing import Journal
 from statemachine import SessionRecord
 
 

@@ -2,7 +2,7 @@
 
 PostgreSQL refuses NUL in text and jsonb, UTF-8 refuses lone surrogates, and jsonb has no NaN and
 no infinity. Models and clients send all of these, and one of them must never stop a save. No SQL
-and no driver here; called by `db.postgres`, `db.memory` and `db.history`.
+and no driver here; called by `db.postgres.store`, `db.memory.store` and `db.rows.history`.
 
 - Text: `readable` makes what a column can show; `raw_bytes` makes the exact original, to be kept
   beside it where the two differ; `original_text` undoes both.

@@ -2,7 +2,7 @@
 
 The only file that sees aiopg, and with `db.migrate` the only one that sees psycopg2. No policy:
 when to retry a save, and for how long, is `db.saver`'s business. A save's steps are in
-`db.transaction`, its statements in `db.sql`, what errors mean in `db.faults`.
+`db.postgres.saving`, its statements in `db.postgres.sql`, what errors mean in `db.postgres.faults`.
 
 1. No statement takes longer than `timeout_seconds`, nor does a whole call, whatever the server
    does; only a save gets a tenth more for each record, so that a large one on a slow line ends.
@@ -23,10 +23,10 @@ import aiopg
 import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
-from db import changing, reading, sql, transaction
-from db.address import Route, shown
-from db.columns import readable
-from db.faults import store_error
+from db.postgres import changing, reading, saving, sql
+from db.postgres.address import Route, shown
+from db.postgres.faults import store_error
+from db.rows.columns import readable
 from db.store import (
     CompletionFilter,
     CompletionView,
@@ -135,12 +135,12 @@ class PostgresStore:
 
     async def save(self, records: Sequence[SessionRecord]) -> None:
         """See `db.store.Store.save`."""
-        batch = await transaction.rows_of_all(records)
+        batch = await saving.rows_of_all(records)
         if batch:
             messages = sum(len(rows.sent) for rows in batch)
             patience_seconds = self._timeout_seconds * (1 + len(batch) / 10 + messages / 1000)
             await self._run(
-                lambda cursor: transaction.save(cursor, batch, self._timeout_seconds),
+                lambda cursor: saving.save(cursor, batch, self._timeout_seconds),
                 patience_seconds,
             )
 
@@ -260,7 +260,7 @@ class PostgresStore:
         except OSError as error:
             raise store_error(None, str(error), where=self._where) from None
         except (ValueError, TypeError, OverflowError) as error:
-            # psycopg2 refuses NUL itself; `db.columns` refuses what isn't JSON.
+            # psycopg2 refuses NUL itself; `db.rows.columns` refuses what isn't JSON.
             raise RecordRejected(
                 f"The data can't be sent to PostgreSQL: {type(error).__name__}"
             ) from None

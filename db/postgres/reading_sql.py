@@ -1,5 +1,5 @@
 """The statements that read for owners, each within the reach of an index; see `benchmarks/history.py`
-for their plans. No driver here. Called by `db.reading`.
+for their plans. No driver here. Called by `db.postgres.reading`.
 
 Keyset statements take `limit` and, for a page after the first, `at` and `after`: the time and the
 id of the row to go on after.
@@ -7,8 +7,8 @@ id of the row to go on after.
 
 from typing import Final
 
-from db import sql
-from db.sql import ONE_OF, THREAD_MAX_MESSAGES
+from db.postgres import sql
+from db.postgres.sql import ONE_OF, THREAD_MAX_MESSAGES
 
 # Compiling takes longer than any of these statements; estimates of whole lists would start it.
 BEGIN: Final = (

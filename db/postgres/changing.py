@@ -1,11 +1,11 @@
 """What owners change in what is stored: a completion's metadata, and its deletion, step by step,
-each in one transaction. Called by `db.postgres`, which sees to connections and errors.
+each in one transaction. Called by `db.postgres.store`, which sees to connections and errors.
 
 1. Messages are shared: by the completions whose prompts lead over them. Deleting a completion
    removes those that no other prompt leads over. An answer that others go on from stays, as what
    their clients sent.
 2. A deletion locks the conversation's row before it looks at the messages, and so does a save
-   (`db.transaction`), so neither builds on what the other takes away. What a later statement
+   (`db.postgres.saving`), so neither builds on what the other takes away. What a later statement
    sees, it sees after the lock: READ COMMITTED is meant.
 3. A deletion leaves a row in `deletions`, or a record that is saved a second time, after a crash
    or a lost answer, would bring the completion back.
@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any, Final
 
-from db import reading, sql
-from db.columns import readable, to_jsonb
-from db.messages import sent_copy
+from db.postgres import reading, sql
+from db.postgres.saving import Cursor
+from db.rows.columns import readable, to_jsonb
+from db.rows.messages import sent_copy
 from db.store import CompletionView
-from db.transaction import Cursor
 
 SET_METADATA: Final = (
     "UPDATE completions SET metadata = %(metadata)s::jsonb"
@@ -117,7 +117,7 @@ INSERT INTO deletions (id, owner, created_at, deleted_at)
 SELECT conversation_id, owner, created_at, now() FROM gone
 ON CONFLICT (id) DO UPDATE SET created_at = excluded.created_at, deleted_at = excluded.deleted_at
 """
-# Saves lock the tool sets that they found (`db.sql.KNOWN`), so this waits for them.
+# Saves lock the tool sets that they found (`db.postgres.sql.KNOWN`), so this waits for them.
 LOCK_TOOLS: Final = "SELECT FROM tool_sets WHERE digest = %(digest)s FOR UPDATE"
 DELETE_TOOLS: Final = (
     "DELETE FROM tool_sets WHERE digest = %(digest)s"

@@ -3,7 +3,7 @@
 A chat client resends the whole history with each request. Stored each time, it would grow with
 the square of its length; so history is a tree, like commits:
 
-1. A message's digest is made of its parent's digest, its role and its content (`db.digest`).
+1. A message's digest is made of its parent's digest, its role and its content (`db.rows.digest`).
    Equal digests mean: the same message after the same messages in the same conversation.
 2. A first message's parent digest is NULL, so that a walk up the tree ends there; its digest is
    made over the conversation's id instead, and the id over the owner. So no row is ever shared
@@ -17,7 +17,7 @@ the square of its length; so history is a tree, like commits:
    answers are siblings, edits are branches.
 6. No chunk, no answer: a completion that ended before the first one has no message rows.
 
-Called by `db.postgres` and `db.memory`.
+Called by `db.postgres.store` and `db.memory.store`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ from typing import Any
 
 from attrs import frozen
 
-from db.columns import readable
-from db.digest import answer_content, canonical_content, digest_of, message_digest
-from db.messages import answer_parts, parts_of, role_of, sent_id, text_of
+from db.rows.columns import readable
+from db.rows.digest import answer_content, canonical_content, digest_of, message_digest
+from db.rows.messages import answer_parts, parts_of, role_of, sent_id, text_of
 from db.store import StoredCompletion, StoredConversation, StoredMessage
 from statemachine import Choice, Failure, SessionRecord, SessionRequest
 

@@ -11,7 +11,7 @@ what all spellings of a message share, so that an answer sent back by a client i
 - every field that isn't known to come and go counts.
 
 Digests live as long as the rows: a change to these rules makes old conversations branch.
-Called by `db.history` alone.
+Called by `db.rows.history` alone.
 """
 
 import json
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from db.columns import canonical_json
+from db.rows.columns import canonical_json
 
 _NOT_SENT_BACK = frozenset(
     (

@@ -1,5 +1,5 @@
 """From a journal's records back to sessions' records: the same state machine, fed from disk. Pure
-but for reading files. Called by `db.recovery` (dead processes' journals) and `db.saver` (records
+but for reading files. Called by `db.journal.recovery` (dead processes' journals) and `db.saver` (records
 that memory had no room for).
 
 A session whose end was never journaled died with its process: it gets `process_died` and so its
@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from attrs import evolve
 
-from db.journal_format import Damage, events_of, read_records, read_saved, request_of
+from db.journal.format import Damage, events_of, read_records, read_saved, request_of
 from statemachine import (
     Failure,
     IllegalTransition,

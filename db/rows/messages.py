@@ -1,6 +1,6 @@
 """A message's row: what of it goes into which column. The way back is `StoredMessage.message`.
 
-No SQL; whose parent a message is, is `db.history`'s business. Called by it and by the stores.
+No SQL; whose parent a message is, is `db.rows.history`'s business. Called by it and by the stores.
 """
 
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from typing import Any
 
 from attrs import evolve
 
-from db.columns import readable
-from db.digest import SENT_BACK, is_empty, spoken
+from db.rows.columns import readable
+from db.rows.digest import SENT_BACK, is_empty, spoken
 from db.store import StoredMessage
 from statemachine import Choice, SessionRecord
 

@@ -2,7 +2,7 @@
 come out. No driver here.
 
 Rows go in as one JSON array, so that a statement serves one record or a hundred and has one value
-to quote; they are inserted in the order they are given in. Called by `db.transaction` and `db.postgres`.
+to quote; they are inserted in the order they are given in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +11,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from db.columns import ESCAPE, as_jsonb, from_jsonb, original_text, raw_bytes, readable, rows_json
+from db.rows.columns import (
+    ESCAPE,
+    as_jsonb,
+    from_jsonb,
+    original_text,
+    raw_bytes,
+    readable,
+    rows_json,
+)
 from db.store import StoredCompletion, StoredConversation, StoredMessage
 from statemachine import State
 
-MIGRATIONS: Final = Path(__file__).parent / "migrations"
+MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
 
 
 Columns = Mapping[str, str]
@@ -96,7 +104,7 @@ def _insert(table: str, columns: Columns, condition: str = "") -> str:
 
 
 def select_list(columns: Columns, prefix: str = "") -> str:
-    # jsonb as text: we read it with our own parser, see `db.columns`.
+    # jsonb as text: we read it with our own parser, see `db.rows.columns`.
     return ", ".join(
         f"{prefix}{name}::text" if kind == "jsonb" else f"{prefix}{name}"
         for name, kind in columns.items()

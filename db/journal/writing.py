@@ -31,7 +31,7 @@ from pathlib import Path
 
 import structlog
 
-from db.journal_format import (
+from db.journal.format import (
     begin_record,
     dump_json,
     events_record,
