@@ -33,7 +33,7 @@ faults: $(VENV)/.dev-ready ## break everything many times and count lost words (
 	$(BIN)/python -m tests.faults $(ARGS)
 
 fuzz: $(VENV)/.dev-ready ## try the API with five minutes of made-up requests (with an API key: ARGS=--key)
-	$(BIN)/python -m tests.service.fuzz_api $(ARGS)
+	$(BIN)/python -m tests.service.stage.fuzz_api $(ARGS)
 
 bench: $(VENV)/.bench-ready ## measure beside nginx and others (short: ARGS="--quick")
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -39,15 +39,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.comparison import Bench, Results, compare
+from benchmarks.comparison.compare import Bench, Results, compare
+from benchmarks.comparison.growth import grow, plot_growth
+from benchmarks.comparison.holding import held_cases, hold_all
+from benchmarks.comparison.profiling import profile
+from benchmarks.comparison.report import plot, print_all, write_markdown
+from benchmarks.comparison.workloads import cases
 from benchmarks.contenders import CONTENDERS, Contender, Missing
-from benchmarks.growth import grow, plot_growth
-from benchmarks.holding import held_cases, hold_all
-from benchmarks.machine import describe, settle
-from benchmarks.profiling import profile
-from benchmarks.report import plot, print_all, write_markdown
-from benchmarks.running import Server, upstream
-from benchmarks.workloads import cases
+from benchmarks.stand.machine import describe, settle
+from benchmarks.stand.running import Server, upstream
 
 WORKLOADS = ("paced", "burst", "short", "arrival", "idle", "endings")
 

@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks.client import Answer, Connection, connect, steer, wait_all
-from benchmarks.comparison import DIRECT, Bench, Results, note_added
+from benchmarks.comparison.compare import DIRECT, Bench, Results, note_added
+from benchmarks.comparison.holding import Held, hold
+from benchmarks.comparison.loads import at_once, spread
+from benchmarks.comparison.report import write_markdown
+from benchmarks.comparison.targets import targets
 from benchmarks.contenders import CONTENDERS, Place, Target, our_config
-from benchmarks.holding import Held, hold
-from benchmarks.loads import at_once, spread
-from benchmarks.plan import Plan
-from benchmarks.report import write_markdown
-from benchmarks.running import service, upstream
-from benchmarks.targets import targets
+from benchmarks.stand.client import Answer, Connection, connect, steer, wait_all
+from benchmarks.stand.plan import Plan
+from benchmarks.stand.running import service, upstream
 from db.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they read Linux's /proc")

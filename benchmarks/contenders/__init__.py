@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from attrs import frozen
 
-from benchmarks.running import agent, answers, environment, free_port, process, service
+from benchmarks.stand.running import agent, answers, environment, free_port, process, service
 from service import __version__
 
 HERE = Path(__file__).parent

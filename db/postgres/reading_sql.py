@@ -1,5 +1,6 @@
-"""The statements that read for owners, each within the reach of an index; see `benchmarks/history.py`
-for their plans. No driver here. Called by `db.postgres.reading`.
+"""The statements that read for owners, each within the reach of an index. No driver here.
+
+`python -m benchmarks.questions.history` shows their plans.
 
 Keyset statements take `limit` and, for a page after the first, `at` and `after`: the time and the
 id of the row to go on after.

@@ -1,7 +1,7 @@
 """The client: cheap, on bare sockets, and strict about what arrives.
 
 A `Connection` asks for one answer at a time; an `Answer` is what came of it. Chunks carry their
-number and the moment at which the backend sent them (`benchmarks.plan`), so that every lost,
+number and the moment at which the backend sent them (`benchmarks.stand.plan`), so that every lost,
 doubled or misplaced one is seen, and every one's delay is known. Called by the workloads; knows no
 contender.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
-from benchmarks.plan import STAMP, Plan
+from benchmarks.stand.plan import STAMP, Plan
 
 _CONNECTIONS_PER_ADDRESS = 10_000
 """A pair of addresses has some 28,000 ports, and closed connections keep theirs for a minute."""
@@ -248,7 +248,7 @@ async def wait_all(answers: Sequence[Answer], seconds: float) -> bool:
 
 
 async def steer(upstream_port: int, path: str) -> bytes:
-    """Tell the backend something (`benchmarks.upstream`); its answer."""
+    """Tell the backend something (`benchmarks.stand.upstream`); its answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", upstream_port)
     writer.write(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n".encode())
     head = await reader.readuntil(b"\r\n\r\n")

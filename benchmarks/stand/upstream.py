@@ -1,7 +1,7 @@
 """A stand-in for a model's backend, cheap enough not to be what is measured.
 
-Run as its own process, `python -m benchmarks.upstream` prints its port. It answers every chat
-completion as the plan in its message says (`benchmarks.plan`). Two more calls steer it:
+Run as its own process, `python -m benchmarks.stand.upstream` prints its port. It answers every chat
+completion as the plan in its message says (`benchmarks.stand.plan`). Two more calls steer it:
 
 - `POST /end?within_ms=1000` ends every stream that is open, evenly over that time;
 - `POST /lag` says by how many milliseconds a paced chunk was late at most since it was last asked,
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from itertools import cycle
 from math import gcd
 
-from benchmarks.plan import LAST, MORE, Plan
+from benchmarks.stand.plan import LAST, MORE, Plan
 
 _HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"

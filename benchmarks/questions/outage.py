@@ -1,7 +1,7 @@
 """Does an outage of PostgreSQL slow streams down, and is anything missing afterwards?
 
-    python -m benchmarks.outage                # a minute's outage under 50 streams a second
-    python -m benchmarks.outage --seconds 10 --json
+    python -m benchmarks.questions.outage                # a minute's outage under 50 streams a second
+    python -m benchmarks.questions.outage --seconds 10 --json
 
 Streams arrive at a steady rate before, during and after the outage (`pg_ctl stop` and `start`).
 For each phase: time to first token, and the time to `[DONE]`, which waits for the commit, at most
@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.client import Answer, connect, wait_all
-from benchmarks.figures import percentiles, print_table
-from benchmarks.machine import settle
-from benchmarks.plan import Plan
-from benchmarks.running import Server, scene, service
+from benchmarks.stand.client import Answer, connect, wait_all
+from benchmarks.stand.figures import percentiles, print_table
+from benchmarks.stand.machine import settle
+from benchmarks.stand.plan import Plan
+from benchmarks.stand.running import Server, scene, service
 
 _CATCH_UP_SECONDS = 60.0
 _STORED = (

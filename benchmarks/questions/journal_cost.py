@@ -1,12 +1,12 @@
 """What the journal costs: the service's CPU time per chunk without it and with it.
 
-    python -m benchmarks.journal_cost
-    python -m benchmarks.journal_cost --rounds 3 --json
+    python -m benchmarks.questions.journal_cost
+    python -m benchmarks.questions.journal_cost --rounds 3 --json
 
-How it is measured stands in `benchmarks/pair.py`.
+How it is measured stands in `benchmarks/questions/pair.py`.
 """
 
-from benchmarks.pair import Variant, compare
+from benchmarks.questions.pair import Variant, compare
 
 
 def main() -> None:

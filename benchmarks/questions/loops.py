@@ -1,9 +1,9 @@
 """What uvloop gains: the service's CPU time per chunk on asyncio's own event loop and on it.
 
-    python -m benchmarks.loops
-    python -m benchmarks.loops --rounds 3 --json
+    python -m benchmarks.questions.loops
+    python -m benchmarks.questions.loops --rounds 3 --json
 
-How it is measured stands in `benchmarks/pair.py`.
+How it is measured stands in `benchmarks/questions/pair.py`.
 """
 
 import os
@@ -11,8 +11,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.pair import Variant, compare
-from benchmarks.running import ROOT
+from benchmarks.questions.pair import Variant, compare
+from benchmarks.stand.running import ROOT
 
 
 def main() -> None:

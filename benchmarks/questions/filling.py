@@ -1,4 +1,4 @@
-"""Conversations of ten turns of five owners, in SQL: what `benchmarks.history` reads.
+"""Conversations of ten turns of five owners, in SQL: what `benchmarks.questions.history` reads.
 
 Two messages a turn; every other conversation is the caller's, one in fifty is hidden.
 """

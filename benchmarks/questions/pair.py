@@ -1,6 +1,6 @@
 """Two of our services, alike but for one thing, side by side: CPU time per chunk of each.
 
-Used by `benchmarks.journal_cost` and `benchmarks.loops`. Both services run on one backend and one
+Both services run on one backend and one
 PostgreSQL. Load goes to them in turns, so that both see the same weather; each turn's CPU time
 (user and system, of the process, from /proc) is divided by the chunks that its clients read. A
 turn includes whatever a stream costs besides its chunks: request, commit, end. The first round
@@ -18,12 +18,12 @@ from typing import Any
 
 from attrs import Factory, frozen
 
+from benchmarks.comparison.loads import at_once
 from benchmarks.contenders import Target
-from benchmarks.figures import print_table
-from benchmarks.loads import at_once
-from benchmarks.machine import settle
-from benchmarks.plan import Plan
-from benchmarks.running import scene, service
+from benchmarks.stand.figures import print_table
+from benchmarks.stand.machine import settle
+from benchmarks.stand.plan import Plan
+from benchmarks.stand.running import scene, service
 
 
 @frozen

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import DIRECT, Results
-from benchmarks.figures import print_table, short
-from benchmarks.targets import Target, targets
+from benchmarks.comparison.compare import DIRECT, Results
+from benchmarks.comparison.targets import Target, targets
+from benchmarks.stand.figures import print_table, short
 
 _BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 

@@ -2,17 +2,17 @@
 
 They run in rounds, the contenders one after the other in each, so that a drift of the machine hits
 all alike. Every turn stops by itself when a contender can't keep up. What needs a fresh process,
-`idle` and `endings`, is in `benchmarks.holding`.
+`idle` and `endings`, is in `benchmarks.comparison.holding`.
 """
 
 from collections.abc import Awaitable, Callable
 
 from attrs import frozen
 
-from benchmarks.client import steer
+from benchmarks.comparison.loads import Figures, Load, again_and_again, at_once, spread
 from benchmarks.contenders import Target
-from benchmarks.loads import Figures, Load, again_and_again, at_once, spread
-from benchmarks.plan import Plan, Shape
+from benchmarks.stand.client import steer
+from benchmarks.stand.plan import Plan, Shape
 
 Turn = Callable[[Target], Awaitable[Load]]
 

@@ -20,10 +20,10 @@ from typing import Any
 import psycopg2
 from attrs import frozen
 
-from benchmarks.machine import to_server_core
+from benchmarks.stand.machine import to_server_core
 from db.embedded import EmbeddedPostgres
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / "var" / "bench"
 """Where other programs' virtual environments are kept between runs."""
 
@@ -127,7 +127,7 @@ def agent(upstream_port: int) -> dict[str, Any]:
 @contextmanager
 def upstream() -> Iterator[int]:
     """The stand-in backend's port."""
-    command = [sys.executable, "-m", "benchmarks.upstream"]
+    command = [sys.executable, "-m", "benchmarks.stand.upstream"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
         try:

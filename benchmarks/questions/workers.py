@@ -1,8 +1,8 @@
 """What more workers bring: chunks a second with one and with two, and how evenly connections spread.
 
-    python -m benchmarks.workers                     # throughput with 1 and 2 workers
-    python -m benchmarks.workers --words 1 --streams 500 # what a stream costs besides its chunks
-    python -m benchmarks.workers --balance           # 100 connections, both ways to share a port
+    python -m benchmarks.questions.workers                     # throughput with 1 and 2 workers
+    python -m benchmarks.questions.workers --words 1 --streams 500 # what a stream costs besides its chunks
+    python -m benchmarks.questions.workers --balance           # 100 connections, both ways to share a port
 
 Throughput: the built-in agent without any pace, streams that are read as fast as they come,
 PostgreSQL and journal on; so a worker is busy all the time. The client and PostgreSQL take CPU of
@@ -27,9 +27,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.figures import print_table
-from benchmarks.machine import cpu_seconds
-from benchmarks.running import Server, service
+from benchmarks.stand.figures import print_table
+from benchmarks.stand.machine import cpu_seconds
+from benchmarks.stand.running import Server, service
 
 _COOL_SECONDS = 0.3
 

@@ -12,9 +12,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import Bench, warm_up
+from benchmarks.comparison.compare import Bench, warm_up
+from benchmarks.comparison.workloads import Case
 from benchmarks.contenders import Contender
-from benchmarks.workloads import Case
 
 _RATE = 500
 _LONGEST_SECONDS = 20

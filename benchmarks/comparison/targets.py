@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from benchmarks.comparison import Results
+from benchmarks.comparison.compare import Results
 
 _DELIVERED = 99.0
 

@@ -1,7 +1,7 @@
 """How do lists, completions and threads read when much is stored?
 
-    python -m benchmarks.history                       # at 1,000 and at 1,000,000 messages
-    python -m benchmarks.history --messages 1000 20000 --requests 100
+    python -m benchmarks.questions.history                       # at 1,000 and at 1,000,000 messages
+    python -m benchmarks.questions.history --messages 1000 20000 --requests 100
 
 Fills a PostgreSQL of its own with conversations of ten turns of five owners, asks for the plans
 of the statements that read, and times each call of the API against the service. Ends with status
@@ -23,9 +23,9 @@ from typing import Any
 import aiohttp
 import psycopg2
 
-from benchmarks.figures import percentiles, print_table
-from benchmarks.filling import OWNER, TURNS, fill
-from benchmarks.running import Server, service
+from benchmarks.questions.filling import OWNER, TURNS, fill
+from benchmarks.stand.figures import percentiles, print_table
+from benchmarks.stand.running import Server, service
 from db.migrate import migrate
 from db.postgres import changing, reading_sql
 

@@ -1,7 +1,7 @@
 """Many streams that end within a second: how they are committed, and how long `[DONE]` waits.
 
-    python -m benchmarks.endings                       # 2,000 streams
-    python -m benchmarks.endings --streams 500 --json
+    python -m benchmarks.questions.endings                       # 2,000 streams
+    python -m benchmarks.questions.endings --streams 500 --json
 
 All streams are opened and have said a word when the backend, a process of its own, is told to end
 them, evenly over `--within` seconds. The last chunk of each carries the moment at which the backend
@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.client import Answer, connect, steer, wait_all
-from benchmarks.figures import percentiles, print_table
-from benchmarks.machine import settle
-from benchmarks.plan import Plan
-from benchmarks.running import Server, scene, service
+from benchmarks.stand.client import Answer, connect, steer, wait_all
+from benchmarks.stand.figures import percentiles, print_table
+from benchmarks.stand.machine import settle
+from benchmarks.stand.plan import Plan
+from benchmarks.stand.running import Server, scene, service
 
 _OPEN_AT_ONCE = 50
 _PATIENCE_SECONDS = 60.0

@@ -1,6 +1,6 @@
 """Open, silent streams: what one costs in memory, what a ping costs, and how they end together.
 
-`idle` and `endings` of the comparison, and a part of `benchmarks.growth`. Memory can only be
+`idle` and `endings` of the comparison, and a part of `benchmarks.comparison.growth`. Memory can only be
 measured in a fresh process, so that every turn starts one.
 """
 
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from benchmarks.client import Answer, Connection, connect, steer, wait_all
-from benchmarks.comparison import Bench, Results, warm_up
+from benchmarks.comparison.compare import Bench, Results, warm_up
+from benchmarks.comparison.loads import Figures
 from benchmarks.contenders import Contender, Missing, Target
-from benchmarks.figures import percentile
-from benchmarks.loads import Figures
-from benchmarks.machine import cpu_seconds, memory_bytes
-from benchmarks.plan import Plan
-from benchmarks.running import DidNotStart
+from benchmarks.stand.client import Answer, Connection, connect, steer, wait_all
+from benchmarks.stand.figures import percentile
+from benchmarks.stand.machine import cpu_seconds, memory_bytes
+from benchmarks.stand.plan import Plan
+from benchmarks.stand.running import DidNotStart
 
 _OPEN_AT_ONCE = 50
 _OPEN_SECONDS = 60.0

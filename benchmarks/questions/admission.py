@@ -1,6 +1,6 @@
 """What it costs to let a caller in, and to turn one away: microseconds, in one process.
 
-Run: .venv/bin/python -m benchmarks.admission. Each figure is the best of five rounds. The last
+Run: .venv/bin/python -m benchmarks.questions.admission. Each figure is the best of five rounds. The last
 two are of whole HTTP exchanges on loopback with keep-alive, client included, over the same
 exchange with `/healthz`, which asks for nothing.
 """

@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 
 from attrs import define, field
 
-from benchmarks.client import Answer, Connection, connect, wait_all
 from benchmarks.contenders import Target
-from benchmarks.figures import percentile
-from benchmarks.machine import cpu_seconds
-from benchmarks.plan import Plan
+from benchmarks.stand.client import Answer, Connection, connect, wait_all
+from benchmarks.stand.figures import percentile
+from benchmarks.stand.machine import cpu_seconds
+from benchmarks.stand.plan import Plan
 
 _COOL_SECONDS = 0.3
 """After the last answer, for what the server still does about it: saving, above all."""

@@ -9,14 +9,14 @@ import asyncio
 from array import array
 from pathlib import Path
 
-from benchmarks.client import steer, wait_all
-from benchmarks.comparison import Bench, Results, warm_up
+from benchmarks.comparison.compare import Bench, Results, warm_up
+from benchmarks.comparison.holding import Held, hold, open_streams
+from benchmarks.comparison.loads import Figures, calm
 from benchmarks.contenders import CONTENDERS, Target
-from benchmarks.figures import percentile, short
-from benchmarks.holding import Held, hold, open_streams
-from benchmarks.loads import Figures, calm
-from benchmarks.machine import cpu_seconds
-from benchmarks.plan import Plan
+from benchmarks.stand.client import steer, wait_all
+from benchmarks.stand.figures import percentile, short
+from benchmarks.stand.machine import cpu_seconds
+from benchmarks.stand.plan import Plan
 
 LEVELS = (10, 100, 1_000, 5_000)
 _CHUNKS_PER_SECOND = 2_000

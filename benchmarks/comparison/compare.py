@@ -12,11 +12,11 @@ from typing import Any
 
 from attrs import define, field
 
+from benchmarks.comparison.loads import Figures, at_once, calm
+from benchmarks.comparison.workloads import Case, measured
 from benchmarks.contenders import Contender, Missing, Place, Target
-from benchmarks.loads import Figures, at_once, calm
-from benchmarks.plan import Plan
-from benchmarks.running import DidNotStart
-from benchmarks.workloads import Case, measured
+from benchmarks.stand.plan import Plan
+from benchmarks.stand.running import DidNotStart
 
 Tell = Callable[[str], None]
 

@@ -1,0 +1,1 @@
+"""One program, one question: `python -m benchmarks.questions.NAME`."""

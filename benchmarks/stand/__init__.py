@@ -1,0 +1,1 @@
+"""What every measurement stands on: the backend, the client, the services as processes, the machine."""
