@@ -21,7 +21,7 @@ from statemachine.patterns import PADDING
 DONE = b"data: [DONE]\n\n"
 PING = b": keep-alive\n"
 """ONE newline: a comment and a blank line crash openai-python (1.99 to 3.54) once events carry
-`id:`. `tests/service/test_openai_client.py` streams pings through the real SDK."""
+`id:`. `tests/service/endpoints/test_openai_client.py` streams pings through the real SDK."""
 
 
 class ChunkEncoder:

@@ -1,7 +1,7 @@
 """JSON text to values and back: orjson, and the standard library for what it refuses.
 
 orjson 3.x refuses lone surrogates (`"\\ud800"`) and, in writing, integers past 64 bits, both of
-which real models and clients produce. `tests/service/test_jsontext.py` notices if it stops.
+which real models and clients produce. `tests/service/wire/test_jsontext.py` notices if it stops.
 Integers past 64 bits are read as the nearest double, as browsers do.
 """
 

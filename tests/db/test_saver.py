@@ -17,7 +17,7 @@ from db.memory.store import MemoryStore
 from db.saver import MAX_BATCH, NotKept, Saver
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import SessionRecord
-from tests.db.journals import ids, live, open_journal
+from tests.db.journal.journals import ids, live, open_journal
 from tests.db.records import make_record, user
 
 

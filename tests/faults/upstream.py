@@ -1,6 +1,6 @@
 """The upstream: says what each stream's plan says, and breaks where and how the plan wants it.
 
-On bare sockets, through `tests.service.backend`, since a well-behaved server can't be made to
+On bare sockets, through `tests.service.stage.backend`, since a well-behaved server can't be made to
 misbehave. A misdeed is a function of the exchange; it is done at one of the `MOMENTS`.
 """
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable
 
 from tests.faults.plans import Plan
-from tests.service.backend import Backend, Exchange, chunk, event_bytes
+from tests.service.stage.backend import Backend, Exchange, chunk, event_bytes
 
 MOMENTS = ("before headers", "after headers", "after role", "mid-stream", "after finish")
 

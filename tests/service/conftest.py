@@ -27,8 +27,8 @@ from service.settings.config import (
 )
 from service.stream.relay import Relay
 from statemachine import SessionRecord
-from tests.service.backend import Backend
-from tests.service.process import Process
+from tests.service.stage.backend import Backend
+from tests.service.stage.process import Process
 
 QUESTION = [{"role": "user", "content": "Say hello."}]
 

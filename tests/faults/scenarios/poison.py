@@ -14,7 +14,7 @@ from tests.faults.scenario import scenario
 from tests.faults.service import ROOT, Service
 from tests.faults.stage import Stage
 from tests.faults.upstream import Misdeed, chunk_of
-from tests.service.backend import Exchange
+from tests.service.stage.backend import Exchange
 
 _FORBID = """
 CREATE FUNCTION forbid_{name}() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -1,0 +1,197 @@
+"""From a backend's socket to the relay: text takes the short way, all else the ordinary one."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+
+from service.agents.openai.agent import OpenAIAgent
+from service.stream.attempts import Upstream
+from statemachine import ChunkReceived, Event, TextReceived, UpstreamFailed, UpstreamFinished
+from tests.service.conftest import agent_for
+from tests.service.stage.backend import Backend, Exchange, Script, chunk, event_bytes
+from tests.service.stage.line import HEAD, LAST, http_chunk
+from tests.service.stream.test_attempts import CALL
+
+
+class Ear:
+    """Reads an upstream to its end, and notes everything in order, and which way it came."""
+
+    def __init__(self, upstream: Upstream, is_clear: Callable[[], bool]) -> None:
+        self.events: list[Event] = []
+        self.passed_on: list[str] = []
+        self._upstream = upstream
+        upstream.listen(is_clear, self._pass_on)
+
+    def _pass_on(self, event: TextReceived) -> None:
+        self.events.append(event)
+        self.passed_on += event.texts
+
+    async def listen(self) -> Event:
+        """The ending."""
+        while True:
+            self.events += await self._upstream.read()
+            if isinstance(self.events[-1], (UpstreamFinished, UpstreamFailed)):
+                await self._upstream.close()
+                return self.events[-1]
+
+    @property
+    def words(self) -> list[str]:
+        """All texts in order, whichever way they came."""
+        found: list[str] = []
+        for event in self.events:
+            if isinstance(event, TextReceived):
+                found += event.texts
+            elif isinstance(event, ChunkReceived):
+                found += [choice["delta"].get("content", "") for choice in event.payload["choices"]]
+        return [word for word in found if word]
+
+    async def heard(self, count: int) -> None:
+        while len(self.words) < count:
+            await asyncio.sleep(0.001)
+
+
+MakeEar = Callable[..., Ear]
+WORDS = [f" word{number}" for number in range(12)]
+
+
+@pytest.fixture
+async def make_ear(backend: Backend) -> AsyncIterator[MakeEar]:
+    """Makes those who ask `backend`, as the service does."""
+    agents: list[OpenAIAgent] = []
+
+    def make(is_clear: Callable[[], bool] = lambda: True) -> Ear:
+        agents.append(OpenAIAgent(agent_for(backend), "key"))
+        attempts: list[Event] = []
+        return Ear(Upstream(agents[-1:], CALL, attempts.append), is_clear)
+
+    yield make
+    for agent in agents:
+        await agent.close()
+
+
+def say_slowly(ear: Ear, last: bytes = b"") -> Script:
+    """A word as soon as the one before was heard, and then the end."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        for count, word in enumerate(WORDS):
+            await ear.heard(count)
+            await exchange.words(word)
+        await ear.heard(len(WORDS))
+        await (exchange.raw(last) if last else exchange.finish())
+        await exchange.cut()
+
+    return script
+
+
+async def test_text_is_passed_on_while_the_upstream_is_read(
+    backend: Backend, make_ear: MakeEar
+) -> None:
+    """From the third chunk on text goes past `read`, which gives the rest; all in order."""
+    ear = make_ear()
+    backend.script = say_slowly(ear)
+    assert await ear.listen() == UpstreamFinished()
+    assert ear.words == WORDS
+    assert ear.passed_on == WORDS[2:]
+
+
+async def test_nothing_is_passed_on_while_it_is_not_clear(
+    backend: Backend, make_ear: MakeEar
+) -> None:
+    """Then `read` gives everything; order is kept when that changes from word to word."""
+    ear = make_ear(lambda: False)
+    backend.script = say_slowly(ear)
+    assert await ear.listen() == UpstreamFinished()
+    assert (ear.words, ear.passed_on) == (WORDS, [])
+    ear = make_ear(lambda: len(ear.words) % 3 == 0)
+    backend.script = say_slowly(ear)
+    assert await ear.listen() == UpstreamFinished()
+    assert (ear.words, ear.passed_on) == (WORDS, WORDS[3::3])
+
+
+async def test_text_that_comes_with_the_end_is_passed_on(
+    backend: Backend, make_ear: MakeEar
+) -> None:
+    """What came in one packet is parted: text first, and then the end by way of `read`."""
+    ear = make_ear()
+    events = [event_bytes(chunk({"content": word})) for word in "abcdef"]
+    events += [event_bytes(chunk({}, "stop")), b"data: [DONE]\n\n"]
+    backend.script = say_slowly(ear, b"".join(map(http_chunk, events)) + LAST)
+    assert await ear.listen() == UpstreamFinished()
+    assert ear.words == [*WORDS, *"abcdef"]
+    assert ear.passed_on == [*WORDS[2:], *"abcde"]  # the end's three events take the last along
+
+
+async def test_nobody_listens_while_nobody_waits(backend: Backend) -> None:
+    """What comes between two reads is for the next one, also after a read that had not to wait."""
+    go_on = asyncio.Event()
+    heard: list[Sequence[bytes]] = []
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.send(b"a")
+        await go_on.wait()
+        await exchange.send(b"b")
+        await exchange.end()
+
+    def listen(pieces: Sequence[bytes]) -> int:
+        heard.append(pieces)
+        return len(pieces)
+
+    backend.script = script
+    agent = OpenAIAgent(agent_for(backend), "key")
+    async with agent.open(CALL) as body:
+        body.listener = listen
+        await asyncio.sleep(0.02)
+        assert await anext(body) == b"a"
+        go_on.set()
+        await asyncio.sleep(0.02)
+        assert await anext(body) == b"b"
+        assert heard == []
+    await agent.close()
+
+
+BAD_CHUNKS = {"no size": b"zz\r\nhello\r\n", "two sizes": b"5 5\r\nhello\r\n0\r\n\r\n"}
+
+
+@pytest.mark.parametrize("bad", BAD_CHUNKS.values(), ids=list(BAD_CHUNKS))
+@pytest.mark.parametrize("words", [0, 12])
+async def test_a_body_against_the_rules_is_a_failure(
+    backend: Backend, make_ear: MakeEar, bad: bytes, words: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A backend that garbles its body is not waited for, and what it said before is kept."""
+    ear = make_ear()
+
+    async def garble(exchange: Exchange) -> None:
+        await exchange.raw(HEAD + bad)
+
+    backend.script = say_slowly(ear, bad) if words else garble
+    async with asyncio.timeout(5):
+        ending = await ear.listen()
+    assert isinstance(ending, UpstreamFailed)
+    assert ending.failure.code.startswith("upstream_")
+    assert ear.words == WORDS[:words]
+    assert [it.message for it in caplog.records if it.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("last", [b"", b"ff\r\ndata: {", b"5\r\nhello\r"])
+async def test_what_was_passed_on_before_a_break_is_kept(
+    backend: Backend, make_ear: MakeEar, last: bytes
+) -> None:
+    """A connection that breaks after text was passed on is a failure as ever."""
+    ear = make_ear()
+
+    async def break_off(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.words(*WORDS)
+        await ear.heard(len(WORDS))
+        await exchange.raw(last)
+        await exchange.cut()
+
+    backend.script = break_off
+    ending = await ear.listen()
+    assert isinstance(ending, UpstreamFailed)
+    assert ending.failure.code == "upstream_incomplete"
+    assert ear.words == WORDS

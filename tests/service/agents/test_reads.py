@@ -1,0 +1,144 @@
+"""A read of many events tells the session what a read for each would, in fewer words."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.stream.attempts import Upstream
+from service.wire import SseDecoder, events, events_of, last_events, text_of
+from statemachine import ChunkReceived, Event, TextReceived
+from tests.service.agents.test_decoder import (
+    DONE,
+    FINISHED,
+    FIXED_BODIES,
+    NO_LIMIT,
+    Read,
+    event,
+    read,
+)
+from tests.service.agents.test_pattern import expanded, in_pieces, streams
+from tests.service.stream.test_attempts import CALL, HANG, ROLE, FakeAgent
+from tests.statemachine.conftest import finish_chunk, text_chunk
+
+USAGE: Any = {"choices": [], "usage": {"total_tokens": 5}}
+WORDS = [f"word {number}, and more" for number in range(60)]
+RUN = b"".join(event(text_chunk(word)) for word in WORDS)  # 10 KB
+ENDING = [finish_chunk(), USAGE]
+ENDS = b"".join(map(event, ENDING)) + DONE
+
+
+def payloads_of(event: Event) -> list[Any]:
+    """The chunks that an event tells of."""
+    if isinstance(event, TextReceived):
+        return expanded(event)
+    assert isinstance(event, ChunkReceived)
+    return [event.payload]
+
+
+def told(pieces: Iterable[bytes], max_event_bytes: int = NO_LIMIT) -> Read:
+    """The chunks and the ending of a body that arrives in these pieces."""
+    decoder = SseDecoder(max_event_bytes)
+    found = [one for piece in pieces for one in events_of(decoder, piece)] + last_events(decoder)
+    return [payload for one in found for payload in payloads_of(one)], decoder.ending
+
+
+def kinds(found: Sequence[Event]) -> list[str]:
+    return [type(one).__name__ for one in found]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.data(),
+    stream=streams(),
+    limit=st.sampled_from([NO_LIMIT, NO_LIMIT, 200, 300]),
+    large=st.sampled_from([0, 150, 400]),
+    lesson=st.sampled_from([0, 1, 200, 500]),
+)
+def test_large_reads_say_what_small_ones_say(
+    data: st.DataObject, stream: tuple[bytes, list[int]], limit: int, large: int, lesson: int
+) -> None:
+    """Whatever comes, however cut, and wherever a read begins to be large."""
+    body, ends = stream
+    anywhere = st.lists(st.integers(0, len(body)), max_size=6)
+    pieces = in_pieces(body, data.draw(anywhere | st.lists(st.sampled_from(ends), max_size=3)))
+    with patch.multiple(events, _LARGE_READ_BYTES=large, _LESSON_BYTES=lesson):
+        assert told(pieces, limit) == read(pieces, limit)
+
+
+@pytest.mark.parametrize("body", FIXED_BODIES.values(), ids=list(FIXED_BODIES))
+def test_whatever_follows_a_long_run(body: bytes) -> None:
+    """In the same read, or cut anywhere within the two."""
+    for position in range(len(body) + 1):
+        pieces = [RUN + body[:position], body[position:]]
+        assert told(pieces) == read(pieces), position
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_a_whole_answer_in_one_read(line_end: bytes) -> None:
+    """With whatever line ends."""
+    body = (event(ROLE) + RUN + ENDS).replace(b"\n", line_end)
+    expected = [ROLE, *map(text_chunk, WORDS), *ENDING]
+    assert told([body]) == (expected, FINISHED)
+
+
+def test_a_long_run_is_one_event_but_for_its_beginning() -> None:
+    """Alone, before what an answer ends with, and cut in the middle of an event."""
+    for rest, after in ((b"", []), (ENDS, ["ChunkReceived"] * 2), (RUN[:77], [])):
+        decoder = SseDecoder(NO_LIMIT)
+        found = kinds(events_of(decoder, RUN + rest))
+        start = found.index("TextReceived")
+        assert found[:start] == ["ChunkReceived"] * start
+        assert start < 20
+        assert found[start + 1 :] == after
+
+
+def test_pieces_that_were_sent_apart() -> None:
+    """Text alone is taken, up to what an answer ends with; and nothing, if there is more."""
+    run = [event(text_chunk(word)) for word in WORDS]
+    ending = [*map(event, ENDING), DONE]
+    for pieces, taken in (
+        (run, len(run)),
+        ([*run, *ending], len(run)),
+        ([*run, b": comment\n\n", *ending], 0),
+        (ending, 0),
+        (run[:2], 2),
+        ([run[0][:9], run[0][9:], *run[1:]], len(run) + 1),
+    ):
+        decoder = SseDecoder(NO_LIMIT)
+        decoder.feed(event(text_chunk("first")) + event(text_chunk("second")))
+        text, count = text_of(decoder, pieces)
+        assert count == taken
+        assert (text is None) == (taken == 0)
+        if text is not None:
+            assert expanded(text) == list(map(text_chunk, WORDS[: len(text.texts)]))
+        rest = [payload for piece in pieces[count:] for payload in decoder.feed(piece)]
+        assert len(rest) + (len(text.texts) if text else 0) == sum(
+            b'"choices"' in p for p in pieces
+        )
+
+
+async def test_a_first_token_far_behind_in_a_large_read() -> None:
+    """It ends the wait like any other, though it is one text of many that say nothing."""
+    silent = event(text_chunk("")) * 100
+    agent = FakeAgent("a", [silent + event(text_chunk("Hi")), HANG], first_token_seconds=5)
+    upstream = Upstream([agent], CALL, [].append)
+    found = await upstream.read()
+    assert kinds(found)[-1] == "TextReceived"
+    payloads = [payload for one in found for payload in payloads_of(one)]
+    assert payloads == [text_chunk("")] * 100 + [text_chunk("Hi")]
+    await upstream.close()
+
+
+async def test_a_large_read_without_a_token_goes_on_waiting() -> None:
+    """Empty texts are no token, however many; they are handed out with the first."""
+    silent = event(text_chunk("")) * 100
+    agent = FakeAgent("a", [silent, event(text_chunk("Hi")), HANG], first_token_seconds=5)
+    upstream = Upstream([agent], CALL, [].append)
+    found = await upstream.read()
+    payloads = [payload for one in found for payload in payloads_of(one)]
+    assert payloads == [text_chunk("")] * 100 + [text_chunk("Hi")]
+    await upstream.close()

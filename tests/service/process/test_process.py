@@ -1,0 +1,227 @@
+"""The service as a process: start, signals, exit codes, what it prints. Nothing is faked."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service.stage.process import PATIENCE_SECONDS, ROOT, answers, config, text_of
+
+
+def test_serves_and_stops(spawn: Any, database_url: str) -> None:
+    """A start, an answer, a row, a clean stop with exit status 0."""
+    process = spawn(config(database_url, reply="Hello there.", tokens_per_second=200))
+    body = process.ask().read()
+    assert body.endswith(b"data: [DONE]\n\n")
+    assert process.get("/healthz") == (200, {"status": "ok"})
+    status, ready = process.get("/readyz")
+    assert (status, ready["ready"]) == (200, True)
+    assert process.stop() == 0
+    assert answers(database_url) == [("completed", None, "Hello there.", "complete")]
+    finished = process.line("completion finished")
+    assert (finished["state"], finished["token_count"]) == ("completed", 2)
+    assert finished["ttft_ms"] < 800
+    assert "Hello" not in process.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_drain_lets_running_streams_end(spawn: Any, database_url: str, number: int) -> None:
+    """A stream that runs when the signal comes may end; nobody new is taken meanwhile."""
+    process = spawn(config(database_url, reply="a b c d e f g h i j", tokens_per_second=10))
+    response = process.ask()
+    first = response.read1()
+    process.popen.send_signal(number)
+    process.line("draining")
+    status, body = process.get("/readyz")
+    assert (status, body["ready"]) == (503, False)
+    refused = process.ask()
+    assert refused.status == 503
+    assert json.loads(refused.read())["error"]["code"] == "draining"
+    whole = first + response.read()
+    assert whole.endswith(b"data: [DONE]\n\n")
+    assert process.popen.wait(PATIENCE_SECONDS) == 0
+    assert answers(database_url) == [("completed", None, "a b c d e f g h i j", "complete")]
+
+
+@pytest.mark.parametrize("second_signal", [False, True])
+def test_drain_that_expires(spawn: Any, database_url: str, second_signal: bool) -> None:
+    """After the grace, or at a second signal, a stream is told why and its words are kept."""
+    settings = config(database_url, reply="word " * 1000, tokens_per_second=50)
+    settings["server"] = {"drain_timeout_seconds": 60 if second_signal else 0.5}
+    process = spawn(settings)
+    response = process.ask()
+    first = response.read1()
+    process.popen.send_signal(signal.SIGTERM)
+    process.line("draining")
+    if second_signal:
+        process.popen.send_signal(signal.SIGTERM)
+    whole = first + response.read()
+    assert json.loads(whole.decode().rsplit("data: ", 1)[1])["error"]["code"] == "draining"
+    assert process.popen.wait(PATIENCE_SECONDS) == 0
+    assert answers(database_url) == [("failed", "draining", text_of(whole), "partial")]
+
+
+def test_embedded_database(spawn: Any, tmp_path: Path) -> None:
+    """With no database at all: the embedded one is made, keeps its data, and stops with us."""
+    settings = config("embedded", reply="Hello.", tokens_per_second=100)
+    settings["database"]["data_dir"] = str(tmp_path / "data")
+    for _ in range(2):
+        process = spawn(settings)
+        assert process.ask().read().endswith(b"data: [DONE]\n\n")
+        assert process.stop() == 0
+    look = [sys.executable, "-m", "db.embedded", "--data-dir", str(tmp_path / "data"), "psql"]
+    found = subprocess.run(
+        [*look, "-Atc", "SELECT count(*) FROM completions"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "2"
+    servers = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert str(tmp_path / "data") not in servers.stdout
+
+
+def test_database_down_at_start(spawn: Any) -> None:
+    """An unreachable database doesn't keep us from serving; `/readyz` and the log say what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = spawn(config(f"postgresql://me:secret@127.0.0.1:{port}/none", reply="Hi."))
+    assert process.ask().read().endswith(b"data: [DONE]\n\n")
+    status, body = process.get("/readyz")
+    assert (status, body["ready"]) == (503, False)
+    assert "DATABASE_URL" in body["reasons"][0]
+    process.stop()
+    assert "secret" not in process.log.read_text()
+
+
+def test_without_uvloop(spawn: Any, tmp_path: Path, database_url: str) -> None:
+    """Where uvloop can't be had the service runs on asyncio's own loop."""
+    (tmp_path / "uvloop.py").write_text("raise ImportError")
+    settings = config(database_url, reply="Hello.", tokens_per_second=200)
+    process = spawn(settings, PYTHONPATH=str(tmp_path))
+    assert process.ask().read().endswith(b"data: [DONE]\n\n")
+    assert process.stop() == 0
+
+
+def test_busy_port(spawn: Any, database_url: str) -> None:
+    """A taken port is said, with what to do; exit status 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = spawn(config(database_url), "--port", str(port))
+        assert process.popen.wait(PATIENCE_SECONDS) == 1
+    message = process.log.read_text()
+    assert f"127.0.0.1:{port}" in message
+    assert "--port" in message
+
+
+def test_no_place_for_the_journal(spawn: Any, database_url: str) -> None:
+    """A journal that can't be written is said at once, with what to do; exit status 1."""
+    process = spawn(config(database_url), JOURNAL_DIR="/proc/nowhere")
+    assert process.popen.wait(PATIENCE_SECONDS) == 1
+    message = process.log.read_text()
+    assert "/proc/nowhere" in message
+    assert "JOURNAL_DIR" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "message"),
+    [
+        ({"sse": {"keep_alive": 1}}, {}, "sse.keep_alive: found an unknown key"),
+        ({"server": {"host": 7}}, {}, "server.host: found 7, allowed: a non-empty text"),
+        ({}, {"SSE_KEEP_ALIVE_INTERVAL": "soon"}, "SSE_KEEP_ALIVE_INTERVAL"),
+        ({}, {"DATABASE_URL": "mysql://x"}, "postgresql://"),
+        ({"server": {"host": "0.0.0.0"}}, {}, "loopback"),
+        ({}, {"API_KEYS": "me-and-no-key"}, "API_KEYS"),
+    ],
+)
+def test_bad_configuration(
+    spawn: Any, settings: dict[str, Any], environ: dict[str, str], message: str
+) -> None:
+    """A bad configuration is refused with the key and what is allowed; exit status 2."""
+    process = spawn(settings, **environ)
+    assert process.popen.wait(PATIENCE_SECONDS) == 2
+    assert message in process.log.read_text()
+
+
+def test_check_and_print_config(spawn: Any) -> None:
+    """`--check` and `--print-config` start nothing; the printed configuration hides passwords."""
+    assert spawn({}, "--check").popen.wait(PATIENCE_SECONDS) == 0
+    printed = spawn({}, "--print-config", DATABASE_URL="postgresql://me:secret@h/d")
+    assert printed.popen.wait(PATIENCE_SECONDS) == 0
+    assert "postgresql://me:***@h/d" in printed.log.read_text()
+
+
+def test_keys_stay_secret(spawn: Any, database_url: str) -> None:
+    """No key is printed or logged."""
+    settings = {"database": {"url": database_url}, "logging": {"level": "debug"}}
+    process = spawn(
+        settings, OPENAI_API_KEY="sk-very-secret", OPENAI_BASE_URL="http://127.0.0.1:9/v1"
+    )
+    process.get("/v1/models")
+    assert process.stop() == 0
+    assert "sk-very-secret" not in process.log.read_text()
+
+
+def test_callers_keys_stay_secret(spawn: Any, database_url: str) -> None:
+    """A process that has its keys from the environment asks for them, and prints and logs none,
+    good or bad, not even one in a header that is too long."""
+    good, bad = "sk-good-0123456789", "sk-bad-0123456789"
+    settings = {"database": {"url": database_url}, "logging": {"level": "debug"}}
+    process = spawn(settings, API_KEYS=f"me:{good}")
+    for key, status in ((good, 200), (bad, 401), (good + "x" * 9000, 431), ("", 401)):
+        connection = process.connect()
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        response = connection.getresponse()
+        assert (response.status, b"0123456789" in response.read()) == (status, False)
+    assert process.stop() == 0
+    assert process.line("serving")["api_keys"] == 1
+    assert "0123456789" not in process.log.read_text()
+    printed = spawn({}, "--print-config", API_KEYS=f"me:{good}")
+    assert printed.popen.wait(PATIENCE_SECONDS) == 0
+    assert "name: me" in printed.log.read_text()
+    assert good not in printed.log.read_text()
+    assert hashlib.sha256(good.encode()).hexdigest() not in printed.log.read_text()
+
+
+def test_first_run_on_a_terminal(tmp_path: Path, database_url: str) -> None:
+    """On a terminal the start says where, which agents, where data lies, and a line to paste."""
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"database": {"url": database_url}}))
+    main, sub = pty.openpty()
+    clean = {"PATH": os.environ["PATH"], "TERM": "dumb"}
+    popen = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), "--config", str(path), "--port", "0"],
+        stdout=sub,
+        stderr=sub,
+        env=clean,
+        cwd=tmp_path,
+    )
+    os.close(sub)
+    seen = ""
+    try:
+        while "messages" not in seen:
+            seen += os.read(main, 4096).decode()
+        popen.send_signal(signal.SIGINT)
+        assert popen.wait(PATIENCE_SECONDS) == 0
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(main)
+        if popen.poll() is None:
+            popen.kill()
+            popen.wait()
+    assert re.search(r"serves http://127\.0\.0\.1:\d+/v1", seen)
+    assert "demo" in seen
+    assert "OPENAI_API_KEY is not set" in seen
+    assert re.search(r"curl -N http://127\.0\.0\.1:\d+/v1/chat/completions", seen)

@@ -1,0 +1,381 @@
+"""A backend that misbehaves in every way we know: what the client is told, and what is kept."""
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from service.settings.config import ScriptedAgentConfig, Timeouts
+from statemachine import State
+from tests.service.conftest import ServiceMaker, agent_for
+from tests.service.stage.backend import Backend, Exchange, Script, chunk, event_bytes, say
+
+
+async def reset(exchange: Exchange) -> None:
+    await exchange.reset()
+
+
+async def cut(exchange: Exchange) -> None:
+    await exchange.cut()
+
+
+async def end(exchange: Exchange) -> None:
+    await exchange.end()
+
+
+async def half_event(exchange: Exchange) -> None:
+    await exchange.send(event_bytes(chunk({"content": "never whole"}))[:40])
+    await exchange.end()
+
+
+async def not_json(exchange: Exchange) -> None:
+    await exchange.send(b"data: {oops}\n\n")
+
+
+async def not_utf8(exchange: Exchange) -> None:
+    await exchange.send(b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n')
+
+
+async def not_a_chunk(exchange: Exchange) -> None:
+    await exchange.send(b"data: [1, 2]\n\n")
+
+
+async def too_large(exchange: Exchange) -> None:
+    await exchange.send(b"data: " + b"x" * 2000)
+    await asyncio.sleep(5)
+
+
+async def error_object(exchange: Exchange) -> None:
+    await exchange.event({"error": {"message": "GPU on fire", "type": "hot", "code": 503}})
+
+
+async def error_text(exchange: Exchange) -> None:
+    await exchange.event({"error": "GPU on fire"})
+
+
+async def error_beside_choices(exchange: Exchange) -> None:
+    await exchange.event({**chunk({"content": "!"}), "error": {"message": "GPU on fire"}})
+
+
+async def error_event(exchange: Exchange) -> None:
+    await exchange.send(b'event: error\ndata: {"message": "GPU on fire"}\n\n')
+
+
+BREAKS: list[tuple[Script, str]] = [
+    (reset, "upstream_incomplete"),
+    (cut, "upstream_incomplete"),
+    (end, "upstream_incomplete"),
+    (half_event, "upstream_incomplete"),
+    (not_json, "upstream_malformed"),
+    (not_utf8, "upstream_malformed"),
+    (not_a_chunk, "upstream_malformed"),
+    (too_large, "upstream_malformed"),
+    (error_object, "503"),
+    (error_text, "upstream_error"),
+    (error_beside_choices, "upstream_error"),
+    (error_event, "upstream_error"),
+]
+
+
+@pytest.mark.parametrize(("break_off", "code"), BREAKS)
+async def test_break_mid_stream(
+    backend: Backend, make_service: ServiceMaker, break_off: Script, code: str
+) -> None:
+    """After some words, whatever breaks: the client keeps them, is told the truth, sees no
+    `[DONE]` and no finish reason; the row holds the same words, as partial."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.words("Hel", "lo")
+        await break_off(exchange)
+
+    backend.script = script
+    service = await make_service(agent_for(backend, max_event_bytes=1000))
+    streamed = await service.stream()
+    assert (streamed.status, streamed.text) == (200, "Hello")
+    assert streamed.error["code"] == code
+    assert set(streamed.error) == {"message", "type", "param", "code"}
+    assert not streamed.is_done
+    assert all(item["choices"][0]["finish_reason"] is None for item in streamed.chunks)
+    completion = await service.store.find(streamed.chunks[0]["id"])
+    assert completion is not None
+    assert (completion.state, completion.finish_reason) == (State.FAILED, None)
+    assert completion.error is not None
+    assert completion.error["code"] == code
+    (message,) = await service.store.answer(completion.completion_id)
+    assert (message.content, message.state) == ("Hello", "partial")
+
+
+@pytest.mark.parametrize(("break_off", "code"), BREAKS)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_break_before_the_first_token(
+    backend: Backend, make_service: ServiceMaker, break_off: Script, code: str, stream: bool
+) -> None:
+    """Before the first token the same breaks are an HTTP error, streaming or not; a role and
+    comments don't count as tokens. The failed completion is kept."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.send(b": thinking\n\n")
+        await exchange.event(chunk({"role": "assistant", "content": ""}))
+        await break_off(exchange)
+
+    backend.script = script
+    service = await make_service(agent_for(backend, max_event_bytes=1000))
+    streamed = await service.stream(stream=stream)
+    assert streamed.status == 502
+    assert streamed.error["code"] == code
+    assert streamed.headers["x-request-id"]
+    record = await service.kept.one()
+    assert record.state is State.FAILED
+    assert record.chunk_count == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("status", "body", "code", "message"),
+    [
+        (
+            400,
+            {"error": {"message": "Bad n", "param": "n", "code": None}},
+            "upstream_error",
+            "Bad n",
+        ),
+        (
+            404,
+            {"error": {"message": "No model", "code": "model_not_found"}},
+            "model_not_found",
+            None,
+        ),
+        (429, {"error": {"message": "Slow down", "code": "rate_limit"}}, "rate_limit", None),
+        (500, b"it broke", "upstream_error", "it broke"),
+        (503, {"error": {"message": "Loading model", "code": 503}}, "503", "Loading model"),
+    ],
+)
+async def test_upstreams_own_refusals(
+    backend: Backend,
+    make_service: ServiceMaker,
+    stream: bool,
+    status: int,
+    body: Any,
+    code: str,
+    message: str | None,
+) -> None:
+    """An upstream's refusal is passed on with its status, message and code, and `Retry-After`."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.json(status, body, Retry_After="7")
+
+    backend.script = script
+    service = await make_service(agent_for(backend))
+    streamed = await service.stream(stream=stream)
+    assert (streamed.status, streamed.error["code"]) == (status, code)
+    assert message is None or streamed.error["message"] == message
+    assert streamed.headers["Retry-After"] == "7"
+    assert (await service.kept.one()).state is State.FAILED
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "upstream_incomplete"),
+        (b'{"error": {"message": "no", "code": "x"}}', "x"),
+        (b'{"choices": []}', "upstream_malformed"),
+        (b"<html>Hello</html>", "upstream_malformed"),
+    ],
+)
+async def test_two_hundred_that_is_no_stream(
+    backend: Backend, make_service: ServiceMaker, body: bytes, code: str
+) -> None:
+    """A 200 with an empty body, an error's JSON, or something else entirely has failed."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start(200, "application/json")
+        await exchange.send(body)
+        await exchange.end()
+
+    backend.script = script
+    service = await make_service(agent_for(backend))
+    streamed = await service.stream()
+    assert (streamed.status, streamed.error["code"]) == (502, code)
+
+
+async def test_error_after_every_finish_reason(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """An explicit error is a failure even after the finish reason; the message is whole."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.words("Hello")
+        await exchange.event(chunk({}, "stop"))
+        await exchange.event({"error": {"message": "Oops"}})
+
+    backend.script = script
+    service = await make_service(agent_for(backend))
+    streamed = await service.stream()
+    assert streamed.error["code"] == "upstream_error"
+    assert not streamed.is_done
+    record = await service.kept.one()
+    assert (record.state, record.finish_reason, record.whole) == (State.FAILED, "stop", True)
+
+
+async def test_nobody_listens(make_service: ServiceMaker, backend: Backend) -> None:
+    """A backend that isn't there is `upstream_unreachable`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    service = await make_service(agent_for(backend, base_url=f"http://127.0.0.1:{port}/v1"))
+    streamed = await service.stream()
+    assert (streamed.status, streamed.error["code"]) == (502, "upstream_unreachable")
+
+
+async def test_first_token_deadline(backend: Backend, make_service: ServiceMaker) -> None:
+    """A backend that says 200 and comments but no token runs into the first-token deadline."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        while True:
+            await exchange.send(b": still here\n\n")
+            await asyncio.sleep(0.05)
+
+    backend.script = script
+    timeouts = Timeouts(first_token_seconds=0.3)
+    service = await make_service(agent_for(backend, timeouts=timeouts))
+    streamed = await service.stream()
+    assert (streamed.status, streamed.error["code"]) == (504, "first_token_timeout")
+
+
+async def test_idle_deadline(backend: Backend, make_service: ServiceMaker) -> None:
+    """Silence between tokens ends the stream with its own code; comments don't feed it; the
+    upstream is closed and the words before are kept."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.words("Hel")
+        while True:
+            await exchange.send(b": still here\n\n")
+            await asyncio.sleep(0.05)
+
+    backend.script = script
+    service = await make_service(agent_for(backend, timeouts=Timeouts(idle_seconds=0.3)))
+    streamed = await service.stream()
+    assert (streamed.text, streamed.error["code"]) == ("Hel", "idle_timeout")
+    async with asyncio.timeout(1):
+        await backend.exchanges[0].client_closed.wait()
+    assert (await service.kept.one()).choices[0].message["content"] == "Hel"
+
+
+async def test_total_deadline(make_service: ServiceMaker) -> None:
+    """However lively, a completion ends at `total_seconds`."""
+    agent = ScriptedAgentConfig(
+        name="demo", kind="scripted", tokens_per_second=50, timeouts=Timeouts(total_seconds=0.3)
+    )
+    service = await make_service(agent)
+    streamed = await service.stream(model="demo")
+    assert streamed.error["code"] == "total_timeout"
+    record = await service.kept.one()
+    assert record.choices[0].message["content"] == streamed.text != ""
+
+
+async def test_retry_leaves_no_trace(backend: Backend, make_service: ServiceMaker) -> None:
+    """A failure before the first token is retried; the client sees one clean answer."""
+
+    async def flaky(exchange: Exchange) -> None:
+        backend.script = say("Hi")
+        await exchange.start()
+        await exchange.event(chunk({"role": "assistant", "content": ""}))
+        await exchange.reset()
+
+    backend.script = flaky
+    service = await make_service(agent_for(backend, retries=2))
+    streamed = await service.stream()
+    assert (streamed.text, streamed.is_done) == ("Hi", True)
+    assert len(streamed.chunks) == 2
+    assert len(backend.exchanges) == 2
+
+
+async def test_no_retry_after_the_first_token(backend: Backend, make_service: ServiceMaker) -> None:
+    """Once a word was shown the upstream's failure is the stream's end."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.words("Hi")
+        await exchange.reset()
+
+    backend.script = script
+    service = await make_service(agent_for(backend, retries=5))
+    assert (await service.stream()).error["code"] == "upstream_incomplete"
+    assert len(backend.exchanges) == 1
+
+
+async def test_fallback_answers(backend: Backend, make_service: ServiceMaker) -> None:
+    """Where the first agent fails before its first token, its fallback answers; the row says who."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.json(503, {"error": {"message": "Loading"}})
+
+    backend.script = script
+    service = await make_service(
+        agent_for(backend, fallbacks=("demo",)),
+        ScriptedAgentConfig(
+            name="demo", kind="scripted", reply="Hi there.", tokens_per_second=1000
+        ),
+    )
+    streamed = await service.stream()
+    assert (streamed.text, streamed.is_done) == ("Hi there.", True)
+    assert (await service.kept.one()).agent == "demo"
+
+
+async def test_a_fallback_uses_its_own_model(backend: Backend, make_service: ServiceMaker) -> None:
+    """A fallback can't know the client's model; it uses the one of its parameters, if any."""
+
+    async def script(exchange: Exchange) -> None:
+        backend.script = say("Hi")
+        await exchange.json(503, {"error": {"message": "Loading"}})
+
+    backend.script = script
+    service = await make_service(
+        agent_for(backend, fallbacks=("other",)),
+        agent_for(backend, name="other", models=(), parameters={"model": "other-model"}),
+    )
+    assert (await service.stream(model="asked-model")).text == "Hi"
+    models = [exchange.body["model"] for exchange in backend.exchanges]
+    assert models == ["asked-model", "other-model"]
+
+
+@pytest.mark.parametrize("fail_with", ["reset", "error", "truncate", "malformed"])
+async def test_scripted_failures(make_service: ServiceMaker, fail_with: Any) -> None:
+    """The built-in agent can be told to fail after some words; they are kept."""
+    agent = ScriptedAgentConfig(
+        name="demo",
+        kind="scripted",
+        reply="one two three",
+        tokens_per_second=1000,
+        fail_after_tokens=2,
+        fail_with=fail_with,
+    )
+    service = await make_service(agent)
+    streamed = await service.stream(model="demo")
+    assert (streamed.text, streamed.is_done) == ("one two", False)
+    assert streamed.error is not None
+    record = await service.kept.one()
+    assert record.choices[0].message["content"] == "one two"
+
+
+async def test_nesting_is_limited(backend: Backend, make_service: ServiceMaker) -> None:
+    """A chunk nested more deeply than we can follow is malformed; the words before it are kept."""
+    deep = b'{"choices":[{"index":0,"delta":{"x":' + b"[" * 900 + b"]" * 900 + b"}}]}"
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.words("Hello")
+        await exchange.send(b"data: " + deep + b"\n\n")
+        await exchange.client_closed.wait()
+
+    backend.script = script
+    service = await make_service(agent_for(backend))
+    streamed = await service.stream()
+    assert (streamed.text, streamed.error["code"]) == ("Hello", "upstream_malformed")
+    record = await service.kept.one()
+    assert record.choices[0].message["content"] == "Hello"

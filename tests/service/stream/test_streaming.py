@@ -1,0 +1,353 @@
+"""The main job over real sockets: a backend's tokens reach the client and the store."""
+
+import asyncio
+import gc
+import json
+import weakref
+from typing import Any
+
+import pytest
+
+from service.agents.scripted import INTRODUCTION
+from statemachine import State
+from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for
+from tests.service.stage.backend import Backend, Exchange, chunk, event_bytes, say
+
+
+async def test_stream_in_openais_format(service: Service) -> None:
+    """Every event is a chunk with one id, our id; the model is the one asked for; `[DONE]` ends."""
+    streamed = await service.stream(model="gpt-asked")
+    assert streamed.status == 200
+    assert streamed.headers["Content-Type"] == "text/event-stream"
+    assert streamed.headers["Cache-Control"] == "no-cache"
+    assert streamed.text == "Hello world!"
+    assert streamed.is_done
+    (completion_id,) = {item["id"] for item in streamed.chunks}
+    assert completion_id.startswith("chatcmpl-")
+    assert {item["model"] for item in streamed.chunks} == {"gpt-asked"}
+    assert {item["object"] for item in streamed.chunks} == {"chat.completion.chunk"}
+    assert streamed.chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_who_saw_done_can_read_the_record(service: Service) -> None:
+    """The commit comes before `[DONE]`, with the text as the client saw it."""
+    streamed = await service.stream()
+    (record,) = service.kept.records
+    completion = await service.store.find(streamed.chunks[0]["id"])
+    assert completion is not None
+    assert completion.state is State.COMPLETED
+    assert (completion.finish_reason, completion.upstream_id) == ("stop", "backend-1")
+    (message,) = await service.store.answer(completion.completion_id)
+    assert (message.content, message.state) == (streamed.text, "complete")
+    assert record.chunk_count == 4
+
+
+async def test_first_token_leaves_before_the_second_is_made(
+    service: Service, backend: Backend
+) -> None:
+    """The client has the first word while the backend hasn't thought of the next."""
+    client_has_it = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.words("first")
+        await client_has_it.wait()
+        await exchange.words(" second")
+        await exchange.finish()
+
+    backend.script = script
+    async with service.post() as response:
+        seen = b""
+        async with asyncio.timeout(5):
+            while b"first" not in seen:
+                seen += await response.content.readany()
+        client_has_it.set()
+        seen += await response.read()
+    assert b" second" in seen
+
+
+@pytest.mark.parametrize("ending", ["completed", "client_gone"])
+async def test_an_ended_stream_leaves_no_garbage(
+    service: Service, backend: Backend, ending: str
+) -> None:
+    """What a stream held is free when it has ended; nobody need look for rings."""
+    may_end = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.words("Hello", " world")
+        await may_end.wait()
+        await exchange.finish()
+
+    backend.script = script
+    gc.collect()
+    gc.disable()
+    try:
+        async with service.post() as response:
+            await response.content.readany()
+            relay = weakref.ref(service.relays[0])
+            if ending == "client_gone":
+                response.close()
+            else:
+                may_end.set()
+                await response.read()
+        assert (await service.kept.one()).state.value == ending
+        async with asyncio.timeout(5):
+            while service.relays or relay() is not None:
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+
+
+async def test_plain_request_is_the_same_session(service: Service) -> None:
+    """Without `stream` the client gets one object; the upstream is streamed and kept all the same."""
+    async with service.post(stream=False) as response:
+        body = await response.json()
+    assert body["object"] == "chat.completion"
+    assert body["choices"][0]["message"]["content"] == "Hello world!"
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["usage"]["estimated"] is True
+    record = await service.kept.one()
+    assert record.completion_id == body["id"]
+
+
+async def test_the_upstream_is_asked_for_a_stream_with_usage(
+    service: Service, backend: Backend
+) -> None:
+    """Whatever the client asked, the upstream streams and counts; all else goes as it came."""
+    request = {
+        "model": "m",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+        "top_k": 3,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    async with service.post(request):
+        pass
+    (exchange,) = backend.exchanges
+    assert exchange.body == {
+        **request,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert exchange.headers["authorization"] == "Bearer backend-key"
+
+
+@pytest.mark.parametrize("asked", [True, False, None])
+async def test_usage_is_for_those_who_asked(
+    service: Service, backend: Backend, asked: bool | None
+) -> None:
+    """Asked: one last chunk with the totals, `usage: null` on the others. Not asked: no trace of
+    it. An explicit no goes upstream too."""
+    usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.event(chunk({"content": "Hi"}, usage=None))
+        await exchange.event(chunk({}, "stop", usage=None))
+        await exchange.event({**chunk({}), "choices": [], "usage": usage})
+        await exchange.done()
+
+    backend.script = script
+    options = {} if asked is None else {"stream_options": {"include_usage": asked}}
+    streamed = await service.stream(**options)
+    sent = [item.get("usage", "absent") for item in streamed.chunks]
+    if asked:
+        assert sent == [None, None, usage]
+        assert streamed.chunks[-1]["choices"] == []
+    else:
+        assert sent == ["absent", "absent"]
+    upstream_asked = backend.exchanges[0].body["stream_options"]["include_usage"]
+    assert upstream_asked is (asked is not False)
+    record = await service.kept.one()
+    assert (record.token_count, record.usage_source) == (3, "provider")
+
+
+async def test_unknown_fields_pass_untouched(service: Service, backend: Backend) -> None:
+    """Reasoning, log probabilities, citations and what vendors invent reach the client as sent."""
+    payload = chunk({"role": "assistant", "content": "Hi", "reasoning_content": "Hm."}, None)
+    payload["choices"][0]["logprobs"] = {"content": [{"token": "Hi", "logprob": -0.5}]}
+    payload |= {"citations": ["https://example.org"], "system_fingerprint": "fp_1"}
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.event(payload)
+        await exchange.finish()
+
+    backend.script = script
+    streamed = await service.stream()
+    assert streamed.chunks[0] == {**payload, "id": streamed.chunks[0]["id"], "model": "any"}
+    record = await service.kept.one()
+    assert record.extra == {"citations": ["https://example.org"], "system_fingerprint": "fp_1"}
+    assert record.choices[0].message["reasoning_content"] == "Hm."
+
+
+async def test_events_in_one_packet_leave_together(service: Service, backend: Backend) -> None:
+    """What came in one read goes out in one write, every event of it."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.send(b"".join(event_bytes(chunk({"content": str(i)})) for i in range(50)))
+        await exchange.finish()
+
+    backend.script = script
+    streamed = await service.stream()
+    assert streamed.text == "".join(map(str, range(50)))
+
+
+async def test_any_split_of_the_upstreams_bytes(service: Service, backend: Backend) -> None:
+    """An event cut into single bytes arrives as the same event."""
+    data = event_bytes(chunk({"content": "Grüße 🌍"}))
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        for position in range(len(data)):
+            await exchange.send(data[position : position + 1])
+        await exchange.finish()
+
+    backend.script = script
+    assert (await service.stream()).text == "Grüße 🌍"
+
+
+async def test_nul_and_surrogates_survive(service: Service, backend: Backend) -> None:
+    """A NUL and a lone surrogate reach the client and come back from the store exactly."""
+    text = "a\x00b\ud83dc"
+    backend.script = say(text)
+    streamed = await service.stream(messages=[{"role": "user", "content": "x\x00\udc00"}])
+    assert streamed.text == text
+    assert backend.exchanges[0].body["messages"][0]["content"] == "x\x00\udc00"
+    (message,) = await service.store.answer(streamed.chunks[0]["id"])
+    assert message.content == text
+
+
+async def test_several_choices(service: Service, backend: Backend) -> None:
+    """Interleaved choices reach the client as they come and are kept one by one."""
+
+    def choice(index: int, text: str | None, reason: str | None = None) -> Any:
+        payload = chunk({"content": text} if text else {}, reason)
+        payload["choices"][0]["index"] = index
+        return payload
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        for index, text in ((0, "a"), (1, "x"), (0, "b")):
+            await exchange.event(choice(index, text))
+        await exchange.event(choice(1, None, "length"))
+        await exchange.event(choice(0, None, "stop"))
+        await exchange.done()
+
+    backend.script = script
+    streamed = await service.stream(n=2)
+    answers = await service.store.answer(streamed.chunks[0]["id"])
+    assert [(answer.choice_index, answer.content) for answer in answers] == [(0, "ab"), (1, "x")]
+
+
+async def test_end_without_done_but_with_a_finish_reason(
+    service: Service, backend: Backend
+) -> None:
+    """A finish reason for every choice ends an answer well, with or without `[DONE]`."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.words("Hi")
+        await exchange.event(chunk({}, "stop"))
+        await exchange.cut()
+
+    backend.script = script
+    streamed = await service.stream()
+    assert streamed.is_done
+    assert (await service.kept.one()).state is State.COMPLETED
+
+
+async def test_done_alone_ends_well_and_invents_nothing(service: Service, backend: Backend) -> None:
+    """`[DONE]` without a finish reason completes the answer; its finish reason stays null."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.words("Hi")
+        await exchange.done()
+
+    backend.script = script
+    streamed = await service.stream()
+    assert streamed.is_done
+    assert all(item["choices"][0]["finish_reason"] is None for item in streamed.chunks)
+    record = await service.kept.one()
+    assert (record.state, record.finish_reason) == (State.COMPLETED, None)
+
+
+async def test_empty_answer(service: Service, backend: Backend) -> None:
+    """A stream of nothing but `[DONE]` is an empty answer, completed."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.done()
+
+    backend.script = script
+    streamed = await service.stream()
+    assert (streamed.status, streamed.body) == (200, b"data: [DONE]\n\n")
+    record = await service.kept.one()
+    assert (record.state, record.token_count) == (State.COMPLETED, 0)
+
+
+async def test_demo_agent_answers_without_any_key(make_service: ServiceMaker) -> None:
+    """The embedded default says its introduction to whoever asks."""
+    service = await make_service()
+    streamed = await service.stream(model="demo")
+    assert streamed.text == INTRODUCTION
+
+
+async def test_models_are_listed(service: Service, backend: Backend) -> None:
+    """`GET /v1/models` lists what the upstreams offer."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.json(200, {"object": "list", "data": [{"id": "llama", "object": "model"}]})
+
+    backend.script = script
+    async with service.http.get(f"{service.url}/v1/models") as response:
+        body = await response.json()
+    assert body["object"] == "list"
+    assert [model["id"] for model in body["data"]] == ["llama"]
+
+
+async def test_preamble_and_parameters_are_defaults(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """An agent's preamble and parameters apply where the client says nothing; asked by its own
+    name it uses its own model."""
+    agent = agent_for(
+        backend,
+        name="poet",
+        preamble="You are a poet.",
+        parameters={"model": "base-model", "temperature": 0.1},
+    )
+    service = await make_service(agent)
+    await service.stream(model="poet")
+    await service.stream(model="other", temperature=0.9)
+    first, second = (exchange.body for exchange in backend.exchanges)
+    assert first["messages"] == [{"role": "system", "content": "You are a poet."}, *QUESTION]
+    assert (first["model"], first["temperature"]) == ("base-model", 0.1)
+    assert (second["model"], second["temperature"]) == ("other", 0.9)
+
+
+async def test_conversation_keys(service: Service) -> None:
+    """A chat id from a header, or from metadata, names the conversation."""
+    ids = []
+    for headers, metadata in (
+        ({"X-OpenWebUI-Chat-Id": "c1"}, {}),
+        ({"X-Conversation-Id": "c1"}, {}),
+        ({}, {"conversation_id": "c1"}),
+        ({}, {}),
+    ):
+        body = {"model": "m", "messages": QUESTION, "metadata": metadata}
+        url = f"{service.url}/v1/chat/completions"
+        async with service.http.post(url, json=body, headers=headers) as response:
+            completion = await service.store.find((await response.json())["id"])
+            assert completion is not None
+            ids.append(completion.conversation_id)
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+
+
+async def test_body_ends_right_after_done(service: Service) -> None:
+    """Open WebUI keeps a message unfinished until the body ends; it ends with `[DONE]`."""
+    streamed = await service.stream()
+    assert streamed.body.endswith(b"data: [DONE]\n\n")
+    assert json.loads(streamed.data[0])
