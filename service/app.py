@@ -11,6 +11,7 @@ from functools import partial
 import structlog
 from aiohttp import web
 
+from db.journal import NoJournal
 from db.store import Store
 from service.agents.directory import AgentDirectory
 from service.callers.auth import Keyring, require_key
@@ -39,7 +40,12 @@ from service.persistence import (
 from service.settings.config import Config, is_loopback
 from service.settings.reload import Reloader
 from service.stream.running import RunningStreams
-from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
+from service.telemetry import (
+    CompletionLog,
+    add_id_headers,
+    configure_logging,
+    telemetry_middleware,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -172,7 +178,14 @@ def _endpoints(clock: Clock) -> CleanupContext:
     async def make(app: web.Application) -> AsyncIterator[None]:
         kept, writer = app[JOURNAL], app[SAVER]
         app[COMPLETIONS] = Completions(
-            app[CONFIG], app[DIRECTORY], app[STREAMS], app[ADMISSION], writer, kept, clock
+            app[CONFIG],
+            app[DIRECTORY],
+            app[STREAMS],
+            app[ADMISSION],
+            writer,
+            kept or NoJournal(),
+            clock,
+            (CompletionLog(),),
         )
         app[STORED] = StoredCompletions(
             app[STORE], lambda: app[COMPLETIONS].config.server.request_timeout_seconds

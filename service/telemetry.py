@@ -21,7 +21,8 @@ from attrs import frozen
 
 from service.ids import random_hex
 from service.settings.config import LoggingConfig
-from statemachine import SessionRecord, State
+from service.stream.moments import Attempt, Watcher
+from statemachine import SessionRecord, SessionRequest, State
 
 log = structlog.get_logger(__name__)
 
@@ -166,10 +167,23 @@ def _begin_line_locally(
     return {**_begin_line(logger, method, event), "timestamp": datetime.now().isoformat()}
 
 
-def log_completion(record: SessionRecord) -> None:
-    """The canonical line: one per completion, everything an operator asks about it."""
-    write = log.warning if record.state is State.FAILED else log.info
-    write("completion finished", **completion_fields(record))
+class CompletionLog(Watcher):
+    """Logs the canonical line, one per completion with everything an operator asks about it, and
+    a line for each attempt that failed."""
+
+    def tried(self, request: SessionRequest, attempt: Attempt) -> None:
+        if attempt.failure is not None:
+            log.warning(
+                "attempt failed",
+                agent=attempt.agent,
+                attempt=attempt.number,
+                error=attempt.failure.reported_code,
+                status=attempt.failure.status,
+            )
+
+    def ended(self, record: SessionRecord) -> None:
+        write = log.warning if record.state is State.FAILED else log.info
+        write("completion finished", **completion_fields(record))
 
 
 def completion_fields(record: SessionRecord) -> dict[str, Any]:

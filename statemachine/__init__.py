@@ -1,14 +1,14 @@
 """The life of one streamed completion, as data: states, events, effects, transcript.
 
-Reading order: `table` (what may happen), `messages` (what is said), `transcript` (what the
-answer is so far), `session` (one life). Nothing here does I/O, reads a clock or logs; time
-comes in as an argument and decisions go out as values. The architecture test holds it to that.
+Reading order: `states` and `table` (what may happen), `messages` (events in, effects out),
+`transcript` (the answer so far), `session` (one life). Nothing here does I/O, reads a clock or
+logs; time comes in as an argument and decisions go out as values. The architecture test checks it.
 """
 
+from statemachine.chunks import ChunkPattern, ChunkRun, JsonObject, ParsedChunk, RepeatedChunks
 from statemachine.messages import (
     AttemptStarted,
     Choice,
-    ChunkPattern,
     ChunkReceived,
     ClientLeft,
     DeadlineExpired,
@@ -22,20 +22,19 @@ from statemachine.messages import (
     SendDone,
     SendError,
     SendPing,
-    SendText,
     SessionPolicy,
     SessionRecord,
     SessionRequest,
     StopRequested,
     StopUpstream,
-    TextReceived,
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
     UsageSource,
 )
 from statemachine.session import StreamSession
-from statemachine.table import IGNORED, ClientGone, IllegalTransition, State, transitions
+from statemachine.states import ClientGone, State
+from statemachine.table import IGNORED, IllegalTransition, transitions
 from statemachine.transcript import Transcript
 
 __all__ = [
@@ -44,6 +43,7 @@ __all__ = [
     "Choice",
     "ChunkPattern",
     "ChunkReceived",
+    "ChunkRun",
     "ClientGone",
     "ClientLeft",
     "DeadlineExpired",
@@ -52,13 +52,15 @@ __all__ = [
     "Event",
     "Failure",
     "IllegalTransition",
+    "JsonObject",
     "OpenStream",
+    "ParsedChunk",
+    "RepeatedChunks",
     "Save",
     "SendChunk",
     "SendDone",
     "SendError",
     "SendPing",
-    "SendText",
     "SessionPolicy",
     "SessionRecord",
     "SessionRequest",
@@ -66,7 +68,6 @@ __all__ = [
     "StopRequested",
     "StopUpstream",
     "StreamSession",
-    "TextReceived",
     "TimePassed",
     "Transcript",
     "UpstreamFailed",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statemachine import messages
+from statemachine.endings import BROKEN_OFF
 from statemachine.messages import (
     ChunkReceived,
     ClientLeft,
@@ -36,16 +36,12 @@ from statemachine.messages import (
     UpstreamFinished,
 )
 from statemachine.session import StreamSession
-from statemachine.table import IGNORED, Cell, ClientGone, State, transitions
+from statemachine.states import ClientGone, State
+from statemachine.table import IGNORED, MATRIX, Cell, transitions
 
 BEGIN, END = "<!-- printed: begin -->", "<!-- printed: end -->"
 
-# Not `__subclasses__`: attrs makes each slotted class twice, and the first may linger there.
-EVENTS = tuple(
-    value
-    for value in vars(messages).values()
-    if isinstance(value, type) and issubclass(value, Event) and value is not Event
-)
+EVENTS = tuple(MATRIX)
 
 
 # --- the table ------------------------------------------------------------------------------
@@ -57,9 +53,8 @@ def state_table(client_gone: ClientGone) -> str:
     (other,) = (transitions(policy) for policy in ClientGone if policy is not client_gone)
     rows = [["event", *(f"`{state.value}`" for state in State)]]
     for event in EVENTS:
-        name = event.__name__
-        cells = [_cell(table[state].get(name), other[state].get(name)) for state in State]
-        rows.append([f"`{name}`", *cells])
+        cells = [_cell(table[state].get(event), other[state].get(event)) for state in State]
+        rows.append([f"`{event.__name__}`", *cells])
     return _markdown_table(rows)
 
 
@@ -88,9 +83,7 @@ def _arrows() -> dict[tuple[State, State], list[str]]:
     arrows: dict[tuple[State, State], list[str]] = {}
     for source in State:
         for event in EVENTS:
-            targets = {
-                policy: transitions(policy)[source].get(event.__name__) for policy in ClientGone
-            }
+            targets = {policy: transitions(policy)[source].get(event) for policy in ClientGone}
             for policy, target in targets.items():
                 if not isinstance(target, State):
                     continue
@@ -114,6 +107,7 @@ _REQUEST = SessionRequest(
     messages=({"role": "user", "content": "Hello!"},),
 )
 _BROKEN = UpstreamFailed(Failure("upstream_error", ""))
+_BROKEN_OFF = UpstreamFailed(Failure(BROKEN_OFF, ""))
 _EXPIRED = DeadlineExpired(Failure("total_timeout", ""))
 _WORD = ChunkReceived({"choices": [{"index": 0, "delta": {"content": "Hello"}}]})
 _REASON = ChunkReceived({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
@@ -136,6 +130,7 @@ ENDINGS = (
     Ending("failed after a keep-alive", (TimePassed(), _BROKEN)),
     Ending("failed in the middle", (_WORD, _BROKEN)),
     Ending("failed after its finish reason", (_WORD, _REASON, _BROKEN)),
+    Ending("broken off after its finish reason", (_WORD, _REASON, _BROKEN_OFF)),
     Ending("a deadline before anything was sent", (_EXPIRED,)),
     Ending("a deadline in the middle", (_WORD, _EXPIRED)),
     Ending("the service stops", (_WORD, DrainExpired())),

@@ -21,6 +21,8 @@ from statemachine.messages import (
 from statemachine.tokens import estimate_tokens
 from statemachine.transcript import Transcript
 
+BROKEN_OFF = "upstream_incomplete"
+"""The code of an upstream that ended before its answer did: no `[DONE]`, a connection that broke."""
 CLIENT_LEFT = Failure("client_left", "The client left before the answer was complete.")
 STOPPED = Failure("stopped", "The answer was stopped on request before it was complete.")
 DRAINING = Failure(

@@ -8,14 +8,13 @@ float, bool, None) and are never changed after they entered a message.
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import field, frozen
 
-from statemachine.table import ClientGone, State
-
-JsonObject = Mapping[str, Any]
+from statemachine.chunks import ChunkRun, JsonObject, as_run
+from statemachine.states import ClientGone, State
 
 
 class UsageSource(enum.StrEnum):
@@ -139,29 +138,6 @@ class SessionRecord:
         return self.request.completion_id
 
 
-@frozen(eq=False)
-class ChunkPattern:
-    """What chunks have in common that differ in one text alone, or in that and their padding.
-
-    `payload` is such a chunk, and its text is `choices[0].delta[key]` in it. `before` and `after`
-    are the JSON around what differs, the same bytes in all of them. Where each has a padding of its
-    own (`statemachine.patterns.PADDING`), `between` is the JSON from the text's literal to the
-    padding's; else it is empty. Whoever makes one vouches for it (`service.wire.pattern`).
-    """
-
-    payload: JsonObject
-    key: str
-    before: bytes
-    after: bytes
-    between: bytes = b""
-
-    def chunk(self, text: str) -> JsonObject:
-        """The chunk of this pattern that says this text; its padding is any."""
-        (choice,) = self.payload["choices"]
-        said = {**choice, "delta": {**choice["delta"], self.key: text}}
-        return {**self.payload, "choices": [said]}
-
-
 # --- events: something happened -------------------------------------------------------------
 
 
@@ -180,27 +156,12 @@ class AttemptStarted(Event):
 
 @frozen
 class ChunkReceived(Event):
-    """One chunk (an SSE data event's JSON object) arrived from the upstream.
+    """A chunk arrived from the upstream, or several that came together and repeat an earlier one.
 
-    `text` is its JSON as it came, on one line, for those who write it down; None if nobody has it.
+    A bare JSON object is taken as the one chunk that it is.
     """
 
-    payload: JsonObject
-    text: bytes | None = field(default=None, eq=False, repr=False)
-
-
-@frozen
-class TextReceived(Event):
-    """One or more chunks arrived that say what an earlier one said, but for their text.
-
-    A quick way to say `ChunkReceived` for each. The chunk that `pattern` was made from was received
-    before. `texts` are the new texts; `literals` what differs, as it came, a line each: a text's
-    literal, and where the pattern has paddings, `between` and the padding's literal.
-    """
-
-    pattern: ChunkPattern
-    texts: Sequence[str]
-    literals: bytes = field(repr=False)
+    run: ChunkRun = field(converter=as_run)
 
 
 @frozen
@@ -257,16 +218,9 @@ class OpenStream(Effect):
 
 @frozen
 class SendChunk(Effect):
-    """Write one chunk."""
+    """Write a chunk, or several that repeat an earlier one. Takes what `ChunkReceived` takes."""
 
-    payload: JsonObject
-
-
-@frozen
-class SendText(Effect):
-    """Write the chunks of a `TextReceived`."""
-
-    received: TextReceived
+    run: ChunkRun = field(converter=as_run)
 
 
 @frozen

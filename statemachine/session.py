@@ -12,9 +12,12 @@ journal's recovery, which replays events through it). The rules:
 5. A client that left is sent nothing any more.
 6. Usage that came in a chunk of its own is held back; a client that asked for it gets it once,
    last, and estimated (marked so) if the upstream gave none.
+7. An upstream that breaks off after every choice's finish reason has ended well: many close
+   without `[DONE]`, and nothing of the answer is missing.
 """
 
-from statemachine.endings import STOPPED, expired, failure_of, usage_of
+from statemachine.chunks import ChunkRun, is_for_clients
+from statemachine.endings import BROKEN_OFF, STOPPED, expired, failure_of, usage_of
 from statemachine.messages import (
     AttemptStarted,
     ChunkReceived,
@@ -22,25 +25,23 @@ from statemachine.messages import (
     Effect,
     Event,
     Failure,
-    JsonObject,
     OpenStream,
     Save,
     SendChunk,
     SendDone,
     SendError,
     SendPing,
-    SendText,
     SessionPolicy,
     SessionRecord,
     SessionRequest,
     StopUpstream,
-    TextReceived,
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
 )
-from statemachine.table import IGNORED, IllegalTransition, State, transitions
-from statemachine.transcript import Transcript, is_for_clients
+from statemachine.states import State
+from statemachine.table import IGNORED, IllegalTransition, transitions
+from statemachine.transcript import Transcript
 
 TRAILER_SECONDS = 5.0
 """How long a whole answer waits for its usage chunk and `[DONE]`. They come within milliseconds
@@ -114,18 +115,18 @@ class StreamSession:
             IllegalTransition: the event cannot happen in this state; nothing was changed.
         """
         kind = type(event)
-        target = self._row.get(kind.__name__)
+        target = self._row.get(kind)
         if target is None:
-            raise IllegalTransition(self.state, kind.__name__)
+            raise IllegalTransition(self.state, event)
         if target is IGNORED:
             return ()
-        if kind is TextReceived:  # a `match` would ask for these two as slowly as for the others
-            return self._receive_text(event, now)  # type: ignore[arg-type]
-        if kind is ChunkReceived:
+        if isinstance(event, ChunkReceived):  # first and alone: nearly every event is one
             if target is not self.state:
                 self._enter(target)
-            return self._receive(event.payload, now)  # type: ignore[attr-defined]
+            return self._receive(event.run, now)
         match event:
+            case UpstreamFailed(failure) if failure.code == BROKEN_OFF and self.transcript.is_whole:
+                return self.handle(UpstreamFinished(), now)
             case TimePassed():
                 return self._ping(now)
             case AttemptStarted(agent, idle_seconds):
@@ -206,25 +207,16 @@ class StreamSession:
 
     # --- what each kind of event does -------------------------------------------------------
 
-    def _receive(self, payload: JsonObject, now: float) -> tuple[Effect, ...]:
-        if self.transcript.fold(payload):
+    def _receive(self, run: ChunkRun, now: float) -> tuple[Effect, ...]:
+        if self.transcript.fold_run(run):
             self._note_token(now)
-        if self._whole_at is None and self.transcript.is_whole:
+        if self.transcript.is_whole and self._whole_at is None:
             self._whole_at = now
             self.milestones += 1
-        if not (self.attached and self.request.stream and is_for_clients(payload)):
+        if not (self.attached and self.request.stream and is_for_clients(run)):
             return ()
         self._last_sent_at = now
-        return self._opening(SendChunk(payload))
-
-    def _receive_text(self, event: TextReceived, now: float) -> tuple[Effect, ...]:
-        """Text alone makes no answer whole, and is always for the client."""
-        if self.transcript.fold_texts(event.pattern, event.texts):
-            self._note_token(now)
-        if not (self.attached and self.request.stream):
-            return ()
-        self._last_sent_at = now
-        return (SendText(event),) if self.opened else self._opening(SendText(event))
+        return (SendChunk(run),) if self.opened else self._opening(SendChunk(run))
 
     def _note_token(self, now: float) -> None:
         self._last_token_at = now

@@ -1,47 +1,30 @@
-"""The states of a completion and which event leads where. The whole protocol fits on one screen.
+"""The transition table: which event leads from which state to which. It fits on one screen.
 
-1. A cell holds the next state, or `IGNORED` (late but honest: it may well arrive, and changes
-   nothing), or is absent (it cannot happen: `IllegalTransition`, and nothing changes).
+1. A cell holds the next state, or `LATE` (the event may honestly arrive, and changes nothing), or
+   `NEVER` (it cannot happen: `IllegalTransition`, and nothing changes).
 2. A state that is final is never left.
-3. `AttemptStarted` is legal in `PENDING` only: this row is the rule that retries and fallback
-   agents end with the first token.
-4. `TextReceived` is legal in `STREAMING` only: it says what differs from an earlier chunk.
+3. The row of `AttemptStarted` is the rule that retries and fallback agents end with the first
+   token: after it, there is no cell for another attempt.
 
-`docs/state-machine.md` is printed from this file by `python -m statemachine`; a test compares.
+`python -m statemachine` prints docs/state-machine.md from this file; a test compares.
 """
 
 import enum
 from typing import Final, Literal
 
-
-class State(enum.StrEnum):
-    """Where a completion is in its life. The values are column, log field and metric label."""
-
-    PENDING = "pending"
-    """Asked for; no chunk yet."""
-    STREAMING = "streaming"
-    """At least one chunk arrived."""
-    COMPLETED = "completed"
-    """The upstream ended well; the full text is kept."""
-    FAILED = "failed"
-    """The upstream, a deadline or a drain ended it; the partial text is kept."""
-    CLIENT_GONE = "client_gone"
-    """The client left or asked to stop; the partial text is kept."""
-
-    is_final: bool
-
-    def __init__(self, value: str) -> None:
-        # Asked for every chunk: an attribute, where a property would compare texts each time.
-        self.is_final = value not in ("pending", "streaming")
-
-
-class ClientGone(enum.StrEnum):
-    """What a client's leaving means (`client_gone` in the configuration)."""
-
-    CANCEL = "cancel"
-    """Stop the upstream at once and keep the partial text."""
-    FINISH = "finish"
-    """Let the upstream end and keep the full text."""
+from statemachine.messages import (
+    AttemptStarted,
+    ChunkReceived,
+    ClientLeft,
+    DeadlineExpired,
+    DrainExpired,
+    Event,
+    StopRequested,
+    TimePassed,
+    UpstreamFailed,
+    UpstreamFinished,
+)
+from statemachine.states import ClientGone, State
 
 
 class Ignored(enum.Enum):
@@ -57,54 +40,55 @@ Cell = State | Literal[Ignored.IGNORED]
 class IllegalTransition(Exception):
     """An event came that cannot happen in this state: a bug in the caller. Nothing was changed."""
 
-    def __init__(self, state: State, event_name: str) -> None:
-        super().__init__(f"{event_name} cannot happen in state {state.value!r}")
+    def __init__(self, state: State, event: Event) -> None:
+        super().__init__(f"{type(event).__name__} cannot happen in state {state.value!r}")
         self.state = state
-        self.event_name = event_name
+        self.event = event
 
 
-_RUNNING: dict[str, Cell] = {
-    "ChunkReceived": State.STREAMING,
-    "UpstreamFinished": State.COMPLETED,
-    "UpstreamFailed": State.FAILED,
-    "DeadlineExpired": State.FAILED,
-    "DrainExpired": State.FAILED,
-    "ClientLeft": State.CLIENT_GONE,
-    "StopRequested": State.CLIENT_GONE,
-}
-_LATE: dict[str, Cell] = dict.fromkeys(
-    ("DeadlineExpired", "DrainExpired", "ClientLeft", "StopRequested", "TimePassed"), IGNORED
-)
-# After our own decision to end, the upstream may still get a word in before it is closed.
-_LATE_UPSTREAM: dict[str, Cell] = dict.fromkeys(
-    ("AttemptStarted", "ChunkReceived", "TextReceived", "UpstreamFinished", "UpstreamFailed"),
-    IGNORED,
-)
+P, S, C, F, G = State
+LATE, NEVER = IGNORED, None
 
-TRANSITIONS: Final[dict[State, dict[str, Cell]]] = {
-    State.PENDING: {
-        **_RUNNING,
-        "AttemptStarted": State.PENDING,
-        "TimePassed": State.PENDING,
-    },
-    State.STREAMING: {
-        **_RUNNING,
-        "TextReceived": State.STREAMING,
-        "TimePassed": State.STREAMING,
-    },
-    State.COMPLETED: {**_LATE},
-    State.FAILED: {**_LATE, **_LATE_UPSTREAM},
-    State.CLIENT_GONE: {**_LATE, **_LATE_UPSTREAM},
+_Matrix = dict[type[Event], tuple[Cell | None, ...]]
+# fmt: off
+MATRIX: Final[_Matrix] = {
+    #                   PENDING  STREAMING  COMPLETED  FAILED  CLIENT_GONE
+    AttemptStarted:    (P,       NEVER,     NEVER,     LATE,   LATE),
+    ChunkReceived:     (S,       S,         NEVER,     LATE,   LATE),
+    UpstreamFinished:  (C,       C,         NEVER,     LATE,   LATE),
+    UpstreamFailed:    (F,       F,         NEVER,     LATE,   LATE),
+    ClientLeft:        (G,       G,         LATE,      LATE,   LATE),
+    StopRequested:     (G,       G,         LATE,      LATE,   LATE),
+    DeadlineExpired:   (F,       F,         LATE,      LATE,   LATE),
+    DrainExpired:      (F,       F,         LATE,      LATE,   LATE),
+    TimePassed:        (P,       S,         LATE,      LATE,   LATE),
 }
 
-# Under `client_gone: finish` a client that leaves is detached and the answer goes on.
-DETACHED: Final[dict[State, dict[str, Cell]]] = {
-    **TRANSITIONS,
-    State.PENDING: {**TRANSITIONS[State.PENDING], "ClientLeft": State.PENDING},
-    State.STREAMING: {**TRANSITIONS[State.STREAMING], "ClientLeft": State.STREAMING},
+# Under `client_gone: finish` one row differs: the client is detached and the answer goes on.
+FINISH_MATRIX: Final[_Matrix] = {
+    **MATRIX,
+    ClientLeft:        (P,       S,         LATE,      LATE,   LATE),
+}
+# fmt: on
+
+Row = dict[type[Event], Cell]
+
+
+def _columns(matrix: _Matrix) -> dict[State, Row]:
+    return {
+        state: {
+            event: cell for event, cells in matrix.items() if (cell := cells[number]) is not None
+        }
+        for number, state in enumerate(State)
+    }
+
+
+_TABLES = {
+    ClientGone.CANCEL: _columns(MATRIX),
+    ClientGone.FINISH: _columns(FINISH_MATRIX),
 }
 
 
-def transitions(client_gone: ClientGone) -> dict[State, dict[str, Cell]]:
-    """The table in force: state → event's class name → cell; an absent name is illegal."""
-    return DETACHED if client_gone is ClientGone.FINISH else TRANSITIONS
+def transitions(client_gone: ClientGone) -> dict[State, Row]:
+    """The table in force: state → event's class → cell; an absent class is illegal."""
+    return _TABLES[client_gone]

@@ -13,14 +13,20 @@ How values fold, for every delta field alike (`content`, `reasoning_content`, `r
 - other values: the latest wins; values of different kinds are kept side by side in a list.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from statemachine.messages import Choice, ChunkPattern, JsonObject
-
-_ENVELOPE = frozenset(
-    ("id", "object", "created", "model", "choices", "usage", "obfuscation"),
+from statemachine.chunks import (
+    ChunkPattern,
+    ChunkRun,
+    JsonObject,
+    RepeatedChunks,
+    bears_token,
+    find_usage,
+    own_fields,
 )
+from statemachine.messages import Choice
+
 _SAID_ONCE = frozenset(("id", "type", "name", "role", "index"))
 
 
@@ -118,7 +124,7 @@ class _OpenChoice:
                     bore_token = bore_token or value != ""
                 elif key != "role":
                     self._fold_field(key, value)
-                    bore_token = bore_token or value not in (None, "", [], {})
+                    bore_token = bore_token or bears_token(key, value)
         for key, value in choice.items():
             if value is None or key == "delta" or key == "index":
                 continue
@@ -160,6 +166,7 @@ class Transcript:
         "_pattern",
         "chunk_count",
         "extra",
+        "is_whole",
         "upstream_created",
         "upstream_id",
         "upstream_model",
@@ -173,6 +180,8 @@ class Transcript:
         self._pattern: ChunkPattern | None = None
         self._growing: _Text | None = None
         self.chunk_count = 0
+        self.is_whole = False
+        """True once every choice, those asked for and those seen, has a finish reason."""
         self.usage: JsonObject | None = None
         self.usage_frame: JsonObject | None = None
         """The last chunk that carried usage and no choice; shown only to clients that asked."""
@@ -190,10 +199,7 @@ class Transcript:
         if not self.chunk_count:
             self._fold_envelope(payload)
         self.chunk_count += 1
-        if not _ENVELOPE.issuperset(payload):
-            for key, value in payload.items():
-                if key not in _ENVELOPE and value is not None:
-                    self.extra[key] = value
+        self.extra.update(own_fields(payload))
         if (usage := find_usage(payload)) is not None:
             self.usage = usage
             if not payload.get("choices"):
@@ -205,28 +211,33 @@ class Transcript:
             if current is None:
                 current = self._choices[index] = _OpenChoice()
             bore_token = current.fold(choice) or bore_token
+        if payload.get("choices"):
+            self.is_whole = self._have_all_finished()
         return bore_token
 
-    def fold_texts(self, pattern: ChunkPattern, texts: Sequence[str]) -> bool:
-        """Take in chunks of a pattern, each with its text; the same as `fold` for each.
+    def fold_run(self, run: ChunkRun) -> bool:
+        """Take a run in: `fold` for each of its chunks. Returns true if one of them bore a token."""
+        if not isinstance(run, RepeatedChunks):
+            return self.fold(run.payload)
+        if run.pattern is not self._pattern or self._growing is None:
+            return self._fold_anew(run)
+        # The last chunk was of this pattern too: whatever else it holds has been taken in.
+        self.chunk_count += len(run.texts)
+        self._growing.extend(run.texts)
+        return any(run.texts)
 
-        Returns true if one of them bore a token.
-        """
-        if pattern is not self._pattern:
-            return self._fold_first(pattern, texts)
-        # The last chunk was of this pattern too: whatever else it says has been taken in.
+    def _fold_anew(self, run: RepeatedChunks) -> bool:
+        """The same for a run that follows another kind of chunk, or whose text isn't plain here."""
+        pattern, rest = run.pattern, run.texts[1:]
+        first = pattern.chunk(run.texts[0])
+        bore_token = self.fold(first)
+        self._growing = self._choices[first["choices"][0].get("index") or 0].growing(pattern.key)
         if self._growing is None:
-            return any([self.fold(pattern.chunk(text)) for text in texts])
-        self.chunk_count += len(texts)
-        self._growing.extend(texts)
-        return any(texts)
-
-    def _fold_first(self, pattern: ChunkPattern, texts: Sequence[str]) -> bool:
-        chunk = pattern.chunk(texts[0])
-        bore_token = self.fold(chunk)
+            return any([self.fold(pattern.chunk(text)) for text in rest]) or bore_token
         self._pattern = pattern
-        self._growing = self._choices[chunk["choices"][0].get("index") or 0].growing(pattern.key)
-        return (len(texts) > 1 and self.fold_texts(pattern, texts[1:])) or bore_token
+        self.chunk_count += len(rest)
+        self._growing.extend(rest)
+        return bore_token or any(rest)
 
     def _fold_envelope(self, payload: JsonObject) -> None:
         upstream_id, model = payload.get("id"), payload.get("model")
@@ -236,9 +247,7 @@ class Transcript:
         # Azure's first chunk, which only has filter results, says 0.
         self.upstream_created = created if isinstance(created, int) and created > 0 else None
 
-    @property
-    def is_whole(self) -> bool:
-        """True once every choice, those asked for and those seen, has a finish reason."""
+    def _have_all_finished(self) -> bool:
         for choice in self._choices.values():
             if choice.finish_reason is None:
                 return False
@@ -253,22 +262,3 @@ class Transcript:
     def choices(self) -> tuple[Choice, ...]:
         """The choices as far as they came, by index; fresh copies with all text joined."""
         return tuple([self._choices[index].closed(index) for index in sorted(self._choices)])
-
-
-def find_usage(payload: JsonObject) -> JsonObject | None:
-    """The usage object of a chunk: `usage`, or `x_groq.usage` from Groq's older frames."""
-    usage = payload.get("usage")
-    if usage is None and "x_groq" in payload:
-        vendor = payload["x_groq"]
-        usage = vendor.get("usage") if isinstance(vendor, Mapping) else None
-    return usage if type(usage) is dict or isinstance(usage, Mapping) else None
-
-
-def is_for_clients(payload: JsonObject) -> bool:
-    """False for what is held back: a chunk that brings usage alone, and an upstream's heartbeat
-    (no choices and no field of its own)."""
-    if payload.get("choices"):
-        return True
-    if find_usage(payload) is not None:
-        return False
-    return any(key not in _ENVELOPE and value is not None for key, value in payload.items())

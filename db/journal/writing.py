@@ -43,9 +43,9 @@ from statemachine import (
     ChunkPattern,
     ChunkReceived,
     Event,
+    RepeatedChunks,
     SessionPolicy,
     SessionRequest,
-    TextReceived,
     TimePassed,
 )
 
@@ -186,15 +186,17 @@ class Journal:
         if entry is None or not events:
             return
         last = events[-1]
-        if type(last) is TextReceived and last.pattern is entry.pattern and len(events) == 1:
-            record = text_record(entry.name, entry.count, entry.start, last, now)
-            self._write(completion_id, entry, record)
-            return
-        entry.pattern = None
-        if type(last) is TextReceived:
-            entry.pattern, entry.start = last.pattern, start_of_text(last.pattern)
-        if type(last) is not ChunkReceived:  # else there is no ping among them
-            events = [event for event in events if not isinstance(event, TimePassed)]
+        run = last.run if isinstance(last, ChunkReceived) else None
+        if isinstance(run, RepeatedChunks):
+            if run.pattern is entry.pattern and len(events) == 1:
+                record = text_record(entry.name, entry.count, entry.start, run, now)
+                self._write(completion_id, entry, record)
+                return
+            entry.pattern, entry.start = run.pattern, start_of_text(run.pattern)
+        else:
+            entry.pattern = None
+            if run is None:  # else there is no ping among them
+                events = [event for event in events if not isinstance(event, TimePassed)]
         if events:
             record = events_record(completion_id, entry.count, events, now)
             self._write(completion_id, entry, record)

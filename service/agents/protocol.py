@@ -1,6 +1,9 @@
-"""What the service asks of an agent, and how an agent says no."""
+"""What the service asks of an agent, and how an agent refuses.
 
-from collections.abc import AsyncIterator, Callable, Sequence
+An agent answers with a session's events, whatever it speaks: who has bytes decodes them.
+"""
+
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -8,11 +11,11 @@ from attrs import frozen
 
 from service.settings.config import Timeouts
 from service.wire import ChatRequest
-from statemachine import ClientGone, Failure
+from statemachine import ChunkReceived, ClientGone, Event, Failure
 
 
 class AgentError(Exception):
-    """An attempt failed before its first token.
+    """An agent could not be asked, or refused.
 
     `is_retryable` says that the same agent may well answer next time; `is_final` that no other
     agent would do better, because the request itself is at fault.
@@ -38,25 +41,29 @@ class AgentCall:
     is_fallback: bool = False
 
 
-Listener = Callable[[Sequence[bytes]], int]
-"""Offered pieces of a body, in order, at least one; says how many of them, from the first on, it
-took. It must not raise."""
+class Sink(Protocol):
+    """Takes chunks while a `read` waits, which spares them the waking of a task."""
+
+    def is_clear(self) -> bool:
+        """True if a chunk that came now could be taken. Never raises."""
+
+    def take(self, event: ChunkReceived) -> None:
+        """Take repeated chunks, right after `is_clear` was true. Never raises."""
 
 
-class AgentBody(Protocol):
-    """An answer's bytes, one item per socket read.
+class Answer(Protocol):
+    """An answer being read."""
 
-    Attributes:
-        listener: offered what comes while an item is awaited; what it takes makes no item, and the
-            waiting goes on. It spares a chunk the waking of a task. A body that has no use for it
-            is an iterator and nothing more.
-    """
+    async def read(self, sink: Sink | None = None) -> Sequence[Event]:
+        """The next events, at least one, in order: those of one socket read, say.
 
-    listener: Listener | None
+        The last of all is the answer's ending, `UpstreamFinished` or `UpstreamFailed`; after it
+        there is nothing more to read. Cancelling it leaves nothing but to leave the context.
 
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-
-    async def __anext__(self) -> bytes: ...
+        Args:
+            sink: may be given repeated chunks that come while this waits, if it is clear; they are
+                not returned then. An agent that has no use for it ignores it.
+        """
 
 
 class Agent(Protocol):
@@ -67,19 +74,15 @@ class Agent(Protocol):
     retries: int
     fallbacks: tuple[str, ...]
     client_gone: ClientGone | None
-    max_event_bytes: int
 
     def serves(self, model: str) -> bool:
         """True if requests for this model may go here."""
 
-    def open(
-        self, call: AgentCall
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes] | AgentBody]:
-        """Ask. Entering returns once the upstream has said 200; the value yields its SSE body,
-        one item per socket read. Leaving closes the connection at once, on every path;
-        cancelling any await does too.
+    def open(self, call: AgentCall) -> AbstractAsyncContextManager[Answer]:
+        """Ask. Entering returns once the upstream has said 200. Leaving closes the connection at
+        once, on every path; cancelling any await does too.
 
-        Raises on entering and while reading:
+        Raises on entering:
             AgentError: the attempt failed; `failure` says how.
         """
 

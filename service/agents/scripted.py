@@ -6,15 +6,15 @@ same bytes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
-from service.agents.protocol import AgentCall, AgentError
+from service.agents.protocol import AgentCall, Sink
 from service.settings.config import ScriptedAgentConfig
-from service.wire import DONE, encode_json, error_event
-from statemachine import Failure
+from statemachine import ChunkReceived, Event, Failure, UpstreamFailed, UpstreamFinished
+from statemachine.endings import BROKEN_OFF
 from statemachine.tokens import estimate_tokens
 
 INTRODUCTION = (
@@ -30,9 +30,9 @@ class ScriptedAgent:
     """Says its reply word by word. One instance serves all requests.
 
     A token is a word with the space before it. `fail_with` takes effect after
-    `fail_after_tokens` tokens: `reset` breaks the connection, `truncate` ends it cleanly without
-    a finish reason, `stall` falls silent, `error` sends an error event, `malformed` sends half
-    a JSON object.
+    `fail_after_tokens` tokens, and is what a backend would do that breaks its connection (`reset`),
+    ends it cleanly without a finish reason (`truncate`), falls silent (`stall`), sends an error
+    event (`error`) or half a JSON object (`malformed`).
     """
 
     def __init__(self, config: ScriptedAgentConfig) -> None:
@@ -41,7 +41,6 @@ class ScriptedAgent:
         self.retries = config.retries
         self.fallbacks = config.fallbacks
         self.client_gone = config.client_gone
-        self.max_event_bytes = config.max_event_bytes
         self._config = config
         self._tokens = split_tokens(INTRODUCTION if config.reply is None else config.reply)
 
@@ -51,12 +50,12 @@ class ScriptedAgent:
         )
 
     @asynccontextmanager
-    async def open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[bytes]]:
-        body = self._body(call)
+    async def open(self, call: AgentCall) -> AsyncIterator["_Answer"]:
+        events = self._events(call)
         try:
-            yield body
+            yield _Answer(events)
         finally:
-            await body.aclose()  # type: ignore[attr-defined]  # an async generator
+            await events.aclose()
 
     async def models(self) -> list[dict[str, Any]]:
         names = [self.name, *(name for name in self._config.models if not set(name) & set("*?["))]
@@ -68,41 +67,40 @@ class ScriptedAgent:
     async def close(self) -> None:
         pass
 
-    async def _body(self, call: AgentCall) -> AsyncIterator[bytes]:
+    async def _events(self, call: AgentCall) -> AsyncGenerator[list[Event]]:
         config = self._config
         choices = range(call.request.choices_expected)
         loop = asyncio.get_running_loop()
         starts_at = loop.time() + config.first_token_delay_seconds
         role = {"role": "assistant", "content": ""}
-        yield b"".join(_event(call, [_choice(index, role)]) for index in choices)
+        yield [_chunk(call, [_choice(index, role)]) for index in choices]
         for position, token in enumerate(self._tokens):
             if position == config.fail_after_tokens:
                 break
             await asyncio.sleep(starts_at + position / config.tokens_per_second - loop.time())
-            yield b"".join(_event(call, [_choice(index, {"content": token})]) for index in choices)
+            yield [_chunk(call, [_choice(index, {"content": token})]) for index in choices]
         if config.fail_after_tokens is not None:
-            async for data in self._failure():
-                yield data
+            yield [UpstreamFailed(await self._failure())]
             return
-        yield b"".join(_event(call, [_choice(index, {}, "stop")]) for index in choices)
+        yield [_chunk(call, [_choice(index, {}, "stop")]) for index in choices]
         if call.request.include_usage is not False:
-            yield _event(call, [], usage=self._usage(call))
-        yield DONE
+            yield [_chunk(call, [], usage=self._usage(call))]
+        yield [UpstreamFinished()]
 
-    async def _failure(self) -> AsyncIterator[bytes]:
+    async def _failure(self) -> Failure:
         match self._config.fail_with:
             case "reset":
                 message = f"The connection to the backend of agent {self.name!r} broke."
-                raise AgentError(Failure("upstream_incomplete", message), is_retryable=True)
+                return Failure(BROKEN_OFF, message)
             case "stall":
                 await asyncio.Event().wait()
             case "error":
                 message = f"The agent {self.name!r} is scripted to fail here."
-                yield error_event(Failure("upstream_error", message))
+                return Failure("upstream_error", message)
             case "malformed":
-                yield b'data: {"choices": [\n\n'
-            case "truncate":
-                pass
+                message = "The model's backend sent an event that is not JSON."
+                return Failure("upstream_malformed", message)
+        return Failure(BROKEN_OFF, "The model's answer broke off before its end.")
 
     def _usage(self, call: AgentCall) -> dict[str, int]:
         prompt = estimate_tokens(call.request.messages)
@@ -112,6 +110,16 @@ class ScriptedAgent:
             "completion_tokens": answer,
             "total_tokens": prompt + answer,
         }
+
+
+class _Answer:
+    """See `Answer`: the script's events, a token at a time."""
+
+    def __init__(self, events: AsyncIterator[list[Event]]) -> None:
+        self._events = events
+
+    async def read(self, sink: Sink | None = None) -> Sequence[Event]:
+        return await anext(self._events)
 
 
 def split_tokens(text: str) -> list[str]:
@@ -133,12 +141,13 @@ def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None)
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
-def _event(call: AgentCall, choices: list[dict[str, Any]], **fields: Any) -> bytes:
-    chunk = {
-        "id": f"scripted-{call.completion_id}",
-        "object": "chat.completion.chunk",
-        "model": call.request.model,
-        "choices": choices,
-        **fields,
-    }
-    return b"data: " + encode_json(chunk) + b"\n\n"
+def _chunk(call: AgentCall, choices: list[dict[str, Any]], **fields: Any) -> ChunkReceived:
+    return ChunkReceived(
+        {
+            "id": f"scripted-{call.completion_id}",
+            "object": "chat.completion.chunk",
+            "model": call.request.model,
+            "choices": choices,
+            **fields,
+        }
+    )

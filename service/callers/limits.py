@@ -10,23 +10,19 @@
 3. Each process counts for itself, and forgets when it stops.
 """
 
-import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable
 
 from aiohttp import web
-from attrs import astuple, evolve, frozen
+from attrs import astuple, evolve
 
 from service.callers.auth import owner_of
 from service.edge.errors import ApiError
 from service.settings.access import ApiKeyConfig, LimitsConfig
-from service.stream.delivery import Saver
-from statemachine import Failure, SessionRecord
+from statemachine import Failure
 
 _MINUTE = 60.0
-_MOST_TOKENS = 10**9
-"""No answer has more; a backend that says so is not believed."""
 _ROUNDING_SECONDS = 1e-6
 
 
@@ -194,27 +190,6 @@ class Admission:
 
 
 _ACCOUNT = web.RequestKey("account", Account)
-
-
-@frozen
-class ChargingSaver:
-    """The persistence hook, and the bill: what an answer used is charged before its end is told,
-    so that nobody can ask again in between."""
-
-    saver: Saver
-    ticket: Ticket
-
-    def save(self, record: SessionRecord) -> "asyncio.Future[None]":
-        self.ticket.close(tokens_of(record))
-        return self.saver.save(record)
-
-
-def tokens_of(record: SessionRecord) -> int:
-    """The tokens of a completion, prompt included; 0 if nothing is known of it."""
-    usage = record.usage or {}
-    counts = [usage.get(name) for name in ("total_tokens", "prompt_tokens", "completion_tokens")]
-    total, prompt, answer = (count if type(count) is int and count > 0 else 0 for count in counts)
-    return min(total or prompt + answer, _MOST_TOKENS)
 
 
 def duration(seconds: float) -> str:

@@ -2,8 +2,7 @@
 and `…/{id}/cancel`, which stops one that runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 from attrs import define
@@ -11,15 +10,17 @@ from attrs import define
 from service.agents.directory import AgentDirectory
 from service.agents.protocol import Agent, AgentCall
 from service.callers.auth import owner_of
-from service.callers.limits import Admission, ChargingSaver, Ticket
+from service.callers.charging import Charging
+from service.callers.limits import Admission, Ticket
 from service.clock import Clock
 from service.edge.connections import read_body
 from service.edge.errors import ApiError
 from service.ids import random_hex
 from service.settings.config import Config
-from service.stream.attempts import Upstream
-from service.stream.delivery import Journal as RelayJournal
-from service.stream.delivery import RelayLimits, Saver
+from service.stream.attempts import Attempts
+from service.stream.client import ClientSide
+from service.stream.moments import Moments, Watcher
+from service.stream.ports import Journal, RelayLimits, Saver
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
 from service.stream.writers import JsonWriter, SseWriter, Writer
@@ -46,13 +47,6 @@ _CONVERSATION_HEADERS = ("X-OpenWebUI-Chat-Id", "X-Conversation-Id")
 AskSiblings = Callable[[web.Request], Awaitable[web.Response | None]]
 
 
-class Journal(RelayJournal, Protocol):
-    """A journal that also takes new sessions."""
-
-    def begin(self, request: SessionRequest, policy: SessionPolicy) -> bool:
-        """Write down that a session begins; False if that can't be done."""
-
-
 @define
 class Completions:
     """The endpoint, with what it needs of the service. A reload puts in another `config`; what
@@ -63,8 +57,9 @@ class Completions:
     streams: RunningStreams
     admission: Admission
     saver: Saver
-    journal: Journal | None
+    journal: Journal
     clock: Clock
+    watchers: Sequence[Watcher]
     ask_siblings: AskSiblings | None = None
     """Who else might run a completion that doesn't run here; None: nobody."""
 
@@ -81,12 +76,11 @@ class Completions:
         except BaseException:
             ticket.close()
             raise
-        self.streams.add(relay)
-        assert relay.task is not None
-        relay.task.add_done_callback(lambda _: ticket.close())  # if it died before its record
-        self.directory.hold(agents, relay.task)
+        task = relay.start()  # which closes the ticket
+        self.streams.add(relay, task)
+        self.directory.hold(agents, task)
         try:
-            return await asyncio.shield(relay.task)
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             relay.post(ClientLeft())
             raise
@@ -120,17 +114,19 @@ class Completions:
         trace = request[TRACE]
         asked = self._session_request(request, chat, agents[0], trace)
         session = StreamSession(asked, self._policy(chat, agents[0]))
-        if self.journal is not None and not self.journal.begin(asked, session.policy):
+        if not self.journal.begin(asked, session.policy):
             raise ApiError(_JOURNAL_FULL)
         limits = RelayLimits(
             self.config.sse.send_timeout_seconds, self.config.database.commit_timeout_seconds
         )
         writer = self._writer(request, chat, asked)
-        saver = ChargingSaver(self.saver, ticket)
-        relay = Relay(session, self.journal, writer, saver, limits, self.clock)
+        client = ClientSide(writer, self.clock, limits.farewell_seconds)
+        moments = Moments(asked, (*self.watchers, Charging(ticket)))
         call = AgentCall(chat, asked.completion_id, trace.traceparent)
-        relay.start(lambda announce: Upstream(agents, call, announce))
-        return relay
+        upstream = Attempts(agents, call, moments)
+        return Relay(
+            session, self.journal, client, upstream, self.saver, limits, self.clock, moments
+        )
 
     def _session_request(
         self, request: web.Request, chat: ChatRequest, agent: Agent, trace: Trace

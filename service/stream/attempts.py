@@ -1,6 +1,6 @@
-"""Asks agents in turn until one says its first token, then reads that one to its end.
+"""Asks agents in turn until one has answered with its first token, then reads that one to its end.
 
-Called by `service.stream.relay`, one `Upstream` per session. Here is the policy of attempts:
+The policy of attempts:
 
 1. Each agent is asked up to 1 + `retries` times, with exponential back-off and jitter; then its
    fallbacks are, in order.
@@ -13,240 +13,144 @@ Called by `service.stream.relay`, one `Upstream` per session. Here is the policy
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import random
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
-import stamina
-import structlog
 from attrs import evolve
 
-from service.agents.protocol import Agent, AgentBody, AgentCall, AgentError
-from service.wire import SseDecoder, events_of, last_events, text_of
+from service.agents.protocol import Agent, AgentCall, AgentError, Answer, Sink
+from service.stream.moments import Attempt, Moments
 from statemachine import (
     AttemptStarted,
     ChunkReceived,
     DeadlineExpired,
     Event,
     Failure,
-    TextReceived,
     UpstreamFailed,
+    UpstreamFinished,
 )
-
-log = structlog.get_logger(__name__)
+from statemachine.backoff import backoff
+from statemachine.chunks import begins_answer
 
 LONGEST_RETRY_WAIT_SECONDS = 8.0
 _FIRST_RETRY_WAIT_SECONDS = 0.25
 
-stamina.instrumentation.set_on_retry_hooks([])  # attempts are logged below, with their agent
 
-
-class Upstream:
-    """The tokens of one completion, wherever they come from.
+class Attempts:
+    """The events of one completion's upstream, whichever agent they come from.
 
     Args:
         agents: whom to ask, in order; at least one.
         call: what to ask.
-        announce: told of every attempt after the first as it starts (`AttemptStarted`).
+        moments: told of every attempt.
     """
 
-    def __init__(
-        self, agents: Sequence[Agent], call: AgentCall, announce: Callable[[Event], None]
-    ) -> None:
-        self._agents = agents
+    def __init__(self, agents: Sequence[Agent], call: AgentCall, moments: Moments) -> None:
+        self._agents = iter(agents)
+        self._agent = next(self._agents)
         self._call = call
-        self._announce = announce
-        self._answer: AbstractAsyncContextManager[AsyncIterator[bytes] | AgentBody] | None = None
-        self._body: AsyncIterator[bytes] | None = None
-        self._decoder = SseDecoder(0)
-        self._broken: AgentError | None = None
-        self._is_clear: Callable[[], bool] | None = None
-        self._pass_on: Callable[[TextReceived], None] | None = None
+        self._moments = moments
+        self._number = 1
+        self._waits = _waits()
+        self._open: AbstractAsyncContextManager[Answer] | None = None
+        self._answer: Answer | None = None
 
-    def listen(self, is_clear: Callable[[], bool], pass_on: Callable[[TextReceived], None]) -> None:
-        """Have text that comes while `read` waits passed on at once, past it.
+    async def read(self, sink: Sink | None = None) -> Sequence[Event]:
+        """The next events, at least one: those of one socket read, a new attempt, or the ending.
 
-        Args:
-            is_clear: asked first; False sends everything by way of `read`.
-            pass_on: given the event. Neither may raise.
-        """
-        self._is_clear, self._pass_on = is_clear, pass_on
-
-    async def read(self) -> Sequence[Event]:
-        """The next events, at least one: those of one socket read, or the ending.
-
-        The first call asks the agents and returns with the first token. After an ending
+        Up to the first token each call is an attempt: it returns with the first token's events, or
+        with the `AttemptStarted` of the next one, or with the ending. After an ending
         (`UpstreamFinished`, `UpstreamFailed`, `DeadlineExpired`) there is nothing more to read.
         Cancelling it leaves nothing but `close` to call.
+
+        Args:
+            sink: see `Answer.read`; given nothing before the first token.
         """
-        body, decoder = self._body, self._decoder
-        if body is None:
-            return await self._ask()
-        while True:
-            events = await self._read_events(body)
-            if decoder.ending is not None:
-                events.append(decoder.ending)
-            if events:
-                return events
+        if self._answer is not None:
+            return await self._answer.read(sink)
+        asked_at = time.monotonic()
+        try:
+            events = await self._reach_first_token()
+        except AgentError as error:
+            await self.close()
+            self._note_attempt(asked_at, error.failure)
+            return [await self._after(error)]
+        self._note_attempt(asked_at)
+        return events
 
     async def close(self) -> None:
         """Close the connection at once. Safe to call twice, and after a cancelled `read`."""
-        answer, self._answer = self._answer, None
-        if answer is not None:
-            await answer.__aexit__(None, None, None)
+        opened, self._open, self._answer = self._open, None, None
+        if opened is not None:
+            await opened.__aexit__(None, None, None)
 
-    async def _ask(self) -> list[Event]:
-        failure: Failure | None = None
-        for agent in self._agents:
-            try:
-                return await self._ask_agent(agent)
-            except AgentError as error:
-                failure = error.failure
-                if error.is_final:
-                    break
-        assert failure is not None  # there is at least one agent
-        if failure.code.endswith("_timeout"):
-            return [DeadlineExpired(failure)]
-        return [UpstreamFailed(failure)]
-
-    async def _ask_agent(self, agent: Agent) -> list[Event]:
-        """One agent, with its retries. Raises AgentError after the last."""
-        try:
-            return await self._attempt(agent, 1)
-        except AgentError as error:
-            first = error
-        if not first.is_retryable or not agent.retries:
-            raise first
-        # The machinery of retrying costs 8 % of a request; only those that failed once pay it.
-        attempts = stamina.retry_context(
-            on=_retry_wait,
-            attempts=agent.retries + 1,
-            timeout=None,
-            wait_initial=_FIRST_RETRY_WAIT_SECONDS,
-            wait_max=LONGEST_RETRY_WAIT_SECONDS,
-            wait_jitter=_FIRST_RETRY_WAIT_SECONDS,
-        )
-        async for attempt in attempts:
-            with attempt:
-                if attempt.num == 1:
-                    raise first
-                return await self._attempt(agent, attempt.num)
-        raise AssertionError("stamina raises after the last attempt")
-
-    async def _attempt(self, agent: Agent, number: int) -> list[Event]:
-        """One attempt, up to the first token. Leaves nothing open if it fails."""
-        if number > 1 or agent is not self._agents[0]:  # with the first attempt, a session begins
-            self._announce(AttemptStarted(agent.name, agent.timeouts.idle_seconds))
-        try:
-            return await self._reach_first_token(agent)
-        except AgentError as error:
-            await self.close()
-            log.warning(
-                "attempt failed",
-                agent=agent.name,
-                attempt=number,
-                error=error.failure.reported_code,
-                status=error.failure.status,
-            )
-            raise
-
-    async def _reach_first_token(self, agent: Agent) -> list[Event]:
-        self._decoder = SseDecoder(agent.max_event_bytes)
-        self._broken = None
+    async def _reach_first_token(self) -> list[Event]:
+        """Ask the agent. Raises AgentError if it fails before its first token."""
+        agent = self._agent
         try:
             async with asyncio.timeout(agent.timeouts.first_token_seconds):
-                call = self._call
-                if agent is not self._agents[0]:
-                    call = evolve(call, is_fallback=True)
-                answer = agent.open(call)
-                body = await answer.__aenter__()
-                self._answer = answer
-                events = await self._first_token(body)
+                opening = agent.open(self._call)
+                answer = await opening.__aenter__()
+                self._open = opening
+                events = await _first_token(answer)
         except TimeoutError:
             raise AgentError(_first_token_timeout(agent)) from None
-        self._body = body
-        if self._is_clear is not None and hasattr(body, "listener"):
-            body.listener = self._listen
-        if self._decoder.ending is not None:
-            events.append(self._decoder.ending)
+        self._answer = answer
         return events
 
-    def _listen(self, pieces: Sequence[bytes]) -> int:
-        """The listener of a body: takes pieces of text alone; all, all but the last few, or none."""
-        assert self._is_clear is not None
-        assert self._pass_on is not None
-        if not self._is_clear():
-            return 0
-        if len(pieces) == 1:  # nearly always
-            text, count = self._decoder.take(pieces[0]), 1
+    async def _after(self, error: AgentError) -> Event:
+        """What follows a failed attempt: another one, once it is time for it, or the ending."""
+        failure = error.failure
+        wait_seconds = self._wait_before_retry(error)
+        if wait_seconds is not None:
+            await asyncio.sleep(wait_seconds)
+            self._number += 1
         else:
-            text, count = text_of(self._decoder, pieces)
-        if text is None:
-            return 0
-        self._pass_on(text)
-        return count
+            fallback = None if error.is_final else next(self._agents, None)
+            if fallback is None:
+                timed_out = failure.code.endswith("_timeout")
+                return DeadlineExpired(failure) if timed_out else UpstreamFailed(failure)
+            self._agent, self._number, self._waits = fallback, 1, _waits()
+            self._call = evolve(self._call, is_fallback=True)
+        return AttemptStarted(self._agent.name, self._agent.timeouts.idle_seconds)
 
-    async def _first_token(self, body: AsyncIterator[bytes]) -> list[Event]:
-        held: list[Event] = []
-        while True:
-            new = await self._read_events(body)
-            held += new
-            if any(map(_bears_token, new)):
-                return held
-            ending = self._decoder.ending
-            if self._broken is not None:
-                raise self._broken
-            if isinstance(ending, UpstreamFailed):
-                broke = ending.failure.code != "upstream_error"
-                raise AgentError(ending.failure, is_retryable=broke)
-            if ending is not None:
-                return held
+    def _note_attempt(self, asked_at: float, failure: Failure | None = None) -> None:
+        seconds = time.monotonic() - asked_at
+        self._moments.tried(Attempt(self._agent.name, self._number, seconds, failure))
 
-    async def _read_events(self, body: AsyncIterator[bytes]) -> list[Event]:
-        try:
-            return events_of(self._decoder, await body.__anext__())
-        except (StopAsyncIteration, AgentError) as error:
-            return self._last_events(error)
-
-    def _last_events(self, end: StopAsyncIteration | AgentError) -> list[Event]:
-        """Whatever was left at the body's end."""
-        decoder = self._decoder
-        events = last_events(decoder)
-        if isinstance(end, AgentError) and _ended_badly(decoder):
-            decoder.ending = UpstreamFailed(end.failure)
-            self._broken = end
-        return events
+    def _wait_before_retry(self, error: AgentError) -> float | None:
+        """How long to wait before asking the same agent again, in seconds; None: don't."""
+        if not error.is_retryable or self._number > self._agent.retries:
+            return None
+        asked = error.failure.retry_after_seconds
+        if asked is None:
+            return next(self._waits)
+        return asked if asked <= LONGEST_RETRY_WAIT_SECONDS else None
 
 
-def _ended_badly(decoder: SseDecoder) -> bool:
-    ending = decoder.ending
-    return isinstance(ending, UpstreamFailed) and ending.failure.code == "upstream_incomplete"
+async def _first_token(answer: Answer) -> list[Event]:
+    """The events up to the first token, or of an answer that ends well without one."""
+    held: list[Event] = []
+    while True:
+        events = await answer.read()
+        held += events
+        if any(isinstance(event, ChunkReceived) and begins_answer(event.run) for event in events):
+            return held
+        last = events[-1]
+        if isinstance(last, UpstreamFailed):
+            # An error that the backend reports is its answer; a broken one may be whole next time.
+            raise AgentError(last.failure, is_retryable=last.failure.code != "upstream_error")
+        if isinstance(last, UpstreamFinished):
+            return held
 
 
-def _retry_wait(error: Exception) -> bool | float:
-    """Whether to ask the same agent again, and if it named a time, after how many seconds."""
-    if not isinstance(error, AgentError) or not error.is_retryable:
-        return False
-    wait = error.failure.retry_after_seconds
-    if wait is None:
-        return True
-    return wait if wait <= LONGEST_RETRY_WAIT_SECONDS else False
+def _waits() -> Iterator[float]:
+    return backoff(_FIRST_RETRY_WAIT_SECONDS, LONGEST_RETRY_WAIT_SECONDS, random.random)
 
 
 def _first_token_timeout(agent: Agent) -> Failure:
     seconds = agent.timeouts.first_token_seconds
     message = f"The agent {agent.name!r} said nothing within {seconds:g} s."
     return Failure("first_token_timeout", message, type="timeout_error")
-
-
-def _bears_token(event: Event) -> bool:
-    """True if this ends the wait for the first token: any text, or a finish reason."""
-    if type(event) is TextReceived:
-        return any(event.texts)
-    assert type(event) is ChunkReceived
-    for choice in event.payload.get("choices") or ():
-        if choice.get("finish_reason") is not None:
-            return True
-        for key, value in (choice.get("delta") or {}).items():
-            if key != "role" and value not in (None, "", [], {}):
-                return True
-    return False

@@ -1,41 +1,52 @@
 """Drives ONE session from its first event to its last effect.
 
-    the upstream ──events──▶ ┌───────┐              ┌──────────┐
-    the clock ─────event───▶ │ Relay │ ──effects──▶ │ Delivery │──▶ client, upstream, saver
-    `post` ────────event───▶ └───────┘              └──────────┘
+    the upstream ──events──▶ ┌───────┐ ──chunks, pings, the end──▶ client
+    the clock ─────event───▶ │ Relay │ ──StopUpstream────────────▶ upstream
+    `post` ────────event───▶ └───────┘ ──Save────────────────────▶ saver
 
 The rules:
 
 1. Every event goes through `_admit`: the journal writes it down, the session handles it, its
    effects join the queue. What came in one read is written down in one go.
-2. The next read waits until the effects of the last are carried out (`service.stream.delivery`): the
-   client's back-pressure reaches the upstream. No task, timer or future is made per chunk.
-3. One timer per session looks at what time has made due (`session.due`) and at writes that
+2. Effects are carried out in their order, by one caller at a time; nothing else writes to the
+   client, and nothing else calls the persistence hook. Chunks that wait together leave in one
+   write.
+3. The next read waits until the effects of the last are carried out: the client's back-pressure
+   reaches the upstream. No task, timer or future is made per chunk.
+4. One timer per session looks at what time has made due (`session.due`) and at writes that
    stall. It is set again when it fires, not when a chunk comes.
-4. An event from outside that ends the session interrupts whatever the relay waits for: the
+5. An event from outside that ends the session interrupts whatever the relay waits for: the
    upstream's next bytes, or a client that doesn't read.
-5. The relay runs in a task of its own. A handler that aiohttp cancels posts `ClientLeft` and
+6. The relay runs in a task of its own. A handler that aiohttp cancels posts `ClientLeft` and
    goes; the relay lives on until the record is saved.
-6. Whatever breaks in here ends the session as failed, so the text so far is kept.
+7. Whatever breaks in here ends the session as failed, so the text so far is kept.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import structlog
 from aiohttp import web
 
 from service.clock import Clock
-from service.stream.attempts import Upstream
-from service.stream.delivery import Delivery, Journal, RelayLimits, Saver
-from service.stream.writers import Writer
+from service.stream.attempts import Attempts
+from service.stream.client import ClientSide
+from service.stream.moments import Moments
+from service.stream.ports import Journal, RelayLimits, Saver
+from service.stream.writers import ClientConnectionLost
 from statemachine import (
+    ChunkReceived,
+    ChunkRun,
+    ClientLeft,
+    Effect,
     Event,
     Failure,
+    Save,
+    SendChunk,
+    SessionRecord,
+    StopUpstream,
     StreamSession,
-    TextReceived,
     UpstreamFailed,
-    UpstreamFinished,
 )
 
 log = structlog.get_logger(__name__)
@@ -49,11 +60,13 @@ class Relay:
 
     Args:
         session: the state machine; nobody else may call its `handle`.
-        journal: where events are written down first; None: nowhere.
-        writer: the client's side.
+        journal: where events are written down first.
+        client: whom to write to.
+        upstream: where the answer comes from.
         saver: the one persistence hook.
         limits: see `RelayLimits`.
         clock: what time it is, for the session.
+        moments: told what becomes of the completion.
 
     Call `start` once, await `task` for the response to return to aiohttp, and `post` whatever
     happens outside.
@@ -62,34 +75,40 @@ class Relay:
     def __init__(
         self,
         session: StreamSession,
-        journal: Journal | None,
-        writer: Writer,
+        journal: Journal,
+        client: ClientSide,
+        upstream: Attempts,
         saver: Saver,
         limits: RelayLimits,
         clock: Clock,
+        moments: Moments,
     ) -> None:
         self.session = session
         self.task: asyncio.Task[web.StreamResponse] | None = None
         self._journal = journal
+        self._client = client
+        self._upstream = upstream
+        self._saver = saver
+        self._limits = limits
         self._clock = clock
-        self._patience = limits.send_timeout_seconds
-        self._delivery = Delivery(session, journal, writer, saver, limits, clock, self._admit)
+        self._moments = moments
         self._completion_id = session.request.completion_id
-        self._add_effects = self._delivery.add
+        self._settles_chunks = journal.settles_chunks
+        self._effects: list[Effect] = []  # hardly ever more than two; an empty deque has 760 bytes
+        self._carrying = asyncio.Lock()
         self._milestones = 0
+        self._has_first_token = False
         self._is_running = False
         self._interrupted = False
         self._ping_task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ticks_at = 0.0
 
-    def start(self, make_upstream: Callable[[Callable[[Event], None]], Upstream]) -> None:
-        """Begin. `make_upstream` is given the function to announce attempts to."""
-        upstream = make_upstream(self._admit)
-        self._delivery.upstream = upstream
-        upstream.listen(self._delivery.is_clear, self._pass_on)
-        name = f"relay {self.session.request.completion_id}"
-        self.task = asyncio.create_task(self._run(upstream), name=name)
+    def start(self) -> "asyncio.Task[web.StreamResponse]":
+        """Begin, in a task of its own."""
+        self._moments.began()
+        self.task = asyncio.create_task(self._run(), name=f"relay {self._completion_id}")
+        return self.task
 
     def post(self, event: Event) -> None:
         """Let the session know of something that happened outside. Returns at once."""
@@ -101,57 +120,36 @@ class Relay:
         else:
             self._carry_out_beside()
 
-    def _pass_on(self, event: TextReceived) -> None:
-        """Text that came while the task waits for the upstream, and can be sent at once. It is
-        spared the task's waking; all else happens to it that happens in `_drive`."""
-        session = self.session
-        try:
-            now = self._clock()
-            if self._journal is not None:
-                self._journal.append(self._completion_id, (event,), now)
-            if not self._delivery.send_now(session.handle(event, now)):
-                self._carry_out_beside()
-            if session.milestones != self._milestones:
-                self._note_milestone()
-        except Exception:
-            log.exception("relay failed")
-            self.post(UpstreamFailed(_OWN_FAULT))
-
     # --- the life ---------------------------------------------------------------------------
 
-    async def _run(self, upstream: Upstream) -> web.StreamResponse:
+    async def _run(self) -> web.StreamResponse:
         self._is_running = True
         self._set_timer()
         try:
-            await self._drive(upstream)
+            await self._drive()
             await self._part()
-            return await self._delivery.close()
+            return await self._client.close()
         except BaseException:
-            self._delivery.abort()  # a client left without an end must not wait for one
+            self._client.abort()  # a client left without an end must not wait for one
             raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()
             try:
-                await upstream.close()
+                await self._upstream.close()
             finally:
-                self._delivery.let_go()
+                self._moments.closed()
 
-    async def _drive(self, upstream: Upstream) -> None:
+    async def _drive(self) -> None:
         """Until the session has ended: read, admit, carry out."""
         session = self.session
         while not session.state.is_final:
             try:
-                events = await upstream.read()
-                last = events[-1]
-                if isinstance(last, UpstreamFailed):
-                    self._admit_all(events[:-1])  # whether it failed depends on what these finished
-                    events = [self._truthful(last)]
-                self._admit_all(events)
+                self._admit_all(await self._upstream.read(self))
                 if session.milestones != self._milestones:
                     self._note_milestone()
-                if not (self._delivery.carry_out_now() or session.state.is_final):
-                    await self._delivery.carry_out()
+                if not (self._carry_out_now() or session.state.is_final):
+                    await self._carry_out()
             except asyncio.CancelledError:
                 self._go_on_if_interrupted()
             except Exception:
@@ -160,35 +158,42 @@ class Relay:
 
     async def _part(self) -> None:
         """Carry out what the end asked for. Whatever breaks, the record is saved."""
-        self._delivery.put_a_stalled_client_last()
-        while self._delivery.has_effects:
+        self._client.begin_farewell()
+        if self._client.was_interrupted:
+            self._effects.sort(key=_is_for_the_client)  # the record doesn't wait for who stalls
+        while self._effects:
             try:
-                await self._delivery.carry_out()
+                await self._carry_out()
             except asyncio.CancelledError:
                 self._go_on_if_interrupted()
             except Exception:
                 log.exception("effect failed")
 
-    def _carry_out_beside(self) -> None:
-        """Have effects carried out while the relay's own task waits for the upstream: pings."""
-        if self._delivery.is_waiting_for_a_carrier:
-            self._ping_task = asyncio.create_task(self._ping())
+    # --- chunks past the task (a reader may skip this) --------------------------------------
 
-    async def _ping(self) -> None:
-        """Carry out a ping from beside the relay's task, which alone may carry out an end."""
-        await self._delivery.carry_out_until_the_end()
-        if self.session.state.is_final:
-            self._interrupt()
+    def is_clear(self) -> bool:
+        """See `Sink`: nothing waits, nothing has ended, and the client has room."""
+        return not (self._effects or self.session.state.is_final) and self._can_send_now()
 
-    def _truthful(self, event: Event) -> Event:
-        """An upstream that breaks off after every choice's finish reason has ended well."""
-        if (
-            isinstance(event, UpstreamFailed)
-            and event.failure.code == "upstream_incomplete"
-            and self.session.transcript.is_whole
-        ):
-            return UpstreamFinished()
-        return event
+    def take(self, event: ChunkReceived) -> None:
+        """See `Sink`. What happens to chunks in `_drive` happens here too, in the call that brings
+        them, while the task goes on waiting for the upstream."""
+        session = self.session
+        try:
+            now = self._clock()
+            self._journal.append(self._completion_id, (event,), now)
+            effects = session.handle(event, now)
+            if len(effects) == 1 and isinstance(effects[0], SendChunk):
+                self._client.send_now((effects[0].run,))
+            else:
+                self._effects.extend(effects)
+                if not self._carry_out_now():
+                    self._carry_out_beside()
+            if session.milestones != self._milestones:
+                self._note_milestone()
+        except Exception:
+            log.exception("relay failed")
+            self.post(UpstreamFailed(_OWN_FAULT))
 
     # --- events in --------------------------------------------------------------------------
 
@@ -198,10 +203,9 @@ class Relay:
     def _admit_all(self, events: Sequence[Event]) -> None:
         """The one place that every event passes: first the journal, then the session."""
         now = self._clock()
-        if self._journal is not None:
-            self._journal.append(self._completion_id, events, now)
+        self._journal.append(self._completion_id, events, now)
         for event in events:
-            self._add_effects(self.session.handle(event, now))
+            self._effects.extend(self.session.handle(event, now))
 
     def _interrupt(self) -> None:
         """Wake the relay's task from whatever it awaits. Not yet running, it needs no waking."""
@@ -219,32 +223,132 @@ class Relay:
         assert self.task is not None
         self.task.uncancel()
 
+    # --- effects out ------------------------------------------------------------------------
+
+    def _can_send_now(self) -> bool:
+        return (
+            self.session.attached
+            and not self._settles_chunks
+            and not self._carrying.locked()
+            and self._client.is_clear()
+        )
+
+    def _carry_out_now(self) -> bool:
+        """Carry out the queue if it holds chunks alone and none of them has to wait; else nothing
+        of it. True if nothing is left: the way of nearly every chunk."""
+        effects = self._effects
+        if not effects:
+            return True
+        runs = _runs_of(effects)
+        if len(runs) < len(effects) or not self._can_send_now():
+            return False
+        self._client.send_now(runs)
+        effects.clear()
+        return True
+
+    async def _carry_out(self) -> None:
+        """Every effect that waits, in order. Cancelled, it leaves those that were not begun."""
+        async with self._carrying:
+            while self._effects:
+                await self._carry_out_next()
+
+    def _carry_out_beside(self) -> None:
+        """Have effects carried out while the relay's own task waits for the upstream: pings."""
+        if self._effects and not self._carrying.locked():
+            self._ping_task = asyncio.create_task(self._ping())
+
+    async def _ping(self) -> None:
+        """Carry out what waits, up to the session's end, which is left to the relay's own task."""
+        async with self._carrying:
+            while self._effects and not self.session.state.is_final:
+                await self._carry_out_next()
+        if self.session.state.is_final:
+            self._interrupt()
+
+    async def _carry_out_next(self) -> None:
+        await self._settle()
+        effect = self._effects.pop(0)
+        match effect:
+            case SendChunk():
+                runs = [effect.run, *_runs_of(self._effects)]
+                del self._effects[: len(runs) - 1]
+                await self._send(runs)
+            case StopUpstream():
+                await self._upstream.close()
+            case Save(record):
+                await self._save(record)
+            case _ if self._is_attached:
+                try:
+                    await self._client.tell(effect)
+                except ClientConnectionLost:
+                    self._note_client_left()
+
+    async def _settle(self) -> None:
+        """Wait until the journal is as safe as configured; most configurations wait for nothing."""
+        is_final = self.session.state.is_final
+        if self._journal.settles_ends if is_final else self._settles_chunks:
+            await self._journal.settle(is_final=is_final)
+
+    async def _send(self, runs: Sequence[ChunkRun]) -> None:
+        if not self._is_attached:
+            return
+        if self._client.is_clear():
+            self._client.send_now(runs)
+            return
+        try:
+            await self._client.send(runs)
+        except ClientConnectionLost:
+            self._note_client_left()
+
+    @property
+    def _is_attached(self) -> bool:
+        """True while the client is there and wants to be told."""
+        return self._client.is_reachable and self.session.attached
+
+    def _note_client_left(self) -> None:
+        if not self.session.state.is_final:
+            self._admit(ClientLeft())
+
+    async def _save(self, record: SessionRecord) -> None:
+        """Hand the record over, and give its commit a moment before the client is told."""
+        self._moments.ended(record)
+        save = self._saver.save(record)
+        done, _ = await asyncio.wait((save,), timeout=self._limits.commit_timeout_seconds)
+        if not done:
+            log.warning("commit is late", completion_id=record.completion_id)
+        self._moments.watch_save(save)
+
     # --- time -------------------------------------------------------------------------------
 
     def _note_milestone(self) -> None:
-        """Now something may be due earlier than the timer knows."""
-        self._milestones = self.session.milestones
-        if self.session.wakes_at < self._ticks_at:  # never, if it is final
+        """Announce the first token; and now something may be due earlier than the timer knows."""
+        session = self.session
+        self._milestones = session.milestones
+        if not self._has_first_token and session.first_token_at is not None:
+            self._has_first_token = True
+            ttft_seconds = session.first_token_at - session.request.created_at
+            self._moments.reached_first_token(ttft_seconds * 1000)
+        if session.wakes_at < self._ticks_at:  # never, if it is final
             self._set_timer()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         now = self._clock()
-        since = self._delivery.writing_since or now
-        self._ticks_at = min(self.session.wakes_at, since + self._patience)
+        since = self._client.writing_since or now
+        self._ticks_at = min(self.session.wakes_at, since + self._limits.send_timeout_seconds)
         delay = self._ticks_at - now
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(max(delay, _SHORTEST_TIMER_SECONDS), self._tick)
 
     def _tick(self) -> None:
         now = self._clock()
-        since = self._delivery.writing_since
-        if since is not None and now - since >= self._patience:
-            log.info("client stalled", completion_id=self.session.request.completion_id)
-            self._delivery.abort()  # the waiting write raises, and the client has left
-        held = self._delivery.holds_upstream
-        self.session.excuse_silence(now if held else self._delivery.upstream_free_at)
+        client = self._client
+        since = client.writing_since
+        if since is not None and now - since >= self._limits.send_timeout_seconds:
+            log.info("client stalled", completion_id=self._completion_id)
+            client.abort()  # the waiting write raises, and the client has left
+        self.session.excuse_silence(now if client.holds_upstream else client.upstream_free_at)
         event = self.session.due(now)
         try:
             if event is not None:
@@ -252,3 +356,17 @@ class Relay:
         finally:  # even after a mistake of ours, a stream must not be left without its deadlines
             if not self.session.state.is_final:
                 self._set_timer()
+
+
+def _runs_of(effects: Iterable[Effect]) -> list[ChunkRun]:
+    """The runs of the chunks that these effects begin with."""
+    runs: list[ChunkRun] = []
+    for effect in effects:
+        if not isinstance(effect, SendChunk):
+            break
+        runs.append(effect.run)
+    return runs
+
+
+def _is_for_the_client(effect: Effect) -> bool:
+    return not isinstance(effect, (StopUpstream, Save))

@@ -50,13 +50,12 @@ class RunningStreams:
                 Failure("too_many_streams", message, type="rate_limit_error", retry_after_seconds=1)
             )
 
-    def add(self, relay: Relay) -> None:
-        """Keep a started relay until its task is done."""
+    def add(self, relay: Relay, task: "asyncio.Task[Any]") -> None:
+        """Keep a relay until its task is done."""
         completion_id = relay.session.request.completion_id
-        assert relay.task is not None
         self._relays[completion_id] = relay
         self._idle.clear()
-        relay.task.add_done_callback(lambda task: self._forget(completion_id, task))
+        task.add_done_callback(lambda task: self._forget(completion_id, task))
 
     def _forget(self, completion_id: str, task: "asyncio.Task[Any]") -> None:
         del self._relays[completion_id]

@@ -1,7 +1,6 @@
-"""Effects to bytes: `SseWriter` for a stream, `JsonWriter` for a plain request.
+"""Writes effects as bytes: `SseWriter` for a stream, `JsonWriter` for a plain request.
 
-The only file that sees aiohttp-sse. `service.stream.relay` is the only caller, one call at a time. Both
-writers end with a response for the handler to return.
+The only file that sees aiohttp-sse. Both writers end with a response for the handler to return.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from aiohttp_sse import EventSourceResponse
 from service.edge.connections import Connection
 from service.edge.errors import error_response
 from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
-from statemachine import Failure, SendChunk, SendText, SessionRecord
+from statemachine import ChunkRun, Failure, SessionRecord
 
 _LITTLE_BYTES = 16 * 1024
 """Left over from earlier writes; asyncio's low-water mark, below which aiohttp makes nobody wait."""
@@ -33,13 +32,13 @@ class Writer(Protocol):
     async def open(self) -> None:
         """Commit the 200."""
 
-    async def send_chunks(self, effects: Sequence[SendChunk | SendText]) -> None:
+    async def send_chunks(self, runs: Sequence[ChunkRun]) -> None:
         """Write chunks that came together, together. Returns when the client has room for more."""
 
     def is_clear(self) -> bool:
         """True if nothing that is written now has to wait for the client. Never raises."""
 
-    def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
+    def send_chunks_now(self, runs: Sequence[ChunkRun]) -> None:
         """Do what `send_chunks` does, right after `is_clear` was true. Raises only ValueError, for
         a chunk that can't be encoded."""
 
@@ -103,8 +102,8 @@ class SseWriter:
         self._stream = stream
         self._sink = sink
 
-    async def send_chunks(self, effects: Sequence[SendChunk | SendText]) -> None:
-        await self._write(self._encoder.encode_all(effects))
+    async def send_chunks(self, runs: Sequence[ChunkRun]) -> None:
+        await self._write(self._encoder.encode_all(runs))
         # What went before has left aiohttp's hands, so the socket may be written to directly.
         if isinstance(self._sink, StreamWriter) and self._sink.chunked:
             self._transport = self._request.transport
@@ -120,9 +119,9 @@ class SseWriter:
             and not transport.is_closing()
         )
 
-    def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
+    def send_chunks_now(self, runs: Sequence[ChunkRun]) -> None:
         assert self._transport is not None
-        data = self._encoder.encode_all(effects)
+        data = self._encoder.encode_all(runs)
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def ping(self) -> None:
@@ -171,13 +170,13 @@ class JsonWriter:
     async def open(self) -> None:
         raise AssertionError("a plain request has no stream")
 
-    async def send_chunks(self, effects: Sequence[SendChunk | SendText]) -> None:
+    async def send_chunks(self, runs: Sequence[ChunkRun]) -> None:
         raise AssertionError("a plain request has no stream")
 
     def is_clear(self) -> bool:
         return False
 
-    def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
+    def send_chunks_now(self, runs: Sequence[ChunkRun]) -> None:
         raise AssertionError("a plain request has no stream")
 
     async def ping(self) -> None:

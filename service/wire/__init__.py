@@ -1,7 +1,7 @@
 """OpenAI's shapes: bytes in, values out, and back. Pure: no sockets, no clocks.
 
-`jsontext` reads and writes JSON, `requests` checks what a client asks and words what an upstream
-is asked, `decoder` and `events` read an upstream's SSE, `encoder` writes ours.
+`jsontext` reads and writes JSON, `requests` checks a client's request and builds an upstream's,
+`encoder` writes the SSE that clients read. An upstream's SSE is read in `service.agents.openai`.
 
 Deliberate differences from OpenAI, for whoever compares:
 
@@ -16,7 +16,6 @@ Deliberate differences from OpenAI, for whoever compares:
    ourselves is checked.
 """
 
-from service.wire.decoder import SseDecoder
 from service.wire.encoder import (
     DONE,
     PING,
@@ -26,7 +25,6 @@ from service.wire.encoder import (
     error_body,
     error_event,
 )
-from service.wire.events import events_of, last_events, text_of
 from service.wire.jsontext import decode_json, encode_json
 from service.wire.requests import (
     ChatRequest,
@@ -42,17 +40,13 @@ __all__ = [
     "ChatRequest",
     "ChunkEncoder",
     "InvalidRequest",
-    "SseDecoder",
     "choice_object",
     "completion_object",
     "decode_json",
     "encode_json",
     "error_body",
     "error_event",
-    "events_of",
-    "last_events",
     "parse_metadata_update",
     "parse_request",
-    "text_of",
     "upstream_body",
 ]

@@ -1,7 +1,4 @@
-"""Writes what clients read: SSE events, error bodies, the completion object.
-
-Called by `service.stream.writers` on the hot path; pure.
-"""
+"""Writes what clients read: SSE events, error bodies, the completion object. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +7,12 @@ from service.wire.jsontext import encode_json
 from statemachine import (
     Choice,
     ChunkPattern,
+    ChunkRun,
     Failure,
-    SendChunk,
-    SendText,
+    RepeatedChunks,
     SessionRecord,
-    TextReceived,
 )
-from statemachine.patterns import PADDING
+from statemachine.chunks import PADDING
 
 DONE = b"data: [DONE]\n\n"
 PING = b": keep-alive\n"
@@ -54,24 +50,21 @@ class ChunkEncoder:
         self._include_usage = include_usage
         self._pattern: ChunkPattern | None = None
 
-    def encode_all(self, effects: Sequence[SendChunk | SendText]) -> bytes:
-        """Chunks that leave together."""
-        if len(effects) == 1:
-            return self._encode_effect(effects[0])
-        return b"".join([self._encode_effect(effect) for effect in effects])
+    def encode_all(self, runs: Sequence[ChunkRun]) -> bytes:
+        """Chunks that leave together. Raises ValueError as `encode` does."""
+        if len(runs) == 1:
+            return self.encode_run(runs[0])
+        return b"".join([self.encode_run(run) for run in runs])
 
-    def _encode_effect(self, effect: SendChunk | SendText) -> bytes:
-        if type(effect) is SendText:
-            return self.encode_text(effect.received)
-        return self.encode(effect.payload)  # type: ignore[union-attr]
-
-    def encode_text(self, received: TextReceived) -> bytes:
-        """Chunks of a pattern, an event each: ours around what differs, as it came."""
-        if received.pattern is not self._pattern:
-            self._adopt(received.pattern)
-        literals = received.literals
-        if received.pattern.between:
-            literals = literals.replace(received.pattern.between, self._between)
+    def encode_run(self, run: ChunkRun) -> bytes:
+        """The events of a run, one for each of its chunks. Raises ValueError as `encode` does."""
+        if not isinstance(run, RepeatedChunks):
+            return self.encode(run.payload)
+        pattern, literals = run.pattern, run.literals
+        if pattern is not self._pattern:
+            self._adopt(pattern)
+        if pattern.between:
+            literals = literals.replace(pattern.between, self._between)
         if b"\n" in literals:
             literals = literals.replace(b"\n", self._after + self._before)
         return b"%b%b%b" % (self._before, literals, self._after)

@@ -19,12 +19,12 @@ from service.settings.config import LoggingConfig
 from service.telemetry import (
     REQUEST_ID,
     TRACE,
+    CompletionLog,
     Trace,
     add_id_headers,
     adopt_trace,
     completion_fields,
     configure_logging,
-    log_completion,
     telemetry_middleware,
 )
 from statemachine import (
@@ -404,7 +404,7 @@ def test_a_log_that_cannot_be_written_stops_nobody(
 ) -> None:
     """Answers are streamed and saved although no line about them can be written."""
     configured(Broken(), format=format)
-    log_completion(record_of(*WHOLE))
+    CompletionLog().ended(record_of(*WHOLE))
     logging.getLogger("theirs").warning("it happened")
     assert capsys.readouterr() == ("", "")
 
@@ -460,7 +460,7 @@ FAILED = UpstreamFailed(Failure("upstream_error", SECRET, upstream_code="rate_li
 def test_canonical_line() -> None:
     """One line per completion with exactly the contract's fields, in its order, and no text."""
     stream = configured()
-    log_completion(record_of(*WHOLE))
+    CompletionLog().ended(record_of(*WHOLE))
     (line,) = json_lines(stream)
     assert list(line) == ["timestamp", "level", "event", *FIELDS]
     del line["timestamp"]
@@ -487,7 +487,7 @@ def test_canonical_line() -> None:
 def test_canonical_line_of_a_failure() -> None:
     """A failure is a warning; the upstream's own code is the error, and its words stay out."""
     stream = configured()
-    log_completion(record_of(FAILED))
+    CompletionLog().ended(record_of(FAILED))
     (line,) = json_lines(stream)
     assert list(line) == ["timestamp", "level", "event", *FIELDS]
     assert (line["level"], line["state"], line["error"]) == ("warning", "failed", "rate_limit")

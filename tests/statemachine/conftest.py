@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from statemachine import ChunkPattern, SessionRequest, TextReceived
+from statemachine import ChunkPattern, ChunkReceived, RepeatedChunks, SessionRequest
 
 
 def asked(**fields: Any) -> SessionRequest:
@@ -39,15 +39,14 @@ def text_chunk(text: str) -> Any:
     return chunk({"content": text})
 
 
-def text_after(payload: Any, *texts: str, key: str = "content") -> TextReceived:
-    """More of what this chunk says, with these texts."""
+def text_after(payload: Any, *texts: str, key: str = "content") -> ChunkReceived:
+    """Repeats of this chunk, with these texts."""
     before, _, after = json.dumps(payload).partition(
         json.dumps(payload["choices"][0]["delta"][key])
     )
     literals = "\n".join(json.dumps(text) for text in texts).encode("ascii")
-    return TextReceived(
-        ChunkPattern(payload, key, before.encode(), after.encode()), texts, literals
-    )
+    pattern = ChunkPattern(payload, key, before.encode(), after.encode())
+    return ChunkReceived(RepeatedChunks(pattern, texts, literals))
 
 
 def finish_chunk(reason: str = "stop") -> Any:

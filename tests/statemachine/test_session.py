@@ -261,7 +261,7 @@ def test_usage_comes_once_and_last_for_those_who_asked() -> None:
         UpstreamFinished(),
     )
     assert names(effects) == ["OpenStream", "SendChunk", "SendChunk", "Save", "SendDone"]
-    sent = [effect.payload for effect in effects if isinstance(effect, SendChunk)]
+    sent = [effect.run.payload for effect in effects if isinstance(effect, SendChunk)]
     assert sent[-1] == frame
 
 
@@ -270,7 +270,7 @@ def test_usage_is_estimated_and_says_so() -> None:
     effects = play(
         session(include_usage=True), ChunkReceived(text_chunk("x" * 40)), UpstreamFinished()
     )
-    sent = [effect.payload for effect in effects if isinstance(effect, SendChunk)][-1]
+    sent = [effect.run.payload for effect in effects if isinstance(effect, SendChunk)][-1]
     assert sent == {
         "choices": [],
         "usage": {

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from statemachine import (
     AttemptStarted,
     ChunkReceived,
+    ChunkRun,
     ClientGone,
     ClientLeft,
     DeadlineExpired,
@@ -14,18 +15,17 @@ from statemachine import (
     Failure,
     IllegalTransition,
     OpenStream,
+    RepeatedChunks,
     Save,
     SendChunk,
     SendDone,
     SendError,
     SendPing,
-    SendText,
     SessionPolicy,
     State,
     StopRequested,
     StopUpstream,
     StreamSession,
-    TextReceived,
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
@@ -33,7 +33,8 @@ from statemachine import (
 from tests.statemachine.conftest import asked, finish_chunk, text_after, text_chunk
 
 FAILURE = Failure("upstream_error", "It broke.")
-SENDS = (OpenStream, SendChunk, SendText, SendPing, SendDone, SendError)
+BROKE_OFF = Failure("upstream_incomplete", "It broke off.")
+SENDS = (OpenStream, SendChunk, SendPing, SendDone, SendError)
 
 events = st.one_of(
     st.text(max_size=5).map(lambda text: ChunkReceived(text_chunk(text))),
@@ -45,6 +46,7 @@ events = st.one_of(
             AttemptStarted("demo", 60.0),
             UpstreamFinished(),
             UpstreamFailed(FAILURE),
+            UpstreamFailed(BROKE_OFF),
             DeadlineExpired(FAILURE),
             DrainExpired(),
             ClientLeft(),
@@ -54,6 +56,14 @@ events = st.one_of(
     ),
 )
 steps = st.lists(st.tuples(events, st.floats(0, 100)), max_size=30)
+
+
+def text_in(run: ChunkRun) -> str:
+    """What the chunks of a run say."""
+    if isinstance(run, RepeatedChunks):
+        return "".join(run.texts)
+    choices = run.payload["choices"]
+    return str(choices[0]["delta"].get("content", "")) if choices else ""
 
 
 @settings(max_examples=100, deadline=None)
@@ -76,10 +86,7 @@ def test_promises_hold_on_every_walk(
         except IllegalTransition:
             continue
         if running and isinstance(event, ChunkReceived):
-            choices = event.payload["choices"]
-            text += choices[0]["delta"].get("content", "") if choices else ""
-        elif running and isinstance(event, TextReceived):
-            text += "".join(event.texts)
+            text += text_in(event.run)
         if not was_attached:
             assert not any(isinstance(effect, SENDS) for effect in new)
         effects.extend(new)
@@ -89,7 +96,7 @@ def test_promises_hold_on_every_walk(
     chunks = [
         index
         for index, effect in enumerate(effects)
-        if isinstance(effect, (SendChunk, SendText, SendPing, SendDone))
+        if isinstance(effect, (SendChunk, SendPing, SendDone))
     ]
     assert len(opens) <= 1
     if chunks:
@@ -97,7 +104,7 @@ def test_promises_hold_on_every_walk(
         assert opens[0] < chunks[0]
     if saves:
         position = effects.index(saves[0])
-        assert not any(isinstance(e, (SendChunk, SendText, SendPing)) for e in effects[position:])
+        assert not any(isinstance(e, (SendChunk, SendPing)) for e in effects[position:])
         assert not any(isinstance(e, StopUpstream) for e in effects[position:])
         record = saves[0].record
         kept = "".join(str(c.message["content"] or "") for c in record.choices)

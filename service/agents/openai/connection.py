@@ -1,6 +1,6 @@
 """The way to one backend: requests as the SDK words them, over aiohttp's connections.
 
-Called by `service.agents.openai.agent`. The SDK builds a request in about a millisecond, and but for the
+The SDK builds a request in about a millisecond, and but for the
 body and one header it is the same each time. So it is built once, for nobody, and its URL and
 headers are used for all; aiohttp, which the SDK would use as well, sends them. The response's
 bytes come as they arrive, through none of the layers above aiohttp's reader.
@@ -17,10 +17,10 @@ import openai
 from multidict import CIMultiDict
 from yarl import URL
 
-from service.agents.openai.lane import FastLaneConnector
+from service.agents.openai.lane import LaneConnector, is_tested
 
 _NOT_OURS = frozenset(("host", "content-length", "connection"))
-"""Headers of the specimen that aiohttp writes itself."""
+"""Headers of the template that aiohttp writes itself."""
 _ABOUT_THE_SDK = "x-stainless-"
 """What the SDK tells of itself: its retries and timeouts, which aren't used here, and the machine."""
 
@@ -35,6 +35,7 @@ class Connection:
         tls: whom to trust.
         connect_seconds: how long a connection may take, TLS included.
         idle_connection_seconds: how long one that nobody uses is kept.
+        uses_lane: have bodies offered to a listener before aiohttp parses them (`lane`).
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Connection:
         tls: ssl.SSLContext,
         connect_seconds: float,
         idle_connection_seconds: float,
+        uses_lane: bool,
     ) -> None:
         self._client = client
         self._path = path
         self._asked_headers = dict(headers)
         self._tls = tls
         self._idle_connection_seconds = idle_connection_seconds
+        self._make_connector = LaneConnector if uses_lane and is_tested() else aiohttp.TCPConnector
         # Token deadlines are the relay's; here only connecting is timed.
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds)
         self._session: aiohttp.ClientSession | None = None
@@ -85,28 +88,28 @@ class Connection:
     async def _prepare(self) -> aiohttp.ClientSession:
         async with self._preparing:
             if self._session is None:
-                specimen = await self._specimen()
-                self._url = URL(str(specimen.url), encoded=True)
+                template = await self._template()
+                self._url = URL(str(template.url), encoded=True)
                 self._proxy = _proxy_for(self._url)
                 self._session = aiohttp.ClientSession(
-                    connector=FastLaneConnector(
+                    connector=self._make_connector(
                         limit=0,  # `server.max_concurrent_streams` is the limit
                         keepalive_timeout=self._idle_connection_seconds,
                         ssl=self._tls,
                     ),
                     headers=CIMultiDict(
                         (name, value)
-                        for name, value in specimen.headers.multi_items()
+                        for name, value in template.headers.multi_items()
                         if _is_ours(name.lower())
                     ),
                     cookie_jar=aiohttp.DummyCookieJar(),
                 )
         return self._session
 
-    async def _specimen(self) -> httpx2.Request:
+    async def _template(self) -> httpx2.Request:
         """A request as the SDK sends it; this one goes nowhere."""
-        catcher = _Catcher()
-        async with httpx2.AsyncClient(transport=catcher) as http_client:
+        recorder = _Recorder()
+        async with httpx2.AsyncClient(transport=recorder) as http_client:
             client = self._client.with_options(http_client=http_client)
             await client.post(
                 self._path,
@@ -114,11 +117,11 @@ class Connection:
                 content=b"{}",
                 options={"headers": self._asked_headers},
             )
-        assert catcher.request is not None
-        return catcher.request
+        assert recorder.request is not None
+        return recorder.request
 
 
-class _Catcher(httpx2.AsyncBaseTransport):
+class _Recorder(httpx2.AsyncBaseTransport):
     """A transport that keeps the request and says that all went well."""
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ The rules:
 """
 
 import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -27,10 +28,13 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpVersion11, RawResponseMessage
 from aiohttp.streams import StreamReader
 
-from service.agents.protocol import Listener
+Listener = Callable[[Sequence[bytes]], int]
+"""Offered pieces of a body, in order, at least one; returns how many of them, from the first on, it
+took. It must not raise."""
 
 _SIZE = re.compile(rb"[1-9a-f][0-9a-f]{,7}", re.IGNORECASE)
 _MOST_HELD_BYTES = 1 << 18
+_TESTED_AIOHTTP = ("3.14.",)
 
 
 class _Sizes(dict[bytes, int]):
@@ -49,13 +53,13 @@ class _Sizes(dict[bytes, int]):
 _size_in = _Sizes().__getitem__
 
 
-class FastLaneProtocol(ResponseHandler):
+class LaneProtocol(ResponseHandler):
     """aiohttp's protocol of a client's connection, with the short way.
 
     Not for requests with a `sock_read` timeout: what a listener takes doesn't put it off.
 
     Attributes:
-        listener: see `service.agents.protocol`. If it leaves some, they go to the reader, and it
+        listener: see `Listener`. If it leaves some, they go to the reader, and it
             is asked no more until it is set anew. It may only be set while the reader is empty and
             somebody waits for it.
     """
@@ -194,13 +198,19 @@ class FastLaneProtocol(ResponseHandler):
         super().data_received(data)
 
 
-class FastLaneConnector(aiohttp.TCPConnector):
+def is_tested() -> bool:
+    """True if this aiohttp is one whose insides the lane was tested with. With any other the agents
+    do without it: their answers are the same, only dearer."""
+    return aiohttp.__version__.startswith(_TESTED_AIOHTTP)
+
+
+class LaneConnector(aiohttp.TCPConnector):
     """aiohttp's connector, whose connections have the short way."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         # aiohttp has no public way to name the protocol; a test notices if this one goes away.
-        self._factory = partial(FastLaneProtocol, loop=self._loop)  # type: ignore[assignment]
+        self._factory = partial(LaneProtocol, loop=self._loop)  # type: ignore[assignment]
 
 
 def _may_wait(rest: bytes) -> bool:

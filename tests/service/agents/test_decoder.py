@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.wire import SseDecoder
+from service.agents.openai.decoder import SseDecoder
 from statemachine import Failure, UpstreamFailed, UpstreamFinished
 from tests.statemachine.conftest import chunk, finish_chunk, text_chunk
 

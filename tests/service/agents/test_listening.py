@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp.client_proto import ResponseHandler
 
-from service.agents.openai.lane import FastLaneConnector, FastLaneProtocol
+from service.agents.openai.lane import LaneConnector, LaneProtocol
 from tests.service.stage.line import (
     ALL,
     CHUNKED,
@@ -176,7 +176,7 @@ async def read_and_listen(response: aiohttp.ClientResponse, heard: list[bytes]) 
     read = b""
     while True:
         if (connection := response.connection) is not None:
-            assert isinstance(connection.protocol, FastLaneProtocol)
+            assert isinstance(connection.protocol, LaneProtocol)
             connection.protocol.listener = listen
         data = await response.content.readany()
         if not data:
@@ -199,7 +199,7 @@ async def test_a_connection_is_used_again() -> None:
     ]
     async with (
         server(*[pieces for pieces, _, _ in responses]) as (url, connections),
-        aiohttp.ClientSession(connector=FastLaneConnector()) as session,
+        aiohttp.ClientSession(connector=LaneConnector()) as session,
     ):
         for _, expected, expected_heard in responses:
             heard: list[bytes] = []

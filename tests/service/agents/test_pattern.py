@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.wire import SseDecoder, decode_json, encode_json
-from statemachine import TextReceived
-from statemachine.messages import JsonObject
-from statemachine.patterns import PADDING
+from service.agents.openai.decoder import SseDecoder
+from service.wire import decode_json, encode_json
+from statemachine import JsonObject, RepeatedChunks
+from statemachine.chunks import PADDING
 from tests.service.agents.test_decoder import (
     DONE,
     FIXED_BODIES,
@@ -44,7 +44,7 @@ Write = Callable[[Any], bytes]
 WRITERS: list[Write] = [encode_json, ascii_compact, ascii_spaced, unicode_spaced]
 
 
-def expanded(received: TextReceived) -> list[JsonObject]:
+def expanded(received: RepeatedChunks) -> list[JsonObject]:
     """The chunks that it stands for, after checking that whoever writes them from its bytes writes
     the same, and a line each."""
     pattern = received.pattern

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from service.wire import SseDecoder, decode_json
-from service.wire import pattern as pattern_module
-from service.wire.pattern import learn
-from statemachine.messages import JsonObject
-from statemachine.patterns import text_field
+from service.agents.openai import pattern as pattern_module
+from service.agents.openai.decoder import SseDecoder
+from service.agents.openai.pattern import learn
+from service.wire import decode_json
+from statemachine import JsonObject
+from statemachine.chunks import text_field
 from tests.service.agents.test_decoder import NO_LIMIT, event
 from tests.service.agents.test_pattern import RUN, WRITERS, Write
 from tests.statemachine.conftest import chunk

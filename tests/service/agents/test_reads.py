@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.stream.attempts import Upstream
-from service.wire import SseDecoder, events, events_of, last_events, text_of
-from statemachine import ChunkReceived, Event, TextReceived
+from service.agents.openai import reads
+from service.agents.openai.reads import EventReader
+from statemachine import ChunkReceived, Event, RepeatedChunks, UpstreamFailed, UpstreamFinished
 from tests.service.agents.test_decoder import (
     DONE,
     FINISHED,
@@ -21,7 +21,7 @@ from tests.service.agents.test_decoder import (
     read,
 )
 from tests.service.agents.test_pattern import expanded, in_pieces, streams
-from tests.service.stream.test_attempts import CALL, HANG, ROLE, FakeAgent
+from tests.service.stream.test_attempts import HANG, ROLE, FakeAgent, attempts_of
 from tests.statemachine.conftest import finish_chunk, text_chunk
 
 USAGE: Any = {"choices": [], "usage": {"total_tokens": 5}}
@@ -33,21 +33,29 @@ ENDS = b"".join(map(event, ENDING)) + DONE
 
 def payloads_of(event: Event) -> list[Any]:
     """The chunks that an event tells of."""
-    if isinstance(event, TextReceived):
-        return expanded(event)
     assert isinstance(event, ChunkReceived)
-    return [event.payload]
+    run = event.run
+    return expanded(run) if isinstance(run, RepeatedChunks) else [run.payload]
 
 
 def told(pieces: Iterable[bytes], max_event_bytes: int = NO_LIMIT) -> Read:
     """The chunks and the ending of a body that arrives in these pieces."""
-    decoder = SseDecoder(max_event_bytes)
-    found = [one for piece in pieces for one in events_of(decoder, piece)] + last_events(decoder)
-    return [payload for one in found for payload in payloads_of(one)], decoder.ending
+    reader = EventReader(max_event_bytes)
+    found: list[Event] = []
+    for piece in pieces:
+        found += reader.read(piece)
+        if found and isinstance(found[-1], (UpstreamFinished, UpstreamFailed)):
+            break
+    else:
+        found += reader.close()
+    *chunks, ending = found
+    assert isinstance(ending, (UpstreamFinished, UpstreamFailed))
+    return [payload for one in chunks for payload in payloads_of(one)], ending
 
 
 def kinds(found: Sequence[Event]) -> list[str]:
-    return [type(one).__name__ for one in found]
+    """Of which make each event's run is; an ending has none."""
+    return [type(one.run if isinstance(one, ChunkReceived) else one).__name__ for one in found]
 
 
 @settings(max_examples=200, deadline=None)
@@ -65,7 +73,7 @@ def test_large_reads_say_what_small_ones_say(
     body, ends = stream
     anywhere = st.lists(st.integers(0, len(body)), max_size=6)
     pieces = in_pieces(body, data.draw(anywhere | st.lists(st.sampled_from(ends), max_size=3)))
-    with patch.multiple(events, _LARGE_READ_BYTES=large, _LESSON_BYTES=lesson):
+    with patch.multiple(reads, _LARGE_READ_BYTES=large, _LESSON_BYTES=lesson):
         assert told(pieces, limit) == read(pieces, limit)
 
 
@@ -87,11 +95,14 @@ def test_a_whole_answer_in_one_read(line_end: bytes) -> None:
 
 def test_a_long_run_is_one_event_but_for_its_beginning() -> None:
     """Alone, before what an answer ends with, and cut in the middle of an event."""
-    for rest, after in ((b"", []), (ENDS, ["ChunkReceived"] * 2), (RUN[:77], [])):
-        decoder = SseDecoder(NO_LIMIT)
-        found = kinds(events_of(decoder, RUN + rest))
-        start = found.index("TextReceived")
-        assert found[:start] == ["ChunkReceived"] * start
+    for rest, after in (
+        (b"", []),
+        (ENDS, ["ParsedChunk"] * 2 + ["UpstreamFinished"]),
+        (RUN[:77], []),
+    ):
+        found = kinds(EventReader(NO_LIMIT).read(RUN + rest))
+        start = found.index("RepeatedChunks")
+        assert found[:start] == ["ParsedChunk"] * start
         assert start < 20
         assert found[start + 1 :] == after
 
@@ -108,26 +119,30 @@ def test_pieces_that_were_sent_apart() -> None:
         (run[:2], 2),
         ([run[0][:9], run[0][9:], *run[1:]], len(run) + 1),
     ):
-        decoder = SseDecoder(NO_LIMIT)
-        decoder.feed(event(text_chunk("first")) + event(text_chunk("second")))
-        text, count = text_of(decoder, pieces)
+        reader = EventReader(NO_LIMIT)
+        reader.read(event(text_chunk("first")) + event(text_chunk("second")))
+        run, count = reader.take(pieces)
         assert count == taken
-        assert (text is None) == (taken == 0)
-        if text is not None:
-            assert expanded(text) == list(map(text_chunk, WORDS[: len(text.texts)]))
-        rest = [payload for piece in pieces[count:] for payload in decoder.feed(piece)]
-        assert len(rest) + (len(text.texts) if text else 0) == sum(
-            b'"choices"' in p for p in pieces
-        )
+        assert (run is None) == (taken == 0)
+        if run is not None:
+            assert expanded(run) == list(map(text_chunk, WORDS[: len(run.texts)]))
+        rest = [
+            payload
+            for piece in pieces[count:]
+            for one in reader.read(piece)
+            if isinstance(one, ChunkReceived)
+            for payload in payloads_of(one)
+        ]
+        assert len(rest) + (len(run.texts) if run else 0) == sum(b'"choices"' in p for p in pieces)
 
 
 async def test_a_first_token_far_behind_in_a_large_read() -> None:
     """It ends the wait like any other, though it is one text of many that say nothing."""
     silent = event(text_chunk("")) * 100
     agent = FakeAgent("a", [silent + event(text_chunk("Hi")), HANG], first_token_seconds=5)
-    upstream = Upstream([agent], CALL, [].append)
+    upstream = attempts_of(agent)
     found = await upstream.read()
-    assert kinds(found)[-1] == "TextReceived"
+    assert kinds(found)[-1] == "RepeatedChunks"
     payloads = [payload for one in found for payload in payloads_of(one)]
     assert payloads == [text_chunk("")] * 100 + [text_chunk("Hi")]
     await upstream.close()
@@ -137,7 +152,7 @@ async def test_a_large_read_without_a_token_goes_on_waiting() -> None:
     """Empty texts are no token, however many; they are handed out with the first."""
     silent = event(text_chunk("")) * 100
     agent = FakeAgent("a", [silent, event(text_chunk("Hi")), HANG], first_token_seconds=5)
-    upstream = Upstream([agent], CALL, [].append)
+    upstream = attempts_of(agent)
     found = await upstream.read()
     payloads = [payload for one in found for payload in payloads_of(one)]
     assert payloads == [text_chunk("")] * 100 + [text_chunk("Hi")]

@@ -1,4 +1,4 @@
-"""`TextReceived` is `ChunkReceived` for each text, to all who are told: clients, the record, the
+"""Repeated chunks are a parsed chunk for each text, to all who are told: clients, the record, the
 journal."""
 
 import json
@@ -13,25 +13,26 @@ from hypothesis import strategies as st
 
 from db.journal import Fsync, Journal
 from db.journal.format import Damage, events_of, events_record, read_records
+from service.agents.openai.pattern import learn
 from service.wire import ChunkEncoder, decode_json
-from service.wire.pattern import learn
 from statemachine import (
     ChunkPattern,
     ChunkReceived,
+    ChunkRun,
     ClientGone,
     ClientLeft,
     Effect,
     Event,
+    JsonObject,
+    ParsedChunk,
+    RepeatedChunks,
     Save,
     SendChunk,
-    SendText,
     SessionPolicy,
     StreamSession,
-    TextReceived,
     UpstreamFinished,
 )
-from statemachine.messages import JsonObject
-from statemachine.patterns import text_field
+from statemachine.chunks import text_field
 from tests.service.agents.test_pattern import WRITERS, Write
 from tests.service.wire.test_encoder import data_of
 from tests.statemachine.conftest import asked, chunk, finish_chunk, text_chunk
@@ -49,28 +50,33 @@ def pattern_of(payload: Any, write: Write) -> ChunkPattern:
     return pattern
 
 
-def received(pattern: ChunkPattern, said: Sequence[str], write: Write) -> TextReceived:
+def repeated(pattern: ChunkPattern, said: Sequence[str], write: Write) -> RepeatedChunks:
     """So many chunks of the pattern; where it has paddings, each has one that is like no other."""
     lines = list(map(write, said))
     if pattern.between:
         paddings = [write(f"{number} {text}") for number, text in enumerate(said)]
         lines = list(map(pattern.between.join, zip(lines, paddings, strict=True)))
-    return TextReceived(pattern, said, b"\n".join(lines))
+    return RepeatedChunks(pattern, said, b"\n".join(lines))
+
+
+def received(pattern: ChunkPattern, said: Sequence[str], write: Write) -> ChunkReceived:
+    """The event that tells of them."""
+    return ChunkReceived(repeated(pattern, said, write))
 
 
 def one_by_one(event: Event) -> list[Event]:
     """The event, told the long way."""
-    if not isinstance(event, TextReceived):
+    if not isinstance(event, ChunkReceived):
         return [event]
-    return [ChunkReceived(payload) for payload in chunks_in(event)]
+    return [ChunkReceived(payload) for payload in chunks_in(event.run)]
 
 
-def chunks_in(event: TextReceived) -> list[JsonObject]:
-    before, after = event.pattern.before, event.pattern.after
-    chunks = [decode_json(before + line + after) for line in event.literals.split(b"\n")]
-    assert [event.pattern.chunk(text).keys() for text in event.texts] == [
-        it.keys() for it in chunks
-    ]
+def chunks_in(run: ChunkRun) -> list[JsonObject]:
+    if isinstance(run, ParsedChunk):
+        return [run.payload]
+    before, after = run.pattern.before, run.pattern.after
+    chunks = [decode_json(before + line + after) for line in run.literals.split(b"\n")]
+    assert [run.pattern.chunk(text).keys() for text in run.texts] == [it.keys() for it in chunks]
     return chunks
 
 
@@ -120,9 +126,12 @@ patterns = st.builds(pattern_of, payloads, writers)
 
 
 @st.composite
-def texts_received(draw: st.DrawFn, patterns: Any = patterns) -> TextReceived:
+def repeated_chunks(draw: st.DrawFn, patterns: Any = patterns) -> RepeatedChunks:
     said = draw(st.lists(texts, min_size=1, max_size=4))
-    return received(draw(patterns), said, draw(writers))
+    return repeated(draw(patterns), said, draw(writers))
+
+
+repeats_received = st.builds(ChunkReceived, repeated_chunks())
 
 
 # --- what clients read ----------------------------------------------------------------------------
@@ -130,27 +139,18 @@ def texts_received(draw: st.DrawFn, patterns: Any = patterns) -> TextReceived:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    told=st.lists(texts_received() | st.builds(ChunkReceived, payloads), min_size=1, max_size=5),
+    runs=st.lists(repeated_chunks() | st.builds(ParsedChunk, payloads), min_size=1, max_size=5),
     repeats=st.integers(1, 2),
     include_usage=st.booleans(),
 )
 def test_clients_read_the_same_chunks(
-    told: list[TextReceived | ChunkReceived], repeats: int, include_usage: bool
+    runs: list[ChunkRun], repeats: int, include_usage: bool
 ) -> None:
     """Encoded together or one by one, each text is the event that its chunk would be."""
-    told = told * repeats  # the same patterns once more, with others between
+    runs = runs * repeats  # the same patterns once more, with others between
     quick, slow = (ChunkEncoder("chatcmpl-1", "ours", 100, include_usage) for _ in range(2))
-    effects: list[SendChunk | SendText] = [
-        SendText(event) if isinstance(event, TextReceived) else SendChunk(event.payload)
-        for event in told
-    ]
-    together = [quick.encode_all(effects[:2]), *[quick.encode_all([it]) for it in effects[2:]]]
-    expected = [
-        data_of(slow.encode(chunk_event.payload))
-        for event in told
-        for chunk_event in one_by_one(event)
-        if isinstance(chunk_event, ChunkReceived)
-    ]
+    together = [quick.encode_all(runs[:2]), *[quick.encode_all([run]) for run in runs[2:]]]
+    expected = [data_of(slow.encode(payload)) for run in runs for payload in chunks_in(run)]
     events = b"".join(together).split(b"\n\n")
     assert events.pop() == b""
     assert expected == [data_of(event + b"\n\n") for event in events]
@@ -163,12 +163,12 @@ def test_a_text_is_put_in_its_own_place(field: str, said: str) -> None:
     payload = {**text_chunk("a"), "system_fingerprint": field, field: field}
     pattern = pattern_of(payload, json_of)
     encoder = ChunkEncoder("\0", "\0\0", 1, False)
-    sent = data_of(encoder.encode_text(received(pattern, [said], json_of)))
+    sent = data_of(encoder.encode_run(repeated(pattern, [said], json_of)))
     assert sent == data_of(encoder.encode(pattern.chunk(said)))
     padded = pattern_of({**payload, "obfuscation": field}, json_of)
-    event = received(padded, [said, field], json_of)
-    events = encoder.encode_text(event).split(b"\n\n")[:-1]
-    for sent_event, expected in zip(events, chunks_in(event), strict=True):
+    run = repeated(padded, [said, field], json_of)
+    events = encoder.encode_run(run).split(b"\n\n")[:-1]
+    for sent_event, expected in zip(events, chunks_in(run), strict=True):
         assert data_of(sent_event + b"\n\n") == data_of(encoder.encode(expected))
 
 
@@ -210,7 +210,7 @@ steps: st.SearchStrategy[Event] = (
     st.builds(received, st.sampled_from(SOME_PATTERNS), sentences, st.just(json_of))
     | st.builds(received, st.sampled_from(SOME_PATTERNS[:2]), sentences, st.just(json_of))
     | st.sampled_from([ChunkReceived(payload) for payload in OTHERS])
-    | texts_received()
+    | repeats_received
 )
 
 
@@ -221,8 +221,8 @@ def handled(session: StreamSession, events: Sequence[Event], now: float) -> list
         one
         for effect in effects
         for one in (
-            [SendChunk(payload) for payload in chunks_in(effect.received)]
-            if isinstance(effect, SendText)
+            [SendChunk(payload) for payload in chunks_in(effect.run)]
+            if isinstance(effect, SendChunk)
             else [effect]
         )
     ]
@@ -291,7 +291,7 @@ times = st.floats(0, 1e10)
     completion_id=ids,
     number=st.integers(0),
     told=st.lists(
-        texts_received() | st.builds(ChunkReceived, payloads) | st.just(UpstreamFinished()),
+        repeats_received | st.builds(ChunkReceived, payloads) | st.just(UpstreamFinished()),
         min_size=1,
         max_size=4,
     ),

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.app import ADMISSION
-from service.callers.limits import Account, Budget, Ticket, duration, tokens_of
+from service.callers.charging import tokens_of
+from service.callers.limits import Account, Budget, Ticket, duration
 from service.edge.errors import ApiError
 from service.settings.access import AuthConfig, LimitsConfig
 from service.settings.config import ServerConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp.client_proto import ResponseHandler
 
-from service.agents.openai.lane import FastLaneProtocol
+from service.agents.openai.lane import LaneProtocol
 
 STATUS = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -51,9 +51,7 @@ class Line:
         listened: what of it the listener took.
     """
 
-    def __init__(
-        self, takes: Sequence[int], kind: type[ResponseHandler] = FastLaneProtocol
-    ) -> None:
+    def __init__(self, takes: Sequence[int], kind: type[ResponseHandler] = LaneProtocol) -> None:
         self.protocol: Any = kind(asyncio.get_running_loop())
         self.transport = FakeTransport()
         self.protocol.connection_made(self.transport)
@@ -116,7 +114,7 @@ async def answer(
     pieces: Sequence[bytes],
     takes: Sequence[int] = ALL,
     turns: Sequence[int] = (4,),
-    kind: type[ResponseHandler] = FastLaneProtocol,
+    kind: type[ResponseHandler] = LaneProtocol,
 ) -> tuple[bytes, str, Line]:
     """The body of a response that arrives in these pieces, and how its reading ends, at the latest
     when the connection is lost."""

@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import stamina
 from attrs import evolve
 
-from service.agents.protocol import AgentCall, AgentError
+from service.agents.openai.reads import EventReader
+from service.agents.protocol import Agent, AgentCall, AgentError, Sink
 from service.settings.config import Timeouts
-from service.stream.attempts import LONGEST_RETRY_WAIT_SECONDS, Upstream
+from service.stream.attempts import LONGEST_RETRY_WAIT_SECONDS, Attempts
+from service.stream.moments import Attempt, Moments, Watcher
 from service.wire import encode_json, parse_request
 from statemachine import (
     AttemptStarted,
@@ -21,11 +22,12 @@ from statemachine import (
     DeadlineExpired,
     Event,
     Failure,
-    TextReceived,
+    RepeatedChunks,
+    SessionRequest,
     UpstreamFailed,
     UpstreamFinished,
 )
-from tests.statemachine.conftest import chunk, finish_chunk, text_chunk
+from tests.statemachine.conftest import asked, chunk, finish_chunk, text_chunk
 
 CALL = AgentCall(
     parse_request(b'{"model": "m", "messages": [{"role": "user", "content": "Hello?"}]}'),
@@ -88,7 +90,7 @@ class FakeAgent:
         self.hangs = asyncio.Event()
 
     @asynccontextmanager
-    async def open(self, call: AgentCall) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def open(self, call: AgentCall) -> AsyncIterator["FakeAnswer"]:
         self.asked_as_fallback = call.is_fallback
         assert evolve(call, is_fallback=False) == CALL
         assert self.open_now == 0, "an attempt begins after the one before was closed"
@@ -101,7 +103,7 @@ class FakeAgent:
                 await self._enter(rest)
             body = self._body(rest)
             try:
-                yield body
+                yield FakeAnswer(body, EventReader(self.max_event_bytes))
             finally:
                 await body.aclose()
         finally:
@@ -136,15 +138,38 @@ class FakeAgent:
         pass
 
 
+class FakeAnswer:
+    """Reads the steps as the agent of OpenAI-compatible backends reads a body."""
+
+    def __init__(self, body: AsyncIterator[bytes], reader: EventReader) -> None:
+        self._body = body
+        self._reader = reader
+
+    async def read(self, sink: Sink | None = None) -> Sequence[Event]:
+        while True:
+            try:
+                events = self._reader.read(await anext(self._body))
+            except StopAsyncIteration:
+                events = self._reader.close()
+            except AgentError as error:
+                events = self._reader.close(error.failure)
+            if events:
+                return events
+
+
 OPENED = "opened"
 ANSWER: list[Step] = [event(text_chunk("Hi")), event(finish_chunk()), DONE]
 
 
 @pytest.fixture
-def no_back_off() -> Iterator[None]:
+def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow each other at once; their number stays the agent's."""
-    with stamina.set_testing(True, attempts=100, cap=True):
-        yield
+    decide = Attempts._wait_before_retry
+
+    def at_once(attempts: Attempts, error: AgentError) -> float | None:
+        return None if decide(attempts, error) is None else 0.0
+
+    monkeypatch.setattr(Attempts, "_wait_before_retry", at_once)
 
 
 @pytest.fixture
@@ -152,7 +177,21 @@ def announced() -> list[Event]:
     return []
 
 
-async def read_all(upstream: Upstream) -> list[Event]:
+class Tries(Watcher):
+    """Notes the attempts that were announced."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Attempt] = []
+
+    def tried(self, request: SessionRequest, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+
+
+def attempts_of(*agents: Agent, watcher: Watcher | None = None) -> Attempts:
+    return Attempts(agents, CALL, Moments(asked(), (watcher or Watcher(),)))
+
+
+async def read_all(upstream: Attempts) -> list[Event]:
     """Every event up to the ending; then everything is closed."""
     events: list[Event] = []
     while not (
@@ -167,11 +206,12 @@ async def read_all(upstream: Upstream) -> list[Event]:
 
 async def ask(*agents: FakeAgent, announced: list[Event] | None = None) -> list[Event]:
     """What the session is told; afterwards no agent has anything open."""
-    events = await read_all(
-        Upstream(agents, CALL, [].append if announced is None else announced.append)
-    )
+    events = await read_all(attempts_of(*agents))
     assert [agent.open_now for agent in agents] == [0] * len(agents)
-    return events
+    attempts = [event for event in events if isinstance(event, AttemptStarted)]
+    if announced is not None:
+        announced += attempts
+    return [event for event in events if event not in attempts]
 
 
 def received(*payloads: Any) -> list[Event]:
@@ -205,11 +245,12 @@ async def test_what_came_together_stays_together() -> None:
             event(finish_chunk()) + DONE,
         ],
     )
-    upstream = Upstream([agent], CALL, [].append)
+    upstream = attempts_of(agent)
     assert await upstream.read() == received(text_chunk("a"), text_chunk("b"))
     (text,) = await upstream.read()
-    assert isinstance(text, TextReceived)  # it says what "b" said, but for its text
-    assert text.texts == ("c",)
+    assert isinstance(text, ChunkReceived)
+    assert isinstance(text.run, RepeatedChunks)  # identical to "b" except for its text
+    assert text.run.texts == ("c",)
     assert await upstream.read() == [*received(finish_chunk()), UpstreamFinished()]
     await upstream.close()
 
@@ -238,7 +279,7 @@ async def test_end_without_done() -> None:
 async def test_first_token(payload: Any) -> None:
     """Any text, any other field of a delta, or a finish reason ends the wait for the first token."""
     agent = FakeAgent("a", [event(payload), HANG], first_token_seconds=5)
-    upstream = Upstream([agent], CALL, [].append)
+    upstream = attempts_of(agent)
     assert await upstream.read() == received(payload)
     await upstream.close()
 
@@ -261,7 +302,7 @@ async def test_first_token(payload: Any) -> None:
 async def test_not_yet_a_token(payload: Any) -> None:
     """What says nothing is held back, and handed out with the first token."""
     agent = FakeAgent("a", [event(payload), event(payload), event(text_chunk("Hi")), HANG])
-    upstream = Upstream([agent], CALL, [].append)
+    upstream = attempts_of(agent)
     assert await upstream.read() == received(payload, payload, text_chunk("Hi"))
     await upstream.close()
 
@@ -296,7 +337,6 @@ async def test_number_of_attempts(retries: int, announced: list[Event]) -> None:
     "failed",
     [
         [busy()],
-        [OPENED, busy()],
         [event(ROLE), BROKE],
         [event(ROLE)],
         [b""],
@@ -321,7 +361,6 @@ async def test_retry_leaves_no_trace(failed: list[Step]) -> None:
     "failed",
     [
         [refusal()],
-        [OPENED, refusal("upstream_malformed")],
         [event(ROLE, {"error": {"message": "No.", "code": "no"}})],
         [b"event: error\ndata: No.\n\n"],
         [b'{"error": "No."}'],
@@ -417,6 +456,18 @@ async def test_fallbacks_in_order(announced: list[Event]) -> None:
 
 
 @pytest.mark.usefixtures("no_back_off")
+async def test_every_attempt_is_announced_with_how_it_went() -> None:
+    """Watchers hear of each attempt once: whose it was, which of that agent's, and why it failed."""
+    first = FakeAgent("a", [busy()], [busy()], retries=1)
+    second = FakeAgent("b", ANSWER)
+    watcher = Tries()
+    await read_all(attempts_of(first, second, watcher=watcher))
+    found = [(it.agent, it.number, it.failure) for it in watcher.attempts]
+    assert [("a", 1, busy().failure), ("a", 2, busy().failure), ("b", 1, None)] == found
+    assert all(it.seconds >= 0 for it in watcher.attempts)
+
+
+@pytest.mark.usefixtures("no_back_off")
 async def test_all_fail() -> None:
     """The last agent's failure is the one reported."""
     agents = [FakeAgent("a", [refusal("upstream_unreachable")]), FakeAgent("b", [refusal()])]
@@ -509,7 +560,7 @@ async def test_cancelled_while_waiting(steps: list[Step]) -> None:
     """Whatever a read was waiting for, after its cancellation `close` leaves nothing open."""
     agent = FakeAgent("a", steps, retries=3)
     fallback = FakeAgent("b", ANSWER)
-    upstream = Upstream([agent, fallback], CALL, [].append)
+    upstream = attempts_of(agent, fallback)
     reading = asyncio.create_task(read_all(upstream))
     await agent.hangs.wait()
     reading.cancel()
@@ -523,7 +574,7 @@ async def test_cancelled_while_waiting(steps: list[Step]) -> None:
 async def test_cancelled_during_back_off() -> None:
     """A cancelled wait between attempts ends the asking: nobody else is tried."""
     agent, fallback = FakeAgent("a", [busy(5.0)], ANSWER, retries=1), FakeAgent("b", ANSWER)
-    upstream = Upstream([agent, fallback], CALL, [].append)
+    upstream = attempts_of(agent, fallback)
     reading = asyncio.create_task(upstream.read())
     while not agent.asked or agent.open_now:
         await asyncio.sleep(0)
@@ -539,7 +590,7 @@ async def test_cancelled_during_back_off() -> None:
 async def test_closed_in_the_middle() -> None:
     """`close` closes an answer that is still going on, at once, and twice is as good as once."""
     agent = FakeAgent("a", [event(text_chunk("Hi")), HANG])
-    upstream = Upstream([agent], CALL, [].append)
+    upstream = attempts_of(agent)
     await upstream.read()
     assert agent.open_now == 1
     await upstream.close()
@@ -550,7 +601,7 @@ async def test_closed_in_the_middle() -> None:
 async def test_closed_before_anything() -> None:
     """An upstream that was never read has nothing to close."""
     agent = FakeAgent("a", ANSWER)
-    await Upstream([agent], CALL, [].append).close()
+    await attempts_of(agent).close()
     assert agent.asked == 0
 
 
@@ -558,7 +609,7 @@ async def test_a_bug_in_an_agent_is_not_hidden() -> None:
     """An exception that no agent should raise comes out of `read`, and nothing stays open."""
     for steps in ([ZeroDivisionError()], [event(ROLE), ZeroDivisionError()]):
         agent, fallback = FakeAgent("a", steps, ANSWER, retries=3), FakeAgent("b", ANSWER)
-        upstream = Upstream([agent, fallback], CALL, [].append)
+        upstream = attempts_of(agent, fallback)
         with pytest.raises(ZeroDivisionError):
             await upstream.read()
         await upstream.close()

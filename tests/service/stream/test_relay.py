@@ -1,32 +1,36 @@
 """The relay alone, between hand-written neighbours: order, time, interruptions, its own faults."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from aiohttp import web
 from freezegun import freeze_time
 
+from db.journal import NoJournal
+from service.agents.protocol import Sink
 from service.clock import steady_clock
-from service.stream.delivery import RelayLimits
+from service.stream.client import ClientSide
+from service.stream.moments import Moments, Watcher
+from service.stream.ports import RelayLimits
 from service.stream.relay import Relay
 from service.stream.writers import ClientConnectionLost
 from statemachine import (
     ChunkReceived,
+    ChunkRun,
     ClientGone,
     ClientLeft,
     DrainExpired,
     Event,
     Failure,
-    SendChunk,
-    SendText,
+    RepeatedChunks,
     SessionPolicy,
     SessionRecord,
+    SessionRequest,
     State,
     StopRequested,
     StreamSession,
-    TextReceived,
     UpstreamFailed,
     UpstreamFinished,
 )
@@ -45,10 +49,9 @@ class FakeUpstream:
     def say(self, *events: Event) -> None:
         self.events.put_nowait(list(events))
 
-    def listen(self, is_clear: Callable[[], bool], pass_on: Callable[[TextReceived], None]) -> None:
-        self.is_clear, self.pass_on = is_clear, pass_on
-
-    async def read(self) -> list[Event]:
+    async def read(self, sink: Sink | None = None) -> list[Event]:
+        assert sink is not None
+        self.sink = sink
         item = await self.events.get()
         if isinstance(item, Exception):
             raise item
@@ -85,14 +88,14 @@ class FakeWriter:
     async def open(self) -> None:
         await self._note("open")
 
-    async def send_chunks(self, effects: Sequence[SendChunk | SendText]) -> None:
-        await self._note(f"send {texts_of(effects)}")
+    async def send_chunks(self, runs: Sequence[ChunkRun]) -> None:
+        await self._note(f"send {texts_of(runs)}")
 
     def is_clear(self) -> bool:
         return self.takes_at_once
 
-    def send_chunks_now(self, effects: Sequence[SendChunk | SendText]) -> None:
-        self.calls.append(f"send at once {texts_of(effects)}")
+    def send_chunks_now(self, runs: Sequence[ChunkRun]) -> None:
+        self.calls.append(f"send at once {texts_of(runs)}")
 
     async def ping(self) -> None:
         await self._note("ping")
@@ -117,30 +120,79 @@ class FakeSaver:
 
     def __init__(self) -> None:
         self.records: list[SessionRecord] = []
+        self.futures: list[asyncio.Future[None]] = []
         self.is_slow = False
 
     def save(self, record: SessionRecord) -> "asyncio.Future[None]":
         self.records.append(record)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.futures.append(future)
         if not self.is_slow:
             future.set_result(None)
         return future
 
 
+class Noted(Watcher):
+    """Notes every moment."""
+
+    def __init__(self) -> None:
+        self.moments: list[str] = []
+
+    def began(self, request: SessionRequest) -> None:
+        self.moments.append("began")
+
+    def reached_first_token(self, request: SessionRequest, ttft_ms: float) -> None:
+        assert 0 <= ttft_ms < 60_000
+        self.moments.append("first token")
+
+    def ended(self, record: SessionRecord) -> None:
+        self.moments.append(f"ended {record.state}")
+
+    def saved(self, completion_id: str) -> None:
+        self.moments.append(f"saved {completion_id}")
+
+    def closed(self, request: SessionRequest) -> None:
+        self.moments.append("closed")
+
+
+class Broken(Watcher):
+    """A watcher with a mistake in it, which is to harm nobody."""
+
+    def began(self, request: SessionRequest) -> None:
+        raise ZeroDivisionError
+
+    reached_first_token = ended = saved = closed = began  # type: ignore[assignment]
+
+
 class Stage:
     """A relay and its neighbours."""
 
-    def __init__(self, policy: SessionPolicy | None = None, limits: RelayLimits = LIMITS) -> None:
+    def __init__(
+        self,
+        policy: SessionPolicy | None = None,
+        limits: RelayLimits = LIMITS,
+        watchers: Sequence[Watcher] = (),
+    ) -> None:
         clock = steady_clock()
         self.upstream = FakeUpstream()
         self.writer = FakeWriter()
         self.saver = FakeSaver()
         self.session = StreamSession(asked(created_at=clock()), policy or SessionPolicy())
-        self.relay = Relay(self.session, None, self.writer, self.saver, limits, clock)
+        self.noted = Noted()
+        upstream: Any = self.upstream
+        self.relay = Relay(
+            self.session,
+            NoJournal(),
+            ClientSide(self.writer, clock, limits.farewell_seconds),
+            upstream,
+            self.saver,
+            limits,
+            clock,
+            Moments(self.session.request, (*watchers, self.noted)),
+        )
 
     def start(self) -> "Stage":
-        make: Callable[[Any], Any] = lambda _announce: self.upstream  # noqa: E731
-        self.relay.start(make)
+        self.relay.start()
         return self
 
     async def settle(self) -> None:
@@ -155,14 +207,14 @@ class Stage:
         return record
 
 
-def texts_of(effects: Sequence[SendChunk | SendText]) -> str:
+def texts_of(runs: Sequence[ChunkRun]) -> str:
     """What chunks say, as far as it is content."""
     texts: list[str] = []
-    for effect in effects:
-        if isinstance(effect, SendText):
-            texts += effect.received.texts
+    for run in runs:
+        if isinstance(run, RepeatedChunks):
+            texts += run.texts
         else:
-            texts.append(effect.payload["choices"][0]["delta"].get("content", "-"))
+            texts.append(run.payload["choices"][0]["delta"].get("content", "-"))
     return "|".join(texts)
 
 
@@ -175,10 +227,10 @@ async def test_text_that_came_past_the_task() -> None:
     stage = Stage().start()
     stage.upstream.say(*words("a"))
     await stage.settle()
-    assert not stage.upstream.is_clear()
+    assert not stage.upstream.sink.is_clear()
     stage.writer.takes_at_once = True
-    assert stage.upstream.is_clear()
-    stage.upstream.pass_on(text_after(text_chunk("a"), "b", "c"))
+    assert stage.upstream.sink.is_clear()
+    stage.upstream.sink.take(text_after(text_chunk("a"), "b", "c"))
     assert stage.writer.calls[-1] == "send at once b|c"
     stage.upstream.say(ChunkReceived(finish_chunk()), UpstreamFinished())
     record = await stage.end()
@@ -194,7 +246,7 @@ async def test_nothing_comes_past_the_task_after_the_end(event: Event) -> None:
     await stage.settle()
     stage.writer.takes_at_once = True
     stage.relay.post(event)
-    assert not stage.upstream.is_clear()
+    assert not stage.upstream.sink.is_clear()
     record = await stage.end()
     assert record.choices[0].message["content"] == "a"
 
@@ -206,7 +258,7 @@ async def test_a_first_token_past_the_task_starts_the_idle_deadline() -> None:
         stage.upstream.say(*words(""))
         await stage.settle()
         stage.writer.takes_at_once = True
-        stage.upstream.pass_on(text_after(text_chunk(""), "b"))
+        stage.upstream.sink.take(text_after(text_chunk(""), "b"))
         clock.tick(5.1)
         await stage.settle()
     record = await stage.end()
@@ -221,16 +273,56 @@ async def test_a_fault_of_our_own_past_the_task_keeps_the_text() -> None:
     await stage.settle()
     stage.writer.takes_at_once = True
 
-    def broken(effects: Sequence[SendChunk | SendText]) -> None:
+    def broken(runs: Sequence[ChunkRun]) -> None:
         raise ValueError("broken")
 
     stage.writer.send_chunks_now = broken  # type: ignore[method-assign]
-    stage.upstream.pass_on(text_after(text_chunk("a"), "b"))
+    stage.upstream.sink.take(text_after(text_chunk("a"), "b"))
     record = await stage.end()
     assert record.state is State.FAILED
     assert record.failure is not None
     assert record.failure.code == "internal_error"
     assert record.choices[0].message["content"] == "ab"
+
+
+@pytest.mark.parametrize("fate", ["whole", "failed", "left", "cancelled", "not saved"])
+async def test_moments_are_announced_once_and_in_order(fate: str) -> None:
+    """Whatever becomes of a completion, watchers hear of its beginning first and of its closing last;
+    one that raises keeps neither the others nor the answer from going on."""
+    stage = Stage(limits=RelayLimits(60.0, 0.05), watchers=[Broken()])
+    stage.saver.is_slow = fate == "not saved"
+    stage.start().upstream.say(*words("a"), *words("b"))
+    await stage.settle()
+    assert stage.noted.moments == ["began", "first token"]
+    assert stage.relay.task is not None
+    match fate:
+        case "left":
+            stage.relay.post(ClientLeft())
+        case "failed":
+            stage.upstream.say(UpstreamFailed(Failure("upstream_error", "It broke.")))
+        case "cancelled":
+            stage.relay.task.cancel()
+        case _:
+            stage.upstream.say(UpstreamFinished())
+    await asyncio.wait((stage.relay.task,))
+    state = {"left": "client_gone", "failed": "failed"}.get(fate, "completed")
+    ended = {
+        "cancelled": [],
+        "not saved": ["ended completed"],
+    }.get(fate, [f"ended {state}", "saved chatcmpl-1"])
+    assert stage.noted.moments[2:] == [*ended, "closed"]
+
+
+async def test_a_save_that_comes_late_is_announced_late() -> None:
+    """A commit after the client was told the end is a moment like any other."""
+    stage = Stage(limits=RelayLimits(60.0, 0.05))
+    stage.saver.is_slow = True
+    stage.start().upstream.say(*words("a"), UpstreamFinished())
+    await stage.end()
+    assert stage.noted.moments[-1] == "closed"
+    stage.saver.futures[0].set_result(None)
+    await stage.settle()
+    assert stage.noted.moments[-1] == "saved chatcmpl-1"
 
 
 async def test_order_of_a_whole_life() -> None:

@@ -1,27 +1,30 @@
 """Reads an upstream's SSE body: bytes, cut anywhere, into chunks and a truthful ending.
 
-Called by `service.stream.attempts` and `service.wire.events` for each socket read. What real upstreams
-send, and this accepts: LF, CRLF and CR line ends, no space after `data:`, comments, `retry:` and
-`id:` lines, data over several lines, characters cut in two, many events in one packet, one event in
-many, a last event without its blank line, `[DONE]` or none, an error as a JSON object, as a string,
-under `event: error`, or as a plain JSON body without any SSE around it.
+Accepted, because real upstreams send it: LF, CRLF and CR line ends, no space after `data:`,
+comments, `retry:` and `id:` lines, data over several lines, characters cut in two, many events in
+one packet, one event in many, a last event without its blank line, `[DONE]` or none, an error as a
+JSON object, as a string, under `event: error`, or as a plain JSON body without any SSE around it.
 
-What it refuses, as a failure that keeps everything before it: bad UTF-8, bad JSON, an event
+Refused, as a failure that keeps everything before it: bad UTF-8, bad JSON, an event
 past the size limit, JSON that is no chunk, any `error`.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.wire.failures import upstream_failure
-from service.wire.jsontext import decode_json
-from service.wire.pattern import PatternReader
-from statemachine import Failure, TextReceived, UpstreamFailed, UpstreamFinished
+from service.agents.openai.failures import upstream_failure
+from service.agents.openai.pattern import PatternReader
+from service.wire import decode_json
+from statemachine import Failure, RepeatedChunks, UpstreamFailed, UpstreamFinished
+from statemachine.endings import BROKEN_OFF
 
 JsonObject = dict[str, Any]
 Ending = UpstreamFinished | UpstreamFailed
 
 _BOM = b"\xef\xbb\xbf"
+INCOMPLETE = Failure(BROKEN_OFF, "The model's answer broke off before its end.")
+"""The ending of a body that just stops. Only the session knows if its finish reasons make that a
+good end after all."""
 _NO_STREAM = "The model's backend did not answer with a stream."
 _DICT_OR_NONE = (dict, type(None))
 _INT_OR_NONE = (int, type(None))
@@ -31,14 +34,14 @@ class SseDecoder:
     """One upstream body. Feed it bytes until `ending` is set or the body ends, then `close` it.
 
     `ending` is None while more may come. Afterwards it is `UpstreamFinished` (a `[DONE]` was
-    read) or `UpstreamFailed`, and further bytes are ignored. A body that ends with neither
-    fails as `upstream_incomplete`; only the session knows if its finish reasons make that a
-    good end after all.
+    read) or `UpstreamFailed`, and further bytes are ignored. A body that ends with neither is
+    `INCOMPLETE`.
 
-    `feed` takes any bytes; `take`, which is quicker, text alone, and of anything else nothing.
+    `feed` accepts any bytes. `take` is faster but accepts only repeated chunks: given anything
+    else it consumes nothing and returns None.
 
-    `texts` holds the JSON texts of the last call's chunks, one each, as they came; None for one
-    that lay on several lines.
+    `sources` holds the JSON of the last call's chunks, one each, as it came; None for one that lay
+    on several lines.
     """
 
     __slots__ = (
@@ -50,12 +53,12 @@ class SseDecoder:
         "_patterns",
         "_started",
         "ending",
-        "texts",
+        "sources",
     )
 
     def __init__(self, max_event_bytes: int) -> None:
         self.ending: Ending | None = None
-        self.texts: list[bytes | None] = []
+        self.sources: list[bytes | None] = []
         self._max_event_bytes = max_event_bytes
         self._buffer = bytearray()
         self._ended_in_cr = False
@@ -64,7 +67,7 @@ class SseDecoder:
         self._is_foreign = False
         self._patterns = PatternReader()
 
-    def take(self, data: bytes) -> TextReceived | None:
+    def take(self, data: bytes) -> RepeatedChunks | None:
         """The quick way for whole chunks that are like one before: nearly all of an answer.
 
         None if the next bytes are anything else; then nothing was taken, and `feed` is to be
@@ -78,7 +81,7 @@ class SseDecoder:
             return self._take_with_rest(bytes(self._buffer) + data)
         return self._patterns.read(data) if len(data) <= self._max_event_bytes else None
 
-    def take_events(self, pieces: Sequence[bytes]) -> TextReceived | None:
+    def take_events(self, pieces: Sequence[bytes]) -> RepeatedChunks | None:
         """The same for pieces that were sent apart, and so may well be an event each: quicker."""
         if self._buffer or self._ended_in_cr or self.ending is not None:
             return None
@@ -86,7 +89,7 @@ class SseDecoder:
             return None
         return self._patterns.read_events(pieces)
 
-    def _take_with_rest(self, data: bytes) -> TextReceived | None:
+    def _take_with_rest(self, data: bytes) -> RepeatedChunks | None:
         """The same where an event was cut in two."""
         end = data.rfind(b"\n\n") + 2
         if max(end, len(data) - end) > self._max_event_bytes:
@@ -98,7 +101,7 @@ class SseDecoder:
 
     def feed(self, data: bytes) -> list[JsonObject]:
         """Take in the next bytes; the chunks that they complete, in order. Never raises."""
-        self.texts = []
+        self.sources = []
         if self.ending is not None or not data:
             return []
         if (
@@ -130,7 +133,7 @@ class SseDecoder:
 
     def close(self) -> list[JsonObject]:
         """The body has ended: what was left in the buffer, if a whole event; sets `ending`."""
-        self.texts = []
+        self.sources = []
         payloads: list[JsonObject] = []
         if self.ending is None:
             rest = bytes(self._buffer).strip(b"\n")
@@ -139,7 +142,7 @@ class SseDecoder:
         if self.ending is None and self._is_foreign and not self._events:
             self._fail("upstream_malformed", _NO_STREAM)
         elif self.ending is None:
-            self._fail("upstream_incomplete", "The model's answer broke off before its end.")
+            self.ending = UpstreamFailed(INCOMPLETE)
         return payloads
 
     # --- bytes to events --------------------------------------------------------------------
@@ -262,7 +265,7 @@ class SseDecoder:
             self._fail("upstream_malformed", "The model's backend sent JSON that is not a chunk.")
         else:
             is_one_line = b"\n" not in data
-            self.texts.append(data if is_one_line else None)
+            self.sources.append(data if is_one_line else None)
             if is_one_line:
                 self._patterns.learn_from(data, payload)
             return payload  # type: ignore[no-any-return]  # _is_chunk saw a dict

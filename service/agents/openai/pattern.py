@@ -10,7 +10,7 @@ doesn't fit, the decoder reads as it reads everything.
 Why that is safe: JSON's grammar doesn't look into strings, so where one literal stands, any other
 can, and nothing but that value changes. That the place is the right one is not guessed but tried:
 the bytes are parsed once with a text that stands nowhere else, and must give that chunk with that
-text. Called by `service.wire.decoder`; pure.
+text.
 """
 
 import json
@@ -20,9 +20,8 @@ from operator import itemgetter
 import orjson
 from attrs import evolve
 
-from statemachine import ChunkPattern, TextReceived
-from statemachine.messages import JsonObject
-from statemachine.patterns import PADDING, text_field
+from statemachine import ChunkPattern, JsonObject, RepeatedChunks
+from statemachine.chunks import PADDING, text_field
 
 _LESSONS_AT_ONCE = 4
 _MOST_CHUNKS_BETWEEN_LESSONS = 64
@@ -75,7 +74,7 @@ class PatternReader:
             self._tail = pattern.after + b"\n\n"
             self._skipped_before, self._skipped_after = len(self._head), -len(self._tail)
 
-    def read(self, data: bytes) -> TextReceived | None:
+    def read(self, data: bytes) -> RepeatedChunks | None:
         """One or more whole events without any carriage return, which is white space to JSON and a
         line's end to SSE; None if one of them is not, or might not be, of the pattern."""
         pattern = self._pattern
@@ -97,9 +96,9 @@ class PatternReader:
         if type(text) is not str:
             return None
         self._lessons = 0
-        return TextReceived(pattern, (text,), literals)
+        return RepeatedChunks(pattern, (text,), literals)
 
-    def read_events(self, events: Sequence[bytes]) -> TextReceived | None:
+    def read_events(self, events: Sequence[bytes]) -> RepeatedChunks | None:
         """The same for events that are apart already, each with its blank line; one with a carriage
         return is none of the pattern's."""
         pattern = self._pattern
@@ -107,7 +106,7 @@ class PatternReader:
 
     def _read_all(
         self, pattern: ChunkPattern, events: Sequence[bytes], tail: bytes
-    ) -> TextReceived | None:
+    ) -> RepeatedChunks | None:
         # Cutting where texts should be, and looking afterwards whether all the rest was as expected,
         # is quicker than a look at each event, and than a search for what stands between two texts.
         head, cut = self._head, itemgetter(slice(self._skipped_before, -len(tail)))
@@ -123,7 +122,7 @@ class PatternReader:
         if texts is None:
             return None
         self._lessons = 0
-        return TextReceived(pattern, texts, literals)
+        return RepeatedChunks(pattern, texts, literals)
 
 
 def _texts(literals: bytes, count: int, between: bytes) -> list[str] | None:

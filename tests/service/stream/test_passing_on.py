@@ -2,36 +2,43 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from service.agents.openai.agent import OpenAIAgent
-from service.stream.attempts import Upstream
-from statemachine import ChunkReceived, Event, TextReceived, UpstreamFailed, UpstreamFinished
+from service.stream.attempts import Attempts
+from statemachine import (
+    ChunkReceived,
+    Event,
+    RepeatedChunks,
+    UpstreamFailed,
+    UpstreamFinished,
+)
 from tests.service.conftest import agent_for
 from tests.service.stage.backend import Backend, Exchange, Script, chunk, event_bytes
 from tests.service.stage.line import HEAD, LAST, http_chunk
-from tests.service.stream.test_attempts import CALL
+from tests.service.stream.test_attempts import CALL, attempts_of
 
 
 class Ear:
     """Reads an upstream to its end, and notes everything in order, and which way it came."""
 
-    def __init__(self, upstream: Upstream, is_clear: Callable[[], bool]) -> None:
+    def __init__(self, upstream: Attempts, is_clear: Callable[[], bool]) -> None:
         self.events: list[Event] = []
         self.passed_on: list[str] = []
+        self.is_clear = is_clear
         self._upstream = upstream
-        upstream.listen(is_clear, self._pass_on)
 
-    def _pass_on(self, event: TextReceived) -> None:
+    def take(self, event: ChunkReceived) -> None:
+        assert isinstance(event.run, RepeatedChunks)
         self.events.append(event)
-        self.passed_on += event.texts
+        self.passed_on += event.run.texts
 
     async def listen(self) -> Event:
         """The ending."""
         while True:
-            self.events += await self._upstream.read()
+            self.events += await self._upstream.read(self)
             if isinstance(self.events[-1], (UpstreamFinished, UpstreamFailed)):
                 await self._upstream.close()
                 return self.events[-1]
@@ -41,10 +48,13 @@ class Ear:
         """All texts in order, whichever way they came."""
         found: list[str] = []
         for event in self.events:
-            if isinstance(event, TextReceived):
-                found += event.texts
-            elif isinstance(event, ChunkReceived):
-                found += [choice["delta"].get("content", "") for choice in event.payload["choices"]]
+            if not isinstance(event, ChunkReceived):
+                continue
+            if isinstance(event.run, RepeatedChunks):
+                found += event.run.texts
+            else:
+                choices = event.run.payload["choices"]
+                found += [choice["delta"].get("content", "") for choice in choices]
         return [word for word in found if word]
 
     async def heard(self, count: int) -> None:
@@ -63,8 +73,7 @@ async def make_ear(backend: Backend) -> AsyncIterator[MakeEar]:
 
     def make(is_clear: Callable[[], bool] = lambda: True) -> Ear:
         agents.append(OpenAIAgent(agent_for(backend), "key"))
-        attempts: list[Event] = []
-        return Ear(Upstream(agents[-1:], CALL, attempts.append), is_clear)
+        return Ear(attempts_of(agents[-1]), is_clear)
 
     yield make
     for agent in agents:
@@ -124,32 +133,42 @@ async def test_text_that_comes_with_the_end_is_passed_on(
     assert ear.passed_on == [*WORDS[2:], *"abcde"]  # the end's three events take the last along
 
 
+class Nobody:
+    """A sink that would take anything, and is not to be asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def is_clear(self) -> bool:
+        self.asked += 1
+        return True
+
+    def take(self, event: ChunkReceived) -> None:
+        raise AssertionError
+
+
 async def test_nobody_listens_while_nobody_waits(backend: Backend) -> None:
     """What comes between two reads is for the next one, also after a read that had not to wait."""
     go_on = asyncio.Event()
-    heard: list[Sequence[bytes]] = []
+    first, second = (event_bytes(chunk({"content": word})) for word in "ab")
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
-        await exchange.send(b"a")
+        await exchange.send(first)
         await go_on.wait()
-        await exchange.send(b"b")
+        await exchange.send(second)
         await exchange.end()
-
-    def listen(pieces: Sequence[bytes]) -> int:
-        heard.append(pieces)
-        return len(pieces)
 
     backend.script = script
     agent = OpenAIAgent(agent_for(backend), "key")
-    async with agent.open(CALL) as body:
-        body.listener = listen
+    sink = Nobody()
+    async with agent.open(CALL) as answer:
         await asyncio.sleep(0.02)
-        assert await anext(body) == b"a"
+        assert len(await answer.read(sink)) == 1
         go_on.set()
         await asyncio.sleep(0.02)
-        assert await anext(body) == b"b"
-        assert heard == []
+        assert len(await answer.read(sink)) == 1
+        assert sink.asked == 0
     await agent.close()
 
 

@@ -1,0 +1,113 @@
+"""Turns an answer's bytes into a session's events, one socket read at a time.
+
+Chunks that repeat an earlier one are told in one event where they can be, all others in full. Which
+way a chunk took makes no difference to clients, record and journal.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from service.agents.openai.decoder import INCOMPLETE, SseDecoder
+from statemachine import (
+    ChunkReceived,
+    Event,
+    Failure,
+    ParsedChunk,
+    RepeatedChunks,
+    UpstreamFailed,
+)
+
+_LAST_EVENTS = 3
+"""How many an answer ends with that hold no text: the finish reason, usage, `[DONE]`."""
+_LARGE_READ_BYTES = 4096
+_LESSON_BYTES = 2048
+"""As much of a large read as teaches the decoder what the answer's chunks look like."""
+
+
+class EventReader:
+    """One answer's events. Give it bytes as they come, and `close` it when the body has ended.
+
+    Args:
+        max_event_bytes: a larger event is a failure.
+        uses_shortcut: tell repeated chunks in one event.
+    """
+
+    __slots__ = ("_decoder", "_uses_shortcut")
+
+    def __init__(self, max_event_bytes: int, *, uses_shortcut: bool = True) -> None:
+        self._decoder = SseDecoder(max_event_bytes)
+        self._uses_shortcut = uses_shortcut
+
+    def read(self, data: bytes) -> list[Event]:
+        """The events of one socket read, the answer's ending included; none if it completes none.
+        Never raises."""
+        return self._with_ending([ChunkReceived(run) for run in self._runs(data)])
+
+    def close(self, broken: Failure | None = None) -> list[Event]:
+        """The body has ended: the last events, the last of all the answer's ending.
+
+        Args:
+            broken: why the body could not be read to its end; None if it could.
+        """
+        decoder = self._decoder
+        parsed = map(ParsedChunk, decoder.close(), decoder.sources)
+        events = self._with_ending([ChunkReceived(run) for run in parsed])
+        if broken is not None and events[-1] == UpstreamFailed(INCOMPLETE):
+            events[-1] = UpstreamFailed(broken)
+        return events
+
+    def take(self, pieces: Sequence[bytes]) -> tuple[RepeatedChunks | None, int]:
+        """The shortcut for pieces that were sent apart, each mostly an event.
+
+        Returns the repeated chunks in them and how many of the pieces those are: all, or all but the
+        last few. None and 0 if there is anything else; then nothing was taken, and `read` is to be
+        given the bytes.
+        """
+        if len(pieces) == 1:  # nearly always
+            run = self._decoder.take(pieces[0])
+            return run, 0 if run is None else 1
+        run = self._take(pieces)
+        if run is None and len(pieces) > _LAST_EVENTS:
+            pieces = pieces[:-_LAST_EVENTS]
+            run = self._take(pieces)
+        return run, 0 if run is None else len(pieces)
+
+    def _with_ending(self, events: list[Event]) -> list[Event]:
+        if self._decoder.ending is not None:
+            events.append(self._decoder.ending)
+        return events
+
+    def _take(self, pieces: Sequence[bytes]) -> RepeatedChunks | None:
+        return self._decoder.take_events(pieces) or self._decoder.take(b"".join(pieces))
+
+    def _runs(self, data: bytes) -> Iterator[ParsedChunk | RepeatedChunks]:
+        if not self._uses_shortcut:
+            yield from self._parsed(data)
+            return
+        take = self._decoder.take
+        if (run := take(data)) is not None:
+            yield run
+            return
+        start = data.find(b"\n\n", _LESSON_BYTES) + 2
+        if len(data) <= _LARGE_READ_BYTES or start < 2:
+            yield from self._parsed(data)
+            return
+        yield from self._parsed(data[:start])
+        for end in _possible_ends(data, start):
+            if (run := take(data[start:end])) is not None:
+                yield run
+                start = end
+                break
+        yield from self._parsed(data[start:])
+
+    def _parsed(self, data: bytes) -> Iterator[ParsedChunk]:
+        return map(ParsedChunk, self._decoder.feed(data), self._decoder.sources)
+
+
+def _possible_ends(data: bytes, start: int) -> Iterator[int]:
+    """Where the texts that begin at `start` may end: with the data, or before the last events."""
+    end = len(data)
+    yield end
+    for _ in range(_LAST_EVENTS):
+        end = data.rfind(b"\n\n", start, max(end - 2, start)) + 2
+    if end > start:
+        yield end

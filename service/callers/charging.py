@@ -1,0 +1,31 @@
+"""Charges a caller for what an answer used, and gives its stream back."""
+
+from service.callers.limits import Ticket
+from service.stream.moments import Watcher
+from statemachine import SessionRecord, SessionRequest
+
+_MOST_TOKENS = 10**9
+"""No answer has more; a backend that reports more is not believed."""
+
+
+class Charging(Watcher):
+    """Watches one completion for the ticket that it runs on."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+
+    def ended(self, record: SessionRecord) -> None:
+        """Charge before the client is told the end, so that nobody can ask again in between."""
+        self._ticket.close(tokens_of(record))
+
+    def closed(self, request: SessionRequest) -> None:
+        """Give the stream back even of a completion that died without its record."""
+        self._ticket.close()
+
+
+def tokens_of(record: SessionRecord) -> int:
+    """The tokens of a completion, prompt included; 0 if nothing is known of it."""
+    usage = record.usage or {}
+    counts = [usage.get(name) for name in ("total_tokens", "prompt_tokens", "completion_tokens")]
+    total, prompt, answer = (count if type(count) is int and count > 0 else 0 for count in counts)
+    return min(total or prompt + answer, _MOST_TOKENS)

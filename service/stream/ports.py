@@ -1,0 +1,50 @@
+"""What a relay needs of the journal and the store, and how long it waits."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from attrs import frozen
+
+from statemachine import Event, SessionPolicy, SessionRecord, SessionRequest
+
+
+class Journal(Protocol):
+    """What happened, written down before it is shown; `db.journal` has the real one."""
+
+    @property
+    def settles_chunks(self) -> bool:
+        """True if even before a session's end `settle` has something to wait for."""
+
+    @property
+    def settles_ends(self) -> bool:
+        """True if `settle` has something to wait for at a session's end."""
+
+    def begin(self, request: SessionRequest, policy: SessionPolicy) -> bool:
+        """Write down that a session begins; False if that can't be done."""
+
+    def append(self, completion_id: str, events: Sequence[Event], now: float) -> None:
+        """Write events down. Returns once the kernel has them; never raises."""
+
+    async def settle(self, *, is_final: bool) -> None:
+        """Return once what was appended is as safe as configured."""
+
+
+class Saver(Protocol):
+    """The persistence hook; `db.saver.Saver` is the real one."""
+
+    def save(self, record: SessionRecord) -> "asyncio.Future[None]":
+        """Take the record over for good. The future is done once it is committed; cancelling
+        it or not waiting changes nothing."""
+
+
+@frozen
+class RelayLimits:
+    """How long a relay waits, in seconds."""
+
+    send_timeout_seconds: float
+    """For a client that takes nothing, before it counts as gone."""
+    commit_timeout_seconds: float
+    """For the commit, before the client is told the end."""
+    farewell_seconds: float = 5.0
+    """For a client that reads slowly, once its stream has ended."""

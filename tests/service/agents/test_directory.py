@@ -1,0 +1,161 @@
+"""Which agents are on, and who answers for a model."""
+
+from typing import Any
+
+import pytest
+
+from service.agents.directory import AgentDirectory
+from service.agents.openai.agent import OpenAIAgent
+from service.edge.errors import ApiError
+from service.settings.config import ScriptedAgentConfig, load_config
+from statemachine import (
+    Failure,
+)
+from tests.service.agents.conftest import (
+    openai_config,
+    scripted,
+    unused_port,
+)
+
+
+@pytest.mark.parametrize(
+    ("models", "model", "serves"),
+    [
+        ((), "it", True),  # its own name
+        ((), "gpt-4o", False),
+        (("*",), "anything/at:all", True),
+        (("gpt-*",), "gpt-4o", True),
+        (("gpt-*",), "GPT-4o", False),
+        (("gpt-*",), "my-gpt-4o", False),
+        (("a", "b"), "b", True),
+        (("gpt-[45]*",), "gpt-5", True),
+        (("gpt-[45]*",), "gpt-3", False),
+    ],
+)
+async def test_serves(
+    models: tuple[str, ...], model: str, serves: bool, closing_agents: Any
+) -> None:
+    """Both kinds go by name and by patterns, in which case counts."""
+    assert scripted(name="it", models=models).serves(model) is serves
+    agent = closing_agents(OpenAIAgent(openai_config(name="it", models=models), None))
+    assert agent.serves(model) is serves
+
+
+async def test_scripted_models() -> None:
+    """It lists its own name and the names it was given, each once; patterns are no names."""
+    agent = scripted(name="demo", models=("x", "y-*", "z?", "w[1]", "demo", "x"))
+    expected = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "verbatim"}
+        for name in ("demo", "x")
+    ]
+    assert await agent.models() == expected
+
+
+async def test_pick_by_name_before_pattern() -> None:
+    """An agent asked for by its name answers, though another's pattern comes first."""
+    first, second = scripted(name="a", models=("*",)), scripted(name="b")
+    directory = AgentDirectory([first, second])
+    assert directory.pick("b") == (second,)
+    assert directory.pick("a") == (first,)
+
+
+async def test_pick_by_pattern_in_order() -> None:
+    """Of several agents whose patterns fit, the first in the configuration answers."""
+    first, second = scripted(name="a", models=("gpt-4*",)), scripted(name="b", models=("gpt-*",))
+    directory = AgentDirectory([first, second])
+    assert directory.pick("gpt-4o") == (first,)
+    assert directory.pick("gpt-5") == (second,)
+    assert AgentDirectory([second, first]).pick("gpt-4o") == (second,)
+
+
+async def test_fallbacks_that_are_on() -> None:
+    """Fallbacks come after the agent in its own order; those that are off are left out, and a
+    fallback's fallbacks aren't its."""
+    third = scripted(name="c", fallbacks=("a",))
+    first = scripted(name="a", fallbacks=("off", "c", "b"))
+    second = scripted(name="b")
+    directory = AgentDirectory([first, second, third], {"off": "KEY is not set"})
+    assert directory.pick("a") == (first, third, second)
+    assert directory.pick("b") == (second,)
+    assert directory.pick("c") == (third, first)
+
+
+async def test_model_not_found() -> None:
+    """The error names the agents that could be asked, and why others can't."""
+    directory = AgentDirectory([scripted(name="a"), scripted(name="b")], {"o": "KEY is not set"})
+    with pytest.raises(ApiError) as caught:
+        directory.pick("gpt-4o")
+    message = (
+        "No agent serves the model 'gpt-4o'. Agents that are on: a, b. (o is off: KEY is not set)"
+    )
+    expected = Failure("model_not_found", message, type="invalid_request_error", param="model")
+    assert caught.value.failure == expected
+
+
+async def test_model_not_found_is_brief() -> None:
+    """Neither a long name nor many agents make a long message."""
+    directory = AgentDirectory([scripted(name=f"agent-{number}") for number in range(30)])
+    with pytest.raises(ApiError) as caught:
+        directory.pick("x" * 10_000)
+    assert len(caught.value.failure.message) < 400
+    with pytest.raises(ApiError) as caught:
+        AgentDirectory([]).pick("m")
+    assert caught.value.failure.message.endswith("Agents that are on: none.")
+
+
+@pytest.mark.parametrize("environ", [{}, {"OPENAI_API_KEY": ""}, {"OTHER": "x"}])
+async def test_agents_without_their_key_are_off(environ: dict[str, str]) -> None:
+    """A missing or empty key turns the agent off, and the directory says why."""
+    configs = [
+        ScriptedAgentConfig(name="demo", kind="scripted"),
+        openai_config(name="openai"),
+        openai_config(name="local", api_key_env=None),
+    ]
+    directory = AgentDirectory.from_config(configs, environ)
+    assert [agent.name for agent in directory.agents] == ["demo", "local"]
+    assert directory.off == {"openai": "OPENAI_API_KEY is not set"}
+    await directory.close()
+
+
+async def test_agents_with_their_key_are_on() -> None:
+    """With its key in the environment an agent is on, under whatever name the key has."""
+    configs = [openai_config(name="a"), openai_config(name="b", api_key_env="B_KEY")]
+    directory = AgentDirectory.from_config(configs, {"OPENAI_API_KEY": "x", "B_KEY": "y"})
+    assert [agent.name for agent in directory.agents] == ["a", "b"]
+    assert directory.off == {}
+    await directory.close()
+
+
+async def test_directory_lists_each_model_once(closing_agents: Any) -> None:
+    """Two agents may list a model; the one that answers for it is the one that describes it."""
+    config = openai_config(base_url=f"http://127.0.0.1:{unused_port()}/v1", models=("x", "y"))
+    first, second = scripted(name="a", models=("x",)), closing_agents(OpenAIAgent(config, None))
+    listed = await AgentDirectory([first, second]).models()
+    assert [(model["id"], model["owned_by"]) for model in listed] == [
+        ("a", "verbatim"),
+        ("x", "verbatim"),
+        ("y", "o"),
+    ]
+
+
+@pytest.mark.parametrize("key", ["sk-schlüssel", "sk-1\n"])
+async def test_a_key_that_no_header_can_carry(key: str, closing_agents: Any) -> None:
+    """A mangled key turns its agent off at start, with the reason, instead of failing requests."""
+    directory = AgentDirectory.from_config([openai_config(api_key_env="KEY")], {"KEY": key})
+    assert directory.agents == ()
+    assert list(directory.off.values()) == ["KEY holds characters that no HTTP header can"]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "is_on"),
+    [("http://127.0.0.1:11434/v1", True), ("https://api.openai.com/v1", False), ("", False)],
+)
+async def test_a_server_of_ones_own_needs_no_key(
+    base_url: str, is_on: bool, closing_agents: Any
+) -> None:
+    """`OPENAI_BASE_URL` alone turns the agent on, unless it points to OpenAI, which wants a key."""
+    environ = {"OPENAI_BASE_URL": base_url}
+    config = load_config(None, environ)
+    directory = AgentDirectory.from_config(config.agents, environ)
+    assert ("openai" in [agent.name for agent in directory.agents]) is is_on
+    await directory.close()

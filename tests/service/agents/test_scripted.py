@@ -1,0 +1,176 @@
+"""The built-in agent: what it says, how it counts, and how it fails on request."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.agents.scripted import INTRODUCTION, split_tokens
+from statemachine import (
+    Event,
+    Failure,
+    UpstreamFailed,
+    UpstreamFinished,
+)
+from tests.service.agents.conftest import (
+    call,
+    collect,
+    folded,
+    scripted,
+)
+
+texts = st.text(
+    st.sampled_from("ab \n\t\u00a0\u3000é🙂\ud800") | st.characters(exclude_categories=())
+)
+
+
+@given(texts)
+def test_tokens_joined_are_the_text(text: str) -> None:
+    """Splitting loses nothing: no space, no line end, no half a character."""
+    tokens = split_tokens(text)
+    assert "".join(tokens) == text
+    assert "" not in tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("", []),
+        ("word", ["word"]),
+        ("two words", ["two", " words"]),
+        ("  a \n b\t", ["  a", " \n b", "\t"]),
+        (" ", [" "]),
+    ],
+)
+def test_a_token_is_a_word_with_the_space_before_it(text: str, tokens: list[str]) -> None:
+    """That is how models' tokens look too."""
+    assert split_tokens(text) == tokens
+
+
+async def test_scripted_answer() -> None:
+    """The whole answer: the reply word by word, a finish reason, usage, `[DONE]`."""
+    reads = await collect(scripted(reply="Say  it\nagain. 🙂\ud83d"))
+    transcript, ending = folded(reads)
+    (choice,) = transcript.choices()
+    assert choice.message == {"role": "assistant", "content": "Say  it\nagain. 🙂\ud83d"}
+    assert choice.finish_reason == "stop"
+    assert ending == UpstreamFinished()
+    assert transcript.upstream_id == "scripted-chatcmpl-1"
+    assert transcript.upstream_model == "m"
+    assert transcript.usage is not None
+    assert transcript.usage["completion_tokens"] == 4
+    assert transcript.usage["prompt_tokens"] > 0
+    assert len(reads) == 1 + 4 + 3  # the role, a read per word, and the end's three
+
+
+async def test_scripted_introduction() -> None:
+    """Without a reply it introduces itself; an empty reply is one."""
+    transcript, _ = folded(await collect(scripted()))
+    assert transcript.choices()[0].message["content"] == INTRODUCTION
+    transcript, ending = folded(await collect(scripted(reply="")))
+    assert transcript.choices()[0].message["content"] == ""
+    assert (transcript.is_whole, ending) == (True, UpstreamFinished())
+
+
+async def test_same_configuration_same_answer() -> None:
+    """Two runs, and two agents of one configuration, say the same."""
+    first, second = scripted(reply="a b c"), scripted(reply="a b c")
+    expected = await collect(first)
+    assert expected == await collect(first)
+    assert expected == await collect(second)
+    assert expected != await collect(scripted(reply="a b d"))
+
+
+async def test_scripted_choices() -> None:
+    """Every choice asked for gets the whole reply, and each of its tokens is counted."""
+    transcript, _ = folded(await collect(scripted(reply="a b"), call(n=3)), 3)
+    found = [(it.index, it.message["content"], it.finish_reason) for it in transcript.choices()]
+    assert found == [(0, "a b", "stop"), (1, "a b", "stop"), (2, "a b", "stop")]
+    assert transcript.usage is not None
+    assert transcript.usage["completion_tokens"] == 6
+
+
+@pytest.mark.parametrize("options", [{}, {"include_usage": None}, {"include_usage": True}])
+async def test_scripted_usage(options: Any) -> None:
+    """It counts for all but those who say no; prompt and answer add up to the total."""
+    transcript, _ = folded(await collect(scripted(), call(stream_options=options)))
+    assert transcript.usage is not None
+    counted = transcript.usage
+    assert counted["prompt_tokens"] + counted["completion_tokens"] == counted["total_tokens"]
+
+
+async def test_scripted_usage_refused() -> None:
+    """A client that says no gets no usage chunk."""
+    refused = call(stream_options={"include_usage": False})
+    transcript, ending = folded(await collect(scripted(), refused))
+    assert transcript.usage is None
+    assert ending == UpstreamFinished()
+
+
+@pytest.mark.parametrize(("after", "text"), [(0, ""), (2, "a b"), (3, "a b c"), (9, "a b c")])
+@pytest.mark.parametrize(
+    ("fail_with", "code"),
+    [
+        ("truncate", "upstream_incomplete"),
+        ("error", "upstream_error"),
+        ("malformed", "upstream_malformed"),
+    ],
+)
+async def test_scripted_failures(fail_with: str, code: str, after: int, text: str) -> None:
+    """It fails in the way it is told to, after the tokens it is told to say first, and never
+    finishes."""
+    agent = scripted(reply="a b c", fail_after_tokens=after, fail_with=fail_with)
+    transcript, ending = folded(await collect(agent))
+    assert transcript.choices()[0].message["content"] == text
+    assert transcript.finish_reason is None
+    assert isinstance(ending, UpstreamFailed)
+    assert ending.failure.code == code
+
+
+async def test_scripted_reset() -> None:
+    """A reset is what a broken connection is, after the tokens."""
+    agent = scripted(reply="a b c", fail_after_tokens=2, fail_with="reset")
+    transcript, ending = folded(await collect(agent))
+    message = "The connection to the backend of agent 'demo' broke."
+    assert UpstreamFailed(Failure("upstream_incomplete", message)) == ending
+    assert transcript.choices()[0].message["content"] == "a b"
+
+
+async def test_scripted_stall() -> None:
+    """A stall says its tokens and then nothing, and can be left."""
+    agent = scripted(reply="a b c", fail_after_tokens=2, fail_with="stall")
+    reads: list[Sequence[Event]] = []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1), agent.open(call()) as answer:
+            while True:
+                reads.append(await answer.read())
+    assert folded(reads)[0].choices()[0].message["content"] == "a b"
+
+
+async def test_scripted_pace() -> None:
+    """No word comes before its time, counted from the start, so that the pace doesn't drift."""
+    agent = scripted(reply="a b c d", tokens_per_second=50, first_token_delay_seconds=0.05)
+    started = time.monotonic()
+    moments: list[float] = []
+    async with agent.open(call()) as answer:
+        while len(moments) < 5:
+            await answer.read()
+            moments.append(time.monotonic() - started)
+    words = moments[1:]
+    for position, moment in enumerate(words):
+        assert moment >= 0.05 + position / 50 - 0.005
+    assert words[-1] < 1.0
+
+
+async def test_scripted_stops_when_left() -> None:
+    """Whoever leaves in the middle leaves nothing running."""
+    agent = scripted(reply="a b c")
+    async with agent.open(call()) as answer:
+        await answer.read()
+        await answer.read()
+    with pytest.raises(StopAsyncIteration):
+        await answer.read()
