@@ -1,11 +1,11 @@
-"""What an upstream sends and clients are sent: a chunk, or several that repeat it.
+"""A chunk as it travels from upstream to client: parsed, or as a repeat of an earlier one.
 
-`ParsedChunk` is one chunk and all that a first reading needs. `RepeatedChunks` stands for several
-chunks and is the shortcut: most chunks of an answer are the one before with another text, so they
-are told, folded, journaled and sent by their texts alone. Whoever has a `ChunkRun` may ignore which
-of the two it is; a session does the same with either, and what is stored and sent is the same.
-The shortcut is worth its price because it carries nearly every chunk: a chunk that is parsed and
-written anew costs about twice as much (`make instructions`).
+`ParsedChunk` is all that a first reading needs. The door to the shortcut is `RepeatedChunks`: most
+chunks of an answer are identical to the one before except for their text, so they are recognised,
+folded, journaled and sent by their texts alone. A reader may skip it: a session does the same with
+either, and so what is stored and sent is the same. It is worth its price because nearly every chunk
+takes it, and one that is parsed and written anew costs almost three times the instructions
+(`make instructions`).
 """
 
 from collections.abc import Mapping, Sequence

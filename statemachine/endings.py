@@ -1,6 +1,6 @@
-"""How a session ended: our own failures, in the words that people read, and what was used up.
+"""Says why a session ended, in words for people, and what it used up.
 
-Called by `session`. What an upstream says of itself comes in with its events.
+The service's own failures are here; an upstream's own words come in with its events.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ DRAINING = Failure(
 
 
 def expired(code: str, message: str) -> DeadlineExpired:
-    """The event for a deadline that has passed."""
+    """Make the event for a deadline that has passed."""
     return DeadlineExpired(Failure(code, message, type="timeout_error"))
 
 
 def failure_of(event: Event) -> Failure | None:
-    """What an ending event says went wrong; None if nothing did."""
+    """Return what an ending event says went wrong; None if nothing did."""
     match event:
         case UpstreamFailed(failure) | DeadlineExpired(failure):
             return failure
@@ -54,7 +54,7 @@ def failure_of(event: Event) -> Failure | None:
 def usage_of(
     transcript: Transcript, request: SessionRequest, choices: Sequence[Choice]
 ) -> tuple[dict[str, Any] | None, UsageSource]:
-    """Usage as the upstream gave it, or an estimate that says so, or nothing.
+    """Return usage as the upstream gave it, or an estimate that says so, or nothing.
 
     Args:
         choices: the transcript's own, so that they needn't be made twice.

@@ -1,10 +1,9 @@
-"""What is said to a session and what it says back.
+"""Events (something happened), effects (carry this out), and the values at a session's two ends.
 
-Here live the events (past tense: something happened), the effects (imperative: carry this
-out), and the two values at a session's ends, `SessionRequest` and `SessionRecord`. They are
-frozen and carry no behaviour. Times are POSIX seconds as floats; durations are seconds unless
-the name says `_ms`. JSON values are what a JSON parser makes of them (dict, list, str, int,
-float, bool, None) and are never changed after they entered a message.
+The two are `SessionRequest` and `SessionRecord`. All are frozen and carry no behaviour. Times are
+POSIX seconds as floats; durations are seconds unless the name says `_ms`. JSON values are what a
+JSON parser makes of them (dict, list, str, int, float, bool, None) and are never changed after they
+entered a message.
 """
 
 import enum

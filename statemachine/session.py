@@ -1,7 +1,7 @@
-"""One life of one completion: `StreamSession.handle(event, now)` → the effects, in order.
+"""Decides everything about one completion: `StreamSession.handle(event, now)` → effects, in order.
 
-Decides everything, does nothing: no I/O, no clock. Called by `service.stream.relay` alone (and by the
-journal's recovery, which replays events through it). The rules:
+Does nothing itself: no I/O, no clock. A live stream and the journal's recovery drive the same class.
+The rules:
 
 1. Ask the table first; an illegal event raises and changes nothing, an ignored one does nothing.
 2. Exactly one `Save` per life, among the effects of the event that makes the state final.
@@ -53,9 +53,15 @@ NEVER = float("inf")
 class StreamSession:
     """The state of one completion. One owner, one thread; every method is synchronous and quick.
 
-    Readable at any time: `state`, `opened` (the 200 is committed), `attached` (the client is
-    still there), `transcript`, `agent` (who is being asked), `client_left_at`, and `milestones`: how
-    many of these have come: the first token, the answer's being whole.
+    Attributes:
+        state: where the completion is.
+        opened: the 200 is committed.
+        attached: the client is still there.
+        transcript: the answer so far.
+        agent: the name of the agent that is being asked.
+        first_token_at, client_left_at: POSIX seconds, or None.
+        milestones: how many of these have come: the first token, the answer's being whole. Only
+            then may `wakes_at` have moved closer.
     """
 
     __slots__ = (
@@ -102,7 +108,7 @@ class StreamSession:
         return f"<StreamSession {self.request.completion_id} {self.state} ({flags}{left}), {chunks} chunks>"
 
     def handle(self, event: Event, now: float) -> tuple[Effect, ...]:
-        """Take one event in and say what follows from it.
+        """Take one event in and return what follows from it.
 
         Args:
             event: what happened.
@@ -154,7 +160,7 @@ class StreamSession:
         return min(self._trailer_at, self._total_at, self._idle_at, self._ping_at)
 
     def due(self, now: float) -> Event | None:
-        """The event that the passing of time has made of itself by `now`, or None."""
+        """Return the event that time alone has made due by `now`, or None."""
         if now < self.wakes_at:
             return None
         if self._trailer_at <= now:
@@ -173,8 +179,8 @@ class StreamSession:
         return TimePassed()
 
     def excuse_silence(self, now: float) -> None:
-        """The upstream wasn't read until `now`, because the client had to take what came before:
-        a silence that isn't the model's. Its idle deadline counts from there."""
+        """Count the idle deadline from `now` at the earliest: until then the upstream wasn't read,
+        because the client had to take what came before, so the silence isn't the model's."""
         if self._last_token_at is not None:
             self._last_token_at = max(self._last_token_at, now)
 
@@ -254,7 +260,7 @@ class StreamSession:
     # --- what is kept -----------------------------------------------------------------------
 
     def _usage_chunk(self, record: SessionRecord) -> tuple[Effect, ...]:
-        """The one extra chunk for a client that asked for usage."""
+        """Make the one extra chunk for a client that asked for usage."""
         if not self.request.include_usage:
             return ()
         frame = self.transcript.usage_frame or {}

@@ -1,4 +1,4 @@
-"""How much text a JSON value holds: estimates for what no upstream counts. Pure."""
+"""Estimates tokens for upstreams that don't count them, from the texts within a JSON value. Pure."""
 
 from math import ceil
 from typing import Any
@@ -9,7 +9,7 @@ it also comes near for scripts such as Chinese, where a character is 3 bytes and
 
 
 def estimate_tokens(value: Any) -> int:
-    """About how many tokens the texts within a JSON value make: their UTF-8 bytes over 4, rounded up."""
+    """Estimate the tokens of the texts within a JSON value: their UTF-8 bytes over 4, rounded up."""
     size = 0
     for text in texts_of(value):
         size += len(text if text.isascii() else text.encode("utf-8", "surrogatepass"))
@@ -17,7 +17,7 @@ def estimate_tokens(value: Any) -> int:
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts within a JSON value, in no order; no keys."""
+    """List the texts within a JSON value, in no order; no keys."""
     texts: list[str] = []
     todo = [value]
     while todo:

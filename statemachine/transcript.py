@@ -1,7 +1,6 @@
-"""What the answer is so far: folds chunks (decoded JSON objects) into choices, usage and the rest.
+"""Folds chunks (decoded JSON objects) into the answer so far: choices, usage and the rest.
 
-Called by `session` once per chunk, on the hot path. Never sees bytes and never raises on odd
-values: what doesn't fit OpenAI's shape is kept as it came.
+On the hot path. Never raises on odd values: what doesn't fit OpenAI's shape is kept as it came.
 
 How values fold, for every delta field alike (`content`, `reasoning_content`, `reasoning`,
 `refusal`, `tool_calls`, `function_call`, `audio`, and whatever a vendor invents):
@@ -9,7 +8,7 @@ How values fold, for every delta field alike (`content`, `reasoning_content`, `r
 - text joins text; `None` changes nothing;
 - objects fold field by field; lists of objects with an `index` fold by that index, other lists
   are joined;
-- names (`id`, `type`, `name`, `role`, `index`) are said once: the first non-empty one stays;
+- names (`id`, `type`, `name`, `role`, `index`) come once: the first non-empty one stays;
 - other values: the latest wins; values of different kinds are kept side by side in a list.
 """
 
@@ -27,7 +26,7 @@ from statemachine.chunks import (
 )
 from statemachine.messages import Choice
 
-_SAID_ONCE = frozenset(("id", "type", "name", "role", "index"))
+_COMES_ONCE = frozenset(("id", "type", "name", "role", "index"))
 
 
 class _Text(list[str]):
@@ -37,7 +36,7 @@ class _Text(list[str]):
 
 
 def _fold(old: Any, new: Any) -> Any:
-    """The value after `new` arrived on top of `old` (None: nothing yet). May change `old` in place."""
+    """Return the value after `new` arrived on top of `old` (None: nothing yet). May change `old`."""
     if new is None:
         return old
     if isinstance(new, str):
@@ -52,7 +51,7 @@ def _fold(old: Any, new: Any) -> Any:
             old = {}
         if isinstance(old, dict):
             for key, value in new.items():
-                if key in _SAID_ONCE:
+                if key in _COMES_ONCE:
                     if old.get(key) in (None, ""):
                         old[key] = value
                 else:

@@ -1,4 +1,4 @@
-"""JSON text to values and back: orjson, and the standard library for what it refuses.
+"""Reads and writes JSON text: orjson, and the standard library for what it refuses.
 
 orjson 3.x refuses lone surrogates (`"\\ud800"`) and, in writing, integers past 64 bits, both of
 which real models and clients produce. `tests/service/wire/test_jsontext.py` notices if it stops.

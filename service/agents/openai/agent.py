@@ -1,7 +1,7 @@
-"""The agent that asks an OpenAI-compatible backend. Only this file and `connection` see `openai`.
+"""Asks an OpenAI-compatible backend. Only this file and `connection` see `openai`.
 
-The SDK finds the backend, words and signs the request, and lists the models; the answer is taken
-as raw bytes, because the SDK's parsed chunks cost three times as much as everything else together
+The SDK finds the backend, builds and signs the request, and lists the models. The answer is read as
+raw bytes, because the SDK's parsed chunks cost three times as much as everything else together
 (docs/architecture.md). The body goes in as bytes too: the SDK's own JSON refuses lone surrogates.
 """
 
@@ -52,7 +52,7 @@ class OpenAIAgent:
     Args:
         config: its part of the configuration.
         api_key: the backend's key; None for a backend that asks for none.
-        uses_shortcut: take repeated chunks the quick way (`statemachine.chunks`). Without it each
+        uses_shortcut: take repeated chunks by the shortcut (`statemachine.chunks`). Without it each
             is parsed and wakes its stream's task, which is the same, slower, and easier to follow.
     """
 

@@ -1,9 +1,9 @@
-"""The way to one backend: requests as the SDK words them, over aiohttp's connections.
+"""Sends requests to one backend as the SDK would, over aiohttp's connections.
 
-The SDK builds a request in about a millisecond, and but for the
-body and one header it is the same each time. So it is built once, for nobody, and its URL and
-headers are used for all; aiohttp, which the SDK would use as well, sends them. The response's
-bytes come as they arrive, through none of the layers above aiohttp's reader.
+The SDK takes about a millisecond to build a request, and only the body and one header differ from
+call to call. So it builds one template request per agent, whose URL and headers serve every call.
+aiohttp, which the SDK would use as well, sends them, and the response is read without the layers
+above aiohttp's own reader.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ class Connection:
         return self._session
 
     async def _template(self) -> httpx2.Request:
-        """A request as the SDK sends it; this one goes nowhere."""
+        """Have the SDK build a request; this one goes nowhere."""
         recorder = _Recorder()
         async with httpx2.AsyncClient(transport=recorder) as http_client:
             client = self._client.with_options(http_client=http_client)

@@ -68,10 +68,10 @@ class SseDecoder:
         self._patterns = PatternReader()
 
     def take(self, data: bytes) -> RepeatedChunks | None:
-        """The quick way for whole chunks that are like one before: nearly all of an answer.
+        """Read whole chunks that repeat an earlier one: nearly all of an answer.
 
-        None if the next bytes are anything else; then nothing was taken, and `feed` is to be
-        asked. Never raises.
+        Returns None if the next bytes are anything else; then nothing was taken, and `feed` is to be
+        given them. Never raises.
         """
         if self._ended_in_cr or b"\r" in data or self.ending is not None:
             return None
@@ -82,7 +82,7 @@ class SseDecoder:
         return self._patterns.read(data) if len(data) <= self._max_event_bytes else None
 
     def take_events(self, pieces: Sequence[bytes]) -> RepeatedChunks | None:
-        """The same for pieces that were sent apart, and so may well be an event each: quicker."""
+        """Do the same for pieces that were sent apart, and so may well be an event each: quicker."""
         if self._buffer or self._ended_in_cr or self.ending is not None:
             return None
         if sum(map(len, pieces)) > self._max_event_bytes:
@@ -90,7 +90,7 @@ class SseDecoder:
         return self._patterns.read_events(pieces)
 
     def _take_with_rest(self, data: bytes) -> RepeatedChunks | None:
-        """The same where an event was cut in two."""
+        """Do the same where an event was cut in two."""
         end = data.rfind(b"\n\n") + 2
         if max(end, len(data) - end) > self._max_event_bytes:
             return None
@@ -100,7 +100,7 @@ class SseDecoder:
         return received
 
     def feed(self, data: bytes) -> list[JsonObject]:
-        """Take in the next bytes; the chunks that they complete, in order. Never raises."""
+        """Take in the next bytes; return the chunks that they complete, in order. Never raises."""
         self.sources = []
         if self.ending is not None or not data:
             return []
@@ -132,7 +132,7 @@ class SseDecoder:
         return payloads
 
     def close(self) -> list[JsonObject]:
-        """The body has ended: what was left in the buffer, if a whole event; sets `ending`."""
+        """Note the body's end, which sets `ending`; return the last chunk, if the buffer held one."""
         self.sources = []
         payloads: list[JsonObject] = []
         if self.ending is None:

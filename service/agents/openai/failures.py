@@ -1,5 +1,4 @@
-"""An upstream's error, in its own words. Called by the decoder, for one within a stream, and by
-`service.agents.openai.agent`, for one instead of a stream."""
+"""Turns an upstream's error, within a stream or instead of one, into a failure in its own words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ _LONGEST_QUOTE = 200
 
 
 def upstream_failure(error: Any, status: int | None = None) -> Failure:
-    """A failure in the upstream's own words.
+    """Make a failure of an upstream's error object.
 
     Args:
         error: the value of its `error` key: OpenAI's object, or a string, or anything.

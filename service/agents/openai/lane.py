@@ -1,19 +1,22 @@
-"""The short way of an answer's bytes: whole HTTP chunks go to a listener before aiohttp parses them.
+"""A shortcut for response bodies: complete HTTP frames reach a listener before aiohttp's parser.
 
-aiohttp takes a chunk through its parser, a stream reader, a future and a task's waking; that costs
-more than all we do with it. While whoever reads the body waits, the reader is empty and the parser
-stands between two HTTP chunks. Whole chunks that come then may be lifted out: to the parser the
-body looks as if they hadn't been in it, and all else (heads, the end, errors, pooled connections,
-back-pressure) stays aiohttp's.
+A reader may skip this; without it every answer is the same, only dearer (`OpenAIAgent`,
+`uses_shortcut`). It is worth its price because aiohttp takes each frame through its parser, a stream
+reader, a future and a task's waking, which costs more than all that the service does with it.
+
+A *frame* here is a chunk of HTTP's chunked transfer coding; it mostly holds one chunk of the answer.
+While a reader waits, aiohttp's buffer is empty and its parser is between frames, so a complete frame
+can be removed from the byte stream without the parser noticing. All else (heads, the end, errors,
+pooled connections, back-pressure) stays aiohttp's.
 
 The rules:
 
 1. Only `Transfer-Encoding: chunked` bodies of a 200 without a content encoding; any other response
    goes aiohttp's way from its first byte.
 2. What the listener doesn't take goes to aiohttp's reader past the parser, which is given the last
-   chunk in any case. The beginning of a chunk is held until the rest comes; one that could already
+   frame in any case. The beginning of a frame is held until the rest comes; one that could already
    be read in part isn't held.
-3. What isn't plain (an extension, a bare CRLF in the data, an odd size) ends the short way for this
+3. Anything unusual (an extension, a bare CRLF in the data, an odd size) ends the shortcut for this
    response: aiohttp gets every byte from there on, and judges them.
 """
 
@@ -38,7 +41,7 @@ _TESTED_AIOHTTP = ("3.14.",)
 
 
 class _Sizes(dict[bytes, int]):
-    """What size lines say, in bytes; -1 for one with anything else in it, and for the last chunk's.
+    """Sizes by size line, in bytes; -1 for a line with anything else in it, and for the last frame's.
 
     Lines come again and again, so those of up to three digits are kept: 10,647 at most.
     """
@@ -54,7 +57,7 @@ _size_in = _Sizes().__getitem__
 
 
 class LaneProtocol(ResponseHandler):
-    """aiohttp's protocol of a client's connection, with the short way.
+    """aiohttp's protocol of a client connection, with the shortcut.
 
     Not for requests with a `sock_read` timeout: what a listener takes doesn't put it off.
 
@@ -68,7 +71,7 @@ class LaneProtocol(ResponseHandler):
     __slots__ = (
         "_held",
         "_is_before_head",
-        "_is_between_chunks",
+        "_is_between_frames",
         "_is_liftable",
         "_is_line_end_due",
         "listener",
@@ -78,7 +81,7 @@ class LaneProtocol(ResponseHandler):
         super().__init__(loop)
         self.listener: Listener | None = None
         self._is_before_head = False
-        self._is_between_chunks = False
+        self._is_between_frames = False
         self._is_liftable = False
         self._is_line_end_due = False
         self._held = b""
@@ -87,14 +90,14 @@ class LaneProtocol(ResponseHandler):
         """A request is about to be sent; what comes next is its response."""
         self.listener = None
         self._is_before_head = True
-        self._is_between_chunks = False
+        self._is_between_frames = False
         self._is_liftable = False
         self._is_line_end_due = False
         self._held = b""
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_between_chunks and data:
+        if self._is_between_frames and data:
             raw = self._held + data if self._held else data
             parts = raw.split(b"\r\n")
             if len(parts) == 3 and not parts[2] and _fits(parts[0], parts[1]):  # the usual: one
@@ -143,12 +146,12 @@ class LaneProtocol(ResponseHandler):
             super().data_received(data)
             return
         super().data_received(data[:end])
-        self._is_between_chunks = self._is_liftable
+        self._is_between_frames = self._is_liftable
         if end < len(data):
             self.data_received(data[end:])
 
     def _receive_several(self, raw: bytes, parts: list[bytes]) -> None:
-        """More than one chunk, or less: those that are whole, and the beginning of the next."""
+        """More than one frame, or less: those that are complete, and the beginning of the next."""
         count = (len(parts) - 1) // 2
         sizes, bodies = parts[: 2 * count : 2], parts[1 : 2 * count : 2]
         is_last = sizes[-1:] == [b"0"]
@@ -171,18 +174,18 @@ class LaneProtocol(ResponseHandler):
             self._pass_all(rest)
 
     def _receive_line_end(self, data: bytes) -> None:
-        """The parser has a chunk but for its line end, which may come with the next chunk only."""
+        """The parser has a frame except its line end, which may come with the next frame only."""
         self._is_line_end_due = False
         if not data.startswith(b"\r\n"):
             super().data_received(data)
             return
-        self._is_between_chunks = True
+        self._is_between_frames = True
         super().data_received(b"\r\n")
         if len(data) > 2:
             self.data_received(data[2:])
 
     def _read_later(self, data: bytes) -> None:
-        """Give the reader what the listener doesn't take, as one chunk: quicker than the parser's way
+        """Give the reader what the listener doesn't take, as one frame: quicker than the parser is
         with many small ones."""
         self.listener = None
         body = self._payload
@@ -191,9 +194,9 @@ class LaneProtocol(ResponseHandler):
         body.feed_data(data)
 
     def _pass_all(self, data: bytes) -> None:
-        """From here on everything goes to aiohttp. The last chunk, of size 0, comes this way."""
+        """Give everything from here on to aiohttp. The last frame, of size 0, comes this way."""
         self.listener = None
-        self._is_between_chunks = False
+        self._is_between_frames = False
         self._held = b""
         super().data_received(data)
 
@@ -205,7 +208,7 @@ def is_tested() -> bool:
 
 
 class LaneConnector(aiohttp.TCPConnector):
-    """aiohttp's connector, whose connections have the short way."""
+    """aiohttp's connector, with the lane in its connections."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -214,14 +217,14 @@ class LaneConnector(aiohttp.TCPConnector):
 
 
 def _may_wait(rest: bytes) -> bool:
-    """True if this may become a chunk, and nobody could read anything of it: no event ends in it."""
+    """True if this may become a frame, and nobody could read anything of it: no event ends in it."""
     size = rest.partition(b"\r")[0]
     ends_none = b"\n\n" not in rest and rest.count(b"\r") < 2  # one is the size's line end
     return ends_none and len(rest) < _MOST_HELD_BYTES and (not size or size.isalnum())
 
 
 def _lacks_its_line_end(rest: bytes) -> bool:
-    """True if this is a chunk but for the line end behind its data."""
+    """True if this is a frame except for the line end behind its data."""
     size, _, body = rest.partition(b"\r\n")
     return _fits(size, body)
 
@@ -232,5 +235,5 @@ def _all_fit(sizes: list[bytes], bodies: list[bytes]) -> bool:
 
 
 def _fits(size: bytes, body: bytes) -> bool:
-    """True if this is a chunk's size line, without anything else in it, and that is its size."""
+    """True if this is a frame's size line, without anything else in it, and that is its size."""
     return _size_in(size) == len(body)

@@ -1,16 +1,16 @@
-"""Chunks that differ in one text alone, or in that and a padding, told without parsing the rest.
+"""Recognises chunks that repeat an earlier one except for their text (and OpenAI's `obfuscation`),
+and parses only that text.
 
 Nearly every chunk of an answer is, byte for byte, the chunk before with another text in it. One
 such chunk is parsed and becomes a pattern (`learn`): the bytes before its text's literal and those
 after. A later chunk that begins and ends with the same bytes is the same JSON with another literal
-in that place, if what is between them is the literal of a string and nothing else (`PatternReader`).
-Where each chunk has a padding of its own, there is a second such place, behind the text's. Whatever
-doesn't fit, the decoder reads as it reads everything.
+in that place, if the bytes between are the literal of a string and nothing else (`PatternReader`).
+Where each chunk has a padding, there is a second such place, behind the text's. The decoder parses
+every chunk that doesn't fit.
 
 Why that is safe: JSON's grammar doesn't look into strings, so where one literal stands, any other
-can, and nothing but that value changes. That the place is the right one is not guessed but tried:
-the bytes are parsed once with a text that stands nowhere else, and must give that chunk with that
-text.
+can, and only that value changes. The place is not guessed but tried: the bytes are parsed once with
+a text that occurs nowhere else, and must give that chunk with that text.
 """
 
 import json
@@ -32,7 +32,7 @@ _MARKS = (b":", b": ")
 
 class PatternReader:
     """Learns one pattern after the other from an answer's chunks, and reads events that fit the
-    latest."""
+    latest one."""
 
     __slots__ = (
         "_chunks",
@@ -52,7 +52,7 @@ class PatternReader:
         self._next_lesson = 2  # the first chunk is hardly ever like the others
 
     def learn_from(self, text: bytes, payload: JsonObject) -> None:
-        """A chunk came the ordinary way: it didn't fit, or came together with one that didn't.
+        """Note a chunk that was parsed: it didn't fit, or came together with one that didn't.
 
         Args:
             text: its JSON as it came, on one line.
@@ -75,8 +75,10 @@ class PatternReader:
             self._skipped_before, self._skipped_after = len(self._head), -len(self._tail)
 
     def read(self, data: bytes) -> RepeatedChunks | None:
-        """One or more whole events without any carriage return, which is white space to JSON and a
-        line's end to SSE; None if one of them is not, or might not be, of the pattern."""
+        """Read one or more whole events; None if one of them is not, or might not be, of the pattern.
+
+        They hold no carriage return, which is white space to JSON and a line's end to SSE.
+        """
         pattern = self._pattern
         if pattern is None or not (data.startswith(self._head) and data.endswith(self._tail)):
             return None
@@ -99,8 +101,8 @@ class PatternReader:
         return RepeatedChunks(pattern, (text,), literals)
 
     def read_events(self, events: Sequence[bytes]) -> RepeatedChunks | None:
-        """The same for events that are apart already, each with its blank line; one with a carriage
-        return is none of the pattern's."""
+        """Read events that are apart already, each with its blank line; else the same. One with a
+        carriage return isn't of the pattern."""
         pattern = self._pattern
         return None if pattern is None else self._read_all(pattern, events, self._tail)
 
@@ -126,7 +128,7 @@ class PatternReader:
 
 
 def _texts(literals: bytes, count: int, between: bytes) -> list[str] | None:
-    """What so many lines say; None if one of them isn't what it should be.
+    """Return the texts of so many lines; None if one of them isn't what it should be.
 
     A literal holds no newline, so with one after each none can run into the next; and a newline too
     many is a text too many.
@@ -150,7 +152,7 @@ def _texts(literals: bytes, count: int, between: bytes) -> list[str] | None:
 
 
 def learn(text: bytes, payload: JsonObject, key: str) -> ChunkPattern | None:
-    """The pattern of a chunk; None if its text's place can't be found.
+    """Make the pattern of a chunk; None if its text's place can't be found.
 
     Args:
         text: its JSON as it came, on one line.

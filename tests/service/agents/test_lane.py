@@ -1,4 +1,4 @@
-"""The short way of an answer's bytes: nothing is lost, doubled or late, and errors stay aiohttp's."""
+"""The lane: nothing is lost, doubled or late, and errors stay aiohttp's."""
 
 import asyncio
 from collections.abc import Sequence
@@ -91,7 +91,7 @@ async def test_every_byte_comes_once_and_in_order(
 async def test_a_body_that_breaks_off_is_kept_and_reported(
     data: st.DataObject, body: tuple[bytes, bytes], takes: list[int]
 ) -> None:
-    """Cut short anywhere, it gives what it gives without the short way, and then an error."""
+    """Cut short anywhere, it gives what it gives without the lane, and then an error."""
     sent = body[1][: data.draw(st.integers(0, len(body[1]) - 1))]
     pieces = [HEAD, *data.draw(pieces_of(sent))]
     expected, plain_ending, _ = await answer(pieces, kind=ResponseHandler)

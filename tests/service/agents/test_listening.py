@@ -50,7 +50,7 @@ async def test_what_it_leaves_goes_to_the_reader() -> None:
 
 
 async def test_a_late_line_end_is_the_reader_s_and_what_follows_the_listener_s() -> None:
-    """A chunk that came but for its line end is read; those behind it are listened to again."""
+    """A chunk that came without its line end is read; those behind it are listened to again."""
     a, b, c, d = map(http_chunk, (EVENT, b"b", b"c", b"d"))
     for late in (
         [a[:-2], a[-2:] + b, c],
@@ -185,7 +185,7 @@ async def read_and_listen(response: aiohttp.ClientResponse, heard: list[bytes]) 
 
 
 async def test_a_connection_is_used_again() -> None:
-    """The connector's connections have the short way, and go back to the pool after every body,
+    """The connector's connections have the lane, and go back to the pool after every body,
     listened to or not."""
     responses: list[tuple[list[bytes], bytes, list[bytes]]] = [
         (

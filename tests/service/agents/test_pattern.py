@@ -1,4 +1,4 @@
-"""The quick way of chunks that differ in one text: it reads what the ordinary way reads."""
+"""The shortcut for chunks that differ in one text reads what the parser reads."""
 
 import json
 import tracemalloc
@@ -224,7 +224,7 @@ def test_the_quick_way_reads_what_the_ordinary_way_reads(
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), body_and_meaning=bodies())
 def test_well_formed_bodies_are_read_as_meant(data: st.DataObject, body_and_meaning: Any) -> None:
-    """The quick way changes nothing of a body that is like no run of chunks."""
+    """The shortcut changes nothing of a body that is like no run of chunks."""
     body, *meaning = body_and_meaning
     cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=12))
     assert tuple(meaning) == read_quickly(in_pieces(body, cuts))
@@ -232,7 +232,7 @@ def test_well_formed_bodies_are_read_as_meant(data: st.DataObject, body_and_mean
 
 @pytest.mark.parametrize("body", FIXED_BODIES.values(), ids=list(FIXED_BODIES))
 def test_every_cut_of_a_body_after_a_run_gives_the_same(body: bytes) -> None:
-    """Cut anywhere, whatever follows a run is read as it would be without the quick way."""
+    """Cut anywhere, whatever follows a run is read as it would be without the shortcut."""
     run = [event(text_chunk(text)) for text in "abc"]
     whole = b"".join([event(text_chunk("d")), body])
     for position in range(len(whole) + 1):
@@ -278,7 +278,7 @@ def test_chunks_with_a_padding_are_read_quickly_from_the_second_on() -> None:
 
 @pytest.mark.parametrize("literal", ODD_LITERALS)
 def test_what_is_no_padding_is_not_read_as_one(literal: bytes) -> None:
-    """Anything but one text and one padding is read as without the quick way: alone, between events
+    """Anything but one text and one padding is read as without the shortcut: alone, between events
     that came with it, and side by side with what would make up for it."""
     good = padded_event_of(b'"d"')
     odd = [padded_event_of(b'"d"', literal), padded_event_of(literal)]
@@ -299,7 +299,7 @@ def test_what_is_no_padding_is_not_read_as_one(literal: bytes) -> None:
 
 @pytest.mark.parametrize("literal", ODD_LITERALS)
 def test_what_is_no_literal_is_not_read_as_one(literal: bytes) -> None:
-    """Where a text stands, anything else is read as without the quick way: alone, between events
+    """Where a text stands, anything else is read as without the shortcut: alone, between events
     that came with it, and side by side with whatever else is no literal."""
     good, odd = event_of(b'"d"'), event_of(literal)
     pieces = [odd, good + odd, odd + good, good + odd + good]
@@ -323,7 +323,7 @@ def test_what_has_no_chunk_around_it_is_not_read_as_one(run: list[bytes]) -> Non
 
 @pytest.mark.parametrize(("start", "end"), FRAMES)
 def test_lines_around_the_chunk_are_not_overlooked(start: bytes, end: bytes) -> None:
-    """Other fields, comments and line ends than the usual are read as without the quick way,
+    """Other fields, comments and line ends than the usual are read as without the shortcut,
     also where they were cut."""
     good = event_of(b'"d"')
     framed = good + start + good[6:-2] + end + good

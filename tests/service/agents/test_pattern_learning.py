@@ -19,7 +19,7 @@ from tests.statemachine.conftest import chunk
 
 
 def taken(pieces: Iterable[bytes]) -> list[tuple[str, ...]]:
-    """The texts that each piece brought by the quick way; none for one that went the other."""
+    """The texts that each piece brought by the shortcut; none for one that went the other."""
     decoder = SseDecoder(NO_LIMIT)
     found: list[tuple[str, ...]] = []
     for piece in pieces:
@@ -45,7 +45,7 @@ def test_a_run_is_read_quickly_from_its_second_chunk_on(write: Write, delta: Any
 
 
 def test_events_that_were_cut_are_read_quickly_once_they_are_whole() -> None:
-    """Neither a beginning that waits nor one that comes along keeps the rest from the quick way."""
+    """Neither a beginning that waits nor one that comes along keeps the rest from the shortcut."""
     pieces = [*RUN[:2], b"".join(RUN)[:-9], RUN[2][-9:] + RUN[0][:9], RUN[0][9:], RUN[1]]
     assert taken(pieces) == [(), (), ("a", "b"), ("c",), ("a",), ("b",)]
 

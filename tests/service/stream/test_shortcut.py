@@ -1,4 +1,4 @@
-"""From a backend's socket to the relay: text takes the short way, all else the ordinary one."""
+"""From a backend's socket to the relay: repeated chunks take the shortcut, all else wakes the reader."""
 
 import asyncio
 import logging

@@ -65,7 +65,7 @@ def received(pattern: ChunkPattern, said: Sequence[str], write: Write) -> ChunkR
 
 
 def one_by_one(event: Event) -> list[Event]:
-    """The event, told the long way."""
+    """The event, told chunk by chunk."""
     if not isinstance(event, ChunkReceived):
         return [event]
     return [ChunkReceived(payload) for payload in chunks_in(event.run)]
@@ -215,7 +215,7 @@ steps: st.SearchStrategy[Event] = (
 
 
 def handled(session: StreamSession, events: Sequence[Event], now: float) -> list[Effect]:
-    """The effects of events, with those of text told the long way."""
+    """The effects of events, with runs told chunk by chunk."""
     effects = [effect for event in events for effect in session.handle(event, now)]
     return [
         one
