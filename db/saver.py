@@ -20,13 +20,15 @@ Its task belongs to nobody's request, so no client can cancel a commit. The rule
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import count
+from random import random
 
-import stamina
 import structlog
 
 from db.journal.backlog import Backlog, NoBacklog
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import SessionRecord
+from statemachine.backoff import backoff
 from statemachine.tokens import texts_of
 
 log = structlog.get_logger(__name__)
@@ -230,39 +232,31 @@ class Saver:
         return True
 
     async def _save(self, records: Sequence[SessionRecord]) -> None:
+        """Save all of these in one transaction, however often that must be tried.
+
+        Raises:
+            TooMuch: the store is well, and couldn't save them in as many tries as they get.
+            RecordRejected: one of them can never be kept.
+        """
         if not records:
             return
-        try:
-            await self._store.save(records)  # the usual case, without the machinery of retrying
-            return
-        except StoreUnavailable as error:
-            failure: StoreUnavailable | None = error
-        attempts = stamina.retry_context(
-            on=StoreUnavailable,
-            attempts=None,
-            timeout=None,
-            wait_initial=_FIRST_WAIT_SECONDS,
-            wait_max=_LONGEST_WAIT_SECONDS,
-            wait_jitter=_FIRST_WAIT_SECONDS,
-        )
         tries_left = 1 if len(records) > 1 else _TRIES_ALONE
-        async for attempt in attempts:
-            with attempt:
-                if attempt.num > 1:
-                    failure = await self._try_again(records)
-                if failure is None:
-                    log.info("saving again", attempts=attempt.num)
-                    return
-                log.warning(
-                    "save postponed",
-                    attempt=attempt.num,
-                    unsaved=self.unsaved,
-                    reason=str(failure),
-                )
-                tries_left = tries_left - 1 if await self._is_store_well() else tries_left
-                if not tries_left:
-                    raise TooMuch(str(failure))
-                raise failure
+        waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random)
+        for attempt in count(1):
+            try:
+                await self._store.save(records)
+            except StoreUnavailable as error:
+                reason = str(error)
+            else:
+                if attempt > 1:
+                    log.info("saving again", attempts=attempt)
+                return
+            log.warning("save postponed", attempt=attempt, unsaved=self.unsaved, reason=reason)
+            if await self._is_store_well():
+                tries_left -= 1
+            if not tries_left:
+                raise TooMuch(reason)
+            await asyncio.sleep(next(waits))
 
     async def _is_store_well(self) -> bool:
         try:
@@ -270,13 +264,6 @@ class Saver:
         except StoreUnavailable:
             return False
         return True
-
-    async def _try_again(self, records: Sequence[SessionRecord]) -> StoreUnavailable | None:
-        try:
-            await self._store.save(records)
-        except StoreUnavailable as error:
-            return error
-        return None
 
 
 def _give_up(done: "asyncio.Future[None]") -> None:

@@ -252,6 +252,7 @@ async def test_an_unavailable_store_is_tried_until_it_is_back(
     postponed = [entry for entry in logs if entry["event"] == "save postponed"]
     assert [1, 2, 3, 4, 5, 6] == [entry["attempt"] for entry in postponed]
     assert {"away"} == {entry["reason"] for entry in postponed}
+    assert [7] == [entry["attempts"] for entry in logs if entry["event"] == "saving again"]
     await finish(saver)
 
 
