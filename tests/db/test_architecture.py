@@ -1,0 +1,25 @@
+"""The rules of the store's own rooms, checked on the syntax trees."""
+
+import ast
+
+from tests.test_architecture import ROOT, name_of, tree_of
+
+FILES = sorted((ROOT / "db").rglob("*.py"))
+
+
+def test_records_are_saved_in_one_place() -> None:
+    """Within db, the saver calls the store's `save` once, and a dead letter's retry once: nobody
+    else decides what a failed save means."""
+    calls = [
+        (name_of(path), ast.unparse(node.func))
+        for path in FILES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "save"
+    ]
+    assert [
+        ("db/dead_letters.py", "store.save"),
+        ("db/postgres/store.py", "saving.save"),  # the step behind `PostgresStore.save`
+        ("db/saver.py", "self._store.save"),
+    ] == sorted(calls)
