@@ -19,13 +19,13 @@ Its task belongs to nobody's request, so no client can cancel a commit. The rule
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from itertools import count
 from random import random
+from typing import Protocol
 
 import structlog
 
-from db.journal.backlog import Backlog, NoBacklog
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import SessionRecord
 from statemachine.backoff import backoff
@@ -61,23 +61,36 @@ class TooMuch(Exception):
     """The store works, but not with these records: fewer at a time may go."""
 
 
+class Backlog(Protocol):
+    """As much of a journal as the saver needs; a `db.journal.Journal` or `NoJournal`."""
+
+    def has_whole(self, completion_id: str) -> bool:
+        """True if the record can be read back."""
+
+    def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
+        """The records of these completions, as far as they are there. Raises OSError."""
+
+    def forget(self, completion_ids: Iterable[str]) -> None:
+        """These are committed or set aside."""
+
+
 class Saver:
     """Group commit with retries. `start` it, `save` through it, `stop` it.
 
     Args:
         store: where records go.
-        backlog: the journal's side.
+        backlog: what can be read back once it is needed; a service's journal.
         set_aside: keeps a record that the store refuses, with the reason. It may raise.
     """
 
     def __init__(
         self,
         store: Store,
-        backlog: Backlog | None = None,
+        backlog: Backlog,
         set_aside: Callable[[SessionRecord, str], None] | None = None,
     ) -> None:
         self._store = store
-        self._backlog = backlog or NoBacklog()
+        self._backlog = backlog
         self._set_aside = set_aside
         self._waiting: deque[_Waiting] = deque()
         self._waiting_characters = 0

@@ -183,7 +183,7 @@ def _endpoints(clock: Clock) -> CleanupContext:
             app[STREAMS],
             app[ADMISSION],
             writer,
-            kept or NoJournal(),
+            NoJournal() if kept is None else kept,
             clock,
             (CompletionLog(),),
         )

@@ -14,8 +14,7 @@ from aiohttp import web
 
 from db.dead_letters import DeadLetters
 from db.embedded import EmbeddedPostgres
-from db.journal import Fsync, Journal
-from db.journal.backlog import JournalBacklog
+from db.journal import Fsync, Journal, NoJournal
 from db.journal.recovery import Recovery
 from db.migrate import migrate
 from db.postgres.store import PostgresStore
@@ -115,13 +114,13 @@ def saver(config: JournalConfig) -> CleanupContext:
     async def keep(app: web.Application) -> AsyncIterator[None]:
         kept, directory = app[JOURNAL], config.directory
         if kept is None or directory is None:
-            writer = app[SAVER] = Saver(app[STORE])
+            writer = app[SAVER] = Saver(app[STORE], NoJournal())
             writer.start()
             yield
             await writer.stop(_FLUSH_SECONDS)
             return
         letters = DeadLetters(Path(directory))
-        writer = app[SAVER] = Saver(app[STORE], JournalBacklog(kept), letters.add)
+        writer = app[SAVER] = Saver(app[STORE], kept, letters.add)
         writer.start()
         recovery = Recovery(Path(directory), kept.directory, writer.save)
         recovering = asyncio.create_task(recovery.run(), name="recovery")

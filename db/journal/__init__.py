@@ -5,7 +5,7 @@ and without it (`journal.directory: null`) everything works but survives no kill
 price, the largest room of the store: `kill -9` at any instant loses no word that a client saw.
 """
 
-from db.journal.none import NoJournal
+from db.journal.absent import NoJournal
 from db.journal.writing import Fsync, Journal, JournalUnavailable
 
 __all__ = ["Fsync", "Journal", "JournalUnavailable", "NoJournal"]

@@ -26,7 +26,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from pathlib import Path
 
 import structlog
@@ -39,12 +39,14 @@ from db.journal.format import (
     start_of_text,
     text_record,
 )
+from db.journal.replay import Replay
 from statemachine import (
     ChunkPattern,
     ChunkReceived,
     Event,
     RepeatedChunks,
     SessionPolicy,
+    SessionRecord,
     SessionRequest,
     TimePassed,
 )
@@ -412,6 +414,13 @@ class Journal:
         """True if the completion can be read back from here in full."""
         entry = self._entries.get(completion_id)
         return entry is not None and entry.is_whole
+
+    async def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
+        """The records of these completions, as far as they are here. Reads each segment that
+        holds any of them once. Raises OSError."""
+        replay = Replay(self.segments_of(completion_ids), set(completion_ids))
+        async for record in replay.records():
+            yield record
 
     def segments_of(self, completion_ids: Iterable[str]) -> list[Path]:
         """The files that hold these completions, oldest first."""

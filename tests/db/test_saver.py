@@ -12,13 +12,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from db import saver as saver_module
-from db.journal.backlog import JournalBacklog
+from db.journal import NoJournal
 from db.memory.store import MemoryStore
-from db.saver import MAX_BATCH, NotKept, Saver
+from db.saver import MAX_BATCH, Backlog, NotKept, Saver
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import SessionRecord
 from tests.db.journal.journals import ids, live, open_journal
 from tests.db.records import make_record, user
+
+NO_JOURNAL = NoJournal()
 
 
 class FakeStore(MemoryStore):
@@ -97,8 +99,8 @@ def store() -> FakeStore:
     return FakeStore()
 
 
-def started(store: Store, *parts: Any) -> Saver:
-    saver = Saver(store, *parts)
+def started(store: Store, backlog: Backlog = NO_JOURNAL, *parts: Any) -> Saver:
+    saver = Saver(store, backlog, *parts)
     saver.start()
     return saver
 
@@ -161,7 +163,7 @@ async def test_records_that_follow_each_other_closely_share_a_transaction(
 async def test_a_transaction_has_a_bounded_number_of_records(store: FakeStore) -> None:
     """Thousands that wait are committed in several transactions, in order."""
     records = make_records(2 * MAX_BATCH + 1)
-    saver = Saver(store)
+    saver = Saver(store, NO_JOURNAL)
     futures = [saver.save(record) for record in records]
     saver.start()
     await asyncio.gather(*futures)
@@ -181,7 +183,7 @@ async def test_a_transaction_has_a_bounded_amount_of_text(
     """Enormous messages, pictures within them included, aren't put into one statement."""
     monkeypatch.setattr(saver_module, "MAX_BATCH_CHARACTERS", 3000)
     records = [make_record(user(content)) for _ in range(9)]
-    saver = Saver(store)
+    saver = Saver(store, NO_JOURNAL)
     futures = [saver.save(record) for record in records]
     saver.start()
     await asyncio.gather(*futures)
@@ -198,7 +200,9 @@ async def test_too_much_for_a_store_that_is_well(
     records = make_records(5)
     store.poison[records[2].completion_id] = StoreUnavailable("no answer within 10 s")
     letters: list[tuple[str, str]] = []
-    saver = Saver(store, None, lambda record, why: letters.append((record.completion_id, why)))
+    saver = Saver(
+        store, NO_JOURNAL, lambda record, why: letters.append((record.completion_id, why))
+    )
     futures = [saver.save(record) for record in records]
     saver.start()
     await asyncio.gather(*futures)
@@ -216,7 +220,7 @@ async def test_a_store_that_only_says_it_is_well(
     records = make_records(20)
     store.poison = {record.completion_id: StoreUnavailable("disk full") for record in records}
     letters: list[str] = []
-    saver = Saver(store, None, lambda record, why: letters.append(record.completion_id))
+    saver = Saver(store, NO_JOURNAL, lambda record, why: letters.append(record.completion_id))
     futures = [saver.save(record) for record in records]
     saver.start()
     async with asyncio.timeout(20):
@@ -277,7 +281,7 @@ async def test_what_is_refused_after_an_outage_is_still_found(store: FakeStore) 
     records, letters = make_records(8), Letters()
     store.poison = {records[5].completion_id: RecordRejected("bad")}
     store.failures = [StoreUnavailable("away"), RecordRejected("bad"), StoreUnavailable("away")]
-    saver = Saver(store, None, letters.add)
+    saver = Saver(store, NO_JOURNAL, letters.add)
     futures = [saver.save(record) for record in records]
     saver.start()
     await asyncio.gather(*futures)
@@ -320,7 +324,7 @@ async def test_a_mistake_of_ours_does_not_end_the_saver(store: FakeStore, error:
     bad, good, later = make_records(3)
     letters = Letters()
     store.poison = {bad.completion_id: error}
-    saver = Saver(store, None, letters.add)
+    saver = Saver(store, NO_JOURNAL, letters.add)
     futures = [saver.save(record) for record in (bad, good)]
     saver.start()
     await asyncio.gather(*futures)
@@ -371,7 +375,7 @@ async def test_past_the_bound_records_wait_in_the_journal(
     monkeypatch.setattr(saver_module, "MAX_WAITING", 10)
     monkeypatch.setattr(saver_module, "MAX_BATCH", 7)
     journal = open_journal(tmp_path)
-    saver = started(store, JournalBacklog(journal))
+    saver = started(store, journal)
     store.free.clear()
     texts = [["word ", str(number), "\ud800"] for number in range(60)]
     references, futures = [], []
@@ -511,7 +515,7 @@ async def test_stopping_gives_up_in_time(store: FakeStore) -> None:
 
 async def test_stopping_what_never_began_is_no_error(store: FakeStore) -> None:
     """An idle saver, started or not, stops at once."""
-    assert 0 == await Saver(store).stop(1)
+    assert 0 == await Saver(store, NO_JOURNAL).stop(1)
     saver = started(store)
     await asyncio.sleep(0)
     assert 0 == await saver.stop(1)

@@ -17,6 +17,7 @@ from typing import IO, Any
 import pytest
 from structlog.testing import capture_logs
 
+from db.journal import NoJournal
 from db.journal import recovery as recovery_module
 from db.journal.recovery import Recovery
 from db.memory.store import MemoryStore
@@ -287,7 +288,7 @@ async def test_a_database_that_is_down_leaves_all_for_the_next_start(tmp_path: P
             raise StoreUnavailable("away")
 
     path = dead_journal(tmp_path, ["a", "b"])
-    saver = Saver(Away())
+    saver = Saver(Away(), NoJournal())
     saver.start()
     running = asyncio.create_task(Recovery(tmp_path, None, saver.save).run())
     await until(lambda: saver.unsaved == 2)
@@ -296,7 +297,7 @@ async def test_a_database_that_is_down_leaves_all_for_the_next_start(tmp_path: P
     assert 2 == await saver.stop(0.01)
     assert 1 == len(segments(path))
     store = MemoryStore()
-    saver = Saver(store)
+    saver = Saver(store, NoJournal())
     saver.start()
     assert 2 == await Recovery(tmp_path, None, saver.save).run()
     for name in ("a", "b"):
@@ -321,7 +322,7 @@ async def test_a_record_that_can_not_be_kept_keeps_its_journal(tmp_path: Path) -
 
     path = dead_journal(tmp_path, ["good", "bad"])
     dead_journal(tmp_path, ["other"])
-    saver = Saver(Picky(), None, no_room)
+    saver = Saver(Picky(), NoJournal(), no_room)
     saver.start()
     with capture_logs() as logs:
         async with asyncio.timeout(5):

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from db.journal import replay as replay_module
-from db.journal.backlog import JournalBacklog
 from db.journal.format import dump_json, events_record, saved_record
 from db.journal.replay import JOURNAL_DAMAGED, PROCESS_DIED, Replay
 from db.memory.store import MemoryStore
@@ -26,7 +25,6 @@ from statemachine import (
     Failure,
     Save,
     SessionPolicy,
-    SessionRecord,
     State,
     StreamSession,
     TimePassed,
@@ -354,7 +352,7 @@ def test_a_segment_that_can_not_be_read_is_an_error(tmp_path: Path) -> None:
         replayed(directory)
 
 
-# --- the event loop, and the saver's view -----------------------------------------------------
+# --- the event loop ---------------------------------------------------------------------------
 
 
 async def test_replaying_leaves_the_loop_its_turns(
@@ -375,17 +373,3 @@ async def test_replaying_leaves_the_loop_its_turns(
     assert 50 == len(await collect(Replay(segments(directory))))
     counting.cancel()
     assert turns >= 50 * 6
-
-
-async def test_a_journal_gives_back_what_it_has_whole(tmp_path: Path) -> None:
-    """The saver's backlog: records as they were lived, until they are forgotten."""
-    journal = open_journal(tmp_path)
-    backlog = JournalBacklog(journal)
-    expected: list[SessionRecord] = [live(journal, name, ["x", name]) for name in "abc"]
-    assert [True, False] == [backlog.has_whole(name) for name in ("a", "z")]
-    backlog.forget(["b"])
-    assert not backlog.has_whole("b")
-    wanted = ["c", "a", "z"]
-    assert [expected[0], expected[2]] == [record async for record in backlog.read_back(wanted)]
-    assert [] == [record async for record in backlog.read_back([])]
-    journal.close()

@@ -22,7 +22,14 @@ from db.journal import Fsync, Journal
 from db.journal import writing as journal_module
 from db.journal.format import Damage, read_records
 from db.journal.replay import Replay
-from statemachine import ChunkReceived, ClientLeft, SessionPolicy, TimePassed, UpstreamFinished
+from statemachine import (
+    ChunkReceived,
+    ClientLeft,
+    SessionPolicy,
+    SessionRecord,
+    TimePassed,
+    UpstreamFinished,
+)
 from tests.db.journal.journals import (
     begin,
     collect,
@@ -267,6 +274,22 @@ def test_segments_of_names_the_files_to_read_back(tmp_path: Path) -> None:
         held = [path.name for path in journal.segments_of(["b", "a", "unknown"])]
         assert [names[index] for index in (0, 1, 2, 4)] == held
         journal.close()
+
+
+# --- reading back -----------------------------------------------------------------------------
+
+
+async def test_a_journal_gives_back_what_it_has_whole(tmp_path: Path) -> None:
+    """The saver's backlog: records as they were lived, until they are forgotten."""
+    journal = open_journal(tmp_path)
+    expected: list[SessionRecord] = [live(journal, name, ["x", name]) for name in "abc"]
+    assert [True, False] == [journal.has_whole(name) for name in ("a", "z")]
+    journal.forget(["b"])
+    assert not journal.has_whole("b")
+    wanted = ["c", "a", "z"]
+    assert [expected[0], expected[2]] == [record async for record in journal.read_back(wanted)]
+    assert [] == [record async for record in journal.read_back([])]
+    journal.close()
 
 
 # --- a disk that refuses ----------------------------------------------------------------------

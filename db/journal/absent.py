@@ -1,0 +1,44 @@
+"""The journal of a service that keeps none (`journal.directory: null`).
+
+Answers what a `Journal` answers, so that nobody has to ask whether there is one. Writes nothing,
+holds nobody up, and has nothing to give back.
+"""
+
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+
+from statemachine import Event, SessionPolicy, SessionRecord, SessionRequest
+
+
+class NoJournal:
+    """Takes every session, and keeps nothing of it."""
+
+    settles_ends = settles_chunks = False
+
+    def begin(self, request: SessionRequest, policy: SessionPolicy) -> bool:
+        """True: nothing keeps a session from beginning."""
+        return True
+
+    def append(self, completion_id: str, events: Sequence[Event], now: float) -> None:
+        """Write nothing."""
+
+    def forget(self, completion_ids: Iterable[str]) -> None:
+        """Nothing was known of them."""
+
+    async def settle(self, *, is_final: bool) -> None:
+        """Return at once: nothing waits for a disk."""
+
+    def check(self) -> str | None:
+        """None: new sessions can always begin."""
+        return None
+
+    def has_whole(self, completion_id: str) -> bool:
+        """False: what isn't in memory is nowhere."""
+        return False
+
+    async def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
+        """No records."""
+        for _ in ():
+            yield _
+
+    def close(self) -> None:
+        """Nothing is open."""
