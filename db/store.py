@@ -6,7 +6,7 @@ Called by `db.saver` (writing) and `service` (readiness, reading).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
 
 from attrs import frozen
 
@@ -16,6 +16,10 @@ PAGE_BYTES: Final = 4 * 1024 * 1024
 """About how much text a page holds; its first item is on it whatever its size."""
 
 T = TypeVar("T")
+
+ExactText = Annotated[str, "any text, also one that a text column can't hold"]
+Moment = Annotated[float, "POSIX seconds, to the microsecond"]
+Ordinal = Annotated[int, "from 0 to 2**31 - 1"]
 
 
 class StoreError(Exception):
@@ -38,6 +42,11 @@ class UnknownCursor(StoreError):
     """What a page is to come after isn't there, and never was."""
 
 
+# --- what is kept ---------------------------------------------------------------------------
+#
+# A field is a column: a new one needs a migration, and its value in `db.rows.history`.
+
+
 @frozen(slots=False)  # a row's attributes are its `__dict__`
 class StoredConversation:
     """A conversation as it is kept, or as one record knows it.
@@ -48,8 +57,8 @@ class StoredConversation:
     conversation_id: str
     owner: str
     client_key: str | None
-    created_at: float
-    updated_at: float
+    created_at: Moment
+    updated_at: Moment
     hidden: bool = False
 
 
@@ -63,14 +72,14 @@ class StoredMessage:
     message_id: str
     conversation_id: str
     completion_id: str | None
-    choice_index: int | None
+    choice_index: Ordinal | None
     role: str
-    content: str | None
+    content: ExactText | None
     parts: dict[str, Any] | None
     state: str
     digest: str
     parent_digest: str | None
-    created_at: float
+    created_at: Moment
     hidden: bool = False
 
     @property
@@ -86,7 +95,7 @@ class StoredMessage:
 
 @frozen(slots=False)  # a row's attributes are its `__dict__`
 class StoredCompletion:
-    """One completion as it is kept. Field by field the columns of `completions`.
+    """One completion as it is kept.
 
     Hidden: its client asked for it with `store: false`, so it is shown to nobody.
     """
@@ -114,9 +123,9 @@ class StoredCompletion:
     metadata: dict[str, Any] | None
     prompt_digest: str | None
     extra: dict[str, Any] | None
-    created_at: float
-    finished_at: float
-    client_left_at: float | None
+    created_at: Moment
+    finished_at: Moment
+    client_left_at: Moment | None
     hidden: bool = False
 
 

@@ -6,7 +6,7 @@ Everything is gone with the process.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import evolve
 
@@ -22,6 +22,8 @@ from db.store import (
     StoreUnavailable,
 )
 from statemachine import SessionRecord
+
+_Row = TypeVar("_Row", StoredCompletion, StoredMessage)
 
 
 class MemoryStore(MemoryViews):
@@ -157,16 +159,18 @@ class MemoryStore(MemoryViews):
 
 def _kept(rows: RecordRows) -> RecordRows:
     """The rows with their JSON as a column would give it back; nothing in them is shared."""
-    completion, fields = rows.completion, ("error", "usage", "request", "metadata", "extra")
     return evolve(
         rows,
-        completion=evolve(
-            completion, **{name: _copy(getattr(completion, name)) for name in fields}
-        ),
-        sent=tuple(evolve(message, parts=_copy(message.parts)) for message in rows.sent),
-        answers=tuple(evolve(message, parts=_copy(message.parts)) for message in rows.answers),
+        completion=_with_own_json(rows.completion),
+        sent=tuple(map(_with_own_json, rows.sent)),
+        answers=tuple(map(_with_own_json, rows.answers)),
     )
 
 
+def _with_own_json(row: _Row) -> _Row:
+    json = {name: _copy(value) for name, value in vars(row).items() if isinstance(value, dict)}
+    return evolve(row, **json)
+
+
 def _copy(value: Any) -> Any:
-    return None if value is None else from_jsonb(to_jsonb(value))
+    return from_jsonb(to_jsonb(value))

@@ -5,11 +5,14 @@ Rows go in as one JSON array, so that a statement serves one record or a hundred
 to quote; they are inserted in the order they are given in.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from types import NoneType, UnionType
+from typing import Any, Final, Union, get_args, get_origin
+
+from attrs import fields
 
 from db.rows.columns import (
     ESCAPE,
@@ -20,71 +23,57 @@ from db.rows.columns import (
     readable,
     rows_json,
 )
-from db.store import StoredCompletion, StoredConversation, StoredMessage
+from db.rows.history import ToolSetRow
+from db.store import (
+    ExactText,
+    Moment,
+    Ordinal,
+    StoredCompletion,
+    StoredConversation,
+    StoredMessage,
+)
 from statemachine import State
 
 MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
 
-
 Columns = Mapping[str, str]
 """Columns, in their order, with their types."""
 
-CONVERSATIONS: Final = {
-    "conversation_id": "text",
-    "owner": "text",
-    "client_key": "text",
-    "created_at": "timestamptz",
-    "updated_at": "timestamptz",
-    "hidden": "boolean",
+_TYPES: Final[Mapping[Any, str]] = {
+    bool: "boolean",
+    dict[str, Any]: "jsonb",
+    ExactText: "text",
+    float: "double precision",
+    int: "bigint",
+    Moment: "timestamptz",
+    Ordinal: "integer",
+    Sequence[Any]: "jsonb",
+    State: "text",
+    str: "text",
 }
+"""A field's type → its column's."""
+
+
+def _columns_of(row: type) -> Iterator[tuple[str, str]]:
+    """The columns of a kind of row: one for each field, and for an exact text one more."""
+    for field in fields(row):
+        kind: Any = field.type
+        if get_origin(kind) in (Union, UnionType):
+            (kind,) = (one for one in get_args(kind) if one is not NoneType)
+        yield field.name, _TYPES[kind]
+        if kind == ExactText:
+            yield field.name + _RAW, "bytea"
+
+
+_RAW: Final = "_raw"
+"""Ends the name of the column for what a text column can't hold of a text."""
+
+CONVERSATIONS: Final = dict(_columns_of(StoredConversation))
 CLIENT_KEYS: Final = {"completion_id": "text", "client_key": "text"}
 """What a completion doesn't say of its conversation."""
-TOOL_SETS: Final = {"digest": "text", "tools": "jsonb"}
-COMPLETIONS: Final = {
-    "completion_id": "text",
-    "conversation_id": "text",
-    "owner": "text",
-    "agent": "text",
-    "model": "text",
-    "upstream_id": "text",
-    "upstream_model": "text",
-    "upstream_created": "bigint",
-    "state": "text",
-    "finish_reason": "text",
-    "error": "jsonb",
-    "usage": "jsonb",
-    "usage_source": "text",
-    "token_count": "bigint",
-    "chunk_count": "bigint",
-    "ttft_ms": "double precision",
-    "duration_ms": "double precision",
-    "trace_id": "text",
-    "request": "jsonb",
-    "tools_digest": "text",
-    "metadata": "jsonb",
-    "prompt_digest": "text",
-    "extra": "jsonb",
-    "created_at": "timestamptz",
-    "finished_at": "timestamptz",
-    "client_left_at": "timestamptz",
-    "hidden": "boolean",
-}
-MESSAGES: Final = {
-    "message_id": "text",
-    "conversation_id": "text",
-    "completion_id": "text",
-    "choice_index": "integer",
-    "role": "text",
-    "content": "text",
-    "content_raw": "bytea",
-    "parts": "jsonb",
-    "state": "text",
-    "digest": "text",
-    "parent_digest": "text",
-    "created_at": "timestamptz",
-    "hidden": "boolean",
-}
-
+TOOL_SETS: Final = dict(_columns_of(ToolSetRow))
+COMPLETIONS: Final = dict(_columns_of(StoredCompletion))
+MESSAGES: Final = dict(_columns_of(StoredMessage))
 
 _GIVEN_AS: Final = {"timestamptz": "double precision"}
 """Seconds, to the microsecond, which is as exact as a number of them can be until 2242."""
@@ -223,8 +212,8 @@ def with_rows(statement: str, columns: Columns, values: Sequence[Any]) -> bytes:
     """An insert into a table with these columns, with a row for each value in it.
 
     Args:
-        values: have an attribute of each column's name, but for `content_raw`, which is made of
-            `content`, and a `__dict__`.
+        values: have an attribute of each column's name, but for those that are made of an exact
+            text, and a `__dict__`.
     """
     try:
         text = rows_json([vars(value) for value in values])
@@ -257,7 +246,8 @@ def _storable_row(columns: Columns, value: Any) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, kind in columns.items():
         if kind == "bytea":
-            raw = None if value.content is None else raw_bytes(value.content)
+            text = getattr(value, name.removesuffix(_RAW))
+            raw = None if text is None else raw_bytes(text)
             row[name] = None if raw is None else "\\x" + raw.hex()
             continue
         row[name] = item = getattr(value, name)
@@ -270,23 +260,23 @@ def _storable_row(columns: Columns, value: Any) -> dict[str, Any]:
 
 def completion_from(row: Sequence[Any]) -> StoredCompletion:
     """The completion in a row of all its columns."""
-    fields = _fields(COMPLETIONS, row)
-    return StoredCompletion(**{**fields, "state": State(fields["state"])})
+    values = _values(COMPLETIONS, row)
+    return StoredCompletion(**{**values, "state": State(values["state"])})
 
 
 def conversation_from(row: Sequence[Any]) -> StoredConversation:
     """The conversation in a row of all its columns."""
-    return StoredConversation(**_fields(CONVERSATIONS, row))
+    return StoredConversation(**_values(CONVERSATIONS, row))
 
 
 def message_from(row: Sequence[Any]) -> StoredMessage:
     """The message in a row of all its columns."""
-    fields = _fields(MESSAGES, row)
-    raw = fields.pop("content_raw")
-    return StoredMessage(**{**fields, "content": original_text(fields["content"], raw)})
+    values = _values(MESSAGES, row)
+    raw = values.pop("content_raw")
+    return StoredMessage(**{**values, "content": original_text(values["content"], raw)})
 
 
-def _fields(columns: Mapping[str, str], row: Sequence[Any]) -> dict[str, Any]:
+def _values(columns: Columns, row: Sequence[Any]) -> dict[str, Any]:
     return {
         name: None if value is None else _FROM_COLUMN.get(kind, _as_it_is)(value)
         for (name, kind), value in zip(columns.items(), row, strict=True)

@@ -121,25 +121,6 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
     assert re.fullmatch(r"PostgreSQL at 127\.0\.0\.1:1/chat: nothing listens there.*\n", said)
 
 
-def test_the_columns_are_those_the_statements_name(database_url: str) -> None:
-    """The tables have exactly the columns that `db.postgres.sql` writes, with those types."""
-    expected = {
-        "conversations": sql.CONVERSATIONS,
-        "tool_sets": sql.TOOL_SETS,
-        "completions": sql.COMPLETIONS,
-        "messages": sql.MESSAGES,
-    }
-    for table, columns in expected.items():
-        actual = execute(
-            database_url,
-            "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute"
-            " WHERE attrelid = %s::regclass AND attnum > 0 ORDER BY attnum",
-            (table,),
-        )
-        kinds = {"timestamptz": "timestamp with time zone"}
-        assert [(name, kinds.get(kind, kind)) for name, kind in columns.items()] == actual
-
-
 def test_every_table_is_described(database_url: str) -> None:
     """Whoever looks into the database finds in it what each table is for."""
     described = "SELECT relname::text FROM pg_class WHERE obj_description(oid, 'pg_class') <> ''"

@@ -1,8 +1,56 @@
-"""Texts within statements."""
+"""The columns that statements name, and the texts within statements."""
+
+from typing import get_args
 
 import pytest
+from attrs import fields
 
+from db.postgres import sql
 from db.postgres.sql import in_dollars
+from db.rows.history import ToolSetRow
+from db.store import StoredCompletion, StoredConversation, StoredMessage
+from tests.conftest import execute
+
+TABLES = {
+    "conversations": (StoredConversation, sql.CONVERSATIONS),
+    "tool_sets": (ToolSetRow, sql.TOOL_SETS),
+    "completions": (StoredCompletion, sql.COMPLETIONS),
+    "messages": (StoredMessage, sql.MESSAGES),
+}
+
+
+def columns_of(dsn: str, table: str) -> dict[str, tuple[str, bool]]:
+    """The table's columns: name → its type, and whether it may be NULL."""
+    found = execute(
+        dsn,
+        "SELECT column_name::text, data_type::text, is_nullable = 'YES'"
+        " FROM information_schema.columns"
+        " WHERE table_schema = 'public' AND table_name = %s",
+        (table,),
+    )
+    return {name: (kind, may_be_null) for name, kind, may_be_null in found}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_fields_that_are_stored_are_the_columns(database_url: str, table: str) -> None:
+    """Of each field there is a column, of the type that is written, NULL where the field may be
+    None; of an exact text one more; and no others."""
+    row, columns = TABLES[table]
+    names = {"timestamptz": "timestamp with time zone"}
+    optional = {field.name for field in fields(row) if type(None) in get_args(field.type)}
+    expected = {
+        name: (names.get(kind, kind), name in optional or name == "content_raw")
+        for name, kind in columns.items()
+    }
+    assert expected == columns_of(database_url, table)
+    assert {field.name for field in fields(row)} == expected.keys() - {"content_raw"}
+
+
+def test_a_text_that_comes_back_exactly_has_a_column_beside_it() -> None:
+    """What a text column can't hold of a message's content is kept in the one that follows it."""
+    names = list(sql.MESSAGES)
+    assert "content_raw" == names[names.index("content") + 1]
+    assert ("text", "bytea") == (sql.MESSAGES["content"], sql.MESSAGES["content_raw"])
 
 
 @pytest.mark.parametrize(
