@@ -67,7 +67,7 @@ class Route:
             port = port or self._given[0][2]
             try:
                 found = [address] if address else await self._resolve(host, port)
-            except OSError:
+            except (OSError, UnicodeError):  # the latter of a name with an empty or a long part
                 continue
             candidates.extend((host or "", each, port) for each in found)
         if not candidates:

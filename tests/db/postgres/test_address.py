@@ -10,6 +10,7 @@ from db.postgres.address import Route
 from db.postgres.store import PostgresStore
 from db.store import StoreUnavailable
 from tests.conftest import UNSAFE_BUT_FAST
+from tests.db.records import make_record
 
 
 async def test_a_host_with_several_addresses_is_reached(
@@ -51,6 +52,16 @@ async def test_the_store_never_lets_the_driver_look_a_name_up() -> None:
     with pytest.raises(StoreUnavailable, match=r"isn't known: no-such-host\.invalid") as caught:
         await store.check()
     assert "hunter2" not in str(caught.value)
+    await store.close()
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
+async def test_a_name_that_no_host_can_have_is_an_unknown_name(host: str) -> None:
+    """A typing mistake in the address refuses no record: all wait until it is corrected."""
+    store = await PostgresStore.open(f"postgresql://u:hunter2@{host}/chat")
+    for call in (store.check(), store.save([make_record()])):
+        with pytest.raises(StoreUnavailable, match="host name isn't known"):
+            await call
     await store.close()
 
 
