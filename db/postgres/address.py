@@ -34,7 +34,11 @@ async def _resolve(host: str, port: str) -> list[str]:
 
 
 class Route:
-    """The way to one database: libpq's `host`, `hostaddr` and `port`, as last chosen."""
+    """The way to one database: libpq's `host`, `hostaddr` and `port`, as last chosen.
+
+    Raises:
+        StoreUnavailable: the ports and the hosts don't go together.
+    """
 
     def __init__(self, parts: Mapping[str, str], resolve: Resolve = _resolve) -> None:
         self.host = parts.get("host") or ""
@@ -42,13 +46,14 @@ class Route:
         self.port = parts.get("port") or "5432"
         self._resolve = resolve
         # libpq takes lists of each, separated by commas: one port for all hosts, or one for each.
-        self._given = list(
-            zip_longest(
-                self.host.split(","),
-                self.hostaddr.split(",") if self.hostaddr else [],
-                self.port.split(","),
+        hosts, ports = self.host.split(","), self.port.split(",")
+        addresses = self.hostaddr.split(",") if self.hostaddr else []
+        if len(ports) not in (1, max(len(hosts), len(addresses))):
+            raise StoreUnavailable(
+                f"The database's address has {len(ports)} ports; "
+                "give one port for all hosts, or one for each, in DATABASE_URL"
             )
-        )
+        self._given = list(zip_longest(hosts, addresses, ports))
         sockets = any(not host or host[0] in "/@" for host in self.host.split(","))
         single = len(self._given) == 1
         self.is_fixed = (sockets and not self.hostaddr) or (bool(self.hostaddr) and single)

@@ -113,3 +113,10 @@ async def test_hosts_may_have_ports_of_their_own() -> None:
         with pytest.raises(StoreUnavailable, match="a, b"):
             await Route({"host": "a,b", "port": ports}, resolve=noting).choose()
     assert [("a", "1"), ("b", "2"), ("a", "3"), ("b", "3")] == asked
+
+
+@pytest.mark.parametrize("address", ["host=db port=1,2", "host=a,b,c port=1,2", "port=1,2"])
+async def test_ports_that_go_with_no_host_are_reported(address: str) -> None:
+    """As many ports as hosts, or one: any other is no address of a host, this machine included."""
+    with pytest.raises(StoreUnavailable, match="one port for all hosts, or one for each"):
+        await PostgresStore.open(f"{address} user=u dbname=chat")
