@@ -340,9 +340,13 @@ class Journal:
             log.error("journal segment not deleted", segment=str(segment.path), reason=str(error))
 
     def _close(self, segment: _Segment) -> None:
-        if segment.fd is not None:
-            os.close(segment.fd)
-            segment.fd = None
+        if segment.fd is None:
+            return
+        fd, segment.fd = segment.fd, None
+        try:
+            os.close(fd)
+        except OSError as error:  # a network disk reports here what it could not write before
+            log.error("journal not synced", reason=str(error), segment=str(segment.path))
 
     # --- the disk ---------------------------------------------------------------------------
 

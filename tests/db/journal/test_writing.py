@@ -429,6 +429,32 @@ def test_a_segment_that_can_not_be_deleted_stops_nobody(
     assert ["b"] == ids(replayed(journal.directory))
 
 
+def test_a_segment_that_can_not_be_closed_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk may report only at the end that it lost something: that is logged, and neither
+    a stream nor the saver fails on it."""
+    close = os.close
+
+    def refuse(fd: int) -> None:
+        close(fd)
+        raise OSError(5, "Input/output error")
+
+    with segments_of(300):
+        journal = open_journal(tmp_path)
+        begin(journal, "a")
+        with monkeypatch.context() as broken, capture_logs() as logs:
+            broken.setattr(os, "close", refuse)
+            for number in range(5):
+                say(journal, "a", f"{number} ")
+            journal.forget(["a"])
+        assert {"journal not synced"} == {entry["event"] for entry in logs}
+        assert journal.check() is None
+        begin(journal, "b")
+        journal.close()
+    assert ["b"] == ids(replayed(journal.directory))
+
+
 # --- crashes ----------------------------------------------------------------------------------
 
 
