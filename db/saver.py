@@ -8,7 +8,8 @@ Its task belongs to nobody's request, so no client can cancel a commit. The rule
    them all, up to a batch.
 2. A store that is unavailable is tried again for ever, with exponential back-off and jitter.
 3. Memory is bounded: past `MAX_WAITING` records, or `MAX_WAITING_CHARACTERS` of text in them, one
-   that the journal has whole is let go of, and read back from there when its turn comes.
+   that the journal has whole is let go of and read back later. Batches come out of memory and out
+   of the journal in turn, so that neither kind waits for the other's end.
 4. A record that the store will never take is found by halving its batch, set aside as a dead
    letter, and logged; its neighbours are committed. One that a store which says it is well fails
    at again and again goes to the end of the queue, and is set aside too if others went meanwhile:
@@ -20,6 +21,7 @@ Its task belongs to nobody's request, so no client can cancel a commit. The rule
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from itertools import count
 from random import random
 from typing import Protocol
@@ -36,8 +38,7 @@ log = structlog.get_logger(__name__)
 MAX_BATCH = 200
 """Records per transaction. Larger ones bring nothing more and hold locks longer."""
 COMMIT_INTERVAL_SECONDS = 0.01
-"""Between the beginnings of two transactions. Each costs as much as several records in it, and nobody
-sees ten milliseconds in when `[DONE]` comes."""
+"""From one transaction's beginning to the next's. Each costs as much as several records in it."""
 MAX_BATCH_CHARACTERS = 4 * 1024 * 1024
 """Text per transaction, so that a few enormous answers don't make one enormous statement."""
 MAX_WAITING = 2000
@@ -46,10 +47,10 @@ MAX_WAITING_CHARACTERS = 64 * 1024 * 1024
 """Text kept in memory while the store is away; requests may carry ten million characters each."""
 _READ_AGAIN_SECONDS = 1.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 5.0
-
 _TRIES_ALONE = 5
 """How often a record on its own is tried on a store that says it is well."""
 
+SetAside = Callable[[SessionRecord, str], None]
 _Waiting = tuple[SessionRecord, "asyncio.Future[None]", int]
 
 
@@ -83,18 +84,15 @@ class Saver:
         set_aside: keeps a record that the store refuses, with the reason. It may raise.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        backlog: Backlog,
-        set_aside: Callable[[SessionRecord, str], None] | None = None,
-    ) -> None:
+    def __init__(self, store: Store, backlog: Backlog, set_aside: SetAside | None = None) -> None:
         self._store = store
         self._backlog = backlog
         self._set_aside = set_aside
         self._waiting: deque[_Waiting] = deque()
         self._waiting_characters = 0
         self._on_disk: dict[str, asyncio.Future[None]] = {}
+        self._was_read_back = True
+        self._read_again_at = 0.0
         self._committing = 0
         self._commits = 0
         self._next_commit_at = 0.0
@@ -144,7 +142,7 @@ class Saver:
         while True:
             await self._has_work.wait()
             await self._gather()
-            batch = self._next_batch() if self._waiting else await self._read_back()
+            batch = await self._next_batch()
             self._committing = len(batch)
             await self._commit(batch)
             self._committing = 0
@@ -160,7 +158,16 @@ class Saver:
             await asyncio.sleep(wait)
         self._next_commit_at = loop.time() + COMMIT_INTERVAL_SECONDS
 
-    def _next_batch(self) -> list[_Waiting]:
+    async def _next_batch(self) -> list[_Waiting]:
+        """See rule 3. While the journal can't be read, memory has every turn."""
+        is_unreadable = asyncio.get_running_loop().time() < self._read_again_at
+        if self._waiting and (self._was_read_back or not self._on_disk or is_unreadable):
+            self._was_read_back = False
+            return self._take_waiting()
+        self._was_read_back = True
+        return await self._read_back()
+
+    def _take_waiting(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         characters = 0
         while self._waiting and len(batch) < MAX_BATCH and characters < MAX_BATCH_CHARACTERS:
@@ -178,7 +185,9 @@ class Saver:
             }
         except OSError as error:
             log.error("journal not readable", reason=str(error))
-            await asyncio.sleep(_READ_AGAIN_SECONDS)
+            self._read_again_at = asyncio.get_running_loop().time() + _READ_AGAIN_SECONDS
+            if not self._waiting:
+                await asyncio.sleep(_READ_AGAIN_SECONDS)
             return []
         batch: list[_Waiting] = []
         for completion_id in wanted:
@@ -211,10 +220,9 @@ class Saver:
                 return
         else:
             self._commits += 1
-        for record in records:
-            self._too_much.pop(record.completion_id, None)
         self._backlog.forget([record.completion_id for record in records])
-        for _, done, _ in batch:
+        for record, done, _ in batch:
+            self._too_much.pop(record.completion_id, None)
             if not done.done():
                 done.set_result(None)
 
@@ -272,11 +280,10 @@ class Saver:
             await asyncio.sleep(next(waits))
 
     async def _is_store_well(self) -> bool:
-        try:
+        with suppress(StoreUnavailable):
             await self._store.check()
-        except StoreUnavailable:
-            return False
-        return True
+            return True
+        return False
 
 
 def _give_up(done: "asyncio.Future[None]") -> None:
