@@ -242,12 +242,13 @@ class PostgresStore:
         self, work: Callable[[aiopg.Cursor], Awaitable[_T]], patience_seconds: float | None = None
     ) -> _T:
         """The one door for foreign errors. They aren't chained: theirs may quote stored text."""
+        seconds = patience_seconds or self._timeout_seconds
         try:
-            async with asyncio.timeout(patience_seconds or self._timeout_seconds):
+            async with asyncio.timeout(seconds):
                 return await self._try_connections(work)
         except TimeoutError:
             raise StoreUnavailable(
-                f"PostgreSQL at {self._where} gave no answer within {self._timeout_seconds:g} s"
+                f"PostgreSQL at {self._where} gave no answer within {seconds:.3g} s"
             ) from None
         except asyncio.CancelledError:
             # aiopg 1.4.0 also raises this when the server cancels a statement.
