@@ -40,6 +40,7 @@ from db.journal.format import (
     text_record,
 )
 from db.journal.replay import Replay
+from db.journal.segments import Segment, sync_all
 from statemachine import (
     ChunkPattern,
     ChunkReceived,
@@ -55,7 +56,6 @@ log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 """A segment that reached this is followed by another. Small enough to be read in one go."""
-_PROBE_BYTES = 256 * 1024
 _IDLE_SEGMENT_BYTES = 1024 * 1024
 """A current segment that nobody needs any more is dropped from this size on."""
 
@@ -74,22 +74,6 @@ class JournalUnavailable(OSError):
     """There can be no journal here. The message says why and what to do."""
 
 
-class _Segment:
-    """One file. `live` are the completions that still need it; `ghosts` are committed ones with
-    records in it; `marks` are those whose `saved` record is here. `fd` is None once it is full."""
-
-    __slots__ = ("fd", "ghosts", "live", "marks", "path", "size")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL
-        self.fd: int | None = os.open(path, flags, 0o600)
-        self.size = 0
-        self.live: set[str] = set()
-        self.ghosts: set[str] = set()
-        self.marks: set[str] = set()
-
-
 class _Entry:
     """A completion that is not committed yet: how many records it has, and where. `name` is its id
     as JSON. `pattern` is that of the text which was written last, if nothing else has been since,
@@ -103,7 +87,7 @@ class _Entry:
         self.is_whole = True
         self.pattern: ChunkPattern | None = None
         self.start = b""
-        self.segments: list[_Segment] = []
+        self.segments: list[Segment] = []
 
 
 class Journal:
@@ -126,7 +110,7 @@ class Journal:
         self._max_bytes = max_bytes
         self._idle_bytes = min(_IDLE_SEGMENT_BYTES, max_bytes // 2)
         self._entries: dict[str, _Entry] = {}
-        self._segments: list[_Segment] = []
+        self._segments: list[Segment] = []
         self._full: list[int] = []
         self._numbers = self._numbers_synced = 0
         self._rotate_from = 0
@@ -173,7 +157,7 @@ class Journal:
         begun before."""
         if self.size >= self._max_bytes or request.completion_id in self._entries:
             return False
-        if self._was_deleted() and not self._start_over():
+        if self._segments and self._segments[-1].is_deleted() and not self._start_over():
             return False
         entry = self._entries[request.completion_id] = _Entry(request.completion_id)
         if self._write(request.completion_id, entry, begin_record(request, policy)):
@@ -214,7 +198,7 @@ class Journal:
 
     def _mark(self, completion_ids: Collection[str]) -> None:
         if self._put(saved_record(completion_ids)):
-            self._segments[-1].marks.update(completion_ids)
+            self._segments[-1].saved_here.update(completion_ids)
 
     def _write(self, completion_id: str, entry: _Entry, record: bytes) -> bool:
         entry.count += 1  # also of a record that gets lost: the gap tells
@@ -223,7 +207,7 @@ class Journal:
             return False
         segment = self._segments[-1]
         if not entry.segments or segment is not entry.segments[-1]:
-            segment.live.add(completion_id)
+            segment.needed_by.add(completion_id)
             entry.segments.append(segment)
         return True
 
@@ -239,11 +223,12 @@ class Journal:
             assert segment.fd is not None
             written = os.write(segment.fd, record)
             if written < len(record):
-                self._write_rest(segment, segment.fd, record, written)
+                segment.write_rest(segment.fd, record, written)
         except OSError as error:
             if self._failure is None:
                 log.error("journal not written", reason=str(error), directory=str(self.directory))
             self._failure = error.strerror or str(error)
+            self.size = sum(each.size for each in self._segments)  # a torn part may stay
             return False
         segment.size += len(record)
         self.size += len(record)
@@ -252,25 +237,6 @@ class Journal:
             self._failure = None
         self._appended += 1
         return True
-
-    def _write_rest(self, segment: _Segment, fd: int, record: bytes, written: int) -> None:
-        """A second time, mostly to learn why the first was short. Raises OSError if not all of it
-        could be written; then nothing of it stays."""
-        try:
-            while written < len(record):
-                written += os.write(fd, record[written:])
-        except OSError:
-            try:
-                os.ftruncate(fd, segment.size)
-            except OSError:  # counted, and passed over when read
-                segment.size += written
-                self.size += written
-            raise
-
-    def _was_deleted(self) -> bool:
-        """True if somebody removed our files while we write to them."""
-        fd = self._segments[-1].fd if self._segments else None
-        return fd is not None and os.fstat(fd).st_nlink == 0
 
     def _start_over(self) -> bool:
         """Make the directory anew. What running sessions had written before is gone."""
@@ -293,7 +259,7 @@ class Journal:
 
     def _add_segment(self) -> None:
         self._numbers += 1
-        self._segments.append(_Segment(self.directory / f"{self._numbers:06}.jsonl"))
+        self._segments.append(Segment(self.directory / f"{self._numbers:06}.jsonl"))
 
     def _rotate(self) -> None:
         """Go on in a new segment; in the old one if none can be had (no descriptor is free)."""
@@ -308,45 +274,38 @@ class Journal:
         if self._fsync is not Fsync.NEVER and old.fd is not None:
             self._full.append(old.fd)
             old.fd = None
-        self._close(old)
-        if not old.live:
+        old.close()
+        if not old.needed_by:
             self._delete(old)
 
     def _drop(self, completion_id: str) -> None:
         entry = self._entries.pop(completion_id)
         for segment in entry.segments:
-            segment.live.discard(completion_id)
-            segment.ghosts.add(completion_id)
-            if not segment.live:
+            segment.needed_by.discard(completion_id)
+            segment.committed.add(completion_id)
+            if not segment.needed_by:
                 self._delete_if_done(segment)
 
-    def _delete_if_done(self, segment: _Segment) -> None:
+    def _delete_if_done(self, segment: Segment) -> None:
         if segment is not self._segments[-1]:
             self._delete(segment)
         elif segment.size >= max(self._idle_bytes, self._rotate_from):
             self._rotate()
 
-    def _delete(self, segment: _Segment) -> None:
+    def _delete(self, segment: Segment) -> None:
         self._segments.remove(segment)
         self.size -= segment.size
-        self._close(segment)
+        segment.close()
         # A completion's other records may lie in an older segment that somebody still needs.
-        marks = set[str]().union(*(segment.marks & other.ghosts for other in self._segments))
+        marks = set[str]().union(
+            *(segment.saved_here & other.committed for other in self._segments)
+        )
         if marks:
             self._mark(marks)
         try:
             segment.path.unlink(missing_ok=True)
         except OSError as error:  # a disk gone read-only; recovery finds its completions saved
             log.error("journal segment not deleted", segment=str(segment.path), reason=str(error))
-
-    def _close(self, segment: _Segment) -> None:
-        if segment.fd is None:
-            return
-        fd, segment.fd = segment.fd, None
-        try:
-            os.close(fd)
-        except OSError as error:  # a network disk reports here what it could not write before
-            log.error("journal not synced", reason=str(error), segment=str(segment.path))
 
     # --- the disk ---------------------------------------------------------------------------
 
@@ -375,7 +334,7 @@ class Journal:
             last = self._segments[-1].fd if self._segments else None
             fds = [*self._full, *(() if last is None else (os.dup(last),))]
             self._full = []
-            await asyncio.to_thread(_sync_all, fds, directories)
+            await asyncio.to_thread(sync_all, fds, directories)
             self._numbers_synced = numbers
         except OSError as error:
             log.error("journal not synced", reason=str(error))
@@ -392,7 +351,7 @@ class Journal:
     def check(self) -> str | None:
         """None, or why no new session can begin. A disk that refused is tried again here: nobody
         else would, since a service that isn't ready gets no requests."""
-        if self._failure is not None and self._has_room_again():
+        if self._failure is not None and self._segments and self._segments[-1].has_room():
             log.info("journal can be written again", directory=str(self.directory))
             self._failure = None
         if self._failure is not None:
@@ -400,19 +359,6 @@ class Journal:
         if self.size >= self._max_bytes:
             return f"the journal is full ({self.size} bytes of journal.max_bytes)"
         return None
-
-    def _has_room_again(self) -> bool:
-        """True if as much as a large request can be written; nothing of the attempt stays."""
-        fd = self._segments[-1].fd if self._segments else None
-        if fd is None:
-            return False
-        try:
-            return os.write(fd, bytes(_PROBE_BYTES)) == _PROBE_BYTES
-        except OSError:
-            return False
-        finally:
-            with contextlib.suppress(OSError):
-                os.ftruncate(fd, self._segments[-1].size)
 
     def has_whole(self, completion_id: str) -> bool:
         """True if the completion can be read back from here in full."""
@@ -442,7 +388,7 @@ class Journal:
             return
         for segment in list(self._segments):
             if self._entries:
-                self._close(segment)
+                segment.close()
             else:
                 self._delete(segment)
         self._segments.clear()
@@ -454,19 +400,3 @@ class Journal:
                 (self.directory / "lock").unlink(missing_ok=True)
                 self.directory.rmdir()
         os.close(self._lock)
-
-
-def _sync_all(fds: Sequence[int], directories: Sequence[Path]) -> None:
-    """Files first, then the directories that name them. Closes the files."""
-    try:
-        for fd in fds:
-            os.fdatasync(fd)
-    finally:
-        for fd in fds:
-            os.close(fd)
-    for directory in directories:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
