@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from db.journal.format import converter, dump_json, load_json
+from db.journal.segments import sync_all
 from db.postgres.store import PostgresStore
 from db.store import RecordRejected, StoreUnavailable
 from statemachine import SessionRecord
@@ -30,7 +31,10 @@ class DeadLetters:
         self._folder = directory / FOLDER
 
     def add(self, record: SessionRecord, reason: str) -> None:
-        """Keep a record. Written whole or not at all. Raises OSError."""
+        """Keep a record, whole or not at all, on the disk itself: the journal forgets it next.
+
+        Raises OSError.
+        """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / f"{record.completion_id}.json"
         letter = dump_json({"reason": reason, "record": converter.unstructure(record)})
@@ -41,6 +45,7 @@ class DeadLetters:
             file.flush()
             os.fsync(file.fileno())
         making.replace(path)
+        sync_all([], [self._folder, self._folder.parent])
 
     def paths(self) -> list[Path]:
         """The letters, oldest first."""

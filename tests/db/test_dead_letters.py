@@ -96,6 +96,24 @@ def test_a_letter_is_written_whole_or_not_at_all(
     assert ["third"] == [letters.read(path)[1] for path in letters.paths()]
 
 
+def test_a_letter_is_on_the_disk_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal forgets the record once it is here, so a loss of power may not take the letter:
+    file, folder and the folder's own name are synced, in this order."""
+    synced: list[tuple[str, bool]] = []
+    record = make_record()
+    path = tmp_path / "dead-letters" / f"{record.completion_id}.json"
+
+    def note(fd: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{fd}"), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    DeadLetters(tmp_path).add(record, "why")
+    expected = [(path.with_suffix(".new"), False), (path.parent, True), (tmp_path, True)]
+    assert [(str(name), was_there) for name, was_there in expected] == synced
+
+
 def test_letters_are_listed_oldest_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
