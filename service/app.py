@@ -15,6 +15,7 @@ from db.journal import NoJournal
 from db.store import Store
 from service.agents.directory import AgentDirectory
 from service.callers.auth import Keyring, require_key
+from service.callers.charging import Charging
 from service.callers.limits import Admission
 from service.clock import Clock, steady_clock
 from service.edge.connections import continue_later
@@ -39,6 +40,7 @@ from service.persistence import (
 )
 from service.settings.config import Config, is_loopback
 from service.settings.reload import Reloader
+from service.stream.moments import Watchers
 from service.stream.running import RunningStreams
 from service.telemetry import (
     CompletionLog,
@@ -176,7 +178,7 @@ RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {
 
 def _endpoints(clock: Clock) -> CleanupContext:
     async def make(app: web.Application) -> AsyncIterator[None]:
-        kept, writer = app[JOURNAL], app[SAVER]
+        kept, writer, charging = app[JOURNAL], app[SAVER], Charging()
         app[COMPLETIONS] = Completions(
             app[CONFIG],
             app[DIRECTORY],
@@ -185,7 +187,8 @@ def _endpoints(clock: Clock) -> CleanupContext:
             writer,
             NoJournal() if kept is None else kept,
             clock,
-            (CompletionLog(),),
+            Watchers((CompletionLog(), charging)),
+            charging,
         )
         app[STORED] = StoredCompletions(
             app[STORE], lambda: app[COMPLETIONS].config.server.request_timeout_seconds

@@ -11,7 +11,7 @@ takes it, and one that is parsed and written anew costs almost three times the i
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 JsonObject = Mapping[str, Any]
 
@@ -19,12 +19,11 @@ PADDING = "obfuscation"
 """OpenAI's random letters, which hide the length of a text from whoever counts bytes. They mean
 nothing and differ in each chunk."""
 
-_ENVELOPE = frozenset(
-    ("id", "object", "created", "model", "choices", "usage", PADDING),
-)
+ENVELOPE = frozenset(("id", "object", "created", "model", "choices", "usage", PADDING))
+"""A chunk's top-level fields that OpenAI defines and that are interpreted."""
 
 
-@frozen
+@define
 class ParsedChunk:
     """One chunk: the JSON object of one SSE data event.
 
@@ -60,7 +59,7 @@ class ChunkPattern:
         return {**self.payload, "choices": [changed]}
 
 
-@frozen
+@define
 class RepeatedChunks:
     """One or more chunks that are identical to an earlier one except for their text (and padding).
 
@@ -75,11 +74,6 @@ class RepeatedChunks:
 
 
 ChunkRun = ParsedChunk | RepeatedChunks
-
-
-def as_run(chunk: ChunkRun | JsonObject) -> ChunkRun:
-    """A run as it is, a bare JSON object as the chunk that it is."""
-    return chunk if isinstance(chunk, (RepeatedChunks, ParsedChunk)) else ParsedChunk(chunk)
 
 
 def bears_token(key: str, value: Any) -> bool:
@@ -110,21 +104,17 @@ def find_usage(payload: JsonObject) -> JsonObject | None:
 
 def own_fields(payload: JsonObject) -> dict[str, Any]:
     """A chunk's top-level fields that OpenAI doesn't define and that aren't null."""
-    if _ENVELOPE.issuperset(payload):
-        return {}
     return {
-        key: value for key, value in payload.items() if key not in _ENVELOPE and value is not None
+        key: value for key, value in payload.items() if key not in ENVELOPE and value is not None
     }
 
 
-def is_for_clients(run: ChunkRun) -> bool:
+def is_for_clients(payload: JsonObject) -> bool:
     """False for what is held back: a chunk that brings usage alone, and an upstream's heartbeat
     (no choices and no field of its own)."""
-    if run.pattern is not None or run.payload.get("choices"):
+    if payload.get("choices"):
         return True
-    if find_usage(run.payload) is not None:
-        return False
-    return bool(own_fields(run.payload))
+    return find_usage(payload) is None and bool(own_fields(payload))
 
 
 def text_field(payload: JsonObject) -> str | None:

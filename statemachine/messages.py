@@ -1,18 +1,18 @@
 """Events (something happened), effects (carry this out), and the values at a session's two ends.
 
-The two are `SessionRequest` and `SessionRecord`. All are frozen and carry no behaviour. Times are
-POSIX seconds as floats; durations are seconds unless the name says `_ms`. JSON values are what a
-JSON parser makes of them (dict, list, str, int, float, bool, None) and are never changed after they
-entered a message.
+The two are `SessionRequest` and `SessionRecord`. None of them carries behaviour or is changed once it
+is made. Times are POSIX seconds as floats; durations are seconds unless the name says `_ms`. JSON
+values are what a JSON parser makes of them (dict, list, str, int, float, bool, None) and are never
+changed after they entered a message.
 """
 
 import enum
 from collections.abc import Sequence
 from typing import Any
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
-from statemachine.chunks import ChunkRun, JsonObject, as_run
+from statemachine.chunks import ChunkRun, JsonObject, ParsedChunk
 from statemachine.states import ClientGone, State
 
 
@@ -140,9 +140,10 @@ class SessionRecord:
 # --- events: something happened -------------------------------------------------------------
 
 
-@frozen
 class Event:
     """Base of everything that can happen to a session."""
+
+    __slots__ = ()
 
 
 @frozen
@@ -153,14 +154,18 @@ class AttemptStarted(Event):
     idle_seconds: float | None = None
 
 
-@frozen
+@define(init=False)
 class ChunkReceived(Event):
     """A chunk arrived from the upstream, or several that came together and repeat an earlier one.
 
     A bare JSON object is taken as the one chunk that it is.
     """
 
-    run: ChunkRun = field(converter=as_run)
+    run: ChunkRun
+
+    # One for each chunk: attrs' frozen classes and converters cost four times this `__init__`.
+    def __init__(self, run: ChunkRun | dict[str, Any]) -> None:
+        self.run = ParsedChunk(run) if type(run) is dict else run  # type: ignore[assignment]
 
 
 @frozen
@@ -205,9 +210,10 @@ class TimePassed(Event):
 # --- effects: carry this out ----------------------------------------------------------------
 
 
-@frozen
 class Effect:
     """Base of everything a session asks its driver to do."""
+
+    __slots__ = ()
 
 
 @frozen
@@ -215,11 +221,14 @@ class OpenStream(Effect):
     """Commit the 200 and its headers; from now on errors are SSE events."""
 
 
-@frozen
+@define(init=False)
 class SendChunk(Effect):
     """Write a chunk, or several that repeat an earlier one. Takes what `ChunkReceived` takes."""
 
-    run: ChunkRun = field(converter=as_run)
+    run: ChunkRun
+
+    def __init__(self, run: ChunkRun | dict[str, Any]) -> None:
+        self.run = ParsedChunk(run) if type(run) is dict else run  # type: ignore[assignment]
 
 
 @frozen

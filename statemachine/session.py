@@ -219,7 +219,9 @@ class StreamSession:
         if self.transcript.is_whole and self._whole_at is None:
             self._whole_at = now
             self.milestones += 1
-        if not (self.attached and self.request.stream and is_for_clients(run)):
+        if not (self.attached and self.request.stream):
+            return ()
+        if run.pattern is None and not is_for_clients(run.payload):
             return ()
         self._last_sent_at = now
         return (SendChunk(run),) if self.opened else self._opening(SendChunk(run))

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from statemachine.chunks import (
+    ENVELOPE,
     ChunkPattern,
     ChunkRun,
     JsonObject,
@@ -123,7 +124,7 @@ class _OpenChoice:
                     bore_token = bore_token or value != ""
                 elif key != "role":
                     self._fold_field(key, value)
-                    bore_token = bore_token or bears_token(key, value)
+                    bore_token = bore_token or (value is not None and bears_token(key, value))
         for key, value in choice.items():
             if value is None or key == "delta" or key == "index":
                 continue
@@ -198,7 +199,8 @@ class Transcript:
         if not self.chunk_count:
             self._fold_envelope(payload)
         self.chunk_count += 1
-        self.extra.update(own_fields(payload))
+        if not ENVELOPE.issuperset(payload):
+            self.extra.update(own_fields(payload))
         if (usage := find_usage(payload)) is not None:
             self.usage = usage
             if not payload.get("choices"):

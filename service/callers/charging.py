@@ -1,4 +1,4 @@
-"""Charges a caller for what an answer used, and gives its stream back."""
+"""Charges callers for what their answers used, and gives their streams back."""
 
 from service.callers.limits import Ticket
 from service.stream.moments import Watcher
@@ -9,18 +9,24 @@ _MOST_TOKENS = 10**9
 
 
 class Charging(Watcher):
-    """Watches one completion for the ticket that it runs on."""
+    """Closes each completion's ticket when its answer ends, and charges it."""
 
-    def __init__(self, ticket: Ticket) -> None:
-        self._ticket = ticket
+    def __init__(self) -> None:
+        self._tickets: dict[str, Ticket] = {}
+
+    def expect(self, completion_id: str, ticket: Ticket) -> None:
+        """Take over the ticket that a completion is about to run on."""
+        self._tickets[completion_id] = ticket
 
     def ended(self, record: SessionRecord) -> None:
         """Charge before the client is told the end, so that nobody can ask again in between."""
-        self._ticket.close(tokens_of(record))
+        if (ticket := self._tickets.get(record.completion_id)) is not None:
+            ticket.close(tokens_of(record))
 
     def closed(self, request: SessionRequest) -> None:
         """Give the stream back even of a completion that died without its record."""
-        self._ticket.close()
+        if (ticket := self._tickets.pop(request.completion_id, None)) is not None:
+            ticket.close()
 
 
 def tokens_of(record: SessionRecord) -> int:

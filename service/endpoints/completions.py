@@ -2,7 +2,7 @@
 and `…/{id}/cancel`, which stops one that runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from attrs import define
@@ -19,7 +19,7 @@ from service.ids import random_hex
 from service.settings.config import Config
 from service.stream.attempts import Attempts
 from service.stream.client import ClientSide
-from service.stream.moments import Moments, Watcher
+from service.stream.moments import Moments, Watchers
 from service.stream.ports import Journal, RelayLimits, Saver
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
@@ -59,7 +59,8 @@ class Completions:
     saver: Saver
     journal: Journal
     clock: Clock
-    watchers: Sequence[Watcher]
+    watchers: Watchers
+    charging: Charging
     ask_siblings: AskSiblings | None = None
     """Who else might run a completion that doesn't run here; None: nobody."""
 
@@ -121,7 +122,8 @@ class Completions:
         )
         writer = self._writer(request, chat, asked)
         client = ClientSide(writer, self.clock, limits.farewell_seconds)
-        moments = Moments(asked, (*self.watchers, Charging(ticket)))
+        self.charging.expect(asked.completion_id, ticket)
+        moments = Moments(asked, self.watchers)
         call = AgentCall(chat, asked.completion_id, trace.traceparent)
         upstream = Attempts(agents, call, moments)
         return Relay(

@@ -53,7 +53,7 @@ class Attempts:
         self._call = call
         self._moments = moments
         self._number = 1
-        self._waits = _waits()
+        self._waits: Iterator[float] | None = None
         self._open: AbstractAsyncContextManager[Answer] | None = None
         self._answer: Answer | None = None
 
@@ -112,7 +112,7 @@ class Attempts:
             if fallback is None:
                 timed_out = failure.code.endswith("_timeout")
                 return DeadlineExpired(failure) if timed_out else UpstreamFailed(failure)
-            self._agent, self._number, self._waits = fallback, 1, _waits()
+            self._agent, self._number, self._waits = fallback, 1, None
             self._call = evolve(self._call, is_fallback=True)
         return AttemptStarted(self._agent.name, self._agent.timeouts.idle_seconds)
 
@@ -126,6 +126,9 @@ class Attempts:
             return None
         asked = error.failure.retry_after_seconds
         if asked is None:
+            self._waits = self._waits or backoff(
+                _FIRST_RETRY_WAIT_SECONDS, LONGEST_RETRY_WAIT_SECONDS, random.random
+            )
             return next(self._waits)
         return asked if asked <= LONGEST_RETRY_WAIT_SECONDS else None
 
@@ -144,10 +147,6 @@ async def _first_token(answer: Answer) -> list[Event]:
             raise AgentError(last.failure, is_retryable=last.failure.code != "upstream_error")
         if isinstance(last, UpstreamFinished):
             return held
-
-
-def _waits() -> Iterator[float]:
-    return backoff(_FIRST_RETRY_WAIT_SECONDS, LONGEST_RETRY_WAIT_SECONDS, random.random)
 
 
 def _first_token_timeout(agent: Agent) -> Failure:

@@ -5,17 +5,17 @@ logged, and the stream goes on.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
-from attrs import frozen
+from attrs import define
 
 from statemachine import Failure, SessionRecord, SessionRequest
 
 log = structlog.get_logger(__name__)
 
 
-@frozen
+@define
 class Attempt:
     """One request to an agent, up to its first token or its failure."""
 
@@ -54,56 +54,76 @@ class Watcher:
         """The relay is done with its client. Comes whatever became of the completion."""
 
 
-class Moments:
-    """One completion's moments.
+class Watchers:
+    """Everybody who watches completions.
 
     Args:
-        request: the completion's.
         watchers: who is told, in this order.
     """
 
+    def __init__(self, watchers: Iterable[Watcher] = ()) -> None:
+        self._watchers = tuple(watchers)
+        self.began = self._who_wants("began")
+        self.tried = self._who_wants("tried")
+        self.reached_first_token = self._who_wants("reached_first_token")
+        self.ended = self._who_wants("ended")
+        self.saved = self._who_wants("saved")
+        self.closed = self._who_wants("closed")
+
+    def _who_wants(self, moment: str) -> Sequence[Callable[..., None]]:
+        """The methods that were overridden, so that a moment costs what its listeners cost."""
+        inherited = getattr(Watcher, moment)
+        return [
+            getattr(watcher, moment)
+            for watcher in self._watchers
+            if getattr(type(watcher), moment) is not inherited
+        ]
+
+
+class Moments:
+    """One completion's moments; each method announces one."""
+
     __slots__ = ("_request", "_watchers")
 
-    def __init__(self, request: SessionRequest, watchers: Sequence[Watcher]) -> None:
+    def __init__(self, request: SessionRequest, watchers: Watchers) -> None:
         self._request = request
         self._watchers = watchers
 
     def began(self) -> None:
-        self._tell("began", self._request)
+        _tell(self._watchers.began, self._request)
 
     def tried(self, attempt: Attempt) -> None:
-        self._tell("tried", self._request, attempt)
+        _tell(self._watchers.tried, self._request, attempt)
 
     def reached_first_token(self, ttft_ms: float) -> None:
-        self._tell("reached_first_token", self._request, ttft_ms)
+        _tell(self._watchers.reached_first_token, self._request, ttft_ms)
 
     def ended(self, record: SessionRecord) -> None:
-        self._tell("ended", record)
-
-    def closed(self) -> None:
-        self._tell("closed", self._request)
+        _tell(self._watchers.ended, record)
 
     def watch_save(self, save: "asyncio.Future[None]") -> None:
         """Have `saved` announced once this is done, unless it fails. Keeps neither the record nor the
         request in memory till then: a database may be away for long."""
-        watchers, completion_id = self._watchers, self._request.completion_id
+        listeners, completion_id = self._watchers.saved, self._request.completion_id
+        if not listeners:
+            return
 
         def announce(done: "asyncio.Future[None]") -> None:
             if not done.cancelled() and done.exception() is None:
-                _tell(watchers, "saved", completion_id)
+                _tell(listeners, completion_id)
 
         if save.done():
             announce(save)
         else:
             save.add_done_callback(announce)
 
-    def _tell(self, moment: str, *what: object) -> None:
-        _tell(self._watchers, moment, *what)
+    def closed(self) -> None:
+        _tell(self._watchers.closed, self._request)
 
 
-def _tell(watchers: Sequence[Watcher], moment: str, *what: object) -> None:
-    for watcher in watchers:
+def _tell(listeners: Sequence[Callable[..., None]], *what: object) -> None:
+    for listen in listeners:
         try:
-            getattr(watcher, moment)(*what)
+            listen(*what)
         except Exception:
-            log.exception("watcher failed", moment=moment)
+            log.exception("watcher failed", watcher=listen.__qualname__)

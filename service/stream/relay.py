@@ -173,7 +173,13 @@ class Relay:
 
     def is_clear(self) -> bool:
         """See `Sink`: nothing waits, nothing has ended, and the client has room."""
-        return not (self._effects or self.session.state.is_final) and self._can_send_now()
+        session = self.session
+        return (
+            not (self._effects or session.state.is_final or self._settles_chunks)
+            and session.attached
+            and not self._carrying.locked()
+            and self._client.is_clear()
+        )
 
     def take(self, event: ChunkReceived) -> None:
         """See `Sink`. What happens to chunks in `_drive` happens here too, in the call that brings

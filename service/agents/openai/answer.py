@@ -70,9 +70,13 @@ class OpenAIAnswer:
         sink = self._sink
         if sink is None or not sink.is_clear():
             return 0
-        run, count = self._reader.take(pieces)
-        if run is not None:
-            sink.take(ChunkReceived(run))
+        if len(pieces) == 1:  # nearly always
+            run, count = self._reader.take_event(pieces[0]), 1
+        else:
+            run, count = self._reader.take(pieces)
+        if run is None:
+            return 0
+        sink.take(ChunkReceived(run))
         return count
 
     def _lane(self) -> LaneProtocol | None:

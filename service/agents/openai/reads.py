@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from service.agents.openai.decoder import INCOMPLETE, SseDecoder
 from statemachine import (
     ChunkReceived,
+    ChunkRun,
     Event,
     Failure,
     ParsedChunk,
@@ -29,18 +30,23 @@ class EventReader:
     Args:
         max_event_bytes: a larger event is a failure.
         uses_shortcut: tell repeated chunks in one event.
+
+    Attributes:
+        take_event: the shortcut for one piece, which is mostly an event: the repeated chunks in it,
+            or None; then nothing was taken, and `read` is to be given the bytes. Never raises.
     """
 
-    __slots__ = ("_decoder", "_uses_shortcut")
+    __slots__ = ("_decoder", "_uses_shortcut", "take_event")
 
     def __init__(self, max_event_bytes: int, *, uses_shortcut: bool = True) -> None:
         self._decoder = SseDecoder(max_event_bytes)
         self._uses_shortcut = uses_shortcut
+        self.take_event = self._decoder.take
 
     def read(self, data: bytes) -> list[Event]:
         """The events of one socket read, the answer's ending included; none if it completes none.
         Never raises."""
-        return self._with_ending([ChunkReceived(run) for run in self._runs(data)])
+        return self._with_ending([*map(ChunkReceived, self._runs(data))])
 
     def close(self, broken: Failure | None = None) -> list[Event]:
         """The body has ended: the last events, the last of all the answer's ending.
@@ -50,21 +56,17 @@ class EventReader:
         """
         decoder = self._decoder
         parsed = map(ParsedChunk, decoder.close(), decoder.sources)
-        events = self._with_ending([ChunkReceived(run) for run in parsed])
+        events = self._with_ending([*map(ChunkReceived, parsed)])
         if broken is not None and events[-1] == UpstreamFailed(INCOMPLETE):
             events[-1] = UpstreamFailed(broken)
         return events
 
     def take(self, pieces: Sequence[bytes]) -> tuple[RepeatedChunks | None, int]:
-        """The shortcut for pieces that were sent apart, each mostly an event.
+        """The same for pieces that were sent apart.
 
         Returns the repeated chunks in them and how many of the pieces those are: all, or all but the
-        last few. None and 0 if there is anything else; then nothing was taken, and `read` is to be
-        given the bytes.
+        last few.
         """
-        if len(pieces) == 1:  # nearly always
-            run = self._decoder.take(pieces[0])
-            return run, 0 if run is None else 1
         run = self._take(pieces)
         if run is None and len(pieces) > _LAST_EVENTS:
             pieces = pieces[:-_LAST_EVENTS]
@@ -79,28 +81,25 @@ class EventReader:
     def _take(self, pieces: Sequence[bytes]) -> RepeatedChunks | None:
         return self._decoder.take_events(pieces) or self._decoder.take(b"".join(pieces))
 
-    def _runs(self, data: bytes) -> Iterator[ParsedChunk | RepeatedChunks]:
+    def _runs(self, data: bytes) -> Sequence[ChunkRun]:
         if not self._uses_shortcut:
-            yield from self._parsed(data)
-            return
+            return self._parsed(data)
         take = self._decoder.take
         if (run := take(data)) is not None:
-            yield run
-            return
-        start = data.find(b"\n\n", _LESSON_BYTES) + 2
-        if len(data) <= _LARGE_READ_BYTES or start < 2:
-            yield from self._parsed(data)
-            return
-        yield from self._parsed(data[:start])
+            return (run,)
+        start = data.find(b"\n\n", _LESSON_BYTES) + 2 if len(data) > _LARGE_READ_BYTES else 0
+        if start < 2:
+            return self._parsed(data)
+        runs: list[ChunkRun] = [*self._parsed(data[:start])]
         for end in _possible_ends(data, start):
             if (run := take(data[start:end])) is not None:
-                yield run
+                runs.append(run)
                 start = end
                 break
-        yield from self._parsed(data[start:])
+        return [*runs, *self._parsed(data[start:])]
 
-    def _parsed(self, data: bytes) -> Iterator[ParsedChunk]:
-        return map(ParsedChunk, self._decoder.feed(data), self._decoder.sources)
+    def _parsed(self, data: bytes) -> list[ParsedChunk]:
+        return list(map(ParsedChunk, self._decoder.feed(data), self._decoder.sources))
 
 
 def _possible_ends(data: bytes, start: int) -> Iterator[int]:

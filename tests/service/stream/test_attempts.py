@@ -13,7 +13,7 @@ from service.agents.openai.reads import EventReader
 from service.agents.protocol import Agent, AgentCall, AgentError, Sink
 from service.settings.config import Timeouts
 from service.stream.attempts import LONGEST_RETRY_WAIT_SECONDS, Attempts
-from service.stream.moments import Attempt, Moments, Watcher
+from service.stream.moments import Attempt, Moments, Watcher, Watchers
 from service.wire import encode_json, parse_request
 from statemachine import (
     AttemptStarted,
@@ -188,7 +188,8 @@ class Tries(Watcher):
 
 
 def attempts_of(*agents: Agent, watcher: Watcher | None = None) -> Attempts:
-    return Attempts(agents, CALL, Moments(asked(), (watcher or Watcher(),)))
+    watchers = Watchers([watcher] if watcher else [])
+    return Attempts(agents, CALL, Moments(asked(), watchers))
 
 
 async def read_all(upstream: Attempts) -> list[Event]:
