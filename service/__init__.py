@@ -1,8 +1,8 @@
 """The HTTP service: everything between the sockets and the state machine.
 
-Reading order: `app` (who is wired to whom), `completions` (the way in), `relay` (drives one
-session), `upstream` and `agents` (where tokens come from), `sse` (where they go), `wire`
-(OpenAI's shapes), then `config`, `errors`, `lifecycle`, `telemetry`.
+Reading order: `stream` (the life of one answer), `agents` (where it comes from), `endpoints` (the
+way in), `app` (who is wired to whom); then `wire` (OpenAI's shapes), `settings`, `callers`, `edge`,
+`process`.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The one list of what is under way: admission, drain and cancelling by id look there."""
+"""Lists the relays that run, for admission, drain and cancelling by id."""
 
 import asyncio
 from collections.abc import Iterator

@@ -59,8 +59,11 @@ class Writer(Protocol):
 
 
 class _Stream(EventSourceResponse):
-    """aiohttp-sse's response without its task for pings, which would be a second writer (ours are
-    `SseWriter.ping`), and without its socket option, which is the connection's."""
+    """aiohttp-sse's response, for its headers.
+
+    Its task for pings would be a second writer (pings are `SseWriter.ping`), and its socket option
+    is the connection's, so `prepare` leaves both out.
+    """
 
     _send_headers_immediately = False
     """aiohttp then puts them before the first thing that is written; that comes at once."""

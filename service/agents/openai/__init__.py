@@ -1,1 +1,8 @@
-"""The agent that asks an OpenAI-compatible backend through the `openai` SDK."""
+"""Asks OpenAI-compatible backends through the `openai` SDK, and reads their SSE as events.
+
+The plain way is `agent` (what is asked), `answer` (one request and its events), `reads` (a socket
+read's bytes to events) and `decoder` (SSE to chunks). `lane` and `pattern` are the shortcut for
+repeated chunks; a reader may skip them, and `OpenAIAgent(uses_shortcut=False)` does without. They are
+worth their price because they carry nearly every chunk past aiohttp's parser, a task's waking, one
+parse and one write, at less than half of what the plain way costs (`make instructions`).
+"""
