@@ -15,8 +15,9 @@ The policy of attempts:
 import asyncio
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from attrs import evolve
 
@@ -57,7 +58,7 @@ class Attempts:
         self._open: AbstractAsyncContextManager[Answer] | None = None
         self._answer: Answer | None = None
 
-    async def read(self, sink: Sink | None = None) -> Sequence[Event]:
+    def read(self, sink: Sink | None = None) -> Coroutine[Any, Any, Sequence[Event]]:
         """The next events, at least one: those of one socket read, a new attempt, or the ending.
 
         Up to the first token each call is an attempt: it returns with the first token's events, or
@@ -68,8 +69,10 @@ class Attempts:
         Args:
             sink: see `Answer.read`; given nothing before the first token.
         """
-        if self._answer is not None:
-            return await self._answer.read(sink)
+        return self._ask() if self._answer is None else self._answer.read(sink)
+
+    async def _ask(self) -> Sequence[Event]:
+        """Make one attempt."""
         asked_at = time.monotonic()
         try:
             events = await self._reach_first_token()

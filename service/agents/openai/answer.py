@@ -46,24 +46,21 @@ class OpenAIAnswer:
     async def read(self, sink: Sink | None = None) -> Sequence[Event]:
         """See `Answer.read`."""
         self._sink = sink
+        listener = self._offer
         while True:
-            events = await self._read()
-            if events:
+            lane = self._lane()
+            if lane is not None:
+                lane.listener = listener
+            try:
+                data = await self._response.content.readany()
+            except (aiohttp.ClientError, OSError) as error:
+                return self._reader.close(self._backend.body_failure(error))
+            finally:
+                if lane is not None and lane.listener is listener:
+                    lane.listener = None  # else the connection is another answer's by now
+            events = self._reader.read(data) if data else self._reader.close()
+            if events:  # else the read completed none
                 return events
-
-    async def _read(self) -> list[Event]:
-        """The events of one socket read; none if it completed no event."""
-        lane, listener = self._lane(), self._offer
-        if lane is not None:
-            lane.listener = listener
-        try:
-            data = await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            return self._reader.close(self._backend.body_failure(error))
-        finally:
-            if lane is not None and lane.listener is listener:
-                lane.listener = None  # else the connection is another answer's by now
-        return self._reader.read(data) if data else self._reader.close()
 
     def _offer(self, pieces: Sequence[bytes]) -> int:
         """Hand repeated chunks to the sink past the waiting `read`; see `Listener`."""
