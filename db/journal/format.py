@@ -1,18 +1,18 @@
-"""How the journal's records look on disk, and how to read them back from a damaged file. Pure.
+"""How the journal's lines look on disk, and how to read them back from a damaged file. Pure.
 
-One record is one line, so that `grep`, `cut` and `jq` read it:
+`grep`, `cut` and `jq` read them:
 
     4c2b1f09 132 {"id": "chatcmpl-…", "n": 3, "at": 1767264752.5, "events": [{"chunk": {…}}]}
     └ CRC-32 of the JSON, 8 hex digits   └ its length in bytes, decimal
 
-`n` counts a completion's records from 0, so that a missing one is noticed. The kinds of record:
+`n` counts a completion's lines from 0, so that a missing one is noticed. The kinds of line:
 
 - `request`, `policy`: a session began (n = 0);
 - `events`: what happened to it, in order, at second `at`; written before any of it is shown;
-- `saved`: these completions are committed, their records are no longer needed.
+- `saved`: these completions are committed, their lines are no longer needed.
 
 Lengths and checksums make damage local: a torn last line is cut off, a flipped byte costs the
-record it is in. After damage the next record is found by its header, not by the newline before
+line it is in. After damage the next line is found by its header, not by the newline before
 it, which may be what was damaged: a text may look like a header, but its checksum won't fit.
 `docs/journal.md` describes the format for people with a broken disk.
 """
@@ -84,14 +84,14 @@ converter.register_structure_hook_func(
 
 @frozen
 class Damage:
-    """A stretch of a file that is no record. `is_tail`: nothing whole follows it."""
+    """A stretch of a file that is no line. `is_tail`: nothing whole follows it."""
 
     offset: int
     length: int
     is_tail: bool
 
 
-def begin_record(request: SessionRequest, policy: SessionPolicy) -> bytes:
+def begin_line(request: SessionRequest, policy: SessionPolicy) -> bytes:
     """The line that begins a session."""
     return _line(
         {
@@ -133,30 +133,30 @@ def start_of_text(pattern: ChunkPattern) -> bytes:
     return b'{"choices":[{"index":%d,"delta":{%b:' % (index, dump_json(pattern.key))
 
 
-def saved_record(completion_ids: Iterable[str]) -> bytes:
+def saved_line(completion_ids: Iterable[str]) -> bytes:
     """The line that says these need no recovery."""
     return _line({"saved": list(completion_ids)})
 
 
-def request_of(record: Mapping[str, Any]) -> tuple[SessionRequest, SessionPolicy]:
-    """What a `request` record began. Raises whatever cattrs does for one that isn't ours."""
+def request_of(line: Mapping[str, Any]) -> tuple[SessionRequest, SessionPolicy]:
+    """What a `request` line began. Raises whatever cattrs does for one that isn't ours."""
     return (
-        converter.structure(record["request"], SessionRequest),
-        converter.structure(record["policy"], SessionPolicy),
+        converter.structure(line["request"], SessionRequest),
+        converter.structure(line["policy"], SessionPolicy),
     )
 
 
-def events_of(record: Mapping[str, Any]) -> list[Event]:
-    """The events of a record."""
-    return [_event_of(item) for item in record["events"]]
+def events_of(line: Mapping[str, Any]) -> list[Event]:
+    """The events of a line."""
+    return [_event_of(item) for item in line["events"]]
 
 
-def read_records(data: bytes) -> Iterator[dict[str, Any] | Damage]:
-    """Every record of a segment, in order, with the damage between them."""
+def read_lines(data: bytes) -> Iterator[dict[str, Any] | Damage]:
+    """Every line of a segment, in order, with the damage between them."""
     position, damaged_from = 0, None
     while position < len(data):
-        found = _read_line(data, position)
-        if found is None:
+        read = _read_line(data, position)
+        if read is None:
             if damaged_from is None:
                 damaged_from = position
             position = _next_start(data, position)
@@ -164,22 +164,22 @@ def read_records(data: bytes) -> Iterator[dict[str, Any] | Damage]:
         if damaged_from is not None:
             yield Damage(damaged_from, position - damaged_from, is_tail=False)
             damaged_from = None
-        record, position = found
-        yield record
+        line, position = read
+        yield line
     if damaged_from is not None:
         yield Damage(damaged_from, len(data) - damaged_from, is_tail=True)
 
 
 def read_saved(data: bytes) -> Iterator[str]:
-    """The completions that a segment's `saved` records name, without reading the other records."""
+    """The completions that a segment's `saved` lines name, without reading the other lines."""
     position = 0
     while (found := data.find(_SAVED, position)) >= 0:
         position = found + 1
         header = _HEADER.search(data, max(0, found + 1 - _HEADER_LONGEST), found)
-        line = header and _read_line(data, header.start())
-        if line:
-            record, position = line
-            yield from record["saved"]
+        read = _read_line(data, header.start()) if header else None
+        if read is not None:
+            line, position = read
+            yield from line["saved"]
 
 
 def dump_json(value: Any) -> bytes:
@@ -190,12 +190,12 @@ def dump_json(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
-def load_json(data: bytes) -> Any:
-    """The value of a JSON text of ours. Raises ValueError."""
+def load_json(source: bytes) -> Any:
+    """The value of our own JSON. Raises ValueError."""
     try:
-        return orjson.loads(data)
+        return orjson.loads(source)
     except orjson.JSONDecodeError:
-        return json.loads(data)
+        return json.loads(source)
 
 
 def _record(name: bytes, number: int, events: bytes, now: float) -> bytes:
@@ -203,12 +203,12 @@ def _record(name: bytes, number: int, events: bytes, now: float) -> bytes:
     return _line_of(b'{"id":%b,"n":%d,"at":%b,"events":[%b]}' % fields)
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
-    return _line_of(dump_json(record))
+def _line(value: Mapping[str, Any]) -> bytes:
+    return _line_of(dump_json(value))
 
 
-def _line_of(body: bytes) -> bytes:
-    return b"%08x %d %b\n" % (zlib.crc32(body), len(body), body)
+def _line_of(source: bytes) -> bytes:
+    return b"%08x %d %b\n" % (zlib.crc32(source), len(source), source)
 
 
 def _event(event: Event) -> bytes:
@@ -235,7 +235,7 @@ def _event_of(item: Mapping[str, Any]) -> Event:
 
 
 def _read_line(data: bytes, start: int) -> tuple[dict[str, Any], int] | None:
-    """The record that starts here and where the next one should, or None."""
+    """The line that starts here and where the next one should, or None."""
     header = data[start : start + _HEADER_LONGEST].split(b" ", 2)
     if len(header) < 3 or len(header[0]) != 8 or not header[1].isdigit():
         return None
@@ -243,23 +243,23 @@ def _read_line(data: bytes, start: int) -> tuple[dict[str, Any], int] | None:
         checksum = int(header[0], 16)
     except ValueError:
         return None
-    body_start = start + len(header[0]) + len(header[1]) + 2
-    body = data[body_start : body_start + int(header[1])]
-    if len(body) != int(header[1]) or zlib.crc32(body) != checksum:
+    source_start = start + len(header[0]) + len(header[1]) + 2
+    source = data[source_start : source_start + int(header[1])]
+    if len(source) != int(header[1]) or zlib.crc32(source) != checksum:
         return None
     try:
-        record = load_json(body)
+        line = load_json(source)
     except ValueError:
         return None
-    if not isinstance(record, dict):
+    if not isinstance(line, dict):
         return None
-    # Length and checksum vouch for the record, even if its newline is damaged or missing.
-    end = body_start + len(body)
-    return record, end + data.startswith(b"\n", end)
+    # Length and checksum vouch for the line, even if its newline is damaged or missing.
+    end = source_start + len(source)
+    return line, end + data.startswith(b"\n", end)
 
 
 def _next_start(data: bytes, start: int) -> int:
-    """Where to look for a record after `start`, where there is none."""
+    """Where to look for a line after `start`, where there is none."""
     position = start
     while (found := data.find(b' {"', position)) >= 0:
         header = _HEADER.search(data, max(start + 1, found + 1 - _HEADER_LONGEST), found)

@@ -2,7 +2,8 @@
 
 1. A journal is adopted by whoever gets its lock; the kernel lets go of a dead process's. So any
    number of processes may start at once, and each journal has one adopter.
-2. Its records are replayed (`db.journal.replay`) and handed to the saver, at most a batch at a time.
+2. Its completions' records are replayed (`db.journal.replay`) and handed to the saver, at most a
+   batch at a time.
 3. Its directory is deleted once all of them are committed. Killed before that, the next one
    starts over; saving twice is harmless.
 4. One with damage in it is kept as `damaged-…` instead: it may be the only place where some words

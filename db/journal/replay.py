@@ -1,9 +1,9 @@
-"""From a journal's records back to sessions' records: the same state machine, fed from disk. Pure
+"""From a journal's lines back to sessions' records: the same state machine, fed from disk. Pure
 but for reading files. Called by `db.journal.recovery` (dead processes' journals) and `db.saver` (records
 that memory had no room for).
 
 A session whose end was never journaled died with its process: it gets `process_died` and so its
-one `Save`, with every word that was shown. A session with a gap in its numbers lost records to a
+one `Save`, with every word that was shown. A session with a gap in its numbers lost lines to a
 damaged disk: its words are kept as far as they came, but never called complete. One that is marked
 as saved stays as the store has it, or doesn't have it any more.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from attrs import evolve
 
-from db.journal.format import Damage, events_of, read_records, read_saved, request_of
+from db.journal.format import Damage, events_of, read_lines, read_saved, request_of
 from statemachine import (
     Failure,
     IllegalTransition,
@@ -62,7 +62,7 @@ class Replay:
         only: the completions wanted; None: all that aren't marked as saved.
 
     Attributes:
-        damages: stretches that were no records, torn ends aside.
+        damages: stretches that were no lines, torn ends aside.
     """
 
     def __init__(self, segments: Iterable[Path], only: Collection[str] | None = None) -> None:
@@ -82,13 +82,13 @@ class Replay:
         turn_ends = time.monotonic() + _TURN_SECONDS
         for path in self._segments:
             data = await asyncio.to_thread(path.read_bytes)
-            for item in read_records(data):
+            for line in read_lines(data):
                 if time.monotonic() >= turn_ends:
                     await asyncio.sleep(0)
                     turn_ends = time.monotonic() + _TURN_SECONDS
-                if isinstance(item, Damage):
-                    self._note_damage(path, item)
-                elif (record := self._take(item)) is not None:
+                if isinstance(line, Damage):
+                    self._note_damage(path, line)
+                elif (record := self._take(line)) is not None:
                     yield record
         for completion_id in list(self._lives):
             if (record := self._end(completion_id)) is not None:
@@ -102,18 +102,18 @@ class Replay:
         self.damages += 1
         log.error("journal damaged", segment=str(path), offset=damage.offset, bytes=damage.length)
 
-    def _take(self, item: Mapping[str, Any]) -> SessionRecord | None:
-        """One record in; the completion's own record, if this was its end."""
-        if "saved" in item:
+    def _take(self, line: Mapping[str, Any]) -> SessionRecord | None:
+        """One line in; the completion's record, if this was its end."""
+        if "saved" in line:
             return None  # known from the start
-        completion_id: Any = item.get("id")
+        completion_id: Any = line.get("id")
         try:
             if completion_id in self._done or (
                 self._only is not None and completion_id not in self._only
             ):
                 return None
-            life = self._lives.get(completion_id) or self._begin(item)
-            return self._play(completion_id, life, item)
+            life = self._lives.get(completion_id) or self._begin(line)
+            return self._play(completion_id, life, line)
         except Exception as error:
             # A whole line that isn't ours, such as one from another version of the format.
             log.error(
@@ -124,24 +124,24 @@ class Replay:
                 self._lives[completion_id].is_damaged = True
             return None
 
-    def _begin(self, item: Mapping[str, Any]) -> _Life:
-        if not isinstance(item["id"], str):
+    def _begin(self, line: Mapping[str, Any]) -> _Life:
+        if not isinstance(line["id"], str):
             raise TypeError("an id that is no text")
-        if "request" in item:
-            session = StreamSession(*request_of(item))
+        if "request" in line:
+            session = StreamSession(*request_of(line))
         else:
-            session = StreamSession(_forgotten_request(item), SessionPolicy())
-        life = self._lives[item["id"]] = _Life(session, float(item["at"]))
+            session = StreamSession(_forgotten_request(line), SessionPolicy())
+        life = self._lives[line["id"]] = _Life(session, float(line["at"]))
         return life
 
     def _play(
-        self, completion_id: str, life: _Life, item: Mapping[str, Any]
+        self, completion_id: str, life: _Life, line: Mapping[str, Any]
     ) -> SessionRecord | None:
-        if item["n"] != life.expected:
+        if line["n"] != life.expected:
             life.is_damaged = True
-        life.expected = item["n"] + 1
-        life.last_at = max(life.last_at, item["at"])
-        for event in () if "request" in item else events_of(item):
+        life.expected = line["n"] + 1
+        life.last_at = max(life.last_at, line["at"])
+        for event in () if "request" in line else events_of(line):
             try:
                 effects = life.session.handle(event, life.last_at)
             except IllegalTransition:
@@ -151,7 +151,7 @@ class Replay:
                 if isinstance(effect, Save):
                     self._lives.pop(completion_id)
                     self._done.add(completion_id)
-                    return _truthful(effect.record, life)
+                    return _marked_if_damaged(effect.record, life)
         return None
 
     def _end(self, completion_id: str) -> SessionRecord | None:
@@ -159,14 +159,14 @@ class Replay:
         try:
             effects = life.session.handle(UpstreamFailed(PROCESS_DIED), life.last_at)
             (save,) = (effect for effect in effects if isinstance(effect, Save))
-        except Exception as error:  # what an odd record left behind must not hold up the others
+        except Exception as error:  # what an odd line left behind must not hold up the others
             log.error("session not brought back", id=completion_id, reason=repr(error)[:200])
             self.damages += 1
             return None
-        return _truthful(save.record, life)
+        return _marked_if_damaged(save.record, life)
 
 
-def _truthful(record: SessionRecord, life: _Life) -> SessionRecord:
+def _marked_if_damaged(record: SessionRecord, life: _Life) -> SessionRecord:
     """A record with a gap in it can't claim to be complete."""
     if not life.is_damaged:
         return record
@@ -179,11 +179,11 @@ def _truthful(record: SessionRecord, life: _Life) -> SessionRecord:
     )
 
 
-def _forgotten_request(item: Mapping[str, Any]) -> SessionRequest:
+def _forgotten_request(line: Mapping[str, Any]) -> SessionRequest:
     """What is known of a session whose beginning was lost: its id, and its words to come."""
     return SessionRequest(
-        completion_id=item["id"],
-        created_at=item["at"],
+        completion_id=line["id"],
+        created_at=line["at"],
         trace_id="",
         owner="anonymous",
         agent="",

@@ -12,10 +12,10 @@ Written by `service.stream.relay` through `append`, told by `db.saver` what is c
 1. An event is appended before its effects are carried out: one `write(2)` for all that came in
    one upstream read. The kernel keeps it when the process is killed. Against a machine that
    loses power, `fsync: terminal` or `always` waits for the disk, in a thread, many at once.
-2. A segment is deleted once every completion with a record in it is committed. That a completion
-   is committed stays written as long as any of its records does.
+2. A segment is deleted once every completion with a line in it is committed. A completion's
+   `saved` line outlives all its other lines, so recovery can't bring it back.
 3. At `max_bytes`, or when the disk refuses, new sessions are refused; running ones go
-   on, from then on only in memory, and their records say so by the gap in their numbers.
+   on, from then on only in memory, and their lines say so by the gap in their numbers.
 4. Nothing here waits for the database.
 """
 
@@ -32,10 +32,10 @@ from pathlib import Path
 import structlog
 
 from db.journal.format import (
-    begin_record,
+    begin_line,
     dump_json,
     events_record,
-    saved_record,
+    saved_line,
     start_of_text,
     text_record,
 )
@@ -75,7 +75,7 @@ class JournalUnavailable(OSError):
 
 
 class _Entry:
-    """A completion that is not committed yet: how many records it has, and where. `name` is its id
+    """A completion that is not committed yet: how many lines it has, and where. `name` is its id
     as JSON. `pattern` is that of the text which was written last, if nothing else has been since,
     and `start` goes with it."""
 
@@ -160,7 +160,7 @@ class Journal:
         if self._segments and self._segments[-1].is_deleted() and not self._start_over():
             return False
         entry = self._entries[request.completion_id] = _Entry(request.completion_id)
-        if self._write(request.completion_id, entry, begin_record(request, policy)):
+        if self._write(request.completion_id, entry, begin_line(request, policy)):
             return True
         self._drop(request.completion_id)
         return False
@@ -188,21 +188,21 @@ class Journal:
             self._write(completion_id, entry, record)
 
     def forget(self, completion_ids: Iterable[str]) -> None:
-        """These are committed: their records are no longer needed."""
+        """These are committed: their lines are no longer needed."""
         known = [name for name in completion_ids if name in self._entries]
         if not known or not self._segments:
             return
-        self._mark(known)
+        self._note_saved(known)
         for completion_id in known:
             self._drop(completion_id)
 
-    def _mark(self, completion_ids: Collection[str]) -> None:
-        if self._put(saved_record(completion_ids)):
+    def _note_saved(self, completion_ids: Collection[str]) -> None:
+        if self._put(saved_line(completion_ids)):
             self._segments[-1].saved_here.update(completion_ids)
 
-    def _write(self, completion_id: str, entry: _Entry, record: bytes) -> bool:
-        entry.count += 1  # also of a record that gets lost: the gap tells
-        if not self._put(record):
+    def _write(self, completion_id: str, entry: _Entry, line: bytes) -> bool:
+        entry.count += 1  # also of a line that gets lost: the gap tells
+        if not self._put(line):
             entry.is_whole = False
             return False
         segment = self._segments[-1]
@@ -211,8 +211,8 @@ class Journal:
             entry.segments.append(segment)
         return True
 
-    def _put(self, record: bytes) -> bool:
-        """One `write(2)` at the end of the last segment; all of the record or nothing."""
+    def _put(self, line: bytes) -> bool:
+        """One `write(2)` at the end of the last segment; all of the line or nothing."""
         if not self._segments:
             return False  # closed
         segment = self._segments[-1]
@@ -221,17 +221,17 @@ class Journal:
             segment = self._segments[-1]
         try:
             assert segment.fd is not None
-            written = os.write(segment.fd, record)
-            if written < len(record):
-                segment.write_rest(segment.fd, record, written)
+            written = os.write(segment.fd, line)
+            if written < len(line):
+                segment.write_rest(segment.fd, line, written)
         except OSError as error:
             if self._failure is None:
                 log.error("journal not written", reason=str(error), directory=str(self.directory))
             self._failure = error.strerror or str(error)
             self.size = sum(each.size for each in self._segments)  # a torn part may stay
             return False
-        segment.size += len(record)
-        self.size += len(record)
+        segment.size += len(line)
+        self.size += len(line)
         if self._failure is not None:
             log.info("journal written again", directory=str(self.directory))
             self._failure = None
@@ -296,12 +296,10 @@ class Journal:
         self._segments.remove(segment)
         self.size -= segment.size
         segment.close()
-        # A completion's other records may lie in an older segment that somebody still needs.
-        marks = set[str]().union(
-            *(segment.saved_here & other.committed for other in self._segments)
-        )
-        if marks:
-            self._mark(marks)
+        # A completion's other lines may lie in an older segment that somebody still needs.
+        left = set[str]().union(*(segment.saved_here & other.committed for other in self._segments))
+        if left:
+            self._note_saved(left)
         try:
             segment.path.unlink(missing_ok=True)
         except OSError as error:  # a disk gone read-only; recovery finds its completions saved

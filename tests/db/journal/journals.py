@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from db.journal import Fsync, Journal
-from db.journal.format import Damage, read_records
+from db.journal.format import Damage, read_lines
 from db.journal.replay import Replay
 from statemachine import (
     ChunkReceived,
@@ -56,8 +56,8 @@ def segments(directory: Path) -> list[Path]:
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:
-    """Every record of a journal; it must have no damage."""
-    items = [item for path in segments(directory) for item in read_records(path.read_bytes())]
+    """Every line of a journal; it must have no damage."""
+    items = [item for path in segments(directory) for item in read_lines(path.read_bytes())]
     assert not any(isinstance(item, Damage) for item in items)
     return items  # type: ignore[return-value]  # just asserted
 

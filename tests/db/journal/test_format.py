@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from db.journal.format import (
     Damage,
-    begin_record,
+    begin_line,
     dump_json,
     events_of,
     events_record,
     load_json,
-    read_records,
+    read_lines,
     read_saved,
     request_of,
-    saved_record,
+    saved_line,
 )
 from service.wire.jsontext import DEEPEST_NESTING, decode_json
 from statemachine import (
@@ -101,25 +101,25 @@ policies = st.builds(
 )
 
 LINES = [
-    begin_record(asked(), SessionPolicy()),
+    begin_line(asked(), SessionPolicy()),
     events_record("chatcmpl-1", 1, [AttemptStarted("demo", 60.0)], 0.5),
     events_record("chatcmpl-1", 2, [ChunkReceived(text_chunk(NASTY))], 0.75),
-    saved_record(["chatcmpl-0"]),
+    saved_line(["chatcmpl-0"]),
     events_record("chatcmpl-1", 3, [ChunkReceived(text_chunk("漢")), UpstreamFinished()], 1.0),
 ]
 WHOLE = b"".join(LINES)
 STARTS = [sum(map(len, LINES[:count])) for count in range(len(LINES) + 1)]
 
 
-def records_in(data: bytes) -> list[Any]:
-    return [item for item in read_records(data) if not isinstance(item, Damage)]
+def lines_in(data: bytes) -> list[Any]:
+    return [item for item in read_lines(data) if not isinstance(item, Damage)]
 
 
 def damages_in(data: bytes) -> list[Damage]:
-    return [item for item in read_records(data) if isinstance(item, Damage)]
+    return [item for item in read_lines(data) if isinstance(item, Damage)]
 
 
-RECORDS = records_in(WHOLE)
+READ = lines_in(WHOLE)
 
 
 def line_of(body: bytes) -> bytes:
@@ -141,26 +141,26 @@ def nested(levels: int) -> Any:
 @given(written=st.lists(events, min_size=1, max_size=4), number=st.integers(0), at=numbers)
 def test_events_are_read_back_as_they_were(written: list[Event], number: int, at: float) -> None:
     """Every kind of event, with whatever text and numbers in it, comes back equal."""
-    (record,) = records_in(events_record("chatcmpl-\ud800", number, written, at))
-    assert ("chatcmpl-\ud800", number, at) == (record["id"], record["n"], record["at"])
-    assert written == events_of(record)
+    (line,) = lines_in(events_record("chatcmpl-\ud800", number, written, at))
+    assert ("chatcmpl-\ud800", number, at) == (line["id"], line["n"], line["at"])
+    assert written == events_of(line)
 
 
 @settings(max_examples=60, deadline=None)
 @given(request=requests, policy=policies)
 def test_a_beginning_is_read_back_as_it_was(request: SessionRequest, policy: SessionPolicy) -> None:
     """A request and its policy come back equal, down to the kinds of their sequences."""
-    (record,) = records_in(begin_record(request, policy))
-    assert (request, policy) == request_of(record)
-    assert 0 == record["n"]
+    (line,) = lines_in(begin_line(request, policy))
+    assert (request, policy) == request_of(line)
+    assert 0 == line["n"]
 
 
 def test_nesting_as_deep_as_any_request_is_read_back() -> None:
     """What the service accepts at its deepest can be journaled."""
     request = asked(messages=[{"role": "user", "content": nested(DEEPEST_NESTING)}])
     chunk = ChunkReceived({"choices": [], "deep": nested(DEEPEST_NESTING)})
-    beginning, said = records_in(
-        begin_record(request, SessionPolicy()) + events_record("chatcmpl-1", 1, [chunk], 0.0)
+    beginning, said = lines_in(
+        begin_line(request, SessionPolicy()) + events_record("chatcmpl-1", 1, [chunk], 0.0)
     )
     assert request == request_of(beginning)[0]
     assert [chunk] == events_of(said)
@@ -175,7 +175,7 @@ def test_json_of_ours_is_exact(value: Any) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(written=st.lists(events, min_size=1, max_size=3))
-def test_a_record_is_one_line_for_ordinary_tools(written: list[Event]) -> None:
+def test_a_line_is_one_for_ordinary_tools_too(written: list[Event]) -> None:
     """A checksum, a length and JSON, separated by single spaces, and no newline within."""
     line = events_record("chatcmpl-1", 1, written, 1.0)
     assert 1 == line.count(b"\n")
@@ -189,32 +189,32 @@ def test_a_record_is_one_line_for_ordinary_tools(written: list[Event]) -> None:
 
 
 def test_a_whole_file_has_no_damage() -> None:
-    """Undamaged, every record is there and nothing else."""
+    """Undamaged, every line is there and nothing else."""
     assert [] == damages_in(WHOLE)
-    assert len(LINES) == len(RECORDS)
+    assert len(LINES) == len(READ)
 
 
-def test_a_torn_end_costs_the_torn_record() -> None:
-    """Cut anywhere, a file keeps every record that lies before the cut; the rest is a tail."""
+def test_a_torn_end_costs_the_torn_line() -> None:
+    """Cut anywhere, a file keeps every line that ends before the cut; the rest is a tail."""
     for length in range(len(WHOLE)):
         whole = sum(1 for start in STARTS[1:] if start - 1 <= length)
         torn = length - STARTS[whole]
         expected = [Damage(STARTS[whole], torn, is_tail=True)] if torn > 0 else []
-        assert RECORDS[:whole] == records_in(WHOLE[:length]), length
+        assert READ[:whole] == lines_in(WHOLE[:length]), length
         assert expected == damages_in(WHOLE[:length]), length
 
 
 @pytest.mark.parametrize("index", range(len(LINES)))
-def test_a_flipped_byte_costs_at_most_its_own_record(index: int) -> None:
-    """Wherever a byte changes, digits and newline included, all other records are read."""
-    others = RECORDS[:index] + RECORDS[index + 1 :]
+def test_a_flipped_byte_costs_at_most_its_own_line(index: int) -> None:
+    """Wherever a byte changes, digits and newline included, all other lines are read."""
+    others = READ[:index] + READ[index + 1 :]
     for offset in range(STARTS[index], STARTS[index + 1]):
         was = WHOLE[offset]
         changed = {was ^ (1 << bit) for bit in range(8)} | {*b"\n 0\0"}
         for byte in changed - {was}:
             data = WHOLE[:offset] + bytes([byte]) + WHOLE[offset + 1 :]
-            found = records_in(data)
-            assert found in (others, RECORDS), (offset, byte)
+            found = lines_in(data)
+            assert found in (others, READ), (offset, byte)
             if found == others:
                 (damage,) = damages_in(data)
                 assert STARTS[index] == damage.offset
@@ -223,64 +223,64 @@ def test_a_flipped_byte_costs_at_most_its_own_record(index: int) -> None:
 
 @settings(max_examples=120, deadline=None)
 @given(garbage=st.binary(min_size=1, max_size=40), index=st.integers(0, len(LINES)))
-def test_garbage_between_records_costs_nothing(garbage: bytes, index: int) -> None:
-    """What was never a record hides none, even where no newline ends it."""
+def test_garbage_between_lines_costs_nothing(garbage: bytes, index: int) -> None:
+    """Garbage hides no line, even where no newline ends it."""
     data = WHOLE[: STARTS[index]] + garbage + WHOLE[STARTS[index] :]
-    assert RECORDS == records_in(data)
+    assert READ == lines_in(data)
     assert [index == len(LINES)] == [damage.is_tail for damage in damages_in(data)]
 
 
-def test_a_torn_record_in_the_middle_hides_none() -> None:
-    """A record written in part, with the next one right behind it, costs itself alone."""
+def test_a_torn_line_in_the_middle_hides_none() -> None:
+    """A line written in part, with the next one right behind it, costs itself alone."""
     for length in range(1, len(LINES[2])):
         data = b"".join((*LINES[:2], LINES[2][:length], *LINES[3:]))
         whole = length == len(LINES[2]) - 1  # only its newline is missing
-        assert RECORDS[:2] + RECORDS[2:3] * whole + RECORDS[3:] == records_in(data), length
+        assert READ[:2] + READ[2:3] * whole + READ[3:] == lines_in(data), length
 
 
 @settings(max_examples=60, deadline=None)
 @given(start=st.integers(0, len(WHOLE)), length=st.integers(1, 300))
 def test_a_hole_of_zeros_costs_what_it_covers(start: int, length: int) -> None:
-    """A block that never reached the disk costs the records that it touches."""
+    """A block that never reached the disk costs the lines that it touches."""
     end = min(start + length, len(WHOLE))
     data = WHOLE[:start] + bytes(end - start) + WHOLE[end:]
     untouched = [
-        record
-        for record, begins, ends in zip(RECORDS, STARTS[:-1], STARTS[1:], strict=True)
+        line
+        for line, begins, ends in zip(READ, STARTS[:-1], STARTS[1:], strict=True)
         if end <= begins or start >= ends - 1
     ]
-    assert untouched == records_in(data)
+    assert untouched == lines_in(data)
 
 
 @pytest.mark.parametrize("data", [bytes(5000), b"\n" * 5000, b'00000000 9 {"' * 400, b"\xff" * 99])
 def test_a_file_of_garbage_is_one_damage(data: bytes) -> None:
     """Nothing is read of zeros, newlines and beginnings of nothing."""
-    assert [Damage(0, len(data), is_tail=True)] == list(read_records(data))
+    assert [Damage(0, len(data), is_tail=True)] == list(read_lines(data))
 
 
 @given(data=st.binary(max_size=200))
 def test_no_bytes_break_the_reader(data: bytes) -> None:
     """Whatever a file holds, reading it ends."""
-    assert [] == records_in(data)
+    assert [] == lines_in(data)
     assert [] == list(read_saved(data))
 
 
 @pytest.mark.parametrize("body", [b"[]", b"5", b'"text"', b"null", b"{", b"", b'{"a":1}{'])
-def test_a_right_checksum_does_not_make_a_record(body: bytes) -> None:
-    """Only JSON objects are records."""
+def test_a_right_checksum_does_not_make_a_line(body: bytes) -> None:
+    """Only JSON objects are lines."""
     data = LINES[0] + line_of(body) + LINES[1]
-    assert RECORDS[:2] == records_in(data)
+    assert READ[:2] == lines_in(data)
 
 
-def test_text_cannot_pose_as_a_record() -> None:
-    """A line of the journal within a message is a message, also when its own record is damaged."""
-    forged = saved_record(["chatcmpl-1"]).decode() + LINES[1].decode() + line_of(b"{}").decode()
+def test_text_cannot_pose_as_a_line() -> None:
+    """A line of the journal within a message is a message, also when its own line is damaged."""
+    forged = saved_line(["chatcmpl-1"]).decode() + LINES[1].decode() + line_of(b"{}").decode()
     line = events_record("chatcmpl-2", 1, [ChunkReceived(text_chunk(f"x\n {forged}"))], 0.0)
     assert ["chatcmpl-0"] == list(read_saved(line + WHOLE))
     for offset in range(len(line) - 1):
         damaged = line[:offset] + b"~" + line[offset + 1 :]
-        assert RECORDS == [item for item in records_in(damaged + WHOLE) if item in RECORDS]
-        assert len(RECORDS) == len(records_in(damaged + WHOLE))
+        assert READ == [item for item in lines_in(damaged + WHOLE) if item in READ]
+        assert len(READ) == len(lines_in(damaged + WHOLE))
 
 
 # --- what is saved ----------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_text_cannot_pose_as_a_record() -> None:
 
 def test_what_is_saved_is_found_without_reading_the_rest() -> None:
     """The quick search names what a full reading would, damaged marks left out."""
-    data = saved_record(["a", "b\ud800"]) + WHOLE + saved_record(["c"])
+    data = saved_line(["a", "b\ud800"]) + WHOLE + saved_line(["c"])
     assert ["a", "b\ud800", "chatcmpl-0", "c"] == list(read_saved(data))
     assert ["chatcmpl-0"] == list(read_saved(data[1:-2]))
-    assert ["b"] == list(read_saved(saved_record(["a"])[1:] + saved_record(["b"])))
+    assert ["b"] == list(read_saved(saved_line(["a"])[1:] + saved_line(["b"])))

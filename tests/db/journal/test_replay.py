@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from db.journal import replay as replay_module
-from db.journal.format import dump_json, events_record, saved_record
+from db.journal.format import dump_json, events_record, saved_line
 from db.journal.replay import JOURNAL_DAMAGED, PROCESS_DIED, Replay
 from db.memory.store import MemoryStore
 from db.postgres.store import PostgresStore
@@ -73,9 +73,9 @@ def write(directory: Path, *lines: bytes) -> Path:
     return directory
 
 
-def line(record: Any) -> bytes:
-    body = dump_json(record)
-    return b"%08x %d %b\n" % (zlib.crc32(body), len(body), body)
+def line(value: Any) -> bytes:
+    source = dump_json(value)
+    return b"%08x %d %b\n" % (zlib.crc32(source), len(source), source)
 
 
 def said(number: int, *events: Event, name: str = "a", at: float = 1.0) -> bytes:
@@ -136,7 +136,7 @@ def test_replaying_is_living(
     assert saved == [record]
 
 
-def test_events_of_one_record_are_lived_one_by_one(tmp_path: Path) -> None:
+def test_events_of_one_line_are_lived_one_by_one(tmp_path: Path) -> None:
     """What came in one read and was written in one line ends at its own end."""
     journal = open_journal(tmp_path)
     begin(journal, "chatcmpl-1")
@@ -205,7 +205,7 @@ def test_lives_come_back_in_the_order_of_their_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lost", range(6))
 def test_a_gap_is_never_called_complete(tmp_path: Path, lost: int) -> None:
-    """With any one record lost, the words of all others are kept, and the completion failed."""
+    """With any one line lost, the words of all others are kept, and the completion failed."""
     lines = written_lives(tmp_path, "a")
     assert 6 == len(lines)
     (record,) = replayed(write(tmp_path / "gap", *lines[:lost], *lines[lost + 1 :]))
@@ -280,7 +280,7 @@ def test_what_is_saved_is_not_brought_back(tmp_path: Path, place: int) -> None:
     """Wherever the mark stands, in whichever segment: a completion that was deleted from the
     store after its commit must not return with a crash."""
     lines = written_lives(tmp_path, "a", "b")
-    lines.insert(place, saved_record(["a"]))
+    lines.insert(place, saved_line(["a"]))
     directory = write(tmp_path / "marked", *lines[:4])
     (directory / "000002.jsonl").write_bytes(b"".join(lines[4:]))
     assert ["b"] == ids(replayed(directory))
@@ -298,7 +298,7 @@ STRANGE = [
 
 
 @pytest.mark.parametrize("strange", STRANGE)
-def test_a_record_of_another_kind_is_passed_over(tmp_path: Path, strange: Any) -> None:
+def test_a_line_of_another_kind_is_passed_over(tmp_path: Path, strange: Any) -> None:
     """What another version of the service wrote is logged and counted, and spoils no other."""
     lines = written_lives(tmp_path, "a", "b")
     replay = Replay(segments(write(tmp_path / "strange", *lines[:8], line(strange), *lines[8:])))
@@ -359,7 +359,7 @@ async def test_replaying_leaves_the_loop_its_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streams go on while journals are read: no stretch is longer than a few milliseconds."""
-    monkeypatch.setattr(replay_module, "_TURN_SECONDS", 0.0)  # a turn between any two records
+    monkeypatch.setattr(replay_module, "_TURN_SECONDS", 0.0)  # a turn between any two lines
     directory = write(tmp_path / "journal", *written_lives(tmp_path, *map(str, range(50))))
     turns = 0
 

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from db.journal import Fsync, Journal
 from db.journal import writing as journal_module
-from db.journal.format import Damage, read_records
+from db.journal.format import Damage, read_lines
 from db.journal.replay import Replay
 from statemachine import (
     ChunkReceived,
@@ -96,15 +96,15 @@ def open_files() -> dict[str, str]:
 
 
 def test_what_was_appended_is_in_the_file_when_the_call_returns(tmp_path: Path) -> None:
-    """Each call writes its one record, at the end, and counts its bytes."""
+    """Each call writes its one line, at the end, and counts its bytes."""
     journal = open_journal(tmp_path)
     assert begin(journal, "a")
     say(journal, "a", "one", 2.0)
-    assert [0, 1] == [record["n"] for record in lines(journal.directory)]
+    assert [0, 1] == [line["n"] for line in lines(journal.directory)]
     assert begin(journal, "b")
     say(journal, "a", "two", 3.0)
     expected = [("a", 0), ("a", 1), ("b", 0), ("a", 2)]
-    assert expected == [(record["id"], record["n"]) for record in lines(journal.directory)]
+    assert expected == [(line["id"], line["n"]) for line in lines(journal.directory)]
     assert [{"chunk": text_chunk("two")}] == lines(journal.directory)[-1]["events"]
     assert 3.0 == lines(journal.directory)[-1]["at"]
     assert size_on_disk(journal.directory) == journal.size
@@ -160,7 +160,7 @@ def test_forgetting_is_for_those_that_began_here(tmp_path: Path) -> None:
     begin(journal, "b")
     journal.forget(["c", "a", "c"])
     journal.forget(["a"])
-    assert [["a"]] == [record["saved"] for record in lines(journal.directory) if "saved" in record]
+    assert [["a"]] == [line["saved"] for line in lines(journal.directory) if "saved" in line]
     assert 1 == len(journal)
     journal.close()
 
@@ -176,7 +176,7 @@ steps = st.lists(
 @settings(max_examples=50, deadline=None)
 @given(walk=steps, limit=st.sampled_from([1, 400, 1500]))
 def test_segments_hold_what_is_needed_and_no_more(walk: list[tuple[str, int]], limit: int) -> None:
-    """After every call: all records of all that aren't committed are there; each segment but the
+    """After every call: all lines of all that aren't committed are there; each segment but the
     last is needed by one of them; committed ones never come back; bytes and descriptors agree."""
     descriptors = len(open_files())
     with TemporaryDirectory(prefix="verbatim-") as path, segments_of(limit):
@@ -201,7 +201,7 @@ def test_segments_hold_what_is_needed_and_no_more(walk: list[tuple[str, int]], l
                 assert list(range(count)) == [item["n"] for item in found if item.get("id") == name]
             *full, _ = segments(journal.directory)
             for segment in full:
-                held = {item.get("id") for item in read_records(segment.read_bytes())}  # type: ignore[union-attr]
+                held = {item.get("id") for item in read_lines(segment.read_bytes())}  # type: ignore[union-attr]
                 assert held & counts.keys()
             assert size_on_disk(journal.directory) == journal.size
             assert len(counts) == len(journal)
@@ -338,8 +338,8 @@ def _fill_and_free(directory: Path, make_room: Callable[[], None], reason: str) 
     assert words(records["a"]).endswith("after")
 
 
-def test_a_full_disk_costs_records_and_nothing_else() -> None:
-    """ENOSPC, short writes included, tears no record, is told once, refuses new sessions, and
+def test_a_full_disk_costs_lines_and_nothing_else() -> None:
+    """ENOSPC, short writes included, tears no line, is logged once, refuses new sessions, and
     is over as soon as there is room."""
     with tiny_disk(128 * 1024) as disk:
         ballast = disk / "ballast"
@@ -347,7 +347,7 @@ def test_a_full_disk_costs_records_and_nothing_else() -> None:
         _fill_and_free(disk / "journal", ballast.unlink, os.strerror(28))
 
 
-def test_a_limit_on_the_file_costs_records_and_nothing_else(tmp_path: Path) -> None:
+def test_a_limit_on_the_file_costs_lines_and_nothing_else(tmp_path: Path) -> None:
     """The same of any other refusal that the kernel comes up with, here EFBIG."""
     with limited(resource.RLIMIT_FSIZE, 50_001):
         old = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -379,10 +379,10 @@ def test_a_segment_that_can_not_follow_is_waited_for(tmp_path: Path) -> None:
         assert "0 1 2 3 4 5 6 7 " == words(record)
 
 
-def test_a_torn_record_that_stays_costs_only_itself(
+def test_a_torn_line_that_stays_costs_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a disk that won't even truncate, what follows the torn record is written, counted and
+    """On a disk that won't even truncate, what follows the torn line is written, counted and
     read."""
 
     def refuse(_fd: int, _size: int) -> None:
@@ -401,7 +401,7 @@ def test_a_torn_record_that_stays_costs_only_itself(
     journal.append("a", [UpstreamFinished()], 9.0)
     assert size_on_disk(journal.directory) == journal.size
     (segment,) = segments(journal.directory)
-    assert 1 == sum(isinstance(item, Damage) for item in read_records(segment.read_bytes()))
+    assert 1 == sum(isinstance(item, Damage) for item in read_lines(segment.read_bytes()))
     journal.close()
     (record,) = replayed(journal.directory)
     assert "kept and kept" == words(record)
@@ -575,7 +575,7 @@ async def test_nothing_breaks_after_closing(tmp_path: Path) -> None:
     journal.forget(["a"])
     journal.close()
     assert descriptors == len(open_files())
-    assert [0] == [record["n"] for record in lines(journal.directory)]
+    assert [0] == [line["n"] for line in lines(journal.directory)]
 
 
 def test_two_journals_in_one_directory_are_strangers(tmp_path: Path) -> None:
@@ -589,7 +589,7 @@ def test_two_journals_in_one_directory_are_strangers(tmp_path: Path) -> None:
     other.close()
     assert [one.directory] == list(tmp_path.iterdir())
     say(one, "a", "x")
-    assert [0, 1] == [record["n"] for record in lines(one.directory)]
+    assert [0, 1] == [line["n"] for line in lines(one.directory)]
     one.close()
 
 

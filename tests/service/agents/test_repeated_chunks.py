@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.journal import Fsync, Journal
-from db.journal.format import Damage, events_of, events_record, read_records
+from db.journal.format import Damage, events_of, events_record, read_lines
 from service.agents.openai.pattern import learn
 from service.wire import ChunkEncoder, decode_json
 from statemachine import (
@@ -303,7 +303,7 @@ def test_the_journal_reads_back_every_chunk(
     """A record with text in it, among others or not, holds the chunks that were meant."""
     line = events_record(completion_id, number, told, now)
     assert line.count(b"\n") == 1
-    (record,) = read_records(line)
+    (record,) = read_lines(line)
     assert not isinstance(record, Damage)
     assert (record["id"], record["n"], record["at"]) == (completion_id, number, now)
     assert [one for event in told for one in one_by_one(event)] == events_of(record)
@@ -324,7 +324,7 @@ def test_a_session_is_read_back_from_the_journal(told: list[list[Event]]) -> Non
         for events in reads:
             journal.append(request.completion_id, events, 9.0)
         (segment,) = journal.segments_of([request.completion_id])
-        records = list(read_records(segment.read_bytes()))
+        records = list(read_lines(segment.read_bytes()))
         journal.forget([request.completion_id])
         journal.close()
     live, restored = (StreamSession(request, policy) for _ in range(2))
@@ -358,7 +358,7 @@ def test_only_the_text_is_written_of_chunks_like_the_one_before(tmp_path: Path) 
         event = finish if item is None else received(item[0], [item[1], "é"], json_of)
         journal.append(request.completion_id, [event], 9.0)
     (segment,) = journal.segments_of([request.completion_id])
-    _, *records = read_records(segment.read_bytes())
+    _, *records = read_lines(segment.read_bytes())
     whole = []
     for record in records:
         assert not isinstance(record, Damage)
