@@ -87,7 +87,7 @@ class Saver:
     def __init__(self, store: Store, backlog: Backlog, set_aside: SetAside | None = None) -> None:
         self._store = store
         self._backlog = backlog
-        self._set_aside = set_aside
+        self._add_letter = set_aside
         self._waiting: deque[_Waiting] = deque()
         self._waiting_characters = 0
         self._on_disk: dict[str, asyncio.Future[None]] = {}
@@ -215,7 +215,7 @@ class Saver:
             if isinstance(error, TooMuch) and not self._others_went(records[0]):
                 self._wait(batch[0])
                 return
-            if not self._bury(records[0], error):
+            if not self._set_aside(records[0], error):
                 _give_up(batch[0][1])
                 return
         else:
@@ -235,13 +235,13 @@ class Saver:
         self._waiting.append(item)
         self._waiting_characters += item[2]
 
-    def _bury(self, record: SessionRecord, error: Exception) -> bool:
+    def _set_aside(self, record: SessionRecord, error: Exception) -> bool:
         """Set a refused record aside. False if even that failed: then the journal keeps it."""
         known = isinstance(error, (RecordRejected, TooMuch))
         reason = str(error) if known else f"{type(error).__name__} in the saver"
         try:
-            if self._set_aside is not None:
-                self._set_aside(record, reason)
+            if self._add_letter is not None:
+                self._add_letter(record, reason)
         except Exception as failure:
             log.error(
                 "dead letter not written",

@@ -177,8 +177,8 @@ async def _known(
     hidden. And which of these completions were saved here: True if it was deleted meanwhile."""
     known: dict[str, bool] = {}
     saved: dict[str, bool] = {}
-    for chunk in _chunks(digests or [""], _DIGESTS_PER_STATEMENT):
-        asked = {"digests": chunk, "completion_ids": completion_ids}
+    for part in _slices(digests or [""], _DIGESTS_PER_STATEMENT):
+        asked = {"digests": part, "completion_ids": completion_ids}
         for name, flag, is_completion in await outbox.ask(sql.KNOWN, asked):
             if is_completion:
                 saved[name] = flag
@@ -211,8 +211,8 @@ async def _save_messages(
 async def _insert(
     outbox: _Outbox, statement: str, columns: sql.Columns, rows: Sequence[Any]
 ) -> None:
-    for chunk in _chunks(rows, _ROWS_PER_STATEMENT):
-        await outbox.tell(sql.with_rows(statement, columns, chunk))
+    for part in _slices(rows, _ROWS_PER_STATEMENT):
+        await outbox.tell(sql.with_rows(statement, columns, part))
 
 
 def _merged_messages(batch: Sequence[RecordRows]) -> dict[str, StoredMessage]:
@@ -225,6 +225,6 @@ def _merged_messages(batch: Sequence[RecordRows]) -> dict[str, StoredMessage]:
     return merged
 
 
-def _chunks(rows: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+def _slices(rows: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]

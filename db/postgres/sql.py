@@ -216,13 +216,13 @@ def with_rows(statement: str, columns: Columns, values: Sequence[Any]) -> bytes:
             text, and a `__dict__`.
     """
     try:
-        text = rows_json([vars(value) for value in values])
+        source = rows_json([vars(value) for value in values])
     except TypeError:  # lone surrogates, integers beyond 64 bits, more than 254 levels
-        text = _ESCAPE
-    if b"\\u0000" in text or _ESCAPE in text:  # hardly ever: some column would refuse it
-        text = rows_json([_storable_row(columns, value) for value in values])
+        source = _ESCAPE
+    if b"\\u0000" in source or _ESCAPE in source:  # hardly ever: some column would refuse it
+        source = rows_json([_storable_row(columns, value) for value in values])
     before, after = _around_rows(statement)
-    return b"".join((before, in_dollars(text), after))
+    return b"".join((before, in_dollars(source), after))
 
 
 @cache
@@ -231,14 +231,17 @@ def _around_rows(statement: str) -> tuple[bytes, bytes]:
     return before.encode(), after.encode()
 
 
-def in_dollars(text: bytes) -> bytes:
-    """The text, without NULs, as a literal between dollars. The server takes what stands there as it
-    is, so nobody has to go through a long answer for what must be escaped."""
+def in_dollars(source: bytes) -> bytes:
+    """A literal of these bytes, which have no NUL, quoted by dollars and a tag that isn't in them.
+
+    Nothing within needs escaping: to go through a million-character answer for that would block
+    the loop as long as the rest of its save.
+    """
     tag, number = b"$rows$", 0
-    while tag[:-1] in text:  # hardly ever: somebody chats about this very line
+    while tag[:-1] in source:  # hardly ever: somebody chats about this very line
         number += 1
         tag = b"$rows%d$" % number
-    return b"".join((tag, text, tag))
+    return b"".join((tag, source, tag))
 
 
 def _storable_row(columns: Columns, value: Any) -> dict[str, Any]:

@@ -59,23 +59,23 @@ def original_text(column: str | None, raw: bytes | None) -> str | None:
 
 
 def to_jsonb(value: Any) -> str:
-    """The JSON text of a value, such that a jsonb column takes it. Never raises on JSON values,
+    """The JSON source of a value, such that a jsonb column takes it. Never raises on JSON values,
     whatever their depth and size."""
     return _jsonb(value).decode()
 
 
 def _jsonb(value: Any) -> bytes:
     try:
-        encoded = orjson.dumps(value)
+        source = orjson.dumps(value)
     except TypeError:  # lone surrogates, integers beyond 64 bits, more than 254 levels
         return _write(value, _escape).encode()
-    if b"\\u0000" in encoded or _ESCAPE_UTF8 in encoded:
+    if b"\\u0000" in source or _ESCAPE_UTF8 in source:
         return _write(value, _escape).encode()
-    return encoded
+    return source
 
 
 def rows_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The JSON text of rows on their way into a table; `as_jsonb` makes their JSON columns.
+    """The JSON source of rows on their way into a table; `as_jsonb` makes their JSON columns.
 
     Raises:
         TypeError: a value isn't one that a column holds.
@@ -88,15 +88,15 @@ def as_jsonb(value: Any) -> Any:
     return orjson.Fragment(_jsonb(value))
 
 
-def from_jsonb(text: str | None) -> Any:
+def from_jsonb(source: str | None) -> Any:
     """The value whose `to_jsonb` a column held; None for NULL."""
-    if text is None:
+    if source is None:
         return None
     try:
-        value = json.loads(text)  # not orjson: it turns integers beyond 64 bits into floats
+        value = json.loads(source)  # not orjson: it turns integers beyond 64 bits into floats
     except RecursionError:
-        value = orjson.loads(text)  # takes 1,024 levels, as many as any request can have had
-    return _unescaped(value) if "␛" in text else value
+        value = orjson.loads(source)  # takes 1,024 levels, as many as any request can have had
+    return _unescaped(value) if "␛" in source else value
 
 
 def _escape(text: str) -> str:
@@ -148,13 +148,13 @@ def _joined(text: str) -> str:
 
 
 class _Written(str):
-    """JSON text already, among values still to be written."""
+    """JSON source already, among values still to be written."""
 
     __slots__ = ()
 
 
 def _write(value: Any, convert: Callable[[str], str], *, sort_keys: bool = False) -> str:
-    """JSON text of any value at any depth, with every string passed through `convert`."""
+    """The JSON source of any value at any depth, with every string passed through `convert`."""
     pieces: list[str] = []
     todo = [value]
     while todo:
