@@ -1,8 +1,9 @@
-"""What happened to running sessions, on disk before anybody is shown it, and the way back.
+"""Keeps on disk what happens to running sessions, before anybody is shown it, and plays it back.
 
-Skip it on a first reading: towards the rest of the service it is `append`, `begin` and `forget`,
-and without it (`journal.directory: null`) everything works but survives no kill. It is worth its
-price, the largest room of the store: `kill -9` at any instant loses no word that a client saw.
+Skip this room on a first reading: the service begins a session here, appends what happens to it,
+and forgets it once it is committed. Without a journal (`journal.directory: null`, `NoJournal`)
+everything works but survives no kill. With it `kill -9` at any instant loses no word that a client
+saw, which is worth the largest room of the store.
 """
 
 from db.journal.absent import NoJournal

@@ -1,7 +1,7 @@
-"""The journal of a service that keeps none (`journal.directory: null`).
+"""Stands in for the journal where a service keeps none (`journal.directory: null`).
 
-Answers what a `Journal` answers, so that nobody has to ask whether there is one. Writes nothing,
-holds nobody up, and has nothing to give back.
+Has all that the service asks of a `Journal`, so that nobody has to ask whether there is one. Never
+writes anything, and never waits.
 """
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence

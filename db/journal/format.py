@@ -1,6 +1,6 @@
-"""How the journal's lines look on disk, and how to read them back from a damaged file. Pure.
+"""Makes the journal's lines, and reads them back, also from a damaged file. Pure.
 
-`grep`, `cut` and `jq` read them:
+`grep`, `cut` and `jq` read them too; `docs/journal.md` describes them for people with a broken disk.
 
     4c2b1f09 132 {"id": "chatcmpl-…", "n": 3, "at": 1767264752.5, "events": [{"chunk": {…}}]}
     └ CRC-32 of the JSON, 8 hex digits   └ its length in bytes, decimal
@@ -12,9 +12,7 @@
 - `saved`: these completions are committed, their lines are no longer needed.
 
 Lengths and checksums make damage local: a torn last line is cut off, a flipped byte costs the
-line it is in. After damage the next line is found by its header, not by the newline before
-it, which may be what was damaged: a text may look like a header, but its checksum won't fit.
-`docs/journal.md` describes the format for people with a broken disk.
+line it is in.
 """
 
 import json
@@ -57,8 +55,8 @@ JOURNALED: Mapping[str, type[Event]] = {
         UpstreamFinished,
     )
 }
-"""Events written by name. Chunks have a shorter form, one for all; `TimePassed` says nothing about
-an answer."""
+"""The events that are written by name. All chunks share a shorter form; `TimePassed`, which changes
+no answer, is not written."""
 
 _HEADER_LONGEST = 8 + 1 + 10 + 1
 _HEADER = re.compile(rb"[0-9a-f]{8} [0-9]{1,10}\Z")
@@ -67,7 +65,7 @@ _END_OF_TEXT = b"}}]}"
 
 
 def _fields_of(kind: type) -> Callable[[Any], dict[str, Any]]:
-    """`attrs.asdict` without going down, at a third of its cost."""
+    """A shallow `attrs.asdict` for instances of this class, at a third of its cost."""
     names = [field.name for field in fields(kind)]
     values = attrgetter(*names)
     return lambda one: dict(zip(names, values(one), strict=True))
@@ -84,7 +82,7 @@ converter.register_structure_hook_func(
 
 @frozen
 class Damage:
-    """A stretch of a file that is no line. `is_tail`: nothing whole follows it."""
+    """A stretch of a file that is no line. `is_tail`: no whole line follows it."""
 
     offset: int
     length: int
@@ -134,12 +132,12 @@ def start_of_text(pattern: ChunkPattern) -> bytes:
 
 
 def saved_line(completion_ids: Iterable[str]) -> bytes:
-    """The line that says these need no recovery."""
+    """The line by which recovery leaves these alone: they are committed."""
     return _line({"saved": list(completion_ids)})
 
 
 def request_of(line: Mapping[str, Any]) -> tuple[SessionRequest, SessionPolicy]:
-    """What a `request` line began. Raises whatever cattrs does for one that isn't ours."""
+    """The session that a `request` line begins. Raises what cattrs raises for one that isn't ours."""
     return (
         converter.structure(line["request"], SessionRequest),
         converter.structure(line["policy"], SessionPolicy),
@@ -183,18 +181,18 @@ def read_saved(data: bytes) -> Iterator[str]:
 
 
 def dump_json(value: Any) -> bytes:
-    """Compact JSON without a raw newline; what orjson refuses (lone surrogates) as escapes."""
+    """The compact JSON source of a value, on one line and in UTF-8."""
     try:
         return orjson.dumps(value)
-    except TypeError:
+    except TypeError:  # lone surrogates, integers beyond 64 bits, more than 254 levels
         return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def load_json(source: bytes) -> Any:
-    """The value of our own JSON. Raises ValueError."""
+    """The value of such a source. Raises ValueError."""
     try:
         return orjson.loads(source)
-    except orjson.JSONDecodeError:
+    except orjson.JSONDecodeError:  # what orjson refuses to write it refuses to read
         return json.loads(source)
 
 
@@ -235,7 +233,7 @@ def _event_of(item: Mapping[str, Any]) -> Event:
 
 
 def _read_line(data: bytes, start: int) -> tuple[dict[str, Any], int] | None:
-    """The line that starts here and where the next one should, or None."""
+    """The line that starts here, and where the next one should start; None if none does."""
     header = data[start : start + _HEADER_LONGEST].split(b" ", 2)
     if len(header) < 3 or len(header[0]) != 8 or not header[1].isdigit():
         return None
@@ -259,7 +257,11 @@ def _read_line(data: bytes, start: int) -> tuple[dict[str, Any], int] | None:
 
 
 def _next_start(data: bytes, start: int) -> int:
-    """Where to look for a line after `start`, where there is none."""
+    """Where to look for a line after `start`, where there is none.
+
+    That is at the next header, not after the next newline, which may be what was damaged. A text may
+    look like a header; then the checksum won't fit.
+    """
     position = start
     while (found := data.find(b' {"', position)) >= 0:
         header = _HEADER.search(data, max(start + 1, found + 1 - _HEADER_LONGEST), found)

@@ -1,12 +1,14 @@
-"""Brings back what dead processes left in their journals. Runs once at start, beside the serving.
+"""Adopts the journals of dead processes and saves the completions in them, once after each start.
 
-1. A journal is adopted by whoever gets its lock; the kernel lets go of a dead process's. So any
-   number of processes may start at once, and each journal has one adopter.
+Never reads a line itself, and never holds up the serving. The rules:
+
+1. A journal is adopted by whoever gets its lock, which the kernel releases when a process dies. So
+   any number of processes may start at once, and each journal has one adopter.
 2. Its completions' records are replayed (`db.journal.replay`) and handed to the saver, at most a
    batch at a time.
-3. Its directory is deleted once all of them are committed. Killed before that, the next one
-   starts over; saving twice is harmless.
-4. One with damage in it is kept as `damaged-…` instead: it may be the only place where some words
+3. Its directory is deleted once all of them are committed. If the adopter is killed before that,
+   the next one starts over; saving twice is harmless.
+4. A damaged journal is renamed to `damaged-…` instead: it may be the only place where some words
    are left, for a person or another version of the service to read.
 """
 
@@ -26,7 +28,7 @@ from statemachine import SessionRecord
 log = structlog.get_logger(__name__)
 
 _AT_ONCE = 200
-"""Records on their way to the store at a time; the others wait on disk."""
+"""The most records on their way to the store at a time; the others wait on disk."""
 _DONE = ".done"
 """Ends the name of a directory that is recovered and not quite deleted."""
 _DAMAGED = "damaged-"
@@ -41,8 +43,8 @@ class Recovery:
     Args:
         directory: where journals lie.
         own: this process's journal, which is no orphan.
-        save: hands a record over; the future is done once it is committed, and raises if it
-            can't be kept.
+        save: hands a record over; its future is done once the record is committed or set aside,
+            and raises if it could be neither.
 
     Attributes:
         recovered: completions brought back so far.
@@ -57,8 +59,11 @@ class Recovery:
     async def run(self) -> int:
         """Adopt every journal whose process is dead, one after the other.
 
-        Returns how many completions were brought back. Cancelling it leaves the rest for the
-        next start. A journal that can't be read is left where it is and logged.
+        A journal that can't be read is logged and left where it is. Cancelling leaves the rest for
+        the next start.
+
+        Returns:
+            How many completions were brought back.
         """
         try:
             names = sorted(os.listdir(self._directory))
@@ -98,18 +103,18 @@ class Recovery:
             kept = await asyncio.to_thread(path.rename, path.with_name(f"{_DAMAGED}{path.name}"))
             log.error("damaged journal kept", journal=str(kept), damages=replay.damages)
             return
-        # Half deleted it must not be taken for a journal: renamed, it is deleted or not there.
+        # Renamed first: half deleted, it must not be taken for a journal.
         done = path.with_name(f".{path.name}{_DONE}")
         await self._finish(await asyncio.to_thread(path.rename, done))
 
     async def _finish(self, path: Path) -> None:
-        """Delete what is recovered, also after one who was killed while at it."""
+        """Delete a recovered journal, also one whose adopter was killed while deleting it."""
         if path.name.endswith(_DONE):
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
 
 async def _all_kept(saved: Sequence["asyncio.Future[None]"]) -> None:
-    """Wait for all. Raises the first's error if one could neither be saved nor set aside."""
+    """Wait for all of these. Raises the first error of one that could not be kept."""
     if saved:
         await asyncio.wait(saved)
     for future in saved:
@@ -124,7 +129,7 @@ def _segments(path: Path) -> tuple[list[Path], int]:
 
 @contextmanager
 def _adopted(path: Path) -> Iterator[bool]:
-    """Hold a journal's lock; yields False if somebody else does, or it is gone."""
+    """Hold a journal's lock meanwhile. Yields False if another process has it, or it is gone."""
     try:
         lock = os.open(path / "lock", os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,11 +1,12 @@
-"""From a journal's lines back to sessions' records: the same state machine, fed from disk. Pure
-but for reading files. Called by `db.journal.recovery` (dead processes' journals) and `db.saver` (records
-that memory had no room for).
+"""Plays a journal's lines to sessions of the same state machine, and yields the records they end in.
 
-A session whose end was never journaled died with its process: it gets `process_died` and so its
-one `Save`, with every word that was shown. A session with a gap in its numbers lost lines to a
-damaged disk: its words are kept as far as they came, but never called complete. One that is marked
-as saved stays as the store has it, or doesn't have it any more.
+Pure but for reading files; whose journal it is makes no difference here.
+
+1. A session whose end was never journaled died with its process: it fails with `process_died`, and
+   its record has every word that was shown.
+2. A session with a gap in its lines' numbers lost some to a damaged disk: the words that are left
+   are kept, but never called complete.
+3. A session named by a `saved` line is left out: the store has it, or somebody has deleted it since.
 """
 
 import asyncio
@@ -39,11 +40,11 @@ JOURNAL_DAMAGED = Failure(
     "journal_damaged", "Part of the answer was lost to a damaged disk before it was stored."
 )
 _TURN_SECONDS = 0.002
-"""Longest stretch of reading before the event loop gets its turn."""
+"""The longest stretch of reading before other tasks get their turn."""
 
 
 class _Life:
-    """One completion on its way back."""
+    """A session that is being played again, and the number that its next line should have."""
 
     __slots__ = ("expected", "is_damaged", "last_at", "session")
 
@@ -55,14 +56,14 @@ class _Life:
 
 
 class Replay:
-    """Reads segments in order; `records` yields each completion's record once it has ended.
+    """One reading of some segments. Iterate over `records` once.
 
     Args:
         segments: the files, oldest first.
-        only: the completions wanted; None: all that aren't marked as saved.
+        only: the completions wanted; None: all that no `saved` line names.
 
     Attributes:
-        damages: stretches that were no lines, torn ends aside.
+        damages: stretches that were no lines, torn ends aside, and lines that were not understood.
     """
 
     def __init__(self, segments: Iterable[Path], only: Collection[str] | None = None) -> None:
@@ -167,7 +168,7 @@ class Replay:
 
 
 def _marked_if_damaged(record: SessionRecord, life: _Life) -> SessionRecord:
-    """A record with a gap in it can't claim to be complete."""
+    """The record; if any of its lines is missing, not called complete, whatever its end was."""
     if not life.is_damaged:
         return record
     return evolve(
@@ -180,7 +181,7 @@ def _marked_if_damaged(record: SessionRecord, life: _Life) -> SessionRecord:
 
 
 def _forgotten_request(line: Mapping[str, Any]) -> SessionRequest:
-    """What is known of a session whose beginning was lost: its id, and its words to come."""
+    """A request for a session whose beginning was lost, of which only its id is known."""
     return SessionRequest(
         completion_id=line["id"],
         created_at=line["at"],
@@ -193,5 +194,5 @@ def _forgotten_request(line: Mapping[str, Any]) -> SessionRequest:
 
 
 def _saved(segments: Iterable[Path]) -> set[str]:
-    """The completions that the segments call saved, wherever they do."""
+    """The completions that `saved` lines name, in whichever segment."""
     return {completion_id for path in segments for completion_id in read_saved(path.read_bytes())}

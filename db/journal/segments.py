@@ -1,4 +1,4 @@
-"""A segment: one file of the journal, to which whole lines are appended.
+"""Handles one file of the journal, a segment: whole lines, room on the disk, closing, syncing.
 
 Never decides what is written, nor when a segment is full or no longer needed.
 """

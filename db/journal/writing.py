@@ -1,4 +1,4 @@
-"""The journal: what happened to every running session, on disk before anybody is shown it.
+"""Writes the journal: what happens to every running session, on disk before anybody is shown it.
 
     var/journal/                      journal.directory
       1767264752-4711-9f3c/           one directory per process, its name means nothing
@@ -6,17 +6,16 @@
         000001.jsonl, 000002.jsonl    segments, append-only; the last one grows
       dead-letters/                   what no database would take (see `db.dead_letters`)
 
-Written by `service.stream.relay` through `append`, told by `db.saver` what is committed, read by
-`db.recovery`. The rules:
+Never reads another process's journal, and never waits for the database. The rules:
 
 1. An event is appended before its effects are carried out: one `write(2)` for all that came in
    one upstream read. The kernel keeps it when the process is killed. Against a machine that
    loses power, `fsync: terminal` or `always` waits for the disk, in a thread, many at once.
 2. A segment is deleted once every completion with a line in it is committed. A completion's
    `saved` line outlives all its other lines, so recovery can't bring it back.
-3. At `max_bytes`, or when the disk refuses, new sessions are refused; running ones go
-   on, from then on only in memory, and their lines say so by the gap in their numbers.
-4. Nothing here waits for the database.
+3. At `max_bytes`, or when the disk refuses, new sessions are refused. Running ones go on: past
+   `max_bytes` they are still written; what the disk refuses of them is in memory only, and a gap in
+   their lines' numbers shows it.
 """
 
 import asyncio
@@ -55,13 +54,13 @@ from statemachine import (
 log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 16 * 1024 * 1024
-"""A segment that reached this is followed by another. Small enough to be read in one go."""
+"""From this size on a segment is followed by another. Small enough to be read in one go."""
 _IDLE_SEGMENT_BYTES = 1024 * 1024
-"""A current segment that nobody needs any more is dropped from this size on."""
+"""From this size on the last segment is replaced as soon as no completion needs it."""
 
 
 class Fsync(enum.StrEnum):
-    """What waits for the disk itself, beyond the kernel's memory."""
+    """What is on the disk itself, beyond the kernel's memory, before a client is shown it."""
 
     NEVER = "never"
     TERMINAL = "terminal"
@@ -71,13 +70,20 @@ class Fsync(enum.StrEnum):
 
 
 class JournalUnavailable(OSError):
-    """There can be no journal here. The message says why and what to do."""
+    """No journal can be kept in this place. The message says why and what to do."""
 
 
 class _Entry:
-    """A completion that is not committed yet: how many lines it has, and where. `name` is its id
-    as JSON. `pattern` is that of the text which was written last, if nothing else has been since,
-    and `start` goes with it."""
+    """A completion that is not committed yet.
+
+    Attributes:
+        name: its id as JSON.
+        count: how many lines it has, lost ones included.
+        is_whole: false once one of them was lost.
+        segments: where they are, oldest first.
+        pattern: that of the text which was written last, unless anything else was written since.
+        start: what the pattern puts before each such text.
+    """
 
     __slots__ = ("count", "is_whole", "name", "pattern", "segments", "start")
 
@@ -94,10 +100,10 @@ class Journal:
     """This process's journal. Made by `open`; one event loop uses it.
 
     Attributes:
-        directory: the process's own, for `db.recovery` to leave alone.
-        size: bytes on disk.
-        settles_ends, settles_chunks: true if at a session's end, and true if even before it,
-            `settle` has something to wait for.
+        directory: the process's own; recovery leaves it alone.
+        size: its bytes on disk.
+        settles_ends: true if `settle` waits for the disk at a session's end.
+        settles_chunks: true if it does so before the end, too.
     """
 
     def __init__(self, directory: Path, lock: int, fsync: Fsync, max_bytes: int) -> None:
@@ -142,7 +148,7 @@ class Journal:
     def _open(cls, directory: Path, fsync: Fsync, max_bytes: int) -> "Journal":
         directory.mkdir(parents=True, exist_ok=True)
         name = f"{int(time.time())}-{os.getpid()}-{secrets.token_hex(4)}"
-        # Made under a name that no recovery looks at, so that it is locked when it is seen.
+        # Made under a name that recovery passes over, so that it is locked once recovery sees it.
         making = directory / f".{name}"
         making.mkdir(mode=0o700)
         lock = os.open(making / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -153,8 +159,10 @@ class Journal:
     # --- writing ----------------------------------------------------------------------------
 
     def begin(self, request: SessionRequest, policy: SessionPolicy) -> bool:
-        """Write down that a session begins. False if it can't be; `check` says why, unless it has
-        begun before."""
+        """Write down that a session begins.
+
+        False if that failed: because of what `check` returns, or because it has begun before.
+        """
         if self.size >= self._max_bytes or request.completion_id in self._entries:
             return False
         if self._segments and self._segments[-1].is_deleted() and not self._start_over():
@@ -212,7 +220,7 @@ class Journal:
         return True
 
     def _put(self, line: bytes) -> bool:
-        """One `write(2)` at the end of the last segment; all of the line or nothing."""
+        """Append a line to the last segment by one `write(2)`, all of it or nothing."""
         if not self._segments:
             return False  # closed
         segment = self._segments[-1]
@@ -239,7 +247,8 @@ class Journal:
         return True
 
     def _start_over(self) -> bool:
-        """Make the directory anew. What running sessions had written before is gone."""
+        """Make the directory anew, after somebody deleted it: what running sessions had written is
+        gone. False if it can't be made."""
         log.error("journal deleted while in use", directory=str(self.directory))
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -324,7 +333,7 @@ class Journal:
             await asyncio.shield(self._syncing)
 
     async def _sync(self) -> None:
-        """One fdatasync for all that wait; in a thread, so that no stream waits unasked."""
+        """Sync once for all that wait, in a thread, so that no other stream is held up."""
         reached, numbers = self._appended, self._numbers
         new = numbers != self._numbers_synced
         directories = [self.directory, self.directory.parent] if new else []
@@ -347,8 +356,9 @@ class Journal:
         return len(self._entries)
 
     def check(self) -> str | None:
-        """None, or why no new session can begin. A disk that refused is tried again here: nobody
-        else would, since a service that isn't ready gets no requests."""
+        """None, or why no new session can begin."""
+        # A disk that refused is tried again here: a service that isn't ready gets no requests, so
+        # nothing else would be written.
         if self._failure is not None and self._segments and self._segments[-1].has_room():
             log.info("journal can be written again", directory=str(self.directory))
             self._failure = None
@@ -381,7 +391,7 @@ class Journal:
         return [segment.path for segment in self._segments if segment in needed]
 
     def close(self) -> None:
-        """Let go of the files. What isn't committed stays, for the next process to adopt."""
+        """Close the files. Whatever isn't committed stays, for the next process to adopt."""
         if not self._segments:
             return
         for segment in list(self._segments):
