@@ -1,1 +1,1 @@
-"""From a session's record to the rows that are stored of it. Pure: no SQL, no I/O."""
+"""Makes the rows that are stored of a session's record. Pure: no SQL, no I/O."""

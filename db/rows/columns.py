@@ -1,17 +1,16 @@
-"""What text and jsonb columns can hold: values that no column can refuse, and the way back.
+"""Turns values into ones that no text or jsonb column refuses, and back. No SQL, no driver.
 
 PostgreSQL refuses NUL in text and jsonb, UTF-8 refuses lone surrogates, and jsonb has no NaN and
-no infinity. Models and clients send all of these, and one of them must never stop a save. No SQL
-and no driver here; called by `db.postgres.store`, `db.memory.store` and `db.rows.history`.
+no infinity. Models and clients send all of these, and none of them may ever stop a save.
 
-- Text: `readable` makes what a column can show; `raw_bytes` makes the exact original, to be kept
+- Text: `readable` makes the text for its column; `raw_bytes` makes the exact original, to be kept
   beside it where the two differ; `original_text` undoes both.
 - JSON: `to_jsonb` and `from_jsonb` are each other's inverse. Within strings, keys included, what
   jsonb refuses is escaped with '␛' (U+241B) and four hex digits: NUL is '␛0000', a surrogate
   '␛d800', and '␛' itself '␛241b'.
 - Canonical JSON: one byte string for equal values, for digests.
 
-What JSON itself doesn't promise isn't kept either: NaN and the infinities become null, jsonb
+Three things are lost, none of which JSON promises: NaN and the infinities become null, jsonb
 forgets the order of keys, and 1e300 comes back as the integer that it is.
 """
 
@@ -24,7 +23,7 @@ from typing import Any
 import orjson
 
 ESCAPE = "␛"
-"""What stands before the hex digits of a character that jsonb refuses."""
+"""Begins the escape of a character that jsonb refuses; four hex digits follow."""
 _UNSTORABLE = re.compile("[\0␛\ud800-\udfff]")
 _ESCAPED = re.compile("␛([0-9a-f]{4})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -35,8 +34,8 @@ _ESCAPE_UTF8 = ESCAPE.encode()
 
 
 def readable(text: str) -> str:
-    """The text as a text column can hold it and a person read it: NUL as '␀', each lone
-    surrogate as U+FFFD. Text without either comes back as it is."""
+    """The text as a text column can hold it and a person can read it: NUL as '␀', each lone
+    surrogate as U+FFFD. Text without either is returned as it is."""
     if "\0" in text:
         text = text.replace("\0", "␀")
     if text.isascii() or not _SURROGATE.search(text):
@@ -108,7 +107,8 @@ def _unescape(text: str) -> str:
 
 
 def _unescaped(value: Any) -> Any:
-    """The value with every string unescaped. A loop: recursion would end at 1,000 levels."""
+    """The value with every string unescaped."""
+    # A loop: recursion would end at 1,000 levels.
     root = [value]
     todo: list[tuple[Any, Any]] = [(root, 0)]
     while todo:
@@ -130,8 +130,8 @@ def _unescaped(value: Any) -> Any:
 def canonical_json(value: Any) -> bytes:
     """The bytes that equal values share: keys sorted, no spaces, UTF-8 with lone surrogates kept.
 
-    Digests are made of these bytes and live as long as the rows, so what they are must not
-    change from one release to the next.
+    Digests are made of these bytes and live as long as the rows, so they must not change from one
+    release to the next.
     """
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
@@ -181,7 +181,7 @@ def _name(name: Any, convert: Callable[[str], str]) -> str:
 
 
 def _backwards(opening: str, closing: str, members: list[tuple[_Written, Any]]) -> Iterator[Any]:
-    """A container's pieces from last to first, as a stack wants them."""
+    """A container's pieces from last to first, to be pushed on a stack."""
     yield _Written(closing)
     for position, (name, held) in reversed(list(enumerate(members))):
         yield held

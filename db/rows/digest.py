@@ -1,7 +1,7 @@
-"""When two messages are the same: canonical content and the chain of digests made of it. Pure.
+"""Decides when two messages are the same: canonical content, and the digests made of it. Pure.
 
-A digest is SHA-256 over the parent's digest, the role and the canonical content. Canonical is
-what all spellings of a message share, so that an answer sent back by a client is recognised:
+A digest is SHA-256 over the parent's digest, the role and the canonical content. Canonical content
+is the same for all spellings of a message, so that an answer sent back by a client is recognised:
 
 - a text, and a list of text parts that say the same, are the same;
 - an answer's surrounding whitespace doesn't count, since clients trim it, nor its reasoning,
@@ -11,7 +11,6 @@ what all spellings of a message share, so that an answer sent back by a client i
 - every field that isn't known to come and go counts.
 
 Digests live as long as the rows: a change to these rules makes old conversations branch.
-Called by `db.rows.history` alone.
 """
 
 import json
@@ -39,8 +38,8 @@ _NOT_SENT_BACK = frozenset(
 SENT_BACK = frozenset(
     ("audio", "content", "function_call", "name", "refusal", "role", "tool_calls")
 )
-"""What OpenAI's request schema knows of an assistant message. These alone make an answer's
-digest: whatever else its deltas carried, no client is likely to send it back."""
+"""The fields of an assistant message in OpenAI's request schema. An answer's digest is made of these
+alone: whatever else its deltas carried, no client is likely to send it back."""
 
 _PLAIN = frozenset(("role", "content"))
 _REASONING_PARTS = frozenset(("reasoning", "redacted_thinking", "thinking"))
@@ -61,14 +60,14 @@ def message_digest(parent: str, role: str, content: Mapping[str, Any]) -> str:
 
 
 def answer_content(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The canonical content of an answer of ours: that of its copy once a client sends it back."""
+    """An answer's canonical content, which is also that of the copy that a client sends back."""
     return canonical_content(
         {field: value for field, value in message.items() if field in SENT_BACK}
     )
 
 
 def canonical_content(message: Mapping[str, Any]) -> dict[str, Any]:
-    """What a message says, without its role, in the form that all its spellings share."""
+    """A message's fields but its role, in the form that all its spellings share."""
     from_assistant = message.get("role") == "assistant"
     if message.keys() == _PLAIN and type(text := message["content"]) is str:  # nearly always
         text = spoken(text) if from_assistant else text
@@ -88,12 +87,12 @@ def canonical_content(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_empty(value: Any) -> bool:
-    """True of what is as good as absent: null, and a text, list or object with nothing in it."""
+    """True of null, and of a text, list or object with nothing in it."""
     return value is None or (isinstance(value, (str, list, tuple, Mapping)) and not value)
 
 
 def _canonical_text(content: Any) -> Any:
-    """One text if the content says nothing but text; else its parts."""
+    """One text if all of the content is text; else its parts."""
     if not isinstance(content, list):
         return content
     parts = [_canonical_part(part) for part in content]

@@ -1,4 +1,4 @@
-"""From a record to its rows: the tree of messages, and who is whose parent. Pure, no SQL.
+"""Makes a record's rows, each message at its place in the conversation's tree. Pure, no SQL.
 
 A chat client resends the whole history with each request. Stored each time, it would grow with
 the square of its length; so history is a tree, like commits:
@@ -11,13 +11,11 @@ the square of its length; so history is a tree, like commits:
 3. A conversation is named by the client's key, or, by clients that keep none, by its opening:
    everything up to and including the first user message. A follow-up finds its conversation
    without asking the database.
-4. What the client sent is to be stored only where its digest is new. Its id is made of the
+4. A message that the client sent is stored only if its digest is new. Its id is made of the
    digest, so that storing it again is harmless.
 5. Each choice of an answer is a row of its own, child of the last message sent. Regenerated
    answers are siblings, edits are branches.
 6. No chunk, no answer: a completion that ended before the first one has no message rows.
-
-Called by `db.postgres.store` and `db.memory.store`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +31,7 @@ from db.store import StoredCompletion, StoredConversation, StoredMessage
 from statemachine import Choice, Failure, SessionRecord, SessionRequest
 
 _INDEXED_BYTES = 512
-"""Longest text put into an index; PostgreSQL refuses index rows over 2,704 bytes."""
+"""The longest text put into an index; PostgreSQL refuses index rows over 2,704 bytes."""
 
 _PLACES = 1_000_000
 """The messages of one request are created a microsecond apart, so that they keep their order."""
@@ -54,13 +52,13 @@ class ToolSetRow:
 
 @frozen
 class RecordRows:
-    """Everything one record has to say to the store."""
+    """All the rows that are made of one record."""
 
     conversation: StoredConversation
     completion: StoredCompletion
     tool_set: ToolSetRow | None
     sent: tuple[StoredMessage, ...]
-    """What the client sent, oldest first; to be stored only where the digest is new."""
+    """The messages that the client sent, oldest first; only those with a new digest are stored."""
     answers: tuple[StoredMessage, ...]
 
 
@@ -103,7 +101,7 @@ def _conversation(
 
 
 def _is_hidden(request: SessionRequest) -> bool:
-    """True if the client doesn't want to be shown the completion: OpenAI's `store: false`."""
+    """True if the client asked for OpenAI's `store: false`, so that no call shows the completion."""
     return request.parameters.get("store") is False
 
 
@@ -216,7 +214,7 @@ def _completion(
 
 
 def _error(failure: Failure | None) -> dict[str, Any] | None:
-    """The error as the client saw it; `kind` is our word where the upstream had its own."""
+    """The error as the client saw it; `kind` is our own code, where the upstream had another."""
     if failure is None:
         return None
     error = {

@@ -1,6 +1,6 @@
-"""A message's row: what of it goes into which column. The way back is `StoredMessage.message`.
+"""Spreads a message over its row's columns; `StoredMessage.message` is the way back. No SQL.
 
-No SQL; whose parent a message is, is `db.rows.history`'s business. Called by it and by the stores.
+Never decides where a message stands in the tree: that is `db.rows.history`'s part.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ def role_of(message: Mapping[str, Any]) -> str:
 
 
 def text_of(message: Mapping[str, Any]) -> str | None:
-    """The content if it is a text; content of another kind is among the parts."""
+    """The content if it is a text; else None, and the content is among the parts."""
     content = message.get("content")
     return content if isinstance(content, str) else None
 
 
 def parts_of(message: Mapping[str, Any]) -> dict[str, Any]:
-    """What a message holds besides its role and a plain text content."""
+    """All that a message holds besides its role and a plain text content."""
     return {
         field: value
         for field, value in message.items()
@@ -37,7 +37,7 @@ def parts_of(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answer_parts(choice: Choice, record: SessionRecord) -> dict[str, Any]:
-    """The same for an answer, with what its choice says of it under `choice`."""
+    """The parts of an answer, and under `choice` what its choice holds besides the message."""
     parts = parts_of(choice.message)
     kept: dict[str, Any] = {}
     if not is_empty(choice.logprobs):
@@ -54,13 +54,13 @@ def answer_parts(choice: Choice, record: SessionRecord) -> dict[str, Any]:
 
 
 def sent_id(digest: str) -> str:
-    """The key of the row of what a client sent: the same whenever it is sent again."""
+    """The id of a message that a client sent: the same whenever it is sent again."""
     return "msg_" + digest[:32]
 
 
 def sent_copy(answer: StoredMessage, hidden: bool) -> StoredMessage:
-    """The row of an answer's copy sent back, for when the answer itself is deleted and others
-    follow it. Of the answer only what such a copy holds."""
+    """The row that takes a deleted answer's place where other messages follow it: as much of the
+    answer as a client's copy holds."""
     parts = {
         field: spoken(value) if field == "content" else value
         for field, value in (answer.parts or {}).items()
