@@ -1,1 +1,1 @@
-"""The store in PostgreSQL: the statements, and what becomes of a call whatever the connection does."""
+"""Keeps the store's contract on PostgreSQL: statements, transactions, connections and their errors."""

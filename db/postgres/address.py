@@ -1,10 +1,10 @@
-"""Which of a database's network addresses to connect to. No driver here; called by `db.postgres.store`.
+"""Chooses which of a database's network addresses to connect to. No driver here.
 
-libpq would find out itself, but in a way that an event loop can't use: it looks host names up
-synchronously, so that a name server in trouble would stop every stream; and where a name has
-several addresses (`localhost` has two on most machines) it goes on to the next with a new socket,
-which aiopg 1.4.0 doesn't notice and waits for the old one until it times out
-(`test_a_host_with_several_addresses_is_reached` would show the end of that).
+libpq can choose, but not for an event loop. It looks host names up synchronously, so that a slow
+name server would stop every stream. Where a name has several addresses (`localhost` has two on most
+machines) it tries the next one on a new socket; aiopg 1.4.0 doesn't notice, and waits for the old
+socket until it times out (`test_a_host_with_several_addresses_is_reached` would show the end of
+that).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ Resolve = Callable[[str, str], Awaitable[list[str]]]
 
 
 def shown(parts: Mapping[str, str]) -> str:
-    """The address as logs and messages may show it: without user and password."""
+    """The address for logs and messages, without user and password."""
     host = parts.get("host") or parts.get("hostaddr") or "the default socket"
     name = parts.get("dbname") or parts.get("user") or ""
     return f"{host}:{parts.get('port') or 5432}/{name}"
@@ -57,7 +57,7 @@ class Route:
         sockets = any(not host or host[0] in "/@" for host in self.host.split(","))
         single = len(self._given) == 1
         self.is_fixed = (sockets and not self.hostaddr) or (bool(self.hostaddr) and single)
-        """True of Unix sockets, a given address and libpq's defaults: nothing to choose."""
+        """True of Unix sockets, a given address and libpq's defaults: there is nothing to choose."""
 
     async def choose(self) -> None:
         """Settle on the first address that accepts connections; if none does, on the first.

@@ -1,14 +1,15 @@
-"""What owners change in what is stored: a completion's metadata, and its deletion, step by step,
-each in one transaction. Called by `db.postgres.store`, which sees to connections and errors.
+"""Changes a completion's metadata, and deletes completions, each in one transaction.
 
-1. Messages are shared: by the completions whose prompts lead over them. Deleting a completion
+Never sees to connections or errors.
+
+1. Messages are shared by the completions whose prompts lead over them. Deleting a completion
    removes those that no other prompt leads over. An answer that others go on from stays, as what
    their clients sent.
 2. A deletion locks the conversation's row before it looks at the messages, and so does a save
-   (`db.postgres.saving`), so neither builds on what the other takes away. What a later statement
-   sees, it sees after the lock: READ COMMITTED is meant.
-3. A deletion leaves a row in `deletions`, or a record that is saved a second time, after a crash
-   or a lost answer, would bring the completion back.
+   (`db.postgres.saving`): neither builds on rows that the other takes away. The isolation level is
+   READ COMMITTED on purpose: each later statement sees what was committed before it got the lock.
+3. A deletion leaves a row in `deletions`. Without it a record that is saved a second time, after a
+   crash or a lost answer, would bring the completion back.
 """
 
 from collections.abc import Mapping
@@ -35,8 +36,8 @@ FIND_CONVERSATION: Final = (
 LOCK_CONVERSATION: Final = (
     "SELECT FROM conversations WHERE conversation_id = %(conversation_id)s FOR UPDATE"
 )
-# The completion's answers that others go on from, where no other row stands in for them; and
-# whether any of those others may be shown.
+# The completion's answers that others go on from, unless another row has the same digest and may
+# be shown; and whether all of those others are hidden.
 _FOLLOWERS = "SELECT hidden FROM messages AS follower WHERE follower.parent_digest = answer.digest"
 _ASKERS = (
     "SELECT hidden FROM completions AS asker WHERE asker.prompt_digest = answer.digest"
@@ -68,8 +69,8 @@ SELECT prompt_digest, tools_digest FROM gone
 
 
 def _unused(condition: str) -> str:
-    """What was sent and nothing uses, going up from a prompt's last message; a use is a message
-    below it or a prompt that ends with it, under this condition."""
+    """The sent messages that nothing uses, from a prompt's last one upwards. A message is used by one
+    below it, or by a prompt that ends with it, if either meets the condition."""
     return f"""
     WITH RECURSIVE unused (message_id, parent_digest) AS (
         SELECT ''::text, %(digest)s::text
@@ -103,7 +104,7 @@ WHERE conversation_id = %(conversation_id)s AND NOT hidden AND NOT EXISTS (
     WHERE completions.conversation_id = conversations.conversation_id AND NOT completions.hidden
 )
 """
-# What of its messages is left, by some hand other than ours, goes with it.
+# A message that is still in it, since somebody edited rows by hand, goes with it by its foreign key.
 DELETE_CONVERSATION: Final = """
 WITH gone AS (
     DELETE FROM conversations
@@ -176,7 +177,7 @@ async def delete(cursor: Cursor, owner: str, completion_id: str, timeout_seconds
 
 
 async def _keep_followed_answers(cursor: Cursor, key: Mapping[str, Any]) -> None:
-    """Leave a copy, as a client sent it back, of each answer that others go on from."""
+    """Leave a copy of each answer that others go on from, as a client would send it back."""
     await cursor.execute(FOLLOWED_ANSWERS, key)
     copies = [sent_copy(sql.message_from(row), hidden) for *row, hidden in await cursor.fetchall()]
     if copies:

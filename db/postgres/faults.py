@@ -1,8 +1,8 @@
-"""What PostgreSQL's errors mean for a record: wait and try again, or never.
+"""Sorts PostgreSQL's errors into those that pass and those that are the data's fault. Pure.
 
-Pure: SQLSTATE and message in, one of the store's two errors out, with a sentence that says what
-to do. The sentence never holds a password or stored text. The classes are those of PostgreSQL's
-appendix A, "Error Codes". Called by `db.postgres.store` and `db.migrate`.
+SQLSTATE and message in, one of the store's two errors out, with a sentence that says what to do
+and never quotes a password or stored text. The classes are those of PostgreSQL's appendix A,
+"Error Codes".
 """
 
 import re
@@ -10,7 +10,7 @@ import re
 from db.store import RecordRejected, StoreError, StoreUnavailable
 
 _REJECTED_CLASSES = frozenset(("22", "23", "54"))
-"""Data exception, integrity constraint violation, program limit exceeded: the data is at fault."""
+"""Data exception, integrity constraint violation, program limit exceeded: the data's fault."""
 
 _MISSING_SCHEMA = frozenset(("42P01", "42703", "3F000", "42704", "42883"))
 """Undefined table, column, schema, object, function: the tables aren't there or are too old."""

@@ -1,11 +1,12 @@
-"""Reading for owners, step by step: pages of lists, one completion, a conversation's tree. Called
-by `db.postgres.store`, which sees to connections and errors; statements are in `db.postgres.reading_sql`.
+"""Reads for owners: pages of lists, one completion, a conversation's tree. No SQL here.
 
-1. All steps of a call see one moment's rows (REPEATABLE READ), whatever is saved or deleted
+Never sees to connections or errors.
+
+1. All steps of a call see the rows of one moment (REPEATABLE READ), whatever is saved or deleted
    between them.
-2. A page goes on after a key (time and id), not after a count: rows that come or go meanwhile
-   shift nothing, so nothing is shown twice or left out that was there all the time.
-3. First keys and sizes are read, then the rows that fit on a page.
+2. A page starts after a key (time and id), not after a count: rows that come or go meanwhile shift
+   nothing, so no row that was there all the time is shown twice or left out.
+3. Keys and sizes are read first, then the rows that fit on a page.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ _T = TypeVar("_T")
 async def at_one_moment(
     cursor: Cursor, timeout_seconds: float, read: Callable[[], Awaitable[_T]]
 ) -> _T:
-    """What `read` returns, all of it as of its beginning."""
+    """Run `read` in one transaction that sees the rows as they were at its beginning."""
     await cursor.execute(reading_sql.BEGIN, {"timeout_ms": ceil(timeout_seconds * 1000)})
     try:
         found = await read()
@@ -135,7 +136,7 @@ async def _ask(cursor: Cursor, statement: str, **parameters: Any) -> list[tuple[
 
 
 async def _place(cursor: Cursor, statement: str, paging: Paging, **key: str) -> dict[str, Any]:
-    """The parameters of a page: how many, and after which time and id."""
+    """The parameters of a page: how many rows, and after which time and id."""
     parameters: dict[str, Any] = {**key, "limit": paging.limit + 1}
     if paging.after is not None:
         rows = await _ask(cursor, statement, **key, after=readable(paging.after))
@@ -163,7 +164,7 @@ async def _views(cursor: Cursor, found: Sequence[StoredCompletion]) -> list[Comp
     for row in await _ask(cursor, reading_sql.ANSWERS, completion_ids=ids):
         answer = sql.message_from(row)
         answers[answer.completion_id or ""].append(answer)
-        await asyncio.sleep(0)  # a page may take its time, and streams don't wait for it
+        await asyncio.sleep(0)  # a page may take long, and streams don't wait for it
     digests = sorted({row.tools_digest for row in found if row.tools_digest})
     tools = dict(await _ask(cursor, reading_sql.TOOLS, digests=digests)) if digests else {}
     return [

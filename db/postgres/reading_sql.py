@@ -1,9 +1,9 @@
-"""The statements that read for owners, each within the reach of an index. No driver here.
+"""Words the statements that read for owners, each so that an index answers it. No driver here.
 
 `python -m benchmarks.questions.history` shows their plans.
 
-Keyset statements take `limit` and, for a page after the first, `at` and `after`: the time and the
-id of the row to go on after.
+Statements for a page take `limit` and, if it isn't the first, `at` and `after`: the time and the id
+of the row before it.
 """
 
 from typing import Final
@@ -11,7 +11,6 @@ from typing import Final
 from db.postgres import sql
 from db.postgres.sql import ONE_OF, THREAD_MAX_MESSAGES
 
-# Compiling takes longer than any of these statements; estimates of whole lists would start it.
 BEGIN: Final = (
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = %(timeout_ms)s"
 )
@@ -20,7 +19,7 @@ _MESSAGE_BYTES = "coalesce(octet_length(content), 0) + coalesce(pg_column_size(p
 
 
 def _after(columns: str, after: bool, descending: bool) -> str:
-    """The condition of a page: its rows come after that place."""
+    """The condition that a page's rows come after its `at` and `after`."""
     sign = "<" if descending else ">"
     return f" AND ({columns}) {sign} (%(at)s, %(after)s)" if after else ""
 
@@ -47,7 +46,7 @@ _LABELS = """
     SELECT completion_label(%(owner)s, key, value) AS label
     FROM jsonb_each_text(%(metadata)s::jsonb)
 """
-# The rarest of several, as far as a thousand rows tell: its rows are gone through.
+# The rarest of several pairs, counted up to a thousand rows: the list is read by this one.
 _RAREST_LABEL = f"""
     SELECT label FROM ({_LABELS}) AS wanted
     ORDER BY (
@@ -65,7 +64,7 @@ def completion_keys(*, model: str | None, pairs: int, after: bool, descending: b
     if model is not None:
         shown += f" AND left(model, {INDEXED_MODEL}) = left(%(model)s, {INDEXED_MODEL})"
     if model is not None and len(model) >= INDEXED_MODEL:
-        # Only where the index can't tell: the planner takes the two conditions for independent,
+        # Only where the index isn't enough: the planner takes the two conditions for independent,
         # expects few rows of a common model, and would fetch and sort them all.
         shown += " AND model = %(model)s"
     ordered = _ordered(_PLACE, descending)
@@ -100,7 +99,7 @@ def completion_keys(*, model: str | None, pairs: int, after: bool, descending: b
 
 
 FIND_SHOWN: Final = (
-    sql.FIND_COMPLETION + " AND owner = %(owner)s AND NOT hidden"  # the id is the index's
+    sql.FIND_COMPLETION + " AND owner = %(owner)s AND NOT hidden"  # found by the id's index
 )
 COMPLETIONS: Final = (
     f"SELECT {sql.select_list(sql.COMPLETIONS)} FROM completions"
@@ -171,8 +170,8 @@ NODE_PLACE: Final = (
 def node_keys(after: bool, descending: bool) -> str:
     """The ids of a page of a conversation's nodes, and how many bytes each takes.
 
-    Nodes are messages, but for copies of an answer that is there itself, and completions without
-    an answer. Looking for the latter ends where a full page of messages does: up to there each
+    Nodes are messages, except copies of an answer that is shown itself, and completions without an
+    answer. The search for the latter ends where a full page of messages ends: up to there each
     completion passed over has at least one of these messages.
     """
     messages, unanswered = "created_at, message_id", "finished_at, completion_id"

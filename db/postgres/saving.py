@@ -1,16 +1,17 @@
-"""A save, step by step: many records in one transaction. Called by `db.postgres.store`, which sees to
-connections and errors; whoever loses the connection midway has saved all or nothing.
+"""Saves many records in one transaction, step by step.
 
-1. The completions go first. Only those that turn out to be new get anything else written.
-2. What is there already isn't sent: a long chat comes with all of its history every time, and
-   every request with the same tools.
+Never sees to connections or errors: if the connection is lost midway, all was saved or nothing.
+
+1. The completions are written first. Nothing else is written of one that was there already.
+2. Messages and tools that are there already aren't sent: a long chat comes with all of its history
+   every time, and every request with the same tools.
 3. All transactions take their locks in the same order, table by table and key by key, so that
    two that save the same rows wait for each other instead of deadlocking.
-4. A completion that was deleted isn't saved again. A conversation's row is locked before its
-   messages are looked at, by a save as by a deletion: neither acts on what the other undoes.
-5. Rows go out by the hundred: to write thousands in one go would hold up every stream.
-6. A statement without a result goes out together with the next that has one: a usual save is
-   two round trips, one until it is known what is new and one for that and the commit.
+4. A completion that was deleted isn't saved again. A save, like a deletion, locks a conversation's
+   row before it looks at the messages: neither acts on rows that the other undoes.
+5. Rows are sent by the hundred: making thousands in one go would hold up every stream.
+6. A statement without a result is sent together with the next one that has a result. So a usual
+   save is two round trips: one asks what is new, one writes it and commits.
 """
 
 import asyncio
@@ -30,26 +31,26 @@ _DIGESTS_PER_STATEMENT = 2_000
 _MOST_HELD_BYTES = 1024 * 1024
 _LONG_STATEMENT_BYTES = 64 * 1024
 _LONG_BATCH = 20
-"""Messages whose rows are made in one go; then streams get their turn."""
+"""So many messages' rows are made in one go; then other tasks get their turn."""
 _LONG_CHAT = 200
-"""Messages from which on a request's rows are made in a thread: it takes milliseconds."""
+"""From so many messages on, a request's rows are made in a thread: that takes milliseconds."""
 
 _T = TypeVar("_T")
 
 
 @frozen(slots=False)  # a row's attributes are its `__dict__`
 class _ClientKey:
-    """What only a completion's conversation knows."""
+    """The one column of a conversation that its completions don't have."""
 
     completion_id: str
     client_key: str | None
 
 
 class Cursor(Protocol):
-    """As much of a cursor as a save needs. A statement may be bytes, although aiopg's types, unlike
-    psycopg2 beneath, know of texts alone."""
+    """As much of a cursor as the steps of a call need."""
 
-    async def execute(self, operation: Any, parameters: Any = None) -> None: ...
+    async def execute(self, operation: Any, parameters: Any = None) -> None:
+        """`operation` may be bytes, which psycopg2 takes, although aiopg's types allow text only."""
 
     async def fetchall(self) -> list[tuple[Any, ...]]: ...
 
@@ -65,20 +66,20 @@ class _Outbox:
         self._held_bytes = 0
 
     async def tell(self, statement: str | bytes, parameters: Any = None) -> None:
-        """Send this one with a later one. It has no result, and takes effect before theirs."""
+        """Send a statement without a result, together with a later one and before it."""
         await self._hold(statement, parameters)
         if self._held_bytes > _MOST_HELD_BYTES:
             await self.flush()
 
     async def ask(self, statement: str, parameters: Any = None) -> list[tuple[Any, ...]]:
-        """Send this one, with all that is held, and return its rows."""
+        """Send all that is held, then this statement, and return its rows."""
         await self._hold(statement, parameters)
         await self.flush()
         return await self._cursor.fetchall()
 
     async def flush(self) -> None:
-        """Send what is held. Raises what the server says to the first that it refuses; the
-        others are not carried out then."""
+        """Send all that is held. If the server refuses one statement, its error is raised, and those
+        after it are not carried out."""
         if self._held:
             held, self._held, self._held_bytes = b"; ".join(self._held), [], 0
             await self._cursor.execute(held)
@@ -90,7 +91,7 @@ class _Outbox:
         self._held.append(statement)
         self._held_bytes += len(statement)
         if len(statement) > _LONG_STATEMENT_BYTES:
-            await asyncio.sleep(0)  # making it took its time
+            await asyncio.sleep(0)  # making it took long enough for others to have waited
 
 
 async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
@@ -121,12 +122,7 @@ async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
 
 
 async def save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: float) -> None:
-    """Write what is new of the batch, and commit.
-
-    The server itself gives up after `timeout_seconds` without progress: it doesn't notice that a
-    client has gone while it waits for a lock, and those who wait for nobody would pile up. Given
-    up here, a save may still be committed there.
-    """
+    """Write what is new of the batch, and commit. The server may commit also if we give up."""
     outbox = _Outbox(cursor)
     while not await _try_save(outbox, batch, timeout_seconds):
         await outbox.tell("ROLLBACK")
@@ -135,8 +131,8 @@ async def save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: flo
 
 
 async def _try_save(outbox: _Outbox, batch: Sequence[RecordRows], timeout_seconds: float) -> bool:
-    """All but the commit. False if one of the batch was deleted in this very moment; the next
-    try knows of that."""
+    """Write all but the commit. False if one of the batch was deleted at this very moment; the next
+    try sees that it was."""
     await outbox.tell(sql.BEGIN, {"timeout_ms": ceil(timeout_seconds * 1000)})
     completions = sorted((rows.completion for rows in batch), key=lambda row: row.completion_id)
     await _insert(outbox, sql.INSERT_COMPLETIONS, sql.COMPLETIONS, completions)
@@ -161,7 +157,7 @@ async def _try_save(outbox: _Outbox, batch: Sequence[RecordRows], timeout_second
 
 
 def _client_keys(batch: Sequence[RecordRows]) -> list[_ClientKey]:
-    """One for each completion, by conversation, and there by time."""
+    """One for each completion, sorted by conversation, and within it by time."""
     ordered = sorted(
         batch, key=lambda rows: (rows.conversation.conversation_id, rows.completion.created_at)
     )
@@ -173,8 +169,12 @@ def _client_keys(batch: Sequence[RecordRows]) -> list[_ClientKey]:
 async def _known(
     outbox: _Outbox, digests: Sequence[str], completion_ids: Sequence[str]
 ) -> tuple[dict[str, bool], dict[str, bool]]:
-    """Which of these digests are there: False if any row with it may be shown, True if all are
-    hidden. And which of these completions were saved here: True if it was deleted meanwhile."""
+    """Ask what is there already, and what this transaction has inserted.
+
+    Returns:
+        Each known digest: False if any row with it may be shown, True if all are hidden.
+        Each completion that was inserted: True if it was deleted meanwhile.
+    """
     known: dict[str, bool] = {}
     saved: dict[str, bool] = {}
     for part in _slices(digests or [""], _DIGESTS_PER_STATEMENT):
@@ -193,7 +193,7 @@ async def _save_messages(
     sent: Mapping[str, StoredMessage],
     known: Mapping[str, bool],
 ) -> None:
-    """Write the answers, and what of the sent is new: unknown, or hidden until now."""
+    """Write the answers, and those of the sent messages that are unknown, or hidden until now."""
     hidden = {**known}
     for answer in answers:
         hidden[answer.digest] = answer.hidden and hidden.get(answer.digest, True)
@@ -216,7 +216,7 @@ async def _insert(
 
 
 def _merged_messages(batch: Sequence[RecordRows]) -> dict[str, StoredMessage]:
-    """What was sent, by digest, as the first record has it; hidden only if all say so."""
+    """The sent messages by digest, as the first record has them; hidden only if all of them are."""
     merged: dict[str, StoredMessage] = {}
     for message in (message for rows in batch for message in rows.sent):
         first = merged.setdefault(message.digest, message)

@@ -1,8 +1,7 @@
-"""The statements, one for each step of a save and each question, and the values that go in and
-come out. No driver here.
+"""Words the statements of a save and of the store's own questions; turns rows into values and back.
 
-Rows go in as one JSON array, so that a statement serves one record or a hundred and has one value
-to quote; they are inserted in the order they are given in.
+No driver here. Rows are sent as one JSON array, so that a statement serves one record or a hundred
+and has one value to quote; they are inserted in their order.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from statemachine import State
 MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
 
 Columns = Mapping[str, str]
-"""Columns, in their order, with their types."""
+"""Columns in their order: name → type."""
 
 _TYPES: Final[Mapping[Any, str]] = {
     bool: "boolean",
@@ -66,17 +65,17 @@ def _columns_of(row: type) -> Iterator[tuple[str, str]]:
 
 
 _RAW: Final = "_raw"
-"""Ends the name of the column for what a text column can't hold of a text."""
+"""Ends the name of the column that holds a text exactly where its text column can't."""
 
 CONVERSATIONS: Final = dict(_columns_of(StoredConversation))
 CLIENT_KEYS: Final = {"completion_id": "text", "client_key": "text"}
-"""What a completion doesn't say of its conversation."""
+"""For each completion the one column of its conversation that it doesn't have itself."""
 TOOL_SETS: Final = dict(_columns_of(ToolSetRow))
 COMPLETIONS: Final = dict(_columns_of(StoredCompletion))
 MESSAGES: Final = dict(_columns_of(StoredMessage))
 
 _GIVEN_AS: Final = {"timestamptz": "double precision"}
-"""Seconds, to the microsecond, which is as exact as a number of them can be until 2242."""
+"""Times are sent as seconds. Until 2242 a float of them is exact to the microsecond, as the column is."""
 
 
 def _insert(table: str, columns: Columns, condition: str = "") -> str:
@@ -93,13 +92,15 @@ def _insert(table: str, columns: Columns, condition: str = "") -> str:
 
 
 def select_list(columns: Columns, prefix: str = "") -> str:
-    # jsonb as text: we read it with our own parser, see `db.rows.columns`.
+    # jsonb as text: `db.rows.columns` parses it.
     return ", ".join(
         f"{prefix}{name}::text" if kind == "jsonb" else f"{prefix}{name}"
         for name, kind in columns.items()
     )
 
 
+# The server gives up by itself, too: while it waits for a lock it doesn't notice that its client has
+# gone, and such backends would pile up.
 BEGIN: Final = (
     "BEGIN; SET LOCAL statement_timeout = %(timeout_ms)s;"
     " SET LOCAL idle_in_transaction_session_timeout = %(timeout_ms)s"
@@ -113,7 +114,7 @@ INSERT_COMPLETIONS: Final = (
     + " ON CONFLICT (completion_id) DO NOTHING"
 )
 _SAVED_HERE = "completions.xmin = pg_current_xact_id()::xid"
-"""True of the completions that this transaction has inserted, and of no older ones."""
+"""True of the completions that this transaction has inserted, and of no others."""
 # One row per conversation, from its first beginning to its last end; hidden if all of it is.
 UPSERT_CONVERSATIONS: Final = (
     "INSERT INTO conversations"
@@ -133,9 +134,9 @@ INSERT_TOOL_SETS: Final = _insert("tool_sets", TOOL_SETS) + " ON CONFLICT (diges
 # Without a target, since a sent message may be there by its id as well as by its digest.
 INSERT_MESSAGES: Final = _insert("messages", MESSAGES) + " ON CONFLICT DO NOTHING"
 
-# Which of these digests are there, and whether hidden; and which of these completions were saved
-# here, and whether somebody has deleted them meanwhile. A tool set found is locked as the foreign
-# key would lock it at the commit, so that none is deleted between the two.
+# Which of these digests are there, and whether hidden; which of these completions were inserted by
+# this transaction, and whether somebody has deleted them meanwhile. A tool set that is found is
+# locked as its foreign key will lock it at the commit, so that none is deleted between the two.
 KNOWN: Final = (
     "SELECT digest, hidden, false AS is_completion FROM messages"
     " WHERE digest = ANY (%(digests)s::text[])"
@@ -166,10 +167,10 @@ ANSWER: Final = (
 )
 
 THREAD_MAX_MESSAGES: Final = 100_000
-"""Where a walk gives up. Digests can't form a ring unless somebody edits rows by hand."""
+"""Where a walk up the tree ends. Digests form no ring, unless somebody edits rows by hand."""
 
-# Of several rows with one digest an answer comes first: it holds more than its copy sent back.
-# But what is hidden comes last.
+# Of several rows with one digest an answer comes first: it holds more than the copy that a client
+# sent back. But hidden rows come last.
 ONE_OF: Final = "ORDER BY hidden, completion_id IS NULL, created_at, message_id LIMIT 1"
 THREAD: Final = f"""
 WITH RECURSIVE walk AS (
@@ -194,7 +195,7 @@ CHECK: Final = (
 
 
 def migration_ids() -> frozenset[str]:
-    """The ids of the migrations that these statements need, as yoyo notes them."""
+    """The ids of the migrations that these statements need, as in yoyo's table."""
     return frozenset(path.stem for path in MIGRATIONS.glob("*.sql"))
 
 

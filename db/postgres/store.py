@@ -1,16 +1,14 @@
-"""The store in PostgreSQL: its connections, and what becomes of a call whatever they do.
+"""Runs the store's calls on a pool of connections, whatever becomes of them: `PostgresStore`.
 
-The only file that sees aiopg, and with `db.migrate` the only one that sees psycopg2. No policy:
-when to retry a save, and for how long, is `db.saver`'s business. A save's steps are in
-`db.postgres.saving`, its statements in `db.postgres.sql`, what errors mean in `db.postgres.faults`.
+The only file that sees aiopg, and with `db.migrate` the only one that sees psycopg2. Never decides
+when to retry a save, or for how long: that is `db.saver`'s part.
 
-1. No statement takes longer than `timeout_seconds`, nor does a whole call, whatever the server
-   does; only a save gets a tenth more for each record, so that a large one on a slow line ends.
-2. A connection goes back to the pool idle or closed: closing is what rolls back. So a call that
-   is cancelled leaves neither half a save nor a lost connection.
-3. After a server's restart the pool is full of dead connections; a call tries as many as there
-   can be, and one more. A commit whose answer got lost may so be tried twice, which is why saves
-   are idempotent.
+1. No call takes longer than `timeout_seconds`, whatever the server does. Only a save gets a tenth
+   more for each record and a thousandth for each message, so that a large one on a slow line ends.
+2. A connection returns to the pool idle, or closed, which rolls its transaction back. So a call
+   that is cancelled leaves neither half a save nor a lost connection.
+3. After a server's restart the pool is full of dead connections: a call tries as many as there can
+   be, and one more. If the answer to a commit was lost, it commits twice; saves are idempotent.
 """
 
 import asyncio
@@ -66,8 +64,10 @@ def translated(error: psycopg2.Error, where: str) -> StoreError:
 
 
 class _Current:
-    """A part of the address as the route has it at the moment of connecting: aiopg's pool is
-    given its address once and for all, and psycopg2 makes text of it at each connect."""
+    """A part of the address as the route has it at the moment of connecting.
+
+    aiopg's pool is given its address once and for all, but psycopg2 calls `str` at each connect.
+    """
 
     def __init__(self, route: Route, name: str) -> None:
         self._route = route
@@ -200,7 +200,7 @@ class PostgresStore:
         return await self._run(lambda c: changing.delete(c, owner, completion_id, seconds))
 
     async def check(self) -> None:
-        """See `db.store.Store.check`. Asks whether the database takes writes from us and has
+        """See `db.store.Store.check`. Checks that the database takes writes from this user, and has
         every migration that this code knows."""
         ((read_only, may_write, encoding, applied),) = await self._select(sql.CHECK)
         if read_only:
@@ -241,7 +241,7 @@ class PostgresStore:
     async def _run(
         self, work: Callable[[aiopg.Cursor], Awaitable[_T]], patience_seconds: float | None = None
     ) -> _T:
-        """The one door for foreign errors. They aren't chained: theirs may quote stored text."""
+        """Run a call; turn every foreign error into the store's, unchained: it may quote stored text."""
         seconds = patience_seconds or self._timeout_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -251,7 +251,8 @@ class PostgresStore:
                 f"PostgreSQL at {self._where} gave no answer within {seconds:.3g} s"
             ) from None
         except asyncio.CancelledError:
-            # aiopg 1.4.0 also raises this when the server cancels a statement.
+            # aiopg 1.4.0 raises this also when the server cancels a statement; the test that shows
+            # the end of that is `test_a_statement_that_the_server_cancels_is_no_cancelled_task`.
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
