@@ -1,7 +1,7 @@
-"""A PostgreSQL of its own for machines that have none (`database.url: embedded`).
+"""Runs a PostgreSQL of the service's own, for machines that have none (`database.url: embedded`).
 
-Skip it unless you change that: the rest of the service sees an address. It is worth its price
-because `make run` then needs nothing installed, and the tests run on the real database.
+Skip this room unless you change that: the rest of the service sees an address. It is worth its
+price, because `make run` needs nothing installed, and the tests run on the real database.
 """
 
 from db.embedded.cluster import EmbeddedUnavailable

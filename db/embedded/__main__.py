@@ -1,4 +1,4 @@
-"""`python -m db.embedded psql` and `url`: the embedded database for operators' own programs."""
+"""Opens the embedded database to operators: `python -m db.embedded psql`, or `url`."""
 
 import argparse
 import signal

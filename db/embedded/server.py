@@ -1,17 +1,16 @@
-"""The embedded PostgreSQL, for a machine that has none: `database.url: embedded`.
+"""Starts the embedded PostgreSQL for its first user, and stops it after its last.
 
-Who uses the server, when it starts and when it stops; PostgreSQL's own commands are in
-`db.embedded.cluster`. Called by `service.app` in a thread, by the tests, and by operators as
-`python -m db.embedded psql`. Never logs; what takes seconds is said through a callback.
+Never runs PostgreSQL's own commands (`db.embedded.cluster` does), and never logs: steps that take
+seconds are reported through a callback.
 
 1. Everything lies under the data directory: `cluster/` is PostgreSQL's own, `lock` is held while
-   somebody starts or stops it, `users` is held (shared) by every process that uses it. The kernel
-   lets go of both when a process dies, so a kill leaves nothing to clean up.
-2. Several processes may share one data directory. The last to stop stops the server; one that
-   was killed leaves it running, and the next to start takes it over.
-3. A cluster is made under another name and renamed when it is whole, so that an interrupted first
+   a process starts or stops it, `users` is held (shared) by every process that uses it. The kernel
+   releases both when a process dies, so a kill leaves nothing to clean up.
+2. Several processes may share one data directory. The last to stop stops the server. A killed one
+   leaves it running, and the next to start takes it over.
+3. A cluster is made under another name and renamed once it is whole, so that an interrupted first
    start leaves nothing that looks like one.
-4. It listens on a Unix socket only.
+4. The server listens on a Unix socket only.
 """
 
 import fcntl
@@ -42,13 +41,13 @@ class EmbeddedPostgres:
         on_progress: Callable[[str], None] | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> "EmbeddedPostgres":
-        """Use the server of this data directory; make and start it if need be.
+        """Use the server of this data directory; make it and start it if necessary.
 
         Blocks, for about three seconds the first time; call it in a thread.
 
         Args:
-            data_dir: made if missing; what is in it stays between runs.
-            on_progress: called with a sentence before each step that takes long.
+            data_dir: made if missing; it keeps its contents between runs.
+            on_progress: called with a few words before each step that takes long.
             settings: PostgreSQL's configuration parameters, for a server not yet running.
 
         Raises:
@@ -101,7 +100,7 @@ class EmbeddedPostgres:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    """Alone among all processes that start or stop this server."""
+    """Keep every other process from starting or stopping this server meanwhile."""
     patience_ends = time.monotonic() + START_TIMEOUT_SECONDS
     with open(data_dir / "lock", "ab") as lock:
         while True:

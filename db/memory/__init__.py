@@ -1,1 +1,1 @@
-"""The store in memory: what tests run on, and a second opinion on what the SQL means."""
+"""Keeps the store's contract in memory, for tests and as a second opinion on what the SQL means."""

@@ -1,8 +1,7 @@
-"""The store in memory: the same promises without durability, for tests and benchmarks.
+"""Keeps completions in memory: the store's promises without durability, for tests and benchmarks.
 
-What is kept are the same rows of `db.rows.history` that `db.postgres.store` writes, held to the same rules;
-`tests/db/test_store_contract.py` runs over both. Reading for owners is in `db.memory.views`.
-Everything is gone with the process.
+Its rows are those that go to PostgreSQL (`db.rows.history`), and it keeps the same rules:
+`tests/db/test_store_contract.py` runs over both stores. Everything is gone with the process.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,7 +109,7 @@ class MemoryStore(MemoryViews):
         self._closed = True
 
     def _forget_conversation(self, conversation_id: str) -> None:
-        """Drop it if nothing is left of it, hide it if nothing is left to be shown."""
+        """Drop a conversation without completions, and hide one in which all are hidden."""
         conversation = self._conversations[conversation_id]
         left = [
             row.hidden
@@ -143,7 +142,7 @@ class MemoryStore(MemoryViews):
         self._keep_sent(rows.sent)
 
     def _keep_sent(self, sent: Iterable[StoredMessage]) -> None:
-        """Keep each message once, and another time if it was only in a hidden answer until now."""
+        """Keep each message once, and once more if until now it was only in a hidden answer."""
         for message in sent:
             rows = self._messages.setdefault(message.digest, [])
             if not rows or (not message.hidden and all(row.hidden for row in rows)):
@@ -158,7 +157,7 @@ class MemoryStore(MemoryViews):
 
 
 def _kept(rows: RecordRows) -> RecordRows:
-    """The rows with their JSON as a column would give it back; nothing in them is shared."""
+    """The rows with their JSON as a column would return it; the record shares nothing with them."""
     return evolve(
         rows,
         completion=_with_own_json(rows.completion),

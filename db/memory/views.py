@@ -1,5 +1,7 @@
-"""The store in memory, the reading for owners. The base of `db.memory.store.MemoryStore` and nobody
-else's: slow, plain, and a second opinion on what `db.postgres.reading` does with SQL."""
+"""Reads for owners from what is kept in memory: the base of `db.memory.store.MemoryStore`.
+
+Slow and plain on purpose: a second opinion on what `db.postgres.reading` does with SQL.
+"""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -24,7 +26,7 @@ _Place = tuple[float, str]
 
 
 class MemoryViews:
-    """What `db.store.Readable` says of reading."""
+    """The reading half of `db.store.Readable`."""
 
     def __init__(self) -> None:
         self._conversations: dict[str, StoredConversation] = {}
