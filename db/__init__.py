@@ -1,4 +1,4 @@
-"""Where answers are kept: the store's contract, PostgreSQL behind it, and the saver before it.
+"""Keeps answers: the journal, the saver, and the store's contract with PostgreSQL behind it.
 
-Knows `statemachine`'s values and nothing of HTTP.
+Knows the values of `statemachine`, and nothing of HTTP.
 """

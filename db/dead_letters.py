@@ -1,11 +1,11 @@
-"""Records that no database would take: kept as files, shown and tried again by hand.
+"""Keeps records that the database refuses as files, for people to read and to try again.
 
     python -m db.dead_letters DIRECTORY list
     python -m db.dead_letters DIRECTORY retry [--database URL]
 
 One JSON file per completion under `dead-letters/` in the journal's directory: the reason and the
-whole record. It is made for a mistake of ours or an odd limit of the database's; once either is
-mended, `retry` saves the record and deletes the file. Written by `db.saver`.
+whole record. Behind each is a mistake of ours or an odd limit of the database's; once that is
+mended, `retry` saves the record and deletes the file. Never decides what is refused.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FOLDER = "dead-letters"
 
 
 class DeadLetters:
-    """The folder. `directory` is the journal's; nothing is made before there is something to keep."""
+    """The folder in the journal's `directory`. It is made with the first letter."""
 
     def __init__(self, directory: Path) -> None:
         self._folder = directory / FOLDER
@@ -52,7 +52,7 @@ class DeadLetters:
         return sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
 
     def read(self, path: Path) -> tuple[SessionRecord, str]:
-        """A letter's record and reason. Raises ValueError or OSError."""
+        """Return a letter's record and reason. Raises ValueError or OSError."""
         data = path.read_bytes()
         try:
             letter = load_json(data)

@@ -1,12 +1,10 @@
 """Brings a database's tables up to date: applies `db/migrations/*.sql` through yoyo-migrations.
 
 The only file that sees yoyo, and beside `db.postgres.store` the only one that sees psycopg2, since
-yoyo's backends are synchronous. Never decides when to migrate: `service.stream.running` calls
-`migrate` in a thread, and operators run `python -m db.migrate`.
+yoyo's backends are synchronous. Never decides when to migrate. Operators run `python -m db.migrate`.
 
 1. Any number of processes may start at once: an advisory lock lets one migrate while the others
-   wait. It belongs to the connection, so that a killed process leaves nothing behind. yoyo's own
-   lock is a row with a process id, which would block everyone until somebody removed it.
+   wait.
 2. A migration and the note that it was applied commit together.
 """
 
@@ -31,11 +29,12 @@ LOCK_TIMEOUT_SECONDS = 60
 """How long to wait for another process that is migrating."""
 
 _LOCK = int.from_bytes(b"verbatim")
-"""The advisory lock's number: unlikely to be anyone else's."""
+"""The advisory lock's number, which hardly anyone else will use. The server releases the lock with its
+connection, so that a killed process leaves nothing behind."""
 
 
 def migrate(dsn: str) -> list[str]:
-    """Apply what is not applied yet, and wait for whoever is doing so already.
+    """Apply the migrations that are missing, after waiting for any process that is doing so.
 
     Blocks; call it in a thread. Safe to call again at any time, from any number of processes.
 
@@ -61,7 +60,7 @@ def migrate(dsn: str) -> list[str]:
 
 
 class _Backend(PostgresqlBackend):  # type: ignore[misc]  # yoyo publishes no types
-    """yoyo on one connection of ours, made from any libpq address."""
+    """yoyo on a connection that is made here, from any libpq address."""
 
     def connect(self, dburi: str) -> Any:
         connection = psycopg2.connect(dburi, connect_timeout=CONNECT_TIMEOUT_SECONDS)
@@ -75,7 +74,9 @@ class _Backend(PostgresqlBackend):  # type: ignore[misc]  # yoyo publishes no ty
 
     @contextmanager
     def lock(self, timeout: float = 0) -> Iterator[None]:
-        yield  # the advisory lock is held already
+        # The advisory lock is held already. yoyo's own is a row with a process id: after a kill it
+        # would block everyone until somebody removed it.
+        yield
 
     def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
         # The inherited one commits the migration first and marks it afterwards: a kill between

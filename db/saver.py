@@ -1,21 +1,21 @@
-"""Between a session's end and the store: one writer that commits many records at a time.
+"""Saves sessions' records: many in one transaction, and again until the store has them.
 
-Knows the store's contract and no SQL.
-Its task belongs to nobody's request, so no client can cancel a commit. The rules:
+Knows the store's contract, but no SQL and no journal.
+Its task belongs to no request, so that no client can cancel a commit. The rules:
 
-1. A record that comes alone is committed at once. While a transaction runs, further records
-   gather, and so they do for `COMMIT_INTERVAL_SECONDS` from its beginning; the next one takes
+1. A record that comes alone is committed at once. While a transaction runs, and for
+   `COMMIT_INTERVAL_SECONDS` from its beginning, further records gather; the next transaction takes
    them all, up to a batch.
 2. A store that is unavailable is tried again for ever, with exponential back-off and jitter.
-3. Memory is bounded: past `MAX_WAITING` records, or `MAX_WAITING_CHARACTERS` of text in them, one
-   that the journal has whole is let go of and read back later. Batches come out of memory and out
-   of the journal in turn, so that neither kind waits for the other's end.
-4. A record that the store will never take is found by halving its batch, set aside as a dead
-   letter, and logged; its neighbours are committed. One that a store which says it is well fails
-   at again and again goes to the end of the queue, and is set aside too if others went meanwhile:
-   nobody may block everybody.
-5. What is committed or set aside is forgotten by the journal, and not before. What could be
-   neither stays there for the next process.
+3. Memory is bounded: past `MAX_WAITING` records, or `MAX_WAITING_CHARACTERS` of text in them, a
+   record that the journal has whole is dropped here and read back later. Batches come out of memory
+   and out of the journal in turn, so that neither kind waits for the other's end.
+4. A record that the store will never keep is found by halving its batch, becomes a dead letter, and
+   is logged; its neighbours are committed. A record that keeps failing on a store that reports
+   itself healthy moves to the end of the queue; once others have been committed in the meantime,
+   it becomes a dead letter too.
+5. The journal forgets a record once it is committed or set aside, and not before. If neither was
+   possible, the record stays there for the next process.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from statemachine.tokens import texts_of
 log = structlog.get_logger(__name__)
 
 MAX_BATCH = 200
-"""Records per transaction. Larger ones bring nothing more and hold locks longer."""
+"""Records per transaction. Larger transactions save nothing more, and hold locks longer."""
 COMMIT_INTERVAL_SECONDS = 0.01
 """From one transaction's beginning to the next's. Each costs as much as several records in it."""
 MAX_BATCH_CHARACTERS = 4 * 1024 * 1024
@@ -48,7 +48,7 @@ MAX_WAITING_CHARACTERS = 64 * 1024 * 1024
 _READ_AGAIN_SECONDS = 1.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 5.0
 _TRIES_ALONE = 5
-"""How often a record on its own is tried on a store that says it is well."""
+"""How often a single record is tried on a store that reports itself healthy."""
 
 SetAside = Callable[[SessionRecord, str], None]
 _Waiting = tuple[SessionRecord, "asyncio.Future[None]", int]
@@ -59,7 +59,7 @@ class NotKept(Exception):
 
 
 class TooMuch(Exception):
-    """The store works, but not with these records: fewer at a time may go."""
+    """The store works, but not with these records: it may with fewer of them."""
 
 
 class Backlog(Protocol):
@@ -80,7 +80,7 @@ class Saver:
 
     Args:
         store: where records go.
-        backlog: what can be read back once it is needed; a service's journal.
+        backlog: the service's journal, or `NoJournal`.
         set_aside: keeps a record that the store refuses, with the reason. It may raise.
     """
 
@@ -104,15 +104,15 @@ class Saver:
 
     @property
     def unsaved(self) -> int:
-        """Records taken over and not committed yet."""
+        """How many records were taken over and are not committed yet."""
         return len(self._waiting) + len(self._on_disk) + self._committing
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="saver")
 
     def save(self, record: SessionRecord) -> "asyncio.Future[None]":
-        """Take a record over. The future is done when it is committed or set aside; it raises
-        `NotKept` if neither was possible. It can be dropped, or cancelled, without any effect."""
+        """Take a record over. The future is done once the record is committed or set aside; it raises
+        `NotKept` if neither was possible. Dropping or cancelling the future has no effect."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         full = (
             len(self._waiting) >= MAX_WAITING or self._waiting_characters >= MAX_WAITING_CHARACTERS
@@ -126,8 +126,8 @@ class Saver:
         return done
 
     async def stop(self, patience_seconds: float) -> int:
-        """Commit what waits, for at most this long, then end. Returns how many were left; those
-        that the journal has are saved by the next process."""
+        """Commit the waiting records, for at most this long, then end. Returns how many were left;
+        the next process saves those that the journal has."""
         try:
             async with asyncio.timeout(patience_seconds):
                 await self._is_idle.wait()
@@ -177,7 +177,7 @@ class Saver:
         return batch
 
     async def _read_back(self) -> list[_Waiting]:
-        """The next records that memory had no room for."""
+        """The next of the records that memory had no room for."""
         wanted = list(self._on_disk)[:MAX_BATCH]
         try:
             found = {
@@ -205,8 +205,8 @@ class Saver:
         try:
             await self._save(records)
         except Exception as error:
-            # Beside RecordRejected and TooMuch only a mistake of ours gets here; it must not end
-            # the saver.
+            # Beside RecordRejected and TooMuch only our own mistakes get here. They must not end the
+            # saver.
             if len(batch) > 1:
                 middle = len(batch) // 2
                 await self._commit(batch[:middle])
@@ -227,8 +227,8 @@ class Saver:
                 done.set_result(None)
 
     def _others_went(self, record: SessionRecord) -> bool:
-        """True if others were committed since this record first was too much. Until then it may
-        be the store that is at fault, whatever it says of itself: its disk may be full."""
+        """True if others were committed since this record first was too much. Until then the store
+        may be at fault, although it reports itself healthy: its disk may be full."""
         return self._commits > self._too_much.setdefault(record.completion_id, self._commits)
 
     def _wait(self, item: _Waiting) -> None:
@@ -236,7 +236,7 @@ class Saver:
         self._waiting_characters += item[2]
 
     def _set_aside(self, record: SessionRecord, error: Exception) -> bool:
-        """Set a refused record aside. False if even that failed: then the journal keeps it."""
+        """Set a refused record aside. False if that failed too; then the journal keeps it."""
         known = isinstance(error, (RecordRejected, TooMuch))
         reason = str(error) if known else f"{type(error).__name__} in the saver"
         try:

@@ -1,8 +1,8 @@
-"""The store's contract: what the service may ask of the place where answers are kept.
+"""Defines the store's contract: the values that are kept, the calls, and the errors of each.
 
-No SQL and no driver here. `db.postgres.store.PostgresStore` is the real one; `db.memory.store.MemoryStore`
-keeps the same promises without durability; `tests/db/test_store_contract.py` holds both to them.
-Called by `db.saver` (writing) and `service` (readiness, reading).
+No SQL and no driver here. `db.postgres.store.PostgresStore` is the real store;
+`db.memory.store.MemoryStore` keeps the same promises without durability. The tests of the contract
+(`tests/db`) run over both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from attrs import frozen
 from statemachine import Choice, SessionRecord, State
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
-"""About how much text a page holds; its first item is on it whatever its size."""
+"""About how much text a page holds. It always holds one item, whatever that one's size."""
 
 T = TypeVar("T")
 
@@ -23,35 +23,35 @@ Ordinal = Annotated[int, "from 0 to 2**31 - 1"]
 
 
 class StoreError(Exception):
-    """Base of what a store raises. The message says what to do and never holds stored text."""
+    """The base of a store's errors. The message says what to do and never holds stored text."""
 
 
 class StoreUnavailable(StoreError):
     """The store can't be reached or can't work now; the same call may succeed later.
 
-    Nothing of the call was kept, or all of it was (the answer to a commit can be lost): calling
+    Nothing of the call was kept, or all of it, since the answer to a commit can be lost. Calling
     again is always safe.
     """
 
 
 class RecordRejected(StoreError):
-    """The store will never take this: the data itself is at fault. Nothing of the call was kept."""
+    """The store will never keep this: the data itself is at fault. Nothing of the call was kept."""
 
 
 class UnknownCursor(StoreError):
-    """What a page is to come after isn't there, and never was."""
+    """The item that a page should come after isn't there, and never was."""
 
 
-# --- what is kept ---------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------
 #
-# A field is a column: a new one needs a migration, and its value in `db.rows.history`.
+# Each field is a column. A new one needs a migration, and a value in `db.rows.history`.
 
 
 @frozen(slots=False)  # a row's attributes are its `__dict__`
 class StoredConversation:
     """A conversation as it is kept, or as one record knows it.
 
-    Its key is the client's own name for it, if it has one. Hidden: all its completions are.
+    Its key is the client's own name for it, if it has one. It is hidden if all its completions are.
     """
 
     conversation_id: str
@@ -64,9 +64,9 @@ class StoredConversation:
 
 @frozen(slots=False)  # a row's attributes are its `__dict__`
 class StoredMessage:
-    """One message as it is kept; texts are given back exactly as they came in.
+    """One message as it is kept; its text is exactly the one that came in.
 
-    Hidden: only hidden completions have it, as their answer or in what they were sent.
+    It is hidden if only hidden completions have it, as an answer or in their prompt.
     """
 
     message_id: str
@@ -87,9 +87,9 @@ class StoredMessage:
         """OpenAI's message object: role, content, and whatever else the message held."""
         parts = dict(self.parts or {})
         if self.choice_index is not None:
-            said = parts.pop("choice", {})
-            if "delta" in said:
-                parts["choice"] = said["delta"]
+            choice = parts.pop("choice", {})
+            if "delta" in choice:
+                parts["choice"] = choice["delta"]
         return {"role": self.role, "content": self.content, **parts}
 
 
@@ -97,7 +97,7 @@ class StoredMessage:
 class StoredCompletion:
     """One completion as it is kept.
 
-    Hidden: its client asked for it with `store: false`, so it is shown to nobody.
+    It is hidden if its client asked for it with `store: false`; then it is shown to nobody.
     """
 
     completion_id: str
@@ -134,8 +134,8 @@ class StoredCompletion:
 
 @frozen
 class Paging:
-    """Which part of a list: up to `limit` items after the one with the id `after`, or from the
-    list's beginning. Lists are ordered by time of creation, and by id where that is the same."""
+    """A part of a list: up to `limit` items after the one with the id `after`, or from the list's
+    beginning. Lists are ordered by time of creation, and by id where that is the same."""
 
     limit: int
     after: str | None = None
@@ -144,7 +144,7 @@ class Paging:
 
 @frozen
 class Page(Generic[T]):
-    """A part of a list, in the list's order. May hold fewer items than asked for although there
+    """A part of a list, in the list's order. It may hold fewer items than `limit` although there
     are more: see `PAGE_BYTES`. It is empty only if there are none."""
 
     items: tuple[T, ...]
@@ -153,7 +153,7 @@ class Page(Generic[T]):
 
 @frozen
 class CompletionFilter:
-    """Which completions: those with this model, and with all these pairs in their metadata."""
+    """The completions with this model, and with all these pairs in their metadata."""
 
     model: str | None = None
     metadata: Mapping[str, str] | None = None
@@ -172,9 +172,9 @@ class CompletionView:
         """The answer's choices, as they were saved."""
         choices = []
         for row in self.answers:
-            said = (row.parts or {}).get("choice", {})
-            finish_reason = said.get("finish_reason", self.completion.finish_reason)
-            extra, logprobs = said.get("extra", {}), said.get("logprobs")
+            held = (row.parts or {}).get("choice", {})
+            finish_reason = held.get("finish_reason", self.completion.finish_reason)
+            extra, logprobs = held.get("extra", {}), held.get("logprobs")
             choices.append(
                 Choice(row.choice_index or 0, row.message, finish_reason, logprobs, extra)
             )
@@ -204,15 +204,16 @@ class ConversationView:
 
 
 class Readable(Protocol):
-    """What owners may do with their completions. Nobody is shown another's or a hidden one: it
-    is as if it weren't there. All raise `StoreUnavailable`, and are coroutines of which
-    cancelling keeps all effect or none.
+    """The calls by which owners read, change and delete their completions.
+
+    To its caller another owner's completion, or a hidden one, isn't there. Each call is a coroutine,
+    may raise `StoreUnavailable`, and keeps all of its effect or none if it is cancelled.
     """
 
     async def list_completions(
         self, owner: str, wanted: CompletionFilter, paging: Paging
     ) -> Page[CompletionView]:
-        """A page of the owner's completions. A deleted one is still good for `paging.after`.
+        """A page of the owner's completions. `paging.after` may name a deleted one.
 
         Raises `UnknownCursor`.
         """
@@ -223,7 +224,8 @@ class Readable(Protocol):
     async def list_prompt(
         self, owner: str, completion_id: str, paging: Paging
     ) -> Page[StoredMessage] | None:
-        """A page of what a completion's client sent, oldest first; None without the completion.
+        """A page of the messages that a completion's client sent, oldest first; None without the
+        completion.
 
         Raises `UnknownCursor`.
         """
@@ -231,17 +233,17 @@ class Readable(Protocol):
     async def set_metadata(
         self, owner: str, completion_id: str, metadata: Mapping[str, str] | None
     ) -> CompletionView | None:
-        """Replace a completion's metadata; the completion as it is then, or None."""
+        """Replace a completion's metadata. Returns the completion with it, or None."""
 
     async def delete(self, owner: str, completion_id: str) -> bool:
-        """Delete a completion, its answer, and whatever of its prompt and its tools no other
-        completion has; with the last of them the conversation goes too. False if it isn't there.
+        """Delete a completion for good: saving its record again brings nothing back.
 
-        For good: saving its record again brings nothing back.
+        Its answer goes too, and so does whatever of its prompt and its tools no other completion
+        has; with its last completion the conversation goes. False if it isn't there.
         """
 
     async def list_conversations(self, owner: str, paging: Paging) -> Page[StoredConversation]:
-        """A page of the owner's conversations. A deleted one is still good for `paging.after`.
+        """A page of the owner's conversations. `paging.after` may name a deleted one.
 
         Raises `UnknownCursor`.
         """
@@ -257,13 +259,13 @@ class Readable(Protocol):
 
 
 class Store(Readable, Protocol):
-    """Every method is a coroutine; cancelling one keeps all of its effect or none."""
+    """All calls. Each is a coroutine, and keeps all of its effect or none if it is cancelled."""
 
     async def save(self, records: Sequence[SessionRecord]) -> None:
         """Keep all these completions, each with its new input messages and its answer's
         messages, in one transaction: all or nothing.
 
-        Idempotent by completion id: what is there already stays as it is.
+        Idempotent by completion id: a completion that is there already stays as it is.
 
         Raises:
             StoreUnavailable: not now; nothing or everything was kept.
@@ -289,4 +291,4 @@ class Store(Readable, Protocol):
         """Return if the store can take writes now. Raises `StoreUnavailable` saying why not."""
 
     async def close(self) -> None:
-        """Give back every resource; the store is not usable afterwards. Never raises."""
+        """Release every resource. The store is not usable afterwards. Never raises."""

@@ -60,7 +60,8 @@ _IDLE_SEGMENT_BYTES = 1024 * 1024
 
 
 class Fsync(enum.StrEnum):
-    """What is on the disk itself, beyond the kernel's memory, before a client is shown it."""
+    """Which lines must be on the disk itself, and not only in the kernel's memory, before they are
+    shown."""
 
     NEVER = "never"
     TERMINAL = "terminal"

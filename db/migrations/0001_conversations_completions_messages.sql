@@ -1,6 +1,6 @@
 -- Conversations, what was asked in them, and every word of the answers.
 --
--- Ids are texts made by the service; digests are SHA-256 in hex (see db/digest.py). Foreign keys
+-- Ids are texts made by the service; digests are SHA-256 in hex (see db/rows/digest.py). Foreign keys
 -- between rows of one save are checked at its end, since it writes the completion first: whether
 -- that row is new decides whether anything else of the record is written.
 

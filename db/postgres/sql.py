@@ -167,7 +167,7 @@ ANSWER: Final = (
 )
 
 THREAD_MAX_MESSAGES: Final = 100_000
-"""Where a walk up the tree ends. Digests form no ring, unless somebody edits rows by hand."""
+"""The longest walk up the tree. Digests form no ring, unless somebody edits rows by hand."""
 
 # Of several rows with one digest an answer comes first: it holds more than the copy that a client
 # sent back. But hidden rows come last.
