@@ -1,11 +1,15 @@
 """Journals for tests: small sessions written into them, and what a replay finds in a directory."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import os
+import resource
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from db.journal import Fsync, Journal
+from db.journal import writing as journal_module
 from db.journal.format import Damage, read_lines
 from db.journal.replay import Replay
 from statemachine import (
@@ -89,3 +93,40 @@ def dead_journal(directory: Path, lives: Sequence[str], texts: Sequence[str] = (
             say(journal, completion_id, text)
     journal.close()
     return journal.directory
+
+
+@contextmanager
+def segments_of(size: int) -> Iterator[None]:
+    """Segments end at this many bytes."""
+    old = journal_module.SEGMENT_BYTES, journal_module._IDLE_SEGMENT_BYTES
+    journal_module.SEGMENT_BYTES = journal_module._IDLE_SEGMENT_BYTES = size
+    try:
+        yield
+    finally:
+        journal_module.SEGMENT_BYTES, journal_module._IDLE_SEGMENT_BYTES = old
+
+
+@contextmanager
+def limited(kind: int, most: int) -> Iterator[None]:
+    """A soft limit on this process's resources."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+def size_on_disk(directory: Path) -> int:
+    return sum(path.stat().st_size for path in segments(directory))
+
+
+def open_files() -> dict[str, str]:
+    """This process's descriptors and what they are of."""
+    names = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            names[name] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the one that listed the directory
+    return names

@@ -41,9 +41,9 @@ from tests.db.journal.journals import (
     replayed,
     say,
     segments,
+    segments_of,
     words,
 )
-from tests.db.journal.test_writing import segments_of
 from tests.statemachine.conftest import asked, chunk, finish_chunk, text_chunk
 from tests.statemachine.test_walks import steps as plain_steps
 

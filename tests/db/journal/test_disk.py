@@ -1,0 +1,209 @@
+"""The journal on a disk that refuses to write, to truncate, to delete or to close."""
+
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from structlog.testing import capture_logs
+
+from db.journal import Fsync, Journal
+from db.journal.format import Damage, read_lines
+from statemachine import SessionPolicy, UpstreamFinished
+from tests.db.journal.journals import (
+    begin,
+    ids,
+    limited,
+    lines,
+    live,
+    open_journal,
+    replayed,
+    say,
+    segments,
+    segments_of,
+    size_on_disk,
+    words,
+)
+from tests.db.records import make_request
+
+
+@contextmanager
+def tiny_disk(size: int) -> Iterator[Path]:
+    """A file system of its own with this much room; skips where that can't be had."""
+    with TemporaryDirectory(prefix="verbatim-") as path:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "verbatim", path]
+        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("needs the permission to mount a tmpfs")
+        try:
+            yield Path(path)
+        finally:
+            subprocess.run(["umount", path], check=True)
+
+
+def _fill_and_free(directory: Path, make_room: Callable[[], None], reason: str) -> None:
+    """The life of a journal whose disk fills up and is given room again."""
+    journal = open_journal(directory)
+    begin(journal, "a")
+    with capture_logs() as logs:
+        for number in range(200):
+            say(journal, "a", f"{number} " * 50)
+    assert ["journal not written"] == [entry["event"] for entry in logs]
+    kept = len(lines(journal.directory))  # which asserts that nothing is torn
+    assert 2 < kept < 200
+    assert size_on_disk(journal.directory) == journal.size
+    assert f"the journal can't be written: {reason}" == journal.check()
+    assert not journal.has_whole("a")
+    assert not begin(journal, "b", messages=[{"role": "user", "content": "x" * 5000}])
+    assert 1 == len(journal)
+    make_room()
+    say(journal, "a", "after", 301.0)
+    assert journal.check() is None
+    assert begin(journal, "c")
+    assert journal.has_whole("c")
+    journal.append("a", [UpstreamFinished()], 302.0)
+    journal.close()
+    records = {record.completion_id: record for record in replayed(journal.directory)}
+    assert {"a", "c"} == records.keys()
+    assert records["a"].failure is not None
+    assert not records["a"].whole  # the gap tells
+    assert words(records["a"]).startswith("0 0 0 ")
+    assert words(records["a"]).endswith("after")
+
+
+def test_a_full_disk_costs_lines_and_nothing_else() -> None:
+    """ENOSPC, short writes included, tears no line, is logged once, refuses new sessions, and
+    is over as soon as there is room."""
+    with tiny_disk(128 * 1024) as disk:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(64 * 1024))
+        _fill_and_free(disk / "journal", ballast.unlink, os.strerror(28))
+
+
+def test_a_limit_on_the_file_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+    """The same of any other refusal that the kernel comes up with, here EFBIG."""
+    with limited(resource.RLIMIT_FSIZE, 50_001):
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        _fill_and_free(
+            tmp_path,
+            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (old, old)),
+            os.strerror(27),
+        )
+
+
+def test_a_segment_that_can_not_follow_is_waited_for(tmp_path: Path) -> None:
+    """Without a new segment (no descriptor is free, the name is taken) the old one goes on."""
+    with segments_of(300):
+        journal = open_journal(tmp_path)
+        begin(journal, "a")
+        with limited(resource.RLIMIT_NOFILE, 1), capture_logs() as logs:
+            for number in range(5):
+                say(journal, "a", f"{number} ")
+        assert ["journal segment not made"] * len(logs) == [entry["event"] for entry in logs]
+        assert 1 <= len(logs) < 5
+        assert 1 == len(segments(journal.directory))
+        assert journal.check() is None
+        assert journal.has_whole("a")
+        for number in range(5, 8):
+            say(journal, "a", f"{number} ")
+        assert len(segments(journal.directory)) > 1
+        journal.close()
+        (record,) = replayed(journal.directory)
+        assert "0 1 2 3 4 5 6 7 " == words(record)
+
+
+def test_a_torn_line_that_stays_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that won't even truncate, what follows the torn line is written, counted and
+    read."""
+
+    def refuse(_fd: int, _size: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    journal = open_journal(tmp_path)
+    begin(journal, "a")
+    say(journal, "a", "kept")
+    with monkeypatch.context() as broken, limited(resource.RLIMIT_FSIZE, journal.size + 20):
+        broken.setattr(os, "ftruncate", refuse)
+        say(journal, "a", "lost")
+    assert size_on_disk(journal.directory) == journal.size
+    say(journal, "a", " and kept")
+    with limited(resource.RLIMIT_FSIZE, journal.size + 20):
+        say(journal, "a", "lost, and cut off where it began")
+    journal.append("a", [UpstreamFinished()], 9.0)
+    assert size_on_disk(journal.directory) == journal.size
+    (segment,) = segments(journal.directory)
+    assert 1 == sum(isinstance(item, Damage) for item in read_lines(segment.read_bytes()))
+    journal.close()
+    (record,) = replayed(journal.directory)
+    assert "kept and kept" == words(record)
+    assert not record.whole
+
+
+def test_a_segment_that_can_not_be_deleted_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk gone read-only is logged; forgetting, the saver's last step, does not fail on it."""
+
+    def refuse(_path: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with segments_of(300):
+        journal = open_journal(tmp_path)
+        live(journal, "a", ["x"] * 5)
+        monkeypatch.setattr(Path, "unlink", refuse)
+        with capture_logs() as logs:
+            journal.forget(["a"])
+        assert {"journal segment not deleted"} == {entry["event"] for entry in logs}
+        assert 0 == len(journal)
+        begin(journal, "b")
+        journal.close()
+    assert ["b"] == ids(replayed(journal.directory))
+
+
+def test_a_segment_that_can_not_be_closed_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk may report only at the end that it lost something: that is logged, and neither
+    a stream nor the saver fails on it."""
+    close = os.close
+
+    def refuse(fd: int) -> None:
+        close(fd)
+        raise OSError(5, "Input/output error")
+
+    with segments_of(300):
+        journal = open_journal(tmp_path)
+        begin(journal, "a")
+        with monkeypatch.context() as broken, capture_logs() as logs:
+            broken.setattr(os, "close", refuse)
+            for number in range(5):
+                say(journal, "a", f"{number} ")
+            journal.forget(["a"])
+        assert {"journal not synced"} == {entry["event"] for entry in logs}
+        assert journal.check() is None
+        begin(journal, "b")
+        journal.close()
+    assert ["b"] == ids(replayed(journal.directory))
+
+
+def test_deleted_while_in_use(tmp_path: Path) -> None:
+    """A journal whose directory somebody deletes makes a new one with the next session."""
+    journal = Journal.open(tmp_path, Fsync.NEVER, 10**9)
+    first, second = make_request(), make_request()
+    assert journal.begin(first, SessionPolicy())
+    shutil.rmtree(journal.directory)
+    assert journal.begin(second, SessionPolicy())
+    assert not journal.has_whole(first.completion_id)
+    assert journal.has_whole(second.completion_id)
+    (segment,) = journal.segments_of([second.completion_id])
+    assert second.completion_id.encode() in segment.read_bytes()
+    assert (journal.directory / "lock").exists()
+    journal.forget([first.completion_id, second.completion_id])
+    journal.close()
+    assert not journal.directory.exists()
