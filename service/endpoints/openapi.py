@@ -1,7 +1,7 @@
 """The API's description for programs: `GET /openapi.json`, in OpenAPI 3.1.
 
 `docs/openapi.yaml` is what people write; `python -m service.endpoints.openapi` (`make docs`) makes
-`service/openapi.json` of it, which goes into the package and is served as it is. Called by
+`service/endpoints/openapi.json` of it, which goes into the package and is served as it is. Called by
 `service.app`; it describes the API and decides nothing.
 """
 

@@ -69,7 +69,7 @@ def test_json_is_made_of_the_yaml() -> None:
 def test_json_is_installed() -> None:
     """The package takes the file along."""
     text = (ROOT / "setup.cfg").read_text("utf-8")
-    assert re.search(r"^service = openapi.json$", text, re.MULTILINE)
+    assert re.search(r"^service\.endpoints = openapi.json$", text, re.MULTILINE)
 
 
 def test_document_is_valid(description: Description) -> None:
