@@ -98,7 +98,13 @@ class _Entry:
 
 
 class Journal:
-    """This process's journal. Made by `open`; one event loop uses it.
+    """This process's journal. Made by `open`, or first made and then started; one event loop uses
+    it.
+
+    Args:
+        directory: where journals lie; this one makes its own under it.
+        fsync: see `Fsync`.
+        max_bytes: past so many no new session begins.
 
     Attributes:
         directory: the process's own; recovery leaves it alone.
@@ -107,12 +113,13 @@ class Journal:
         settles_chunks: true if it does so before the end, too.
     """
 
-    def __init__(self, directory: Path, lock: int, fsync: Fsync, max_bytes: int) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, fsync: Fsync, max_bytes: int) -> None:
+        name = f"{int(time.time())}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.directory = directory / name
         self.size = 0
         self.settles_chunks = fsync is Fsync.ALWAYS
         self.settles_ends = fsync is not Fsync.NEVER
-        self._lock = lock
+        self._lock = -1  # none before `start`
         self._fsync = fsync
         self._max_bytes = max_bytes
         self._idle_bytes = min(_IDLE_SEGMENT_BYTES, max_bytes // 2)
@@ -125,37 +132,38 @@ class Journal:
         self._appended = 0
         self._synced = 0
         self._syncing: asyncio.Task[None] | None = None
-        self._add_segment()
 
     def __repr__(self) -> str:
         return f"<Journal {self.directory}, {len(self._entries)} open, {self.size} bytes>"
 
     @classmethod
     def open(cls, directory: Path, fsync: Fsync, max_bytes: int) -> "Journal":
-        """A journal of this process's own under `directory`, which is made if missing.
+        """A journal that is started at once. Raises what `start` raises."""
+        journal = cls(directory, fsync, max_bytes)
+        journal.start()
+        return journal
+
+    def start(self) -> None:
+        """Make the directory, lock it, and take sessions from now on; before this none can begin.
 
         Raises:
             JournalUnavailable: the directory can't be written.
         """
+        above, name = self.directory.parent, self.directory.name
         try:
-            return cls._open(directory, fsync, max_bytes)
+            above.mkdir(parents=True, exist_ok=True)
+            # Made under a name that recovery passes over, so that it is locked once recovery sees it.
+            making = above / f".{name}"
+            making.mkdir(mode=0o700)
+            self._lock = os.open(making / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            making.rename(self.directory)
+            self._add_segment()
         except OSError as error:
             raise JournalUnavailable(
-                f"The journal can't be kept in {directory}: {error.strerror or error}. Choose another "
+                f"The journal can't be kept in {above}: {error.strerror or error}. Choose another "
                 "place with journal.directory or JOURNAL_DIR."
             ) from error
-
-    @classmethod
-    def _open(cls, directory: Path, fsync: Fsync, max_bytes: int) -> "Journal":
-        directory.mkdir(parents=True, exist_ok=True)
-        name = f"{int(time.time())}-{os.getpid()}-{secrets.token_hex(4)}"
-        # Made under a name that recovery passes over, so that it is locked once recovery sees it.
-        making = directory / f".{name}"
-        making.mkdir(mode=0o700)
-        lock = os.open(making / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        making.rename(directory / name)
-        return cls(directory / name, lock, fsync, max_bytes)
 
     # --- writing ----------------------------------------------------------------------------
 

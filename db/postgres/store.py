@@ -12,7 +12,6 @@ when to retry a save, or for how long: that is `db.saver`'s part.
 """
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -78,60 +77,64 @@ class _Current:
 
 
 class PostgresStore:
-    """A `db.store.Store`. Made by `open`; safe for any number of tasks of one event loop."""
+    """A `db.store.Store`, for any number of tasks of one event loop. `start` it, or `open` one.
 
-    def __init__(self, pool: aiopg.Pool, route: Route, where: str, timeout_seconds: float) -> None:
-        self._pool = pool
-        self._max_size = pool.maxsize or sys.maxsize
-        self._route = route
-        self._where = where
+    Args:
+        pool_max_size: most connections open at once.
+        timeout_seconds: longest that a call takes, its wait for a connection included.
+    """
+
+    def __init__(self, pool_max_size: int = 10, *, timeout_seconds: float = 10.0) -> None:
+        self._pool: aiopg.Pool | None = None
+        self._max_size = pool_max_size
+        self._route = Route({})
+        self._where = "no address yet"
         self._timeout_seconds = timeout_seconds
         # Half of the connections, so that a crowd of readers never keeps an answer waiting.
         self._readers = asyncio.Semaphore(max(1, self._max_size // 2))
 
     def __repr__(self) -> str:
         pool = self._pool
-        return f"<PostgresStore {self._where}, {pool.freesize} of {pool.size} connections free>"
+        free = "not started" if pool is None else f"{pool.freesize} of {pool.size} connections free"
+        return f"<PostgresStore {self._where}, {free}>"
 
     @classmethod
     async def open(
         cls, dsn: str, pool_max_size: int = 10, *, timeout_seconds: float = 10.0
     ) -> "PostgresStore":
-        """A store for the database at `dsn`, a libpq URL or key=value string.
+        """A store that is started at once. Raises what `start` raises."""
+        store = cls(pool_max_size, timeout_seconds=timeout_seconds)
+        await store.start(dsn)
+        return store
 
-        Connects to nothing yet, so that the service can start while its database is down;
-        `check` tells whether it is there.
-
-        Args:
-            pool_max_size: most connections open at once.
-            timeout_seconds: longest that a call takes, waiting for a connection included; a save
-                gets a tenth more for each record.
-
-        Raises:
-            StoreUnavailable: `dsn` can't be read.
+    async def start(self, dsn: str) -> None:
+        """Take calls for the database at `dsn`, a libpq URL or key=value string; before this they
+        raise `StoreUnavailable`, and so does this if `dsn` can't be read. Connects to nothing yet,
+        so that the service can start while its database is down; `check` tells whether it is there.
         """
         parts = {"application_name": "verbatim-chat", **parsed(dsn), "client_encoding": "UTF8"}
-        route = Route(parts)
-        names = () if route.is_fixed else ("host", "hostaddr", "port")
-        chosen: dict[str, Any] = {name: _Current(route, name) for name in names}
-        pool = await aiopg.create_pool(
+        self._where = shown(parts)
+        self._route = Route(parts)
+        names = () if self._route.is_fixed else ("host", "hostaddr", "port")
+        chosen: dict[str, Any] = {name: _Current(self._route, name) for name in names}
+        self._pool = await aiopg.create_pool(
             make_dsn(**parts),
             minsize=0,
-            maxsize=pool_max_size,
-            timeout=timeout_seconds,
+            maxsize=self._max_size,
+            timeout=self._timeout_seconds,
             enable_json=False,
             enable_hstore=False,
             enable_uuid=False,
             **chosen,
         )
-        return cls(pool, route, shown(parts), timeout_seconds)
 
     async def close(self) -> None:
         """See `db.store.Store.close`."""
-        self._pool.terminate()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout_seconds):
-                await self._pool.wait_closed()
+        if self._pool is not None:
+            self._pool.terminate()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout_seconds):
+                    await self._pool.wait_closed()
 
     async def save(self, records: Sequence[SessionRecord]) -> None:
         """See `db.store.Store.save`."""
@@ -281,6 +284,8 @@ class PostgresStore:
                 self._release(connection)
 
     async def _acquire(self) -> aiopg.Connection:
+        if self._pool is None:
+            raise StoreUnavailable("The store is not open yet")
         if not self._pool.freesize and self._pool.size < self._max_size:
             await self._route.choose()
         try:
@@ -292,4 +297,5 @@ class PostgresStore:
         raw = connection.raw
         if not raw.closed and raw.get_transaction_status() != TRANSACTION_STATUS_IDLE:
             connection.close()
+        assert self._pool is not None  # it gave the connection
         self._pool.release(connection)

@@ -260,3 +260,14 @@ def test_two_journals_in_one_directory_are_strangers(tmp_path: Path) -> None:
     say(one, "a", "x")
     assert [0, 1] == [line["n"] for line in lines(one.directory)]
     one.close()
+
+
+def test_a_journal_that_is_not_started_leaves_nothing(tmp_path: Path) -> None:
+    """It can be made before it is needed: until `start` it takes no session and makes no file."""
+    journal = Journal(tmp_path / "journal", Fsync.NEVER, 10**9)
+    assert not journal.begin(make_request(), SessionPolicy())
+    journal.close()
+    assert [] == [*tmp_path.iterdir()]
+    journal.start()
+    assert journal.begin(make_request(), SessionPolicy())
+    journal.close()

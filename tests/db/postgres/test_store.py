@@ -90,6 +90,17 @@ async def test_a_store_opens_while_its_server_is_down(tmp_path: Path) -> None:
     await store.close()
 
 
+async def test_a_store_that_is_not_started_is_unavailable(database_url: str) -> None:
+    """It can be made before its database's address is known; it takes calls from `start` on."""
+    store = PostgresStore()
+    await store.close()
+    with pytest.raises(StoreUnavailable, match="not open yet"):
+        await store.check()
+    await store.start(database_url)
+    await store.check()
+    await store.close()
+
+
 # --- servers that hang ------------------------------------------------------------------------
 
 
