@@ -45,13 +45,23 @@ def _is_moved(config: OpenAIAgentConfig, environ: Mapping[str, str]) -> bool:
 class AgentDirectory:
     """The agents in the order of the configuration.
 
+    Args:
+        agents: those that are on.
+        off: name → why, for those that are not.
+        environ: where `replace` finds agents' keys.
+
     Attributes:
         agents: those that are on.
         off: name → why, for those that are not.
     """
 
-    def __init__(self, agents: Iterable[Agent], off: Mapping[str, str] | None = None) -> None:
-        self._environ: Mapping[str, str] = {}
+    def __init__(
+        self,
+        agents: Iterable[Agent] = (),
+        off: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._environ = environ or {}
         self._made: list[tuple[AgentConfig, Agent]] = []
         self._uses: Counter[Agent] = Counter()
         self._retired: set[Agent] = set()
@@ -62,9 +72,8 @@ class AgentDirectory:
     def from_config(
         cls, configs: Iterable[AgentConfig], environ: Mapping[str, str]
     ) -> "AgentDirectory":
-        """Make every agent whose key is there. Must be called with the event loop running."""
-        directory = cls(())
-        directory._environ = environ
+        """Make every agent whose key is there."""
+        directory = cls(environ=environ)
         directory.replace(configs)
         return directory
 
