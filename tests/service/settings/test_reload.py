@@ -58,8 +58,9 @@ def wait_until_heeded(process: Process) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         status = Path(f"/proc/{process.popen.pid}/status").read_text()
-        masks = {line[:6]: int(line[8:], 16) for line in status.splitlines() if line[:3] == "Sig"}
-        if (masks.get("SigIgn", 0) | masks.get("SigCgt", 0)) >> (signal.SIGHUP - 1) & 1:
+        fields = dict(line.split(":\t") for line in status.splitlines())
+        heeded = int(fields["SigIgn"], 16) | int(fields["SigCgt"], 16)
+        if heeded >> (signal.SIGHUP - 1) & 1:
             return
     raise AssertionError("SIGHUP is not heeded")
 
