@@ -38,7 +38,8 @@ from service.persistence import (
     journal_check,
     saver,
 )
-from service.settings.config import Config, is_loopback
+from service.settings.config import RELOADABLE, Config, is_loopback
+from service.settings.live import Live
 from service.settings.reload import Reloader
 from service.stream.moments import Watchers
 from service.stream.running import RunningStreams
@@ -51,7 +52,7 @@ from service.telemetry import (
 
 log = structlog.get_logger(__name__)
 
-CONFIG = web.AppKey("config", Config)
+CONFIG: web.AppKey[Live[Config]] = web.AppKey("config")
 DIRECTORY = web.AppKey("directory", AgentDirectory)
 KEYRING = web.AppKey("keyring", Keyring)
 ADMISSION = web.AppKey("admission", Admission)
@@ -83,7 +84,8 @@ def build_app(
     in `/readyz` that it isn't ready, and saves what waits once the database is there.
     """
     app = _with_middlewares(config)
-    app[RELOADER] = Reloader(config, {key: partial(told, app) for key, told in RELOADS.items()})
+    changes = {key: partial(change, app) for key, change in RELOADS.items()}
+    app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, changes)
     environ = os.environ if environ is None else environ
     app.cleanup_ctx.extend(
         (
@@ -111,7 +113,7 @@ def _with_middlewares(config: Config) -> web.Application:
     app.on_response_prepare.extend((add_id_headers, admission.add_headers))
     if config.server.cors_origins:
         app.on_response_prepare.append(mark_origin)
-    app[CONFIG] = config
+    app[CONFIG] = Live(config)
     app[KEYRING] = keys
     app[ADMISSION] = admission
     app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
@@ -132,7 +134,7 @@ def _given_directory(directory: AgentDirectory) -> CleanupContext:
 def _configured_agents(environ: Mapping[str, str] | None) -> CleanupContext:
     async def make(app: web.Application) -> AsyncIterator[None]:
         keys = os.environ if environ is None else environ
-        directory = app[DIRECTORY] = AgentDirectory.from_config(app[CONFIG].agents, keys)
+        directory = app[DIRECTORY] = AgentDirectory.from_config(app[CONFIG].value.agents, keys)
         yield
         await directory.close()
 
@@ -140,14 +142,10 @@ def _configured_agents(environ: Mapping[str, str] | None) -> CleanupContext:
 
 
 async def _drain(app: web.Application) -> None:
-    await app[STREAMS].drain(app[RELOADER].config.server.drain_timeout_seconds)
+    await app[STREAMS].drain(app[CONFIG].value.server.drain_timeout_seconds)
 
 
 # --- what a reload changes --------------------------------------------------------------------
-
-
-def _reconfigure_completions(app: web.Application, config: Config) -> None:
-    app[COMPLETIONS].config = config
 
 
 def _set_limit(app: web.Application, config: Config) -> None:
@@ -160,17 +158,14 @@ def _reconfigure_access(app: web.Application, config: Config) -> None:
 
 
 RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {
-    # key or section → who is told; whoever can fail comes first (see `service.settings.reload`)
+    # key or section → what to do; whoever can fail comes first (see `service.settings.reload`)
     "agents": lambda app, config: app[DIRECTORY].replace(config.agents),
     "auth": _reconfigure_access,
-    "client_gone": _reconfigure_completions,
-    "database.commit_timeout_seconds": _reconfigure_completions,
     "limits": _reconfigure_access,
     "logging": lambda _, config: configure_logging(config.logging),
-    "server.drain_timeout_seconds": lambda *_: None,  # read when a drain begins
     "server.max_concurrent_streams": _set_limit,
-    "sse": _reconfigure_completions,
 }
+"""The keys whose change asks for more than reading the configuration in force."""
 
 
 # --- the endpoints ----------------------------------------------------------------------------
@@ -190,9 +185,7 @@ def _endpoints(clock: Clock) -> CleanupContext:
             Watchers((CompletionLog(), charging)),
             charging,
         )
-        app[STORED] = StoredCompletions(
-            app[STORE], lambda: app[COMPLETIONS].config.server.request_timeout_seconds
-        )
+        app[STORED] = StoredCompletions(app[STORE], app[CONFIG])
         app[CONVERSATIONS] = Conversations(app[STORE])
         checks = {"database": database_check(app[STORE])}
         if kept is not None:

@@ -199,7 +199,7 @@ def test_nobody_but_serving_imports_the_composition_root() -> None:
         for path in source_files()
         if {module for module in imports_of(path) if module.startswith("service.app")}
     }
-    assert importers == {"service/process/serving.py", "service/process/workers.py"}
+    assert importers == {"service/process/serving.py"}
 
 
 def test_run_is_imported_by_nobody() -> None:

@@ -16,11 +16,10 @@ import yaml
 
 import run
 import service
-from service.app import RELOADS
 from service.edge.errors import ERROR_CODES
 from service.settings import config as configuration
 from service.settings.access import ApiKeyConfig
-from service.settings.config import Config, OpenAIAgentConfig, ScriptedAgentConfig
+from service.settings.config import RELOADABLE, Config, OpenAIAgentConfig, ScriptedAgentConfig
 from service.telemetry import completion_fields
 from statemachine import (
     ChunkReceived,
@@ -175,8 +174,8 @@ def test_environment_variables_are_documented() -> None:
 
 def test_reloadable_keys_are_documented() -> None:
     """The keys that a reload changes are those of the code, and they exist."""
-    same(rows(section(document("docs/configuration.md"), "Reloading")), RELOADS)
-    for key in RELOADS:
+    same(rows(section(document("docs/configuration.md"), "Reloading")), RELOADABLE)
+    for key in RELOADABLE:
         section_name, _, name = key.partition(".")
         value = getattr(Config(), section_name)
         assert not name or hasattr(value, name)

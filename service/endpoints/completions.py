@@ -17,6 +17,7 @@ from service.edge.connections import read_body
 from service.edge.errors import ApiError
 from service.ids import random_hex
 from service.settings.config import Config
+from service.settings.live import Live
 from service.stream.attempts import Attempts
 from service.stream.client import ClientSide
 from service.stream.moments import Moments, Watchers
@@ -49,10 +50,10 @@ AskSiblings = Callable[[web.Request], Awaitable[web.Response | None]]
 
 @define
 class Completions:
-    """The endpoint, with what it needs of the service. A reload puts in another `config`; what
-    runs goes on with what it began with."""
+    """The endpoint, with what it needs of the service. A completion goes on with the configuration
+    that it began with."""
 
-    config: Config
+    config: Live[Config]
     directory: AgentDirectory
     streams: RunningStreams
     admission: Admission
@@ -69,7 +70,7 @@ class Completions:
         self.streams.check_room()
         ticket = self.admission.admit(request)
         try:
-            timeout_seconds = self.config.server.request_timeout_seconds
+            timeout_seconds = self.config.value.server.request_timeout_seconds
             chat = parse_request(await read_body(request, timeout_seconds))
             agents = self.directory.pick(chat.model)
             self.streams.check_room()  # the body may have taken its time
@@ -118,7 +119,8 @@ class Completions:
         if not self.journal.begin(asked, session.policy):
             raise ApiError(_JOURNAL_FULL)
         limits = RelayLimits(
-            self.config.sse.send_timeout_seconds, self.config.database.commit_timeout_seconds
+            self.config.value.sse.send_timeout_seconds,
+            self.config.value.database.commit_timeout_seconds,
         )
         writer = self._writer(request, chat, asked)
         client = ClientSide(writer, self.clock, limits.farewell_seconds)
@@ -152,9 +154,9 @@ class Completions:
 
     def _policy(self, chat: ChatRequest, agent: Agent) -> SessionPolicy:
         return SessionPolicy(
-            client_gone=agent.client_gone or self.config.client_gone,
+            client_gone=agent.client_gone or self.config.value.client_gone,
             keep_alive_interval_seconds=(
-                self.config.sse.keep_alive_interval_seconds if chat.stream else None
+                self.config.value.sse.keep_alive_interval_seconds if chat.stream else None
             ),
             idle_seconds=agent.timeouts.idle_seconds,
             total_seconds=agent.timeouts.total_seconds,
@@ -166,7 +168,7 @@ class Completions:
         encoder = ChunkEncoder(
             asked.completion_id, asked.model, int(asked.created_at), asked.include_usage
         )
-        return SseWriter(request, encoder, self.config.sse.send_timeout_seconds)
+        return SseWriter(request, encoder, self.config.value.sse.send_timeout_seconds)
 
 
 def _conversation_key(request: web.Request, chat: ChatRequest) -> str | None:

@@ -6,7 +6,6 @@ those asked for with `store: false`. OpenAI's shapes, with two fields more: `sta
 answer ended and `error` why, since `finish_reason` is null where a model didn't finish.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -23,6 +22,8 @@ from service.endpoints.lists import (
     not_found,
     paging_of,
 )
+from service.settings.config import Config
+from service.settings.live import Live
 from service.wire import choice_object, parse_metadata_update
 
 _PARAMETERS = (
@@ -42,8 +43,7 @@ class StoredCompletions:
     """The endpoints. The store does the work; each call is about one owner's completions."""
 
     store: Readable
-    body_seconds: Callable[[], float]
-    """How long a request's body may take now; a reload can change it."""
+    config: Live[Config]
 
     async def answer(self, request: web.Request) -> web.Response:
         """Answer any of the calls. A call that has begun ends even if its client leaves."""
@@ -69,7 +69,8 @@ class StoredCompletions:
         return _shown(await ask(self.store.view(owner_of(request), completion_id)), request)
 
     async def _update(self, request: web.Request) -> web.Response:
-        metadata = parse_metadata_update(await read_body(request, self.body_seconds()))
+        timeout_seconds = self.config.value.server.request_timeout_seconds
+        metadata = parse_metadata_update(await read_body(request, timeout_seconds))
         completion_id = request.match_info["completion_id"]
         call = self.store.set_metadata(owner_of(request), completion_id, metadata)
         return _shown(await ask(call), request)

@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 
 from service import __version__
-from service.app import COMPLETIONS, DIRECTORY, RELOADER, STREAMS, build_app
+from service.app import COMPLETIONS, CONFIG, DIRECTORY, RELOADER, STREAMS, build_app
 from service.edge.connections import Runner
 from service.process.hangup import Hangups
 from service.process.slot import Seat
@@ -116,7 +116,7 @@ def _collect_garbage_seldom() -> None:
 async def _drain(app: web.Application) -> None:
     """Before aiohttp's own shutdown, so that probes and refused requests still get answers."""
     log.info("stopping")
-    drain = app[STREAMS].drain(app[RELOADER].config.server.drain_timeout_seconds)
+    drain = app[STREAMS].drain(app[CONFIG].value.server.drain_timeout_seconds)
     _on_signals(app[STREAMS].hurry)
     await drain
 

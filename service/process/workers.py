@@ -31,11 +31,10 @@ from contextlib import suppress
 
 import structlog
 
-from service.app import RELOADS
 from service.process.hangup import Hangups
 from service.process.serving import HAS_SOCKETS_APIECE, CannotServe, announce, bind, bind_apiece
 from service.process.slot import Seat, make_meeting_place
-from service.settings.config import Config
+from service.settings.config import RELOADABLE, Config
 from service.settings.reload import Load, in_force, read_again
 from service.telemetry import configure_logging
 
@@ -286,8 +285,8 @@ class Supervisor:
             self._stop()
         elif self._is_stopping:
             self._hangups.refuse()
-        elif (wanted := read_again(self._config, self._load, RELOADS)) is not None:
-            self._config = in_force(self._config, wanted, RELOADS)
+        elif (wanted := read_again(self._config, self._load, RELOADABLE)) is not None:
+            self._config = in_force(self._config, wanted, RELOADABLE)
             configure_logging(self._config.logging)
             self._signal(signal.SIGHUP)
 

@@ -161,6 +161,20 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
 
 
+RELOADABLE = (
+    "agents",
+    "auth",
+    "client_gone",
+    "database.commit_timeout_seconds",
+    "limits",
+    "logging",
+    "server.drain_timeout_seconds",
+    "server.max_concurrent_streams",
+    "sse",
+)
+"""Keys, and whole sections, that take effect without a restart: whoever goes by one either reads
+it anew each time (`service.settings.live`) or is told of it (`service.app.RELOADS`)."""
+
 _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "DATABASE_URL": ("database", "url"),
     "JOURNAL_DIR": ("journal", "directory"),

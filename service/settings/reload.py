@@ -1,16 +1,15 @@
-"""Rereading the configuration while streams run: what changed, what takes effect, what can't.
+"""Rereads the configuration while streams run: what changed, what takes effect, what can't.
 
-Called by `service.process.serving` when the process gets a SIGHUP. Knows no key by name: `service.app`
-says which keys can be changed in a running service, and whom to tell (`RELOADS`).
+Knows no key by name: `service.settings.config` lists those that can change in a running service
+(`RELOADABLE`), `service.app` those that ask for more than being read anew (`RELOADS`).
 
 1. The file is read and checked in full first. If anything is wrong nothing changes.
 2. Only keys are logged, never values: some values are secrets.
-3. What can't change while the service runs keeps its old value until a restart, and each reload
-   says so again.
+3. Keys that need a restart keep their old values; every reload lists them again.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -18,6 +17,7 @@ from attrs import evolve, fields, has
 
 from service.settings.checking import ConfigError
 from service.settings.config import Config, check_together, mask_password
+from service.settings.live import Live
 
 log = structlog.get_logger(__name__)
 
@@ -31,20 +31,22 @@ _NONE = object()
 
 
 class Reloader:
-    """The configuration in force.
+    """Replaces the configuration in force, and does what a change asks for besides.
 
     Args:
-        config: what the service was started with.
-        parts: key, or section, that can be reloaded → who is told when it has changed, in this
-            order; one that can fail comes before those that can't.
-
-    Attributes:
-        config: what is in force now: keys that need a restart have their old values.
+        live: the configuration in force; nobody else publishes one. Keys that need a restart keep
+            their old values in it.
+        reloadable: the keys, and whole sections, that take effect without a restart.
+        changes: key, or section → what to do when it has changed, in this order; one that can fail
+            comes before those that can't. Most keys need nothing: they are read when needed.
     """
 
-    def __init__(self, config: Config, parts: Mapping[str, Apply]) -> None:
-        self.config = config
-        self._parts = parts
+    def __init__(
+        self, live: Live[Config], reloadable: Sequence[str], changes: Mapping[str, Apply]
+    ) -> None:
+        self._live = live
+        self._reloadable = reloadable
+        self._changes = changes
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
@@ -60,20 +62,21 @@ class Reloader:
 
     async def reload(self, load: Load) -> bool:
         """Read the configuration and go by it. False, and a log line, if it can't be used."""
-        wanted = await asyncio.to_thread(read_again, self.config, load, self._parts)
+        current = self._live.value
+        wanted = await asyncio.to_thread(read_again, current, load, self._reloadable)
         if wanted is None:
             return False
-        merged = in_force(self.config, wanted, self._parts)
-        changed = changed_keys(self.config, merged)
+        merged = in_force(current, wanted, self._reloadable)
+        changed = changed_keys(current, merged)
         try:
-            for key, apply in self._parts.items():
+            for key, apply in self._changes.items():
                 if _concerns(key, changed):
                     apply(merged)
         except Exception as error:
             reason = mask_password(f"{type(error).__name__}: {error}")
             log.error(_NOT_RELOADED, problems=[reason])
             return False
-        self.config = merged
+        self._live.publish(merged)
         report(changed, changed_keys(merged, wanted))
         return True
 

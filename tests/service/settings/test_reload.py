@@ -10,24 +10,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
 
-from service.app import DIRECTORY, RELOADER, RELOADS, STREAMS
+from service.app import CONFIG, DIRECTORY, RELOADER, RELOADS, STREAMS
 from service.settings.checking import ConfigError, Problem
 from service.settings.config import (
+    RELOADABLE,
     Config,
+    DatabaseConfig,
     JournalConfig,
     OpenAIAgentConfig,
     ScriptedAgentConfig,
     ServerConfig,
     SseConfig,
 )
+from service.settings.live import Live
 from service.settings.reload import Reloader, changed_keys, in_force, read_again
-from tests.service.conftest import Service, ServiceMaker, agent_for
+from statemachine import ClientGone, SessionRecord, State
+from tests.service.conftest import Kept, Service, ServiceMaker, agent_for
 from tests.service.stage.backend import Backend, Exchange
 from tests.service.stage.process import (
     PATIENCE_SECONDS,
@@ -276,8 +281,8 @@ def read_until(terminal: int, word: str) -> str:
 
 async def reload(service: Service, **fields: Any) -> bool:
     """Reload with these sections changed."""
-    reloader = service.app[RELOADER]
-    return await reloader.reload(lambda: evolve(reloader.config, **fields))
+    current = service.app[CONFIG].value
+    return await service.app[RELOADER].reload(lambda: evolve(current, **fields))
 
 
 async def test_old_agent_is_closed_after_its_last_stream(
@@ -362,10 +367,10 @@ async def test_model_list_outlives_its_agent(service: Service, backend: Backend)
 
 async def test_agent_that_cannot_be_made(service: Service, log_lines: Any) -> None:
     """A configuration that only turns out to be useless when it is used changes nothing either."""
-    before = service.app[RELOADER].config
+    before = service.app[CONFIG].value
     broken = OpenAIAgentConfig("x", "openai", base_url="http://u:secret@h:port", api_key_env=None)
     assert not await reload(service, agents=(DEMO, broken), sse=SseConfig(1.0))
-    assert service.app[RELOADER].config is before
+    assert service.app[CONFIG].value is before
     assert (await service.stream()).is_done
     (line,) = [line for line in log_lines if line["event"] == NOT_RELOADED]
     assert "port" in line["problems"][0]
@@ -377,12 +382,57 @@ async def test_limits_and_pings(make_service: ServiceMaker) -> None:
     slow = evolve(DEMO, first_token_delay_seconds=0.5, tokens_per_second=1000)
     service = await make_service(slow)
     assert b": keep-alive" not in (await service.stream(model="demo")).body
-    server = evolve(service.app[RELOADER].config.server, max_concurrent_streams=1)
+    server = evolve(service.app[CONFIG].value.server, max_concurrent_streams=1)
     assert await reload(service, sse=SseConfig(keep_alive_interval_seconds=0.1), server=server)
     async with service.post(model="demo") as response:
         assert (await service.stream(model="demo")).error["code"] == "too_many_streams"
         assert b": keep-alive" in await response.read()
     assert service.app[STREAMS].limit == 1
+
+
+async def test_new_completions_go_by_the_new_policy(make_service: ServiceMaker) -> None:
+    """A client that leaves no longer stops its answer, once `client_gone` says so."""
+    service = await make_service(evolve(DEMO, reply="word " * 20, tokens_per_second=100))
+    assert await reload(service, client_gone=ClientGone.FINISH)
+    async with service.post(model="demo") as response:
+        await response.content.readuntil(b"\n")
+        response.close()
+    record = await service.kept.one()
+    assert (record.state, record.choices[0].message["content"]) == (State.COMPLETED, "word " * 20)
+
+
+class Held(Kept):
+    """A store that commits nothing until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_commit = asyncio.Event()
+
+    async def save(self, records: Sequence[SessionRecord]) -> None:
+        await self.may_commit.wait()
+        await super().save(records)
+
+
+async def test_new_completions_wait_as_long_as_now_configured(make_service: ServiceMaker) -> None:
+    """The end of an answer waits for its commit no longer than the newest configuration says."""
+    store = Held()
+    quick = evolve(DEMO, tokens_per_second=1000)
+    service = await make_service(quick, store=store, database=DatabaseConfig())
+    assert await reload(service, database=DatabaseConfig(commit_timeout_seconds=0.05))
+    async with asyncio.timeout(DatabaseConfig().commit_timeout_seconds):
+        assert (await service.stream(model="demo")).is_done
+    assert store.records == []
+    store.may_commit.set()
+
+
+async def test_a_drain_has_the_newest_grace(make_service: ServiceMaker) -> None:
+    """A stop gives running streams the time that the last reload set."""
+    service = await make_service(evolve(DEMO, reply="word " * 1000, tokens_per_second=20))
+    assert await reload(service, server=ServerConfig(drain_timeout_seconds=0.05))
+    async with asyncio.timeout(4), service.post(model="demo") as response:
+        await response.content.readuntil(b"\n")
+        await service.runner.cleanup()
+    assert (await service.kept.one()).failure.code == "draining"
 
 
 async def test_closing_waits_for_nobody(service: Service, backend: Backend) -> None:
@@ -420,12 +470,17 @@ def test_changed_keys(new: Config, keys: list[str]) -> None:
     assert changed_keys(OLD, new) == keys
 
 
+def test_what_is_done_at_a_reload_is_about_reloadable_keys() -> None:
+    """Nothing would ever be done about any other key: it keeps its value."""
+    assert set(RELOADS) <= set(RELOADABLE)
+
+
 def test_only_reloadable_keys_change() -> None:
     """A section that is reloadable in part changes in that part."""
     wanted = Config(
         server=ServerConfig(port=1, max_concurrent_streams=3), journal=JournalConfig(max_bytes=1)
     )
-    merged = in_force(OLD, wanted, RELOADS)
+    merged = in_force(OLD, wanted, RELOADABLE)
     assert merged == evolve(OLD, server=ServerConfig(max_concurrent_streams=3))
     assert changed_keys(merged, wanted) == ["server.port", "journal.max_bytes"]
 
@@ -434,7 +489,7 @@ def test_what_would_be_in_force_is_checked(log_lines: Any) -> None:
     """A good file is refused if it is good only with a key that needs a restart: here nothing
     would keep strangers off the address that is still listened on."""
     current = evolve(OLD, server=ServerConfig(host="0.0.0.0"))
-    assert read_again(current, lambda: OLD, RELOADS) is None
+    assert read_again(current, lambda: OLD, RELOADABLE) is None
     (line,) = log_lines
     assert "server.host" in line["problems"][0]
 
@@ -452,7 +507,7 @@ async def test_no_request_is_forgotten() -> None:
         raise ConfigError([Problem("a", "b", "c", "d")])
 
     loop = asyncio.get_running_loop()
-    reloader = Reloader(OLD, {})
+    reloader = Reloader(Live(OLD), (), {})
     running = asyncio.create_task(reloader.run(load))
     reloader.ask()
     reloader.ask()
