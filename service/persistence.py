@@ -5,12 +5,13 @@ records are flushed, then the database closes. No endpoints here, and nothing ab
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import stamina
 import structlog
 from aiohttp import web
+from attrs import frozen
 
 from db.dead_letters import DeadLetters
 from db.embedded import EmbeddedPostgres
@@ -20,13 +21,9 @@ from db.migrate import migrate
 from db.postgres.store import PostgresStore
 from db.saver import Saver
 from db.store import Store, StoreUnavailable
-from service.settings.config import DatabaseConfig, JournalConfig
+from service.settings.config import Config, DatabaseConfig
 
 log = structlog.get_logger(__name__)
-
-STORE = web.AppKey("store", Store)
-JOURNAL: web.AppKey[Journal | None] = web.AppKey("journal")
-SAVER = web.AppKey("saver", Saver)
 
 _CHECK_SECONDS = 2.0
 """How long `/readyz` waits for the database; a probe that hangs tells nobody anything."""
@@ -35,22 +32,53 @@ _FLUSH_SECONDS = 10.0
 
 
 CleanupContext = Callable[[web.Application], AsyncIterator[None]]
+Check = Callable[[], Awaitable[str | None]]
+"""For `/readyz`: returns None, or why a part can't do its work now."""
 
 
-def given_store(store: Store) -> CleanupContext:
-    """A store that somebody else opened and closes."""
+@frozen
+class Persistence:
+    """The parts that keep answers, made and not started.
 
-    async def give(app: web.Application) -> AsyncIterator[None]:
-        app[STORE] = store
-        yield
+    Attributes:
+        contexts: start the parts, in this order, and stop them in the opposite one.
+        checks: name of a part → its check.
+    """
 
-    return give
+    store: Store
+    journal: Journal | NoJournal
+    saver: Saver
+    contexts: tuple[CleanupContext, ...]
+    checks: Mapping[str, Check]
+
+    @classmethod
+    def from_config(cls, config: Config, store: Store | None = None) -> "Persistence":
+        """The parts that `config` describes. A `store` that is given is used in place of the
+        configured database; who gave it opens and closes it."""
+        contexts: list[CleanupContext] = []
+        if store is None:
+            store = postgres = PostgresStore(config.database.pool_max_size)
+            contexts.append(_database(config.database, postgres))
+        checks = {"database": _database_check(store)}
+        directory = config.journal.directory
+        if directory is None:
+            none = NoJournal()
+            saver = Saver(store, none)
+            return cls(store, none, saver, (*contexts, _saving(saver)), checks)
+        path = Path(directory)
+        journal = Journal(path, Fsync(config.journal.fsync), config.journal.max_bytes)
+        saver = Saver(store, journal, DeadLetters(path).add)
+        recovery = Recovery(path, journal.directory, saver.save)
+        contexts += (_journaling(journal), _saving(saver, recovery))
+        return cls(
+            store, journal, saver, tuple(contexts), {**checks, "journal": _journal_check(journal)}
+        )
 
 
-def database(config: DatabaseConfig) -> CleanupContext:
+def _database(config: DatabaseConfig, store: PostgresStore) -> CleanupContext:
     """The embedded PostgreSQL if asked for, the store, and its tables."""
 
-    async def keep(app: web.Application) -> AsyncIterator[None]:
+    async def keep(_: web.Application) -> AsyncIterator[None]:
         embedded: EmbeddedPostgres | None = None
         dsn = config.url
         if dsn == "embedded":
@@ -58,8 +86,7 @@ def database(config: DatabaseConfig) -> CleanupContext:
                 EmbeddedPostgres.start, Path(config.data_dir), on_progress=log.info
             )
             dsn = embedded.dsn
-        store = await PostgresStore.open(dsn, config.pool_max_size)
-        app[STORE] = store
+        await store.start(dsn)
         tried = asyncio.Event()
         migrating = asyncio.create_task(_migrate(dsn, tried), name="migrate")
         await tried.wait()
@@ -93,48 +120,31 @@ async def _migrate(dsn: str, tried: asyncio.Event) -> None:
             log.info("database ready", migrations_applied=applied)
 
 
-def journal(config: JournalConfig) -> CleanupContext:
-    """This process's journal, unless `journal.directory` is null."""
-
-    async def keep(app: web.Application) -> AsyncIterator[None]:
-        kept: Journal | None = None
-        if config.directory is not None:
-            kept = Journal.open(Path(config.directory), Fsync(config.fsync), config.max_bytes)
-        app[JOURNAL] = kept
+def _journaling(journal: Journal) -> CleanupContext:
+    async def keep(_: web.Application) -> AsyncIterator[None]:
+        journal.start()
         yield
-        if kept is not None:
-            kept.close()
+        journal.close()
 
     return keep
 
 
-def saver(config: JournalConfig) -> CleanupContext:
+def _saving(saver: Saver, recovery: Recovery | None = None) -> CleanupContext:
     """The saver, and the recovery of what earlier processes left to save."""
 
-    async def keep(app: web.Application) -> AsyncIterator[None]:
-        kept, directory = app[JOURNAL], config.directory
-        if kept is None or directory is None:
-            writer = app[SAVER] = Saver(app[STORE], NoJournal())
-            writer.start()
-            yield
-            await writer.stop(_FLUSH_SECONDS)
-            return
-        letters = DeadLetters(Path(directory))
-        writer = app[SAVER] = Saver(app[STORE], kept, letters.add)
-        writer.start()
-        recovery = Recovery(Path(directory), kept.directory, writer.save)
-        recovering = asyncio.create_task(recovery.run(), name="recovery")
+    async def keep(_: web.Application) -> AsyncIterator[None]:
+        saver.start()
+        recovering = [asyncio.create_task(recovery.run(), name="recovery")] if recovery else []
         yield
-        recovering.cancel()
-        await asyncio.gather(recovering, return_exceptions=True)
-        await writer.stop(_FLUSH_SECONDS)
+        for task in recovering:
+            task.cancel()
+        await asyncio.gather(*recovering, return_exceptions=True)
+        await saver.stop(_FLUSH_SECONDS)
 
     return keep
 
 
-def database_check(store: Store) -> Callable[[], Awaitable[str | None]]:
-    """For `/readyz`: None, or why the database can't take a save now."""
-
+def _database_check(store: Store) -> Check:
     async def check() -> str | None:
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
@@ -148,10 +158,8 @@ def database_check(store: Store) -> Callable[[], Awaitable[str | None]]:
     return check
 
 
-def journal_check(kept: Journal) -> Callable[[], Awaitable[str | None]]:
-    """For `/readyz`: None, or why no new session can be written down."""
-
+def _journal_check(journal: Journal) -> Check:
     async def check() -> str | None:
-        return kept.check()
+        return journal.check()
 
     return check

@@ -13,7 +13,7 @@ from service.callers.auth import owner_of
 from service.callers.charging import Charging
 from service.callers.limits import Admission, Ticket
 from service.clock import Clock
-from service.edge.connections import read_body
+from service.edge.connections import continue_later, read_body
 from service.edge.errors import ApiError
 from service.ids import random_hex
 from service.settings.config import Config
@@ -64,6 +64,14 @@ class Completions:
     charging: Charging
     ask_siblings: AskSiblings | None = None
     """Who else might run a completion that doesn't run here; None: nobody."""
+
+    def routes(self) -> list[web.RouteDef]:
+        """The calls and their handlers."""
+        every = "/v1/chat/completions"
+        return [
+            web.post(every, self.create, expect_handler=continue_later),
+            web.post(f"{every}/{{completion_id}}/cancel", self.cancel),
+        ]
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. Cancelled by aiohttp when the client leaves."""

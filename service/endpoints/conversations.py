@@ -32,14 +32,20 @@ class Conversations:
 
     store: Readable
 
-    async def answer(self, request: web.Request) -> web.Response:
-        """Answer either of the calls."""
-        if "conversation_id" in request.match_info:
-            return await self._tree(request)
+    def routes(self) -> list[web.RouteDef]:
+        """The calls and their handlers."""
+        return [
+            web.get("/v1/conversations", self.list_all),
+            web.get("/v1/conversations/{conversation_id}", self.retrieve),
+        ]
+
+    async def list_all(self, request: web.Request) -> web.Response:
+        """The caller's conversations."""
         page = await ask(self.store.list_conversations(owner_of(request), paging_of(request)))
         return json_response(list_object(page, conversation_object))
 
-    async def _tree(self, request: web.Request) -> web.Response:
+    async def retrieve(self, request: web.Request) -> web.Response:
+        """One conversation, and a page of the nodes of its tree."""
         name, paging = request.match_info["conversation_id"], paging_of(request, NODES)
         view = await ask(self.store.view_conversation(owner_of(request), name, paging))
         if view is None:

@@ -25,6 +25,10 @@ class OpenApi:
         self._body = path.read_bytes()
         self._etag = sha256(self._body).hexdigest()[:32]
 
+    def routes(self) -> list[web.RouteDef]:
+        """The call and its handler."""
+        return [web.get("/openapi.json", self.answer)]
+
     async def answer(self, request: web.Request) -> web.Response:
         """The document, or 304 for a client that has it."""
         known = request.if_none_match or ()

@@ -7,13 +7,8 @@ from aiohttp import web
 from service.stream.running import RunningStreams
 
 
-async def healthz(_request: web.Request) -> web.Response:
-    """The process lives."""
-    return web.json_response({"status": "ok"})
-
-
-class Readiness:
-    """`GET /readyz`: whether the service can take traffic, and why not.
+class Probes:
+    """The endpoints.
 
     Args:
         streams: the running streams.
@@ -31,7 +26,16 @@ class Readiness:
         self._checks = checks
         self._unsaved = unsaved
 
+    def routes(self) -> list[web.RouteDef]:
+        """The calls and their handlers."""
+        return [web.get("/healthz", self.healthz), web.get("/readyz", self.readyz)]
+
+    async def healthz(self, _request: web.Request) -> web.Response:
+        """The process lives."""
+        return web.json_response({"status": "ok"})
+
     async def readyz(self, _request: web.Request) -> web.Response:
+        """Whether the service can take traffic (200) or not (503), and why not."""
         reasons: list[str] = []
         if self._streams.is_draining:
             reasons.append("draining: the service is stopping")

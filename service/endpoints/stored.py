@@ -13,7 +13,7 @@ from attrs import frozen
 
 from db.store import CompletionView, Readable, StoredMessage
 from service.callers.auth import owner_of
-from service.edge.connections import read_body
+from service.edge.connections import continue_later, read_body
 from service.endpoints.asking import ask
 from service.endpoints.lists import (
     filtered_paging_of,
@@ -40,42 +40,44 @@ _PARAMETERS = (
 
 @frozen
 class StoredCompletions:
-    """The endpoints. The store does the work; each call is about one owner's completions."""
+    """The endpoints. The store does the work; each call is about one owner's completions, and a
+    call that has begun ends even if its client leaves."""
 
     store: Readable
     config: Live[Config]
 
-    async def answer(self, request: web.Request) -> web.Response:
-        """Answer any of the calls. A call that has begun ends even if its client leaves."""
-        if "completion_id" not in request.match_info:
-            return await self._list(request)
-        if request.path.endswith("/messages"):
-            return await self._messages(request)
-        match request.method:
-            case "POST":
-                return await self._update(request)
-            case "DELETE":
-                return await self._delete(request)
-            case _:
-                return await self._retrieve(request)
+    def routes(self) -> list[web.RouteDef]:
+        """The calls and their handlers."""
+        every, one = "/v1/chat/completions", "/v1/chat/completions/{completion_id}"
+        return [
+            web.get(every, self.list_all),
+            web.get(one, self.retrieve),
+            web.post(one, self.update, expect_handler=continue_later),
+            web.delete(one, self.delete),
+            web.get(f"{one}/messages", self.list_messages),
+        ]
 
-    async def _list(self, request: web.Request) -> web.Response:
+    async def list_all(self, request: web.Request) -> web.Response:
+        """The caller's completions that fit the filters."""
         wanted, paging = filtered_paging_of(request)
         page = await ask(self.store.list_completions(owner_of(request), wanted, paging))
         return json_response(list_object(page, stored_completion))
 
-    async def _retrieve(self, request: web.Request) -> web.Response:
+    async def retrieve(self, request: web.Request) -> web.Response:
+        """One completion."""
         completion_id = request.match_info["completion_id"]
         return _shown(await ask(self.store.view(owner_of(request), completion_id)), request)
 
-    async def _update(self, request: web.Request) -> web.Response:
+    async def update(self, request: web.Request) -> web.Response:
+        """Give a completion other metadata."""
         timeout_seconds = self.config.value.server.request_timeout_seconds
         metadata = parse_metadata_update(await read_body(request, timeout_seconds))
         completion_id = request.match_info["completion_id"]
         call = self.store.set_metadata(owner_of(request), completion_id, metadata)
         return _shown(await ask(call), request)
 
-    async def _delete(self, request: web.Request) -> web.Response:
+    async def delete(self, request: web.Request) -> web.Response:
+        """Delete a completion; see `db.store.Readable.delete`."""
         completion_id = request.match_info["completion_id"]
         if not await ask(self.store.delete(owner_of(request), completion_id)):
             raise not_found("stored completion", completion_id, "completion_id")
@@ -83,7 +85,8 @@ class StoredCompletions:
             {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
         )
 
-    async def _messages(self, request: web.Request) -> web.Response:
+    async def list_messages(self, request: web.Request) -> web.Response:
+        """The messages that a completion's client sent."""
         completion_id = request.match_info["completion_id"]
         paging = paging_of(request)
         page = await ask(self.store.list_prompt(owner_of(request), completion_id, paging))

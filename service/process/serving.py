@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 
 from service import __version__
-from service.app import COMPLETIONS, CONFIG, DIRECTORY, RELOADER, STREAMS, build_app
+from service.app import CONFIG, DIRECTORY, RELOADER, STREAMS, build_app
 from service.edge.connections import Runner
 from service.process.hangup import Hangups
 from service.process.slot import Seat
@@ -77,7 +77,7 @@ async def serve(
     the configuration again, unless the terminal has closed. A worker has a `seat`: it tells its
     supervisor instead of people that it serves, and drains if the supervisor is gone.
     """
-    app = build_app(config)
+    app = build_app(config, ask_siblings=None if seat is None else seat.ask_siblings)
     runner = Runner(app, config.server.idle_timeout_seconds, _STRAGGLER_SECONDS)
     stopping = asyncio.Event()
     _on_signals(stopping.set)
@@ -90,7 +90,7 @@ async def serve(
         if seat is None:
             announce(config, listener.getsockname()[:2], on, off)
         else:
-            await _take(seat, app, runner, stopping)
+            await _take(seat, runner, stopping)
             seat.say_ready(on, off)
         reloading = asyncio.create_task(app[RELOADER].run(load), name="reload")
         await stopping.wait()
@@ -121,10 +121,8 @@ async def _drain(app: web.Application) -> None:
     await drain
 
 
-async def _take(
-    seat: Seat, app: web.Application, runner: web.AppRunner, stopping: asyncio.Event
-) -> None:
-    """Be there for the siblings, have them there for us, and stop without a supervisor."""
+async def _take(seat: Seat, runner: web.AppRunner, stopping: asyncio.Event) -> None:
+    """Answer the siblings, and stop without a supervisor."""
     loop = asyncio.get_running_loop()
 
     def stop_alone() -> None:
@@ -132,7 +130,6 @@ async def _take(
         loop.remove_reader(seat.lifeline)
         stopping.set()
 
-    app[COMPLETIONS].ask_siblings = seat.ask_siblings
     await web.UnixSite(runner, str(seat.socket_of(seat.number))).start()
     loop.add_reader(seat.lifeline, stop_alone)
 

@@ -11,7 +11,6 @@ from openai import AsyncOpenAI
 from db.postgres.store import PostgresStore
 from db.rows.history import rows_of
 from db.store import StoreUnavailable
-from service import app as application
 from service.endpoints import completions
 from service.settings.access import ApiKeyConfig, AuthConfig
 from service.settings.config import DatabaseConfig, ScriptedAgentConfig
@@ -514,4 +513,3 @@ async def test_postgres_is_behind_it(make_service: ServiceMaker, database_url: s
     assert (404, "not_found", "completion_id") == await refused(service, f"{PATH}/{name}")
     await store.close()
     assert (503, "database_unavailable", None) == await refused(service, PATH)
-    assert application.STORED in service.app
