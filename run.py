@@ -20,7 +20,7 @@ from db.journal import JournalUnavailable
 from service import __version__
 from service.process.hangup import Hangups
 from service.process.serving import CannotServe, bind, serve
-from service.process.slot import Seat
+from service.process.slot import WorkerSlot
 from service.process.workers import Supervisor
 from service.settings.config import Config, ConfigError, dump_config, load_config
 from service.settings.reload import Load
@@ -108,12 +108,12 @@ def run_alone(
     load: Load,
     hangups: Hangups,
     listener: socket.socket,
-    seat: Seat | None = None,
+    slot: WorkerSlot | None = None,
 ) -> int:
     """Serve in this process, which may be a worker, until it is told to stop; its exit status."""
     try:
         with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
-            runner.run(serve(config, load, hangups, listener, seat))
+            runner.run(serve(config, load, hangups, listener, slot))
     except (EmbeddedUnavailable, JournalUnavailable) as error:
         print(error, file=sys.stderr, flush=True)
         return 1

@@ -66,10 +66,10 @@ class Runner(web.AppRunner):
 
 class _Server(web.Server):
     def __call__(self) -> RequestHandler:
-        return Connection(self, loop=self._loop, **self._kwargs)
+        return ClientConnection(self, loop=self._loop, **self._kwargs)
 
 
-class Connection(RequestHandler):
+class ClientConnection(RequestHandler):
     """A client's connection; the `protocol` of its requests."""
 
     __slots__ = ("_unacknowledged_seconds",)

@@ -1,5 +1,8 @@
-"""This process and its siblings: binding, serving, signals, workers, and what SIGHUP means.
+"""Runs the application in a process, or in several on one port: binding, serving, signals, workers.
 
-Skip it unless you start the service some other way or set `server.workers`. Several processes
-are worth their price only where one core isn't enough; docs/architecture.md has the figures.
+Skip it on a first reading: nothing in the rest of the service imports it, and with the default
+`server.workers: 1` only `serving` and `hangup` do anything. `workers` and `slot` are worth their
+price, four hundred lines, where one core is not enough (docs/operations.md has the figures):
+several services side by side could share a port too, but not the limit of streams, and a cancel
+would reach only the one that it happened to be sent to.
 """

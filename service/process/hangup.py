@@ -1,12 +1,8 @@
-"""What a SIGHUP asks for: to reread the configuration, or to stop because the terminal closed.
+"""Tells what a SIGHUP asks for: to reread the configuration, or to stop as the terminal closed.
 
-Both come as the same signal. A terminal that closed is gone by the time the signal arrives: asking
-its descriptors what they are fails (tty_vhangup(9) takes it away first and signals then), so
-one of ours that was a terminal and is none now tells the two apart. Under `nohup`, or with all
-three streams elsewhere, there is nothing to lose and SIGHUP always means rereading.
-
-Used by `run.py` before the configuration is read and by whoever serves afterwards. Never rereads
-or stops anything itself.
+The kernel detaches a terminal first and signals then (tty_vhangup(9)): if a standard stream that
+was a terminal no longer is one, the terminal closed. Under `nohup`, or with all three streams
+elsewhere, SIGHUP always means rereading. Rereads and stops nothing itself.
 """
 
 import asyncio
@@ -22,7 +18,7 @@ _STANDARD_STREAMS = (0, 1, 2)
 
 
 class Hangups:
-    """Takes SIGHUP from now on, and remembers one that comes before anybody can obey it."""
+    """Takes SIGHUP from now on, and remembers one that comes before `obey` is called."""
 
     def __init__(self) -> None:
         self._terminals = [fd for fd in _STANDARD_STREAMS if _is_terminal(fd)]
@@ -33,13 +29,13 @@ class Hangups:
         self._came_early = True
 
     def take_early(self) -> bool:
-        """True if one came before anybody could obey it; once."""
+        """True if one came before `obey` was called; true only once."""
         came, self._came_early = self._came_early, False
         return came
 
     def obey(self, reread: Callable[[], None], stop: Callable[[], None]) -> None:
-        """Call one of them in the running event loop at each SIGHUP from now on; and at once if
-        one has come before."""
+        """Call one of the two in the running event loop at each SIGHUP from now on, and at once if
+        a SIGHUP came before."""
 
         def act() -> None:
             (stop if self.is_terminal_gone() else reread)()
@@ -49,11 +45,11 @@ class Hangups:
             act()
 
     def ignore(self) -> None:
-        """From now on say no more than that it is too late."""
+        """From now on only log that it is too late."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.refuse)
 
     def refuse(self) -> None:
-        """Say that it is too late."""
+        """Log that it is too late."""
         log.info("configuration not reloaded", problems=["the service is stopping"])
 
     def is_terminal_gone(self) -> bool:

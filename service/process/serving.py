@@ -1,7 +1,6 @@
-"""Runs the application in this process: binds, serves, tells what is served, drains on a signal.
+"""Runs the application in this process: binds, serves, announces what is served, drains on a signal.
 
-Called by `run.py` with a checked configuration; with several workers by each of them, through
-`service.process.workers`.
+With several workers this is each worker's life. Checks no configuration, starts no process.
 """
 
 import asyncio
@@ -19,14 +18,14 @@ from service import __version__
 from service.app import CONFIG, DIRECTORY, RELOADER, STREAMS, build_app
 from service.edge.connections import Runner
 from service.process.hangup import Hangups
-from service.process.slot import Seat
+from service.process.slot import WorkerSlot
 from service.settings.config import Config, mask_password
 from service.settings.reload import Load
 
 log = structlog.get_logger(__name__)
 
 _BACKLOG = 1024
-"""Connections the kernel holds until we accept them; a page's users may all come at once."""
+"""Connections that the kernel holds until they are accepted; a page's users may all come at once."""
 HAS_SOCKETS_APIECE = sys.platform == "linux"
 """Elsewhere SO_REUSEPORT doesn't deal out connections, and workers share one socket."""
 _STRAGGLER_SECONDS = 1.0
@@ -34,17 +33,17 @@ _STRAGGLER_SECONDS = 1.0
 
 
 class CannotServe(Exception):
-    """The service can't start. The message says why and what to do."""
+    """The service can't start. The message gives the reason and the remedy."""
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket; port 0 takes any free one.
 
     Args:
-        shared: it is one of several on the same port; the kernel deals out the connections.
+        shared: this is one of several sockets on the port; the kernel deals out the connections.
 
     Raises:
-        CannotServe: the address is taken, or not this machine's.
+        CannotServe: the address is taken, or isn't this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -59,8 +58,8 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def bind_apiece(host: str, port: int, count: int) -> list[socket.socket]:
-    """A listening socket for each of so many workers, all on one port. Raises CannotServe."""
-    first = bind(host, port)  # by itself, to learn if somebody else is there
+    """A listening socket for each of `count` workers, all on one port. Raises CannotServe."""
+    first = bind(host, port)  # not shared, so it fails if another service has the port
     if not HAS_SOCKETS_APIECE:
         return [first] * count
     port = first.getsockname()[1]
@@ -69,15 +68,19 @@ def bind_apiece(host: str, port: int, count: int) -> list[socket.socket]:
 
 
 async def serve(
-    config: Config, load: Load, hangups: Hangups, listener: socket.socket, seat: Seat | None = None
+    config: Config,
+    load: Load,
+    hangups: Hangups,
+    listener: socket.socket,
+    slot: WorkerSlot | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, drain, and return once every record is handed over.
 
     A second signal ends the drain's grace at once; it cuts no save short. SIGHUP has `load` read
-    the configuration again, unless the terminal has closed. A worker has a `seat`: it tells its
-    supervisor instead of people that it serves, and drains if the supervisor is gone.
+    the configuration again, unless the terminal has closed. A worker has a `slot`: it reports to
+    its supervisor instead of printing an announcement, and drains if the supervisor is gone.
     """
-    app = build_app(config, ask_siblings=None if seat is None else seat.ask_siblings)
+    app = build_app(config, ask_siblings=None if slot is None else slot.ask_siblings)
     runner = Runner(app, config.server.idle_timeout_seconds, _STRAGGLER_SECONDS)
     stopping = asyncio.Event()
     _on_signals(stopping.set)
@@ -87,11 +90,11 @@ async def serve(
         _collect_garbage_seldom()
         await web.SockSite(runner, listener).start()
         on, off = [agent.name for agent in app[DIRECTORY].agents], app[DIRECTORY].off
-        if seat is None:
+        if slot is None:
             announce(config, listener.getsockname()[:2], on, off)
         else:
-            await _take(seat, runner, stopping)
-            seat.say_ready(on, off)
+            await _join_siblings(slot, runner, stopping)
+            slot.report_ready(on, off)
         reloading = asyncio.create_task(app[RELOADER].run(load), name="reload")
         await stopping.wait()
         reloading.cancel()  # no new request comes that could go by anything new
@@ -100,38 +103,38 @@ async def serve(
     finally:
         await runner.cleanup()
         listener.close()
-        if seat is not None:
-            seat.leave()
+        if slot is not None:
+            slot.leave()
     log.info("stopped")
 
 
 def _collect_garbage_seldom() -> None:
-    """Streams leave few cycles behind, and looking for them takes 5 % of a request's CPU at
-    Python's usual pace; nothing that was there at the start is ever looked at again."""
+    """Streams leave few cycles behind, and looking for them at Python's usual pace takes 5 % of a
+    request's CPU."""
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # objects that were made at the start are never looked at again
     gc.set_threshold(10_000, 20, 20)
 
 
 async def _drain(app: web.Application) -> None:
-    """Before aiohttp's own shutdown, so that probes and refused requests still get answers."""
+    """Drain before aiohttp's own shutdown, so that probes and refused requests get answers."""
     log.info("stopping")
     drain = app[STREAMS].drain(app[CONFIG].value.server.drain_timeout_seconds)
     _on_signals(app[STREAMS].hurry)
     await drain
 
 
-async def _take(seat: Seat, runner: web.AppRunner, stopping: asyncio.Event) -> None:
-    """Answer the siblings, and stop without a supervisor."""
+async def _join_siblings(slot: WorkerSlot, runner: web.AppRunner, stopping: asyncio.Event) -> None:
+    """Listen for the siblings, and stop once the supervisor is gone."""
     loop = asyncio.get_running_loop()
 
-    def stop_alone() -> None:
+    def stop_without_supervisor() -> None:
         log.error("supervisor gone")
-        loop.remove_reader(seat.lifeline)
+        loop.remove_reader(slot.supervisor_pipe)
         stopping.set()
 
-    await web.UnixSite(runner, str(seat.socket_of(seat.number))).start()
-    loop.add_reader(seat.lifeline, stop_alone)
+    await web.UnixSite(runner, str(slot.socket_of(slot.number))).start()
+    loop.add_reader(slot.supervisor_pipe, stop_without_supervisor)
 
 
 def _on_signals(act: Callable[[], None]) -> None:
@@ -146,7 +149,7 @@ def announce(
     agents_on: Sequence[str],
     agents_off: Mapping[str, str],
 ) -> None:
-    """Say what is served where: in words on a terminal, as a log line otherwise."""
+    """Announce what is served where: in words on a terminal, as a log line otherwise."""
     host, port = address
     base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if not sys.stdout.isatty():

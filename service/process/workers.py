@@ -1,20 +1,20 @@
 """Several processes on one port: starts the workers, keeps them alive, passes signals on.
 
-Called by `run.py` when `server.workers` is above 1. The supervisor serves nothing, has no event
-loop and one thread, so that forking is safe. `docs/architecture.md` says why it is our own.
+The supervisor serves nothing; it has no event loop and one thread, so that forking is safe.
+`docs/architecture.md` gives the reasons for having one of our own.
 
-1. Each worker is a whole service: event loop, database pool, journal. What they share is the port,
-   the embedded PostgreSQL and the terminal's output; they reach each other by `service.process.slot`.
-2. On Linux each worker's seat has a listening socket of its own (SO_REUSEPORT), among which the
-   kernel deals out connections by hash. The supervisor keeps all of them open: what waits in a
-   dead worker's queue is answered by its successor. One that can't come back soon has its socket
-   closed, so that new connections go to the others.
-3. A worker that dies is followed by another, at once if it had served well, else after a wait that
-   doubles. The successor finds the dead one's journal (`db.journal.recovery`). A worker that dies before
+1. Each worker is a whole service: event loop, database pool, journal. Workers share the port, the
+   embedded PostgreSQL and the terminal's output; they reach each other by `service.process.slot`.
+2. On Linux each worker has a listening socket of its own (SO_REUSEPORT); the kernel deals out
+   connections among the sockets by hash. The supervisor keeps all of them open, so a connection in
+   a dead worker's queue is answered by its successor. The socket of a worker that can't come back
+   soon is closed, so that new connections go to the others.
+3. A worker that dies is replaced: at once if it had served well, else after a wait that doubles.
+   The successor finds the dead one's journal (`db.journal.recovery`). A worker that dies before
    any has served ends the start.
 4. A reload is checked here once. A successor gets the configuration that is in force.
-5. Workers are in sessions of their own, so that Ctrl-C reaches them only through us. If we are
-   killed, a pipe ends and they drain (`Seat.lifeline`).
+5. Workers are in sessions of their own, so that Ctrl-C reaches them only through the supervisor.
+   If the supervisor is killed, a pipe ends and they drain (`WorkerSlot.supervisor_pipe`).
 """
 
 import json
@@ -33,36 +33,41 @@ import structlog
 
 from service.process.hangup import Hangups
 from service.process.serving import HAS_SOCKETS_APIECE, CannotServe, announce, bind, bind_apiece
-from service.process.slot import Seat, make_meeting_place
+from service.process.slot import WorkerSlot, make_socket_dir
 from service.settings.config import RELOADABLE, Config
 from service.settings.reload import Load, in_force, read_again
 from service.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
 
-RunWorker = Callable[[Config, Load, Hangups, socket.socket, Seat], int]
+RunWorker = Callable[[Config, Load, Hangups, socket.socket, WorkerSlot], int]
 """A worker's whole life, in its own process; its exit status."""
 
 _GOOD_LIFE_SECONDS = 10.0
-"""A worker that lived longer is followed at once."""
+"""A worker that lived longer is replaced at once."""
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 30.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 class _Worker:
-    """A seat and who sits on it: no process while `pid` is None."""
+    """A slot, and its process while `pid` is set.
+
+    Attributes:
+        report: the pipe on which the process reports that it serves, until that has ended.
+        starts_at: when to start a process, on the monotonic clock; None: one is running.
+        failures: how many processes in a row didn't serve well.
+    """
 
     def __init__(self, number: int, listener: socket.socket) -> None:
         self.number = number
         self.listener: socket.socket | None = listener
         self.pid: int | None = None
         self.report: int | None = None
-        self.said = b""
+        self.reported = b""
         self.is_ready = False
         self.started_at = 0.0
         self.starts_at: float | None = 0.0
-        """When to start one, on the monotonic clock; None: not before the last one died."""
         self.failures = 0
 
 
@@ -70,9 +75,9 @@ class Supervisor:
     """Runs a service of several processes.
 
     Args:
-        config: what it starts with; `server.workers` says how many.
+        config: what the service is started with, `server.workers` among it.
         load: reads the configuration again.
-        hangups: tells what a SIGHUP means.
+        hangups: knows what a SIGHUP means.
         run_worker: see `RunWorker`.
 
     Raises:
@@ -88,18 +93,19 @@ class Supervisor:
         sockets = bind_apiece(server.host, server.port, server.workers)
         self._workers = [_Worker(number, listener) for number, listener in enumerate(sockets)]
         self._address: tuple[str, int] = sockets[0].getsockname()[:2]
-        self._lifeline, self._life = os.pipe()
-        self._woken, self._wakes = socket.socketpair()
-        self._meeting_place = make_meeting_place()
+        self._supervisor_pipe, self._supervisor_end = os.pipe()
+        self._wakeups, self._wakeup_end = socket.socketpair()
+        self._socket_dir = make_socket_dir()
         self._has_served = False
         self._is_stopping = False
         self._status = 0
 
     def run(self) -> int:
-        """Until told to stop and every worker has drained. The exit status: 0 if all was well."""
-        self._woken.setblocking(False)
-        self._wakes.setblocking(False)
-        signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
+        """Run until a stop is asked for and every worker has drained. The exit status: 0 if all
+        went well."""
+        self._wakeups.setblocking(False)
+        self._wakeup_end.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup_end.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, lambda *_: None)  # the number comes through the wakeup socket
         if self._hangups.take_early():
@@ -110,7 +116,7 @@ class Supervisor:
                 self._wait()
                 self._reap()
         finally:
-            shutil.rmtree(self._meeting_place, ignore_errors=True)
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
         log.info("all workers stopped")
         return self._status
 
@@ -125,7 +131,7 @@ class Supervisor:
     def _start(self, worker: _Worker) -> None:
         try:
             self._fork(worker)
-        except (CannotServe, OSError) as error:  # somebody took the port; no memory is left
+        except (CannotServe, OSError) as error:  # the port was taken; no memory is left
             log.error("worker not started", worker=worker.number, reason=str(error))
             worker.starts_at = time.monotonic() + _LONGEST_WAIT_SECONDS
 
@@ -133,23 +139,23 @@ class Supervisor:
         if worker.listener is None:
             host, port = self._address
             worker.listener = bind(host, port, shared=True)
-        report, to_us = os.pipe()
+        report, report_end = os.pipe()
         sys.stdout.flush()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # the child must not answer as if us
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # the child has no handlers yet
         try:
             pid = os.fork()
             if pid == 0:
                 os.close(report)
-                self._be(worker, to_us)
+                self._run_forked(worker, report_end)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        os.close(to_us)
-        worker.pid, worker.report, worker.said, worker.is_ready = pid, report, b"", False
+        os.close(report_end)
+        worker.pid, worker.report, worker.reported, worker.is_ready = pid, report, b"", False
         worker.started_at, worker.starts_at = time.monotonic(), None
         log.info("worker started", worker=worker.number, pid=pid)
 
-    def _be(self, worker: _Worker, report: int) -> None:
-        """The forked process: its life as a worker. Never returns."""
+    def _run_forked(self, worker: _Worker, report: int) -> None:
+        """The life of a worker, in the forked process. Never returns."""
         status = 1
         try:
             os.setsid()
@@ -160,17 +166,17 @@ class Supervisor:
             hangups = Hangups()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             listener = self._keep_only(worker)
-            seat = Seat(
+            slot = WorkerSlot(
                 worker.number,
                 len(self._workers),
                 os.getppid(),
-                self._meeting_place,
-                self._lifeline,
+                self._socket_dir,
+                self._supervisor_pipe,
                 report,
             )
-            config = seat.share(self._config)
+            config = slot.share(self._config)
             status = self._run_worker(
-                config, lambda: seat.share(self._load()), hangups, listener, seat
+                config, lambda: slot.share(self._load()), hangups, listener, slot
             )
         except BaseException:
             traceback.print_exc()
@@ -180,34 +186,31 @@ class Supervisor:
             os._exit(status)
 
     def _keep_only(self, worker: _Worker) -> socket.socket:
-        """Close what belongs to the supervisor and to other workers; the worker's listener.
-
-        A copy of another's listening socket would keep its queue open that nobody accepts from.
-        """
-        os.close(self._life)
-        self._woken.close()
-        self._wakes.close()
+        """Close the copies of what the supervisor and other workers own; the worker's listener."""
+        os.close(self._supervisor_end)
+        self._wakeups.close()
+        self._wakeup_end.close()
         for other in self._workers:
             if other.report is not None:
                 os.close(other.report)
             if other.listener is not None and other.listener is not worker.listener:
-                other.listener.close()
+                other.listener.close()  # a copy would keep a queue open that nobody accepts from
         assert worker.listener is not None
         return worker.listener
 
     # --- what happens -----------------------------------------------------------------------
 
     def _wait(self) -> None:
-        """Until a signal, a report, or the time to start a worker."""
+        """Wait for a signal, a report, or the time to start a worker."""
         due = [worker.starts_at for worker in self._workers if worker.starts_at is not None]
-        patience = None if self._is_stopping or not due else max(0, min(due) - time.monotonic())
+        timeout = None if self._is_stopping or not due else max(0, min(due) - time.monotonic())
         reports = [worker.report for worker in self._workers if worker.report is not None]
-        readable, _, _ = select.select([self._woken.fileno(), *reports], (), (), patience)
+        readable, _, _ = select.select([self._wakeups.fileno(), *reports], (), (), timeout)
         for worker in self._workers:
             if worker.report in readable:
                 self._take_report(worker)
-        if self._woken.fileno() in readable:
-            for number in self._woken.recv(4096):
+        if self._wakeups.fileno() in readable:
+            for number in self._wakeups.recv(4096):
                 self._handle(number)
 
     def _handle(self, number: int) -> None:
@@ -217,44 +220,44 @@ class Supervisor:
             self._hang_up()
 
     def _take_report(self, worker: _Worker) -> None:
-        """A worker serves; or has died before it did, and its report is not whole."""
+        """Read a worker's report. It ends without a newline if the worker died before it served."""
         assert worker.report is not None
         if data := os.read(worker.report, select.PIPE_BUF):
-            worker.said += data
+            worker.reported += data
             return
         os.close(worker.report)
         worker.report = None
-        worker.is_ready = worker.said.endswith(b"\n")
+        worker.is_ready = worker.reported.endswith(b"\n")
         if not self._has_served and all(each.is_ready for each in self._workers):
             self._has_served = True
-            announce(self._config, self._address, **json.loads(worker.said))
+            announce(self._config, self._address, **json.loads(worker.reported))
 
     def _reap(self) -> None:
         for worker in self._workers:
             if worker.pid is not None:
                 pid, status = os.waitpid(worker.pid, os.WNOHANG)
                 if pid:
-                    self._bury(worker, os.waitstatus_to_exitcode(status))
+                    self._handle_exit(worker, os.waitstatus_to_exitcode(status))
 
-    def _bury(self, worker: _Worker, status: int) -> None:
-        """A worker is dead: decide who follows it, and when. A negative status is a signal's."""
-        pid, worker.pid = worker.pid, None
+    def _handle_exit(self, worker: _Worker, status: int) -> None:
+        """Decide what a worker's exit means. A negative status is a signal's number."""
+        died = {"worker": worker.number, "pid": worker.pid, "status": status}
+        worker.pid = None
         if self._is_stopping:
             if status not in (0, -signal.SIGTERM):  # by SIGTERM: it had not begun to serve
-                log.error("worker died", worker=worker.number, pid=pid, status=status)
+                log.error("worker died", **died)
                 self._status = 1
-            self._close(worker)  # who still connects is better refused than left to wait
-            return
-        if not self._has_served:
-            print(
-                f"A worker ended (status {status}) before the service was up, so it stops; what "
-                "the worker said is above.",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._close(worker)  # a new connection is better refused than left to wait
+        elif self._has_served:
+            log.error("worker died", **died, next_in_seconds=self._replace_later(worker))
+        else:
+            message = "before the service was up, so it stops; what the worker said is above."
+            print(f"A worker ended (status {status}) {message}", file=sys.stderr, flush=True)
             self._status = 1
             self._stop()
-            return
+
+    def _replace_later(self, worker: _Worker) -> float:
+        """Plan the successor of a worker that died; in how many seconds it will start."""
         age = time.monotonic() - worker.started_at
         served_well = worker.is_ready and age >= _GOOD_LIFE_SECONDS
         worker.failures = 0 if served_well else worker.failures + 1
@@ -263,10 +266,10 @@ class Supervisor:
             wait = min(_FIRST_WAIT_SECONDS * 2 ** (worker.failures - 2), _LONGEST_WAIT_SECONDS)
             self._close(worker)
         worker.starts_at = time.monotonic() + wait
-        log.error("worker died", worker=worker.number, pid=pid, status=status, next_in_seconds=wait)
+        return wait
 
     def _close(self, worker: _Worker) -> None:
-        """Give up a listening socket, unless it is everybody's."""
+        """Close a worker's listening socket, unless all workers share it."""
         if HAS_SOCKETS_APIECE and worker.listener is not None:
             worker.listener.close()
             worker.listener = None
@@ -274,7 +277,7 @@ class Supervisor:
     # --- signals passed on ------------------------------------------------------------------
 
     def _stop(self) -> None:
-        """Have the workers drain; called again, have them hurry."""
+        """Have the workers drain; called again, end their grace."""
         if not self._is_stopping:
             log.info("stopping workers")
         self._is_stopping = True

@@ -12,7 +12,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from aiohttp_sse import EventSourceResponse
 
-from service.edge.connections import Connection
+from service.edge.connections import ClientConnection
 from service.edge.errors import error_response
 from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
 from statemachine import ChunkRun, Failure, SessionRecord
@@ -94,7 +94,7 @@ class SseWriter:
         self._tail = b""
 
     async def open(self) -> None:
-        if isinstance(self._request.protocol, Connection):
+        if isinstance(self._request.protocol, ClientConnection):
             self._request.protocol.limit_unacknowledged(self._send_timeout_seconds)
         stream = _Stream()
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from service.process.slot import Seat
+from service.process.slot import WorkerSlot
 from service.settings.config import Config, ServerConfig
 from tests.conftest import execute
 from tests.service.stage.process import (
@@ -269,8 +269,8 @@ def test_busy_port(spawn: Any, database_url: str) -> None:
 def test_share(whole: int, count: int, parts: list[int]) -> None:
     """Workers' parts make up the service's limit, and nobody is left without."""
     config = Config(server=ServerConfig(max_concurrent_streams=whole))
-    seats = [Seat(number, count, 1, Path("/nowhere"), -1, -1) for number in range(count)]
-    assert [seat.share(config).server.max_concurrent_streams for seat in seats] == parts
+    slots = [WorkerSlot(number, count, 1, Path("/nowhere"), -1, -1) for number in range(count)]
+    assert [slot.share(config).server.max_concurrent_streams for slot in slots] == parts
 
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
