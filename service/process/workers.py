@@ -32,8 +32,9 @@ from contextlib import suppress
 import structlog
 
 from service.process.hangup import Hangups
-from service.process.serving import HAS_SOCKETS_APIECE, CannotServe, announce, bind, bind_apiece
+from service.process.serving import CannotServe, announce, bind, bind_apiece
 from service.process.slot import WorkerSlot, make_socket_dir
+from service.process.worker import LONGEST_WAIT_SECONDS, Worker
 from service.settings.config import RELOADABLE, Config
 from service.settings.reload import Load, in_force, read_again
 from service.telemetry import configure_logging
@@ -43,32 +44,7 @@ log = structlog.get_logger(__name__)
 RunWorker = Callable[[Config, Load, Hangups, socket.socket, WorkerSlot], int]
 """A worker's whole life, in its own process; its exit status."""
 
-_GOOD_LIFE_SECONDS = 10.0
-"""A worker that lived longer is replaced at once."""
-_FIRST_WAIT_SECONDS = 0.5
-_LONGEST_WAIT_SECONDS = 30.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-
-
-class _Worker:
-    """A slot, and its process while `pid` is set.
-
-    Attributes:
-        report: the pipe on which the process reports that it serves, until that has ended.
-        starts_at: when to start a process, on the monotonic clock; None: one is running.
-        failures: how many processes in a row didn't serve well.
-    """
-
-    def __init__(self, number: int, listener: socket.socket) -> None:
-        self.number = number
-        self.listener: socket.socket | None = listener
-        self.pid: int | None = None
-        self.report: int | None = None
-        self.reported = b""
-        self.is_ready = False
-        self.started_at = 0.0
-        self.starts_at: float | None = 0.0
-        self.failures = 0
 
 
 class Supervisor:
@@ -91,7 +67,7 @@ class Supervisor:
         self._run_worker = run_worker
         server = config.server
         sockets = bind_apiece(server.host, server.port, server.workers)
-        self._workers = [_Worker(number, listener) for number, listener in enumerate(sockets)]
+        self._workers = [Worker(number, listener) for number, listener in enumerate(sockets)]
         self._address: tuple[str, int] = sockets[0].getsockname()[:2]
         self._supervisor_pipe, self._supervisor_end = os.pipe()
         self._wakeups, self._wakeup_end = socket.socketpair()
@@ -128,14 +104,14 @@ class Supervisor:
             if worker.starts_at is not None and worker.starts_at <= now and not self._is_stopping:
                 self._start(worker)
 
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, worker: Worker) -> None:
         try:
             self._fork(worker)
         except (CannotServe, OSError) as error:  # the port was taken; no memory is left
             log.error("worker not started", worker=worker.number, reason=str(error))
-            worker.starts_at = time.monotonic() + _LONGEST_WAIT_SECONDS
+            worker.wait(LONGEST_WAIT_SECONDS)
 
-    def _fork(self, worker: _Worker) -> None:
+    def _fork(self, worker: Worker) -> None:
         if worker.listener is None:
             host, port = self._address
             worker.listener = bind(host, port, shared=True)
@@ -147,14 +123,16 @@ class Supervisor:
             if pid == 0:
                 os.close(report)
                 self._run_forked(worker, report_end)
+        except OSError:
+            os.close(report)
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        os.close(report_end)
-        worker.pid, worker.report, worker.reported, worker.is_ready = pid, report, b"", False
-        worker.started_at, worker.starts_at = time.monotonic(), None
+            os.close(report_end)
+        worker.begin(pid, report)
         log.info("worker started", worker=worker.number, pid=pid)
 
-    def _run_forked(self, worker: _Worker, report: int) -> None:
+    def _run_forked(self, worker: Worker, report: int) -> None:
         """The life of a worker, in the forked process. Never returns."""
         status = 1
         try:
@@ -185,7 +163,7 @@ class Supervisor:
                 sys.stdout.flush()
             os._exit(status)
 
-    def _keep_only(self, worker: _Worker) -> socket.socket:
+    def _keep_only(self, worker: Worker) -> socket.socket:
         """Close the copies of what the supervisor and other workers own; the worker's listener."""
         os.close(self._supervisor_end)
         self._wakeups.close()
@@ -219,15 +197,8 @@ class Supervisor:
         elif number == signal.SIGHUP:
             self._hang_up()
 
-    def _take_report(self, worker: _Worker) -> None:
-        """Read a worker's report. It ends without a newline if the worker died before it served."""
-        assert worker.report is not None
-        if data := os.read(worker.report, select.PIPE_BUF):
-            worker.reported += data
-            return
-        os.close(worker.report)
-        worker.report = None
-        worker.is_ready = worker.reported.endswith(b"\n")
+    def _take_report(self, worker: Worker) -> None:
+        worker.read_report()
         if not self._has_served and all(each.is_ready for each in self._workers):
             self._has_served = True
             announce(self._config, self._address, **json.loads(worker.reported))
@@ -239,40 +210,23 @@ class Supervisor:
                 if pid:
                     self._handle_exit(worker, os.waitstatus_to_exitcode(status))
 
-    def _handle_exit(self, worker: _Worker, status: int) -> None:
+    def _handle_exit(self, worker: Worker, status: int) -> None:
         """Decide what a worker's exit means. A negative status is a signal's number."""
         died = {"worker": worker.number, "pid": worker.pid, "status": status}
         worker.pid = None
+        worker.close_report()  # its end may not have been read yet
         if self._is_stopping:
             if status not in (0, -signal.SIGTERM):  # by SIGTERM: it had not begun to serve
                 log.error("worker died", **died)
                 self._status = 1
-            self._close(worker)  # a new connection is better refused than left to wait
+            worker.close_listener()  # a new connection is better refused than left to wait
         elif self._has_served:
-            log.error("worker died", **died, next_in_seconds=self._replace_later(worker))
+            log.error("worker died", **died, next_in_seconds=worker.plan_successor())
         else:
             message = "before the service was up, so it stops; what the worker said is above."
             print(f"A worker ended (status {status}) {message}", file=sys.stderr, flush=True)
             self._status = 1
             self._stop()
-
-    def _replace_later(self, worker: _Worker) -> float:
-        """Plan the successor of a worker that died; in how many seconds it will start."""
-        age = time.monotonic() - worker.started_at
-        served_well = worker.is_ready and age >= _GOOD_LIFE_SECONDS
-        worker.failures = 0 if served_well else worker.failures + 1
-        wait = 0.0
-        if worker.failures > 1:
-            wait = min(_FIRST_WAIT_SECONDS * 2 ** (worker.failures - 2), _LONGEST_WAIT_SECONDS)
-            self._close(worker)
-        worker.starts_at = time.monotonic() + wait
-        return wait
-
-    def _close(self, worker: _Worker) -> None:
-        """Close a worker's listening socket, unless all workers share it."""
-        if HAS_SOCKETS_APIECE and worker.listener is not None:
-            worker.listener.close()
-            worker.listener = None
 
     # --- signals passed on ------------------------------------------------------------------
 
