@@ -5,10 +5,10 @@ records are flushed, then the database closes. No endpoints here, and nothing ab
 """
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
-import stamina
 import structlog
 from aiohttp import web
 from attrs import frozen
@@ -22,6 +22,7 @@ from db.postgres.store import PostgresStore
 from db.saver import Saver
 from db.store import Store, StoreUnavailable
 from service.settings.config import Config, DatabaseConfig
+from statemachine.backoff import backoff
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +30,8 @@ _CHECK_SECONDS = 2.0
 """How long `/readyz` waits for the database; a probe that hangs tells nobody anything."""
 _FLUSH_SECONDS = 10.0
 """How long a stop waits for the database to take what is left."""
-
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
+"""Between two attempts to migrate."""
 
 CleanupContext = Callable[[web.Application], AsyncIterator[None]]
 Check = Callable[[], Awaitable[str | None]]
@@ -105,19 +107,18 @@ async def _migrate(dsn: str, tried: asyncio.Event) -> None:
 
     Sets `tried` after the first attempt, so that a start waits for that one alone.
     """
-    attempts = stamina.retry_context(
-        on=StoreUnavailable, attempts=None, timeout=None, wait_initial=0.5, wait_max=10.0
-    )
-    async for attempt in attempts:
-        with attempt:
-            try:
-                applied = await asyncio.to_thread(migrate, dsn)
-            except StoreUnavailable as error:
-                log.error("database not ready", attempt=attempt.num, reason=str(error))
-                raise
-            finally:
-                tried.set()
+    waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
+    for attempt, wait in enumerate(waits, 1):
+        try:
+            applied = await asyncio.to_thread(migrate, dsn)
+        except StoreUnavailable as error:
+            log.error("database not ready", attempt=attempt, reason=str(error))
+        else:
             log.info("database ready", migrations_applied=applied)
+            return
+        finally:
+            tried.set()
+        await asyncio.sleep(wait)
 
 
 def _journaling(journal: Journal) -> CleanupContext:
