@@ -20,7 +20,7 @@ from db.journal.recovery import Recovery
 from db.migrate import migrate
 from db.postgres.store import PostgresStore
 from db.saver import Saver
-from db.store import Store, StoreUnavailable
+from db.store import Store, StoreError, StoreUnavailable
 from service.settings.config import Config, DatabaseConfig
 from statemachine.backoff import backoff
 
@@ -111,7 +111,7 @@ async def _migrate(dsn: str, tried: asyncio.Event) -> None:
     for attempt, wait in enumerate(waits, 1):
         try:
             applied = await asyncio.to_thread(migrate, dsn)
-        except StoreUnavailable as error:
+        except StoreError as error:
             log.error("database not ready", attempt=attempt, reason=str(error))
         else:
             log.info("database ready", migrations_applied=applied)

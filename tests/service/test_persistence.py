@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from db.store import StoreError, StoreUnavailable
+from db.store import RecordRejected, StoreError, StoreUnavailable
 from service import persistence
 
 
@@ -39,3 +39,11 @@ async def test_migrating_goes_on_until_the_database_is_there(
     found = await logged_by_migrating(failures, monkeypatch, log_lines)
     assert found == [("database not ready", 1), ("database not ready", 2), ("database ready", None)]
     assert log_lines[0]["reason"] == "nothing listens there"
+
+
+async def test_a_migration_that_the_data_refuse_is_said_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, log_lines: list[Any]
+) -> None:
+    """Whatever the store's error, nobody is left to wonder why the tables don't come."""
+    found = await logged_by_migrating([RecordRejected("SQLSTATE 23505")], monkeypatch, log_lines)
+    assert found == [("database not ready", 1), ("database ready", None)]
