@@ -17,6 +17,7 @@ from pathlib import Path
 
 from db.embedded import EmbeddedUnavailable
 from db.journal import JournalUnavailable
+from db.store import StoreUnavailable
 from service import __version__
 from service.process.hangup import Hangups
 from service.process.serving import CannotServe, bind, serve
@@ -114,7 +115,7 @@ def run_alone(
     try:
         with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
             runner.run(serve(config, load, hangups, listener, slot))
-    except (EmbeddedUnavailable, JournalUnavailable) as error:
+    except (EmbeddedUnavailable, JournalUnavailable, StoreUnavailable) as error:
         print(error, file=sys.stderr, flush=True)
         return 1
     return 0

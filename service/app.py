@@ -62,9 +62,10 @@ def build_app(
         ask_siblings: asks the other workers, if there are any; see `Completions`.
 
     Starting it raises `db.embedded.EmbeddedUnavailable` if the embedded PostgreSQL is asked for
-    and can't be had, and `db.journal.JournalUnavailable` if the journal's directory can't be
-    written. A database that can't be reached doesn't stop it: the service streams, says in
-    `/readyz` that it isn't ready, and saves what waits once the database is there.
+    and can't be had, `db.journal.JournalUnavailable` if the journal's directory can't be written,
+    and `db.store.StoreUnavailable` if the database's address can't be read. A database that can't
+    be reached doesn't stop it: the service streams, says in `/readyz` that it isn't ready, and
+    saves what waits once the database is there.
     """
     environ = os.environ if environ is None else environ
     app = _with_middlewares(config)

@@ -125,6 +125,16 @@ def test_busy_port(spawn: Any, database_url: str) -> None:
     assert "--port" in message
 
 
+def test_an_unreadable_database_address_ends_the_start(spawn: Any) -> None:
+    """An address that no driver understands is said at once, without its password; exit status 1."""
+    process = spawn({}, DATABASE_URL="postgresql://me:secret@[::1/chat")
+    assert process.popen.wait(PATIENCE_SECONDS) == 1
+    message = process.log.read_text()
+    assert "DATABASE_URL" in message
+    assert "Traceback" not in message
+    assert "secret" not in message
+
+
 def test_no_place_for_the_journal(spawn: Any, database_url: str) -> None:
     """A journal that can't be written is said at once, with what to do; exit status 1."""
     process = spawn(config(database_url), JOURNAL_DIR="/proc/nowhere")
