@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from attrs import Factory, asdict, evolve, field, frozen
@@ -27,9 +28,20 @@ from service.settings.checking import Allowed, ConfigError, Problem, Source, str
 from service.settings.checking import mask_password as mask_password  # for those who print a config
 from statemachine import ClientGone
 
+
+def _is_http_url(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        has_place = bool(parts.hostname) and parts.port != 0  # a bad port raises
+    except ValueError:
+        return False
+    return has_place and value.startswith(("http://", "https://"))
+
+
 _above_0 = Allowed("a number above 0", lambda value: value > 0)
 _from_0 = Allowed("a number from 0", lambda value: value >= 0)
 _count = Allowed("a whole number above 0", lambda value: value > 0)
+_http_url = Allowed("an http:// or https:// URL", _is_http_url)
 _some_text = Allowed("a non-empty text", lambda value: bool(value))
 
 Seconds = Annotated[float, _above_0]
@@ -112,12 +124,7 @@ class OpenAIAgentConfig:
 
     name: Name
     kind: Literal["openai"]
-    base_url: Annotated[
-        Name,
-        Allowed(
-            "an http:// or https:// URL", lambda value: value.startswith(("http://", "https://"))
-        ),
-    ] = "https://api.openai.com/v1"
+    base_url: Annotated[Name, _http_url] = "https://api.openai.com/v1"
     api_key_env: Name | None = "OPENAI_API_KEY"
     models: tuple[Name, ...] = ("*",)
     preamble: str | None = None
@@ -231,6 +238,9 @@ def dump_config(config: Config) -> str:
     """
     tree = asdict(config, value_serializer=lambda _instance, _attribute, value: _plain(value))
     tree["database"]["url"] = mask_password(tree["database"]["url"])
+    for agent in tree["agents"]:
+        if "base_url" in agent:
+            agent["base_url"] = mask_password(agent["base_url"])
     for key in tree["auth"]["api_keys"]:
         key.update({name: "***" for name in ("sha256", "old_sha256") if key[name]})
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
@@ -304,9 +314,9 @@ def _set(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
 
 def _with_base_url(config: Config, base_url: str) -> Config:
     """`OPENAI_BASE_URL` moves the agents whose key is `OPENAI_API_KEY`, as the SDK's users expect."""
-    if not base_url.startswith(("http://", "https://")):
-        source = "environment variable OPENAI_BASE_URL"
-        raise ConfigError([Problem(source, "", repr(base_url), "an http:// or https:// URL")])
+    if not _http_url.rule(base_url):
+        source, found = "environment variable OPENAI_BASE_URL", repr(mask_password(base_url))
+        raise ConfigError([Problem(source, "", found, _http_url.words)])
     agents = tuple(
         evolve(agent, base_url=base_url)
         if isinstance(agent, OpenAIAgentConfig) and agent.api_key_env == "OPENAI_API_KEY"

@@ -136,7 +136,14 @@ KEYS: dict[str, tuple[Any, list[tuple[Any, str]]]] = {
     "agents.openai.kind": ("scripted", [("OpenAI", "scripted or openai")]),
     "agents.openai.base_url": (
         "http://127.0.0.1:11434/v1",
-        [("", NAME), *((wrong, URL) for wrong in ("127.0.0.1:11434", "ftp://h", 5, None))],
+        [
+            ("", NAME),
+            *((wrong, URL) for wrong in ("127.0.0.1:11434", "ftp://h", 5, None)),
+            *(
+                (wrong, URL)
+                for wrong in ("http://", "http://h:port", "http://h:99999", "http://[::1")
+            ),
+        ],
     ),
     "agents.openai.api_key_env": (None, NAME_OR_NONE),
     "agents.openai.preamble": ("Be kind.", TEXT_OR_NONE),
@@ -546,11 +553,19 @@ def test_base_url_moves_the_agents_with_openais_key(file: Path) -> None:
     assert found == ["http://127.0.0.1:11434/v1", openai, openai]
 
 
-def test_wrong_base_url() -> None:
-    """An `OPENAI_BASE_URL` without a scheme is refused by name."""
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("127.0.0.1:11434", "127.0.0.1:11434"),
+        ("http://h:port/v1", "http://h:port/v1"),
+        ("ftp://me:pa55@h/v1", "ftp://me:***@h/v1"),
+    ],
+)
+def test_an_unusable_base_url_is_refused_by_name(url: str, shown: str) -> None:
+    """An `OPENAI_BASE_URL` that leads nowhere is quoted, without its password."""
     with pytest.raises(ConfigError) as caught:
-        load_config(None, {"OPENAI_BASE_URL": "127.0.0.1:11434"})
-    expected = f"environment variable OPENAI_BASE_URL: found '127.0.0.1:11434', allowed: {URL}"
+        load_config(None, {"OPENAI_BASE_URL": url})
+    expected = f"environment variable OPENAI_BASE_URL: found {shown!r}, allowed: {URL}"
     assert str(caught.value) == expected
 
 
@@ -678,6 +693,15 @@ def test_passwords_are_masked(url: str, masked: str) -> None:
     assert mask_password(url) == masked
     assert yaml.safe_load(dump_config(config))["database"]["url"] == masked
     assert "55" not in masked.replace("5432", "")
+
+
+def test_passwords_of_backends_are_masked() -> None:
+    """The printed configuration shows where a backend is, and no password in its address."""
+    config = load_config(None, {"OPENAI_BASE_URL": "https://me:pa55@h:8443/v1"})
+    (openai,) = (agent for agent in config.agents if isinstance(agent, OpenAIAgentConfig))
+    assert openai.base_url == "https://me:pa55@h:8443/v1"
+    printed = [agent.get("base_url") for agent in yaml.safe_load(dump_config(config))["agents"]]
+    assert printed == [None, "https://me:***@h:8443/v1"]
 
 
 def test_errors_mask_passwords_too(file: Path) -> None:
