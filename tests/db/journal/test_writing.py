@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from db.journal import Fsync
-from statemachine import ChunkReceived, ClientLeft, SessionRecord, TimePassed
+from db.journal import Fsync, Journal
+from statemachine import ChunkReceived, ClientLeft, SessionPolicy, SessionRecord, TimePassed
 from tests.db.journal.journals import (
     begin,
     dead_journal,
@@ -26,6 +26,7 @@ from tests.db.journal.journals import (
     size_on_disk,
     words,
 )
+from tests.db.records import make_request
 from tests.statemachine.conftest import text_chunk
 
 
