@@ -4,6 +4,7 @@
 """
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -231,6 +232,25 @@ def test_imports_are_absolute() -> None:
     """A line of imports says where things are without counting dots."""
     relative = [name_of(path) for path in source_files() if "a relative import" in imports_of(path)]
     assert relative == []
+
+
+LOADED_BY_THE_MACHINES_TESTS = """\
+import sys, pytest
+status = pytest.main(["-q", "-p", "no:cacheprovider", "tests/statemachine"])
+print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules}))
+sys.exit(status)
+"""
+
+
+def test_the_machines_tests_are_alone() -> None:
+    """The tests of the pure core load no database driver, no HTTP and nothing of ours above it, so
+    they run at once and prove that it needs nothing of those."""
+    command = [sys.executable, "-c", LOADED_BY_THE_MACHINES_TESTS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    loaded = set(done.stdout.rpartition("loaded:")[2].split())
+    assert "statemachine" in loaded
+    assert loaded & {*DOORS, "aiohttp", "db", "service", "run"} == set()
 
 
 # --- rooms ------------------------------------------------------------------------------------

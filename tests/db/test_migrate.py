@@ -13,7 +13,7 @@ import db.migrate as module
 from db.migrate import main, migrate
 from db.postgres.store import PostgresStore, sql
 from db.store import CompletionFilter, Paging, StoreUnavailable
-from tests.conftest import execute
+from tests.postgres import execute
 
 ALL = sorted(sql.migration_ids())
 ALL_TABLES = [

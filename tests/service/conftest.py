@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 import structlog
 from aiohttp import web
+from pytest_aiohttp.plugin import aiohttp_client, aiohttp_client_cls
 
 from db.memory.store import MemoryStore
 from db.store import Store
@@ -29,6 +30,9 @@ from service.stream.relay import Relay
 from statemachine import SessionRecord
 from tests.service.stage.backend import Backend
 from tests.service.stage.process import Process
+
+# Fixtures of a plugin that isn't loaded (pyproject.toml says why).
+__all__ = ["aiohttp_client", "aiohttp_client_cls"]
 
 QUESTION = [{"role": "user", "content": "Say hello."}]
 

@@ -1,9 +1,23 @@
-"""Small makers of what sessions are given."""
+"""Small makers of what sessions are given, and how many made-up ones a test tries."""
 
 import json
+import os
 from typing import Any
 
+from hypothesis import settings
+
 from statemachine import ChunkPattern, ChunkReceived, RepeatedChunks, SessionRequest
+
+TIMES = int(os.environ.get("MADE_UP_TIMES", "1"))
+
+
+def made_up(examples: int) -> settings:
+    """How many examples Hypothesis makes up for a test.
+
+    Few, so that all of the machine's tests take a second; `MADE_UP_TIMES=10` makes ten times as
+    many, and `.ci/run` does.
+    """
+    return settings(max_examples=examples * TIMES, deadline=None)
 
 
 def asked(**fields: Any) -> SessionRequest:

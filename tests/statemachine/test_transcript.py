@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from statemachine import Transcript
 from statemachine.tokens import estimate_tokens
-from tests.statemachine.conftest import chunk, finish_chunk, text_chunk
+from tests.statemachine.conftest import chunk, finish_chunk, made_up, text_chunk
 
 
 def folded(*payloads: Any, choices_expected: int = 1) -> Transcript:
@@ -17,7 +17,12 @@ def folded(*payloads: Any, choices_expected: int = 1) -> Transcript:
     return transcript
 
 
-@given(st.lists(st.text()))
+TELLING = 'ab "\\\n\0é你😀\u2028\ud83d\ude00'
+"""Characters of every width, those that JSON escapes, and both halves of a pair."""
+
+
+@made_up(25)
+@given(st.lists(st.text(TELLING)))
 def test_text_is_the_deltas_joined(pieces: list[str]) -> None:
     """Nothing is added, dropped or reordered, surrogates and NULs included."""
     transcript = folded(*map(text_chunk, pieces))
@@ -148,7 +153,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=50)
+@made_up(15)
 @given(st.lists(st.dictionaries(st.sampled_from(["content", "tool_calls", "x"]), json_values)))
 def test_odd_deltas_never_raise(deltas: list[dict[str, Any]]) -> None:
     """Whatever an upstream puts into a delta is folded somehow."""

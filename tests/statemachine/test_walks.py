@@ -1,6 +1,9 @@
-"""Random walks: whatever happens in whatever order, the promises hold."""
+"""Walks, all short ones and some long: whatever happens in whatever order, the promises hold."""
 
-from hypothesis import given, settings
+from itertools import product
+
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
 from statemachine import (
@@ -11,6 +14,7 @@ from statemachine import (
     ClientLeft,
     DeadlineExpired,
     DrainExpired,
+    Effect,
     Event,
     Failure,
     IllegalTransition,
@@ -30,32 +34,31 @@ from statemachine import (
     UpstreamFailed,
     UpstreamFinished,
 )
-from tests.statemachine.conftest import asked, finish_chunk, text_after, text_chunk
+from tests.statemachine.conftest import asked, finish_chunk, made_up, text_after, text_chunk
 
 FAILURE = Failure("upstream_error", "It broke.")
 BROKE_OFF = Failure("upstream_incomplete", "It broke off.")
 SENDS = (OpenStream, SendChunk, SendPing, SendDone, SendError)
 
-events = st.one_of(
-    st.text(max_size=5).map(lambda text: ChunkReceived(text_chunk(text))),
-    st.sampled_from(
-        [
-            ChunkReceived(finish_chunk()),
-            text_after(text_chunk("first"), "more", ""),
-            ChunkReceived({"choices": [], "usage": {"completion_tokens": 1}}),
-            AttemptStarted("demo", 60.0),
-            UpstreamFinished(),
-            UpstreamFailed(FAILURE),
-            UpstreamFailed(BROKE_OFF),
-            DeadlineExpired(FAILURE),
-            DrainExpired(),
-            ClientLeft(),
-            StopRequested(),
-            TimePassed(),
-        ]
-    ),
+STEPS: tuple[Event, ...] = (
+    ChunkReceived(text_chunk("word")),
+    ChunkReceived(finish_chunk()),
+    text_after(text_chunk("first"), "more", "", "!"),
+    ChunkReceived({"choices": [], "usage": {"completion_tokens": 1}}),
+    AttemptStarted("demo", 60.0),
+    UpstreamFinished(),
+    UpstreamFailed(FAILURE),
+    UpstreamFailed(BROKE_OFF),
+    DeadlineExpired(FAILURE),
+    DrainExpired(),
+    ClientLeft(),
+    StopRequested(),
+    TimePassed(),
 )
-steps = st.lists(st.tuples(events, st.floats(0, 100)), max_size=30)
+events = st.one_of(
+    st.text(max_size=5).map(lambda text: ChunkReceived(text_chunk(text))), st.sampled_from(STEPS)
+)
+walks = st.lists(st.tuples(events, st.floats(0, 100)), max_size=30)
 
 
 def text_in(run: ChunkRun) -> str:
@@ -66,18 +69,34 @@ def text_in(run: ChunkRun) -> str:
     return str(choices[0]["delta"].get("content", "")) if choices else ""
 
 
-@settings(max_examples=100, deadline=None)
-@given(steps=steps, client_gone=st.sampled_from(ClientGone), include_usage=st.booleans())
-def test_promises_hold_on_every_walk(
-    steps: list[tuple[Event, float]], client_gone: ClientGone, include_usage: bool
+@pytest.mark.parametrize("client_gone", ClientGone)
+def test_promises_hold_on_every_short_walk(client_gone: ClientGone) -> None:
+    """Every walk of three events there is, with a silence after each that is long enough for a
+    ping."""
+    for walk in product(STEPS, repeat=3):
+        promises_hold([(event, 20.0) for event in walk], client_gone, include_usage=True)
+
+
+@made_up(25)
+@given(walk=walks, client_gone=st.sampled_from(ClientGone), include_usage=st.booleans())
+def test_promises_hold_on_long_walks(
+    walk: list[tuple[Event, float]], client_gone: ClientGone, include_usage: bool
+) -> None:
+    """The same of walks that go on."""
+    promises_hold(walk, client_gone, include_usage)
+
+
+def promises_hold(
+    walk: list[tuple[Event, float]], client_gone: ClientGone, include_usage: bool
 ) -> None:
     """One Save per ended life and none before; the text saved is the text received; nothing is
     sent before opening, after the end's last word, or to a client that left."""
     session = StreamSession(
         asked(include_usage=include_usage), SessionPolicy(client_gone=client_gone)
     )
-    now, text, effects = 0.0, "", []
-    for event, delay in steps:
+    now, text = 0.0, ""
+    effects: list[Effect] = []
+    for event, delay in walk:
         now += delay
         running = not session.state.is_final
         was_attached = session.attached
@@ -118,7 +137,7 @@ def test_promises_hold_on_every_walk(
         assert session.due(now + 1e9) is None
 
 
-@settings(max_examples=100, deadline=None)
+@made_up(25)
 @given(gaps=st.lists(st.floats(0, 40), max_size=20), interval=st.floats(0.1, 30))
 def test_a_driver_that_asks_at_wakes_at_never_spins_or_sleeps_in(
     gaps: list[float], interval: float

@@ -14,7 +14,7 @@ import pytest
 
 from db.embedded import EmbeddedPostgres, EmbeddedUnavailable
 from db.embedded.__main__ import main
-from tests.conftest import UNSAFE_BUT_FAST, execute, temporary_data_dir
+from tests.postgres import UNSAFE_BUT_FAST, execute, temporary_data_dir
 
 started: list[EmbeddedPostgres] = []
 

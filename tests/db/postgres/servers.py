@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager
 
 import psycopg2
 
-from tests.conftest import execute
+from tests.postgres import execute
 
 TABLES = ("conversations", "completions", "messages", "tool_sets", "completion_labels")
 NOTHING = {"conversations": 0, "tool_sets": 0, "completions": 0, "messages": 0}

@@ -9,8 +9,8 @@ from db.embedded import EmbeddedPostgres
 from db.postgres.address import Route
 from db.postgres.store import PostgresStore
 from db.store import StoreUnavailable
-from tests.conftest import UNSAFE_BUT_FAST
 from tests.db.records import make_record
+from tests.postgres import UNSAFE_BUT_FAST
 
 
 async def test_a_host_with_several_addresses_is_reached(

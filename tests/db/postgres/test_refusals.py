@@ -10,9 +10,9 @@ from db.migrate import migrate
 from db.postgres.store import PostgresStore
 from db.store import RecordRejected, StoreUnavailable
 from statemachine import State
-from tests.conftest import execute, with_database
 from tests.db.postgres.servers import NOTHING, counts
 from tests.db.records import make_record, user
+from tests.postgres import execute, with_database
 
 
 async def test_missing_tables_say_to_migrate(empty_database_url: str) -> None:

@@ -9,7 +9,7 @@ from db.postgres import sql
 from db.postgres.sql import in_dollars
 from db.rows.history import ToolSetRow
 from db.store import StoredCompletion, StoredConversation, StoredMessage
-from tests.conftest import execute
+from tests.postgres import execute
 
 TABLES = {
     "conversations": (StoredConversation, sql.CONVERSATIONS),

@@ -13,7 +13,6 @@ from db.embedded import EmbeddedPostgres
 from db.migrate import migrate
 from db.postgres.store import PostgresStore
 from db.store import StoreUnavailable
-from tests.conftest import UNSAFE_BUT_FAST, execute
 from tests.db.postgres.servers import (
     NOTHING,
     ONE_ANSWER,
@@ -24,6 +23,7 @@ from tests.db.postgres.servers import (
     until_no_backend,
 )
 from tests.db.records import make_record, user
+from tests.postgres import UNSAFE_BUT_FAST, execute
 
 
 async def fill_pool(store: PostgresStore) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from db.postgres.store import PostgresStore
-from tests.conftest import execute
 from tests.db.records import assistant, user
+from tests.postgres import execute
 from tests.service.conftest import Service, ServiceMaker
 from tests.service.endpoints.test_stored import QUICK, call
 

@@ -14,7 +14,7 @@ import pytest
 
 from service.process.slot import WorkerSlot
 from service.settings.config import Config, ServerConfig
-from tests.conftest import execute
+from tests.postgres import execute
 from tests.service.stage.process import (
     PATIENCE_SECONDS,
     Process,

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import execute
+from tests.postgres import execute
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_SECONDS = 30.0
