@@ -16,6 +16,7 @@ from service.callers.auth import Keyring, require_key
 from service.callers.charging import Charging
 from service.callers.limits import Admission
 from service.clock import steady_clock
+from service.completion_log import CompletionLog
 from service.edge.cors import cors
 from service.edge.errors import errors_middleware
 from service.endpoints.completions import AskSiblings, Completions
@@ -30,12 +31,7 @@ from service.settings.live import Live
 from service.settings.reload import Reloader
 from service.stream.moments import Watchers
 from service.stream.running import RunningStreams
-from service.telemetry import (
-    CompletionLog,
-    add_id_headers,
-    configure_logging,
-    telemetry_middleware,
-)
+from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
 
 CONFIG: web.AppKey[Live[Config]] = web.AppKey("config")
 DIRECTORY = web.AppKey("directory", AgentDirectory)

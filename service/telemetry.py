@@ -21,8 +21,6 @@ from attrs import frozen
 
 from service.ids import random_hex
 from service.settings.config import LoggingConfig
-from service.stream.moments import Attempt, Watcher
-from statemachine import SessionRecord, SessionRequest, State
 
 log = structlog.get_logger(__name__)
 
@@ -165,45 +163,6 @@ def _begin_line_locally(
 ) -> structlog.typing.EventDict:
     """The same in local time."""
     return {**_begin_line(logger, method, event), "timestamp": datetime.now().isoformat()}
-
-
-class CompletionLog(Watcher):
-    """Logs the canonical line, one per completion with everything an operator asks about it, and
-    a line for each attempt that failed."""
-
-    def tried(self, request: SessionRequest, attempt: Attempt) -> None:
-        if attempt.failure is not None:
-            log.warning(
-                "attempt failed",
-                agent=attempt.agent,
-                attempt=attempt.number,
-                error=attempt.failure.reported_code,
-                status=attempt.failure.status,
-            )
-
-    def ended(self, record: SessionRecord) -> None:
-        write = log.warning if record.state is State.FAILED else log.info
-        write("completion finished", **completion_fields(record))
-
-
-def completion_fields(record: SessionRecord) -> dict[str, Any]:
-    """The canonical line's fields, in its order."""
-    request = record.request
-    return {
-        "completion_id": record.completion_id,
-        "trace_id": request.trace_id,
-        "owner": request.owner,
-        "agent": record.agent,
-        "model": request.model,
-        "state": record.state.value,
-        "finish_reason": record.finish_reason,
-        "token_count": record.token_count,
-        "usage_source": record.usage_source.value,
-        "chunk_count": record.chunk_count,
-        "ttft_ms": None if record.ttft_ms is None else round(record.ttft_ms, 1),
-        "duration_ms": round(record.duration_ms, 1),
-        "error": record.failure.reported_code if record.failure else None,
-    }
 
 
 @web.middleware

@@ -16,11 +16,11 @@ import yaml
 
 import run
 import service
+from service.completion_log import completion_fields
 from service.edge.errors import ERROR_CODES
 from service.settings import config as configuration
 from service.settings.access import ApiKeyConfig
 from service.settings.config import RELOADABLE, Config, OpenAIAgentConfig, ScriptedAgentConfig
-from service.telemetry import completion_fields
 from statemachine import (
     ChunkReceived,
     Save,

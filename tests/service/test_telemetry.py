@@ -14,16 +14,15 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.completion_log import CompletionLog, completion_fields
 from service.edge.errors import errors_middleware
 from service.settings.config import LoggingConfig
 from service.telemetry import (
     REQUEST_ID,
     TRACE,
-    CompletionLog,
     Trace,
     add_id_headers,
     adopt_trace,
-    completion_fields,
     configure_logging,
     telemetry_middleware,
 )

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from service.completion_log import completion_fields
 from service.settings.config import ServerConfig
-from service.telemetry import completion_fields
 from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for
 from tests.service.stage.backend import Backend, Exchange
 
