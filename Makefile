@@ -9,7 +9,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format faults fuzz bench key psql dead-letters docs lock clean
+.PHONY: help run test check format faults fuzz bench key psql dead-letters architecture docs \
+	lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +48,12 @@ psql: $(VENV)/.run-ready ## look into the embedded database (make psql ARGS="-c 
 dead-letters: $(VENV)/.run-ready ## list what no database would take (try again: make dead-letters ARGS=retry)
 	@$(BIN)/python -m db.dead_letters var/journal $(or $(ARGS),list)
 
-docs: $(VENV)/.run-ready ## print the state table into docs/, and docs/openapi.yaml as JSON
+architecture: $(VENV)/.run-ready ## draw the rooms and their arrows (each file: ARGS=--files)
+	@$(BIN)/python -m tests.architecture $(ARGS)
+
+docs: $(VENV)/.run-ready ## print state table and rooms into docs/, and docs/openapi.yaml as JSON
 	$(BIN)/python -m statemachine docs/state-machine.md
+	$(BIN)/python -m tests.architecture docs/architecture.md
 	$(BIN)/python -m service.endpoints.openapi docs/openapi.yaml
 
 lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt

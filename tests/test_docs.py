@@ -31,6 +31,7 @@ from statemachine import (
     UpstreamFinished,
 )
 from statemachine.__main__ import with_printed
+from tests import architecture
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -288,6 +289,12 @@ def test_state_table_is_fresh() -> None:
     """What `python -m statemachine` prints is what stands in the document."""
     text = document("docs/state-machine.md")
     assert text == with_printed(text), "run: make docs"
+
+
+def test_rooms_are_fresh() -> None:
+    """What `python -m tests.architecture` draws is what stands in the document."""
+    text = document("docs/architecture.md")
+    assert text == architecture.with_printed(text, architecture.House()), "run: make docs"
 
 
 # --- all documents ----------------------------------------------------------------------------
