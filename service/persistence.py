@@ -14,8 +14,8 @@ from aiohttp import web
 from attrs import frozen
 
 from db.dead_letters import DeadLetters
-from db.embedded import EmbeddedPostgres
-from db.journal import Fsync, Journal, NoJournal
+from db.embedded import EmbeddedPostgres, EmbeddedUnavailable
+from db.journal import Fsync, Journal, JournalUnavailable, NoJournal
 from db.journal.recovery import Recovery
 from db.migrate import migrate
 from db.postgres.store import PostgresStore
@@ -25,6 +25,9 @@ from service.settings.config import Config, DatabaseConfig
 from statemachine.backoff import backoff
 
 log = structlog.get_logger(__name__)
+
+CANNOT_KEEP = (EmbeddedUnavailable, JournalUnavailable, StoreUnavailable)
+"""What a start raises if answers can't be kept; the message says what to do."""
 
 _CHECK_SECONDS = 2.0
 """How long `/readyz` waits for the database; a probe that hangs tells nobody anything."""

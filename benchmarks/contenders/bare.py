@@ -7,8 +7,8 @@ what persistence is compared with. Requests, the state machine and the queue of 
 import sys
 from collections.abc import Sequence
 
-import run
 from db.postgres.store import PostgresStore
+from service.process import command
 from statemachine import SessionRecord
 
 
@@ -19,4 +19,4 @@ async def _save_nothing(self: PostgresStore, records: Sequence[SessionRecord]) -
 PostgresStore.save = _save_nothing  # type: ignore[method-assign]
 
 if __name__ == "__main__":
-    sys.exit(run.main(sys.argv[1:]))
+    sys.exit(command.main(sys.argv[1:]))
