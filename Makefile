@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format faults fuzz bench key psql dead-letters architecture docs \
-	lock clean
+	wheel lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ docs: $(VENV)/.run-ready ## print state table and rooms into docs/, and docs/ope
 	$(BIN)/python -m statemachine docs/state-machine.md
 	$(BIN)/python -m tests.architecture docs/architecture.md
 	$(BIN)/python -m service.endpoints.openapi docs/openapi.yaml
+
+wheel: $(VENV)/.run-ready ## build dist/*.whl, install it elsewhere and have it answer once
+	$(BIN)/python -m tests.wheel
 
 lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	@{ echo "# Versions that the README's commands install. Made by: make lock"; \
