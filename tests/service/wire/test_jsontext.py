@@ -157,4 +157,4 @@ def test_many_brackets_are_not_deep() -> None:
 def test_writing_refuses_what_is_too_deep() -> None:
     """A value that not even the standard library can write raises ValueError."""
     with pytest.raises(ValueError):
-        encode_json(nested(5_000))
+        encode_json(nested(100_000))
