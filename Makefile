@@ -9,8 +9,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format faults fuzz bench key psql dead-letters architecture docs \
-	wheel lock clean
+.PHONY: help run test core check matrix format faults fuzz bench key psql dead-letters \
+	architecture docs wheel lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,10 +21,16 @@ run: $(VENV)/.run-ready ## serve on http://127.0.0.1:8000 (flags: make run ARGS=
 test: $(VENV)/.dev-ready ## run every test (some: make test ARGS="tests/db -k save")
 	$(BIN)/python -m pytest $(ARGS)
 
+core: $(VENV)/.core-ready ## run the state machine's tests alone, in a second
+	$(BIN)/python -m pytest tests/statemachine $(ARGS)
+
 check: $(VENV)/.dev-ready ## lint, check formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+matrix: ## check and test on every Python from 3.11 that is here (some: ARGS="tests/db -k save")
+	@.ci/matrix check test ARGS='$(ARGS)'
 
 format: $(VENV)/.dev-ready ## format the code
 	$(BIN)/ruff check --fix --quiet .
@@ -64,7 +70,7 @@ lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
 
 clean: ## remove .venv and caches; data under var/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/it)." >&2; exit 1; }
@@ -76,10 +82,15 @@ $(VENV)/.run-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pytho
 	@$(INSTALL) --editable '.[embedded,fast]'
 	@touch $@
 
+$(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
+	@echo "Setting up $(VENV) for the state machine's tests (once) ..."
+	@$(INSTALL) attrs hypothesis pytest pytest-asyncio pytest-timeout
+	@touch $@
+
 $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
 	@$(INSTALL) --editable '.[embedded,fast,dev]'
-	@touch $(VENV)/.run-ready $@
+	@touch $(VENV)/.run-ready $(VENV)/.core-ready $@
 
 $(VENV)/.bench-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what benchmarks need to $(VENV) (once) ..."
