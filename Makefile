@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core check matrix format faults fuzz bench key psql dead-letters \
+.PHONY: help run test core check matrix format faults fuzz bench instructions key psql dead-letters \
 	architecture docs wheel lock clean
 
 help: ## list the commands
@@ -44,6 +44,9 @@ fuzz: $(VENV)/.dev-ready ## try the API with five minutes of made-up requests (w
 
 bench: $(VENV)/.bench-ready ## measure beside nginx and others (short: ARGS="--quick")
 	$(BIN)/python -m benchmarks $(ARGS)
+
+instructions: $(VENV)/.dev-ready ## count instructions, fail if more than before (ARGS="--against HEAD~1")
+	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 key: $(VENV)/.run-ready ## make an API key for a caller (make key NAME=open-webui)
 	@$(BIN)/python -m service.callers.auth new $(or $(NAME),--help)

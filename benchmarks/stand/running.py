@@ -109,11 +109,11 @@ def service(
     path.write_text(json.dumps(config))  # JSON is YAML
     command = [sys.executable, *program, "--config", str(path), "--port", "0"]
     variables = {"LOG_FORMAT": "json", "PYTHONPATH": str(ROOT), **(environ or {})}
-    with process(command, directory, _announced, variables, is_pinned, _DRAIN_SECONDS) as running:
+    with process(command, directory, announced, variables, is_pinned, _DRAIN_SECONDS) as running:
         yield running
 
 
-def _announced(log: str) -> int | None:
+def announced(log: str) -> int | None:
     found = re.search(r'"url": ?"http://127.0.0.1:(\d+)"', log)
     return int(found[1]) if found else None
 

@@ -1,0 +1,158 @@
+"""What is counted: a chunk, a chunk that has to be parsed, a request, and a save.
+
+Each figure is counted in a process of its own, so that it doesn't depend on which others are asked
+for, in windows after the process has got warm; the load is the same each time (`benchmarks.lockstep`,
+`benchmarks.saving`). The tree that is counted need not be this one. Called by
+`benchmarks.instructions`.
+"""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from benchmarks.counting import Counter, NotCounted, valgrind
+from benchmarks.lockstep import Kind, backend
+from benchmarks.running import ROOT, agent, announced, process
+from benchmarks.saving import RECORDS
+
+WINDOWS = 7
+_WARM_CHUNKS, _CHUNKS = 256, 128  # whole rounds of the decoder's attempts to learn a pattern
+_WARM_REQUESTS, _REQUESTS = 15, 10
+_COMMITS = 5
+_STOP_SECONDS = 30.0
+
+
+@frozen
+class Place:
+    """Where one figure is counted.
+
+    Attributes:
+        directory: its own, empty.
+        tree: the project's files.
+        dsn: a PostgreSQL's URL.
+    """
+
+    directory: Path
+    tree: Path
+    dsn: str
+
+    @contextmanager
+    def counted(
+        self, program: Sequence[str], find_port: Callable[[str], int | None]
+    ) -> Iterator[tuple[int, Counter]]:
+        """A Python program of the tree under valgrind: its port, and its count, which begins."""
+        self.directory.mkdir()
+        command = [*valgrind(self.directory), sys.executable, *program]
+        # Hashes decide in which order sets are gone through, and who collides in a dictionary.
+        variables = {
+            "LOG_FORMAT": "json",
+            "PYTHONPATH": str(self.tree),
+            "PYTHONHASHSEED": "0",
+        }
+        running = process(command, self.directory, find_port, variables, False, _STOP_SECONDS)
+        with running as (port, pid):
+            counter = Counter(pid, self.directory)
+            counter.begin()
+            yield port, counter
+
+    @contextmanager
+    def service(self, backend_port: int) -> Iterator[tuple[int, Counter]]:
+        """Our service in front of that backend. Its journal is in the directory."""
+        path = self.directory.with_suffix(".yaml")
+        config = {
+            "database": {"url": self.dsn},
+            "agents": [agent(backend_port)],
+            "sse": {"keep_alive_interval_seconds": 600},  # no ping, however slow the machine
+        }
+        path.write_text(json.dumps(config))
+        program = [str(self.tree / "run.py"), "--config", str(path), "--port", "0"]
+        with self.counted(program, announced) as running:
+            yield running
+
+
+async def _windows(
+    counter: Counter,
+    units: int,
+    load: Callable[[], Awaitable[None]],
+    prepare: Callable[[], Awaitable[None]] | None = None,
+) -> list[float]:
+    """Instructions per unit, in each window; what prepares one isn't counted."""
+    found = []
+    for _ in range(WINDOWS):
+        if prepare is not None:
+            await prepare()
+        counter.read()
+        await load()
+        found.append(counter.read() / units)
+    return found
+
+
+async def _chunks(place: Place, kind: Kind) -> list[float]:
+    """Per chunk, in the middle of one stream."""
+    async with backend() as (backend_port, turns):
+        with place.service(backend_port) as (port, counter):
+            await turns.connect(port)
+            await turns.ask(2)
+            await turns.begin()
+            await turns.say(_WARM_CHUNKS, kind)
+            found = await _windows(counter, _CHUNKS, lambda: turns.say(_CHUNKS, kind))
+            await turns.end()
+            return found
+
+
+async def _alike(place: Place) -> list[float]:
+    return await _chunks(place, "alike")
+
+
+async def _parsed(place: Place) -> list[float]:
+    return await _chunks(place, "parsed")
+
+
+async def _requests(place: Place) -> list[float]:
+    """Per request, each in a transaction of its own."""
+    async with backend() as (backend_port, turns):
+        with place.service(backend_port) as (port, counter):
+            await turns.connect(port)
+            await turns.ask(_WARM_REQUESTS)
+            return await _windows(counter, _REQUESTS, lambda: turns.ask(_REQUESTS))
+
+
+async def _saves(place: Place) -> list[float]:
+    """Per record, several to a transaction."""
+    program = ["-P", str(ROOT / "benchmarks" / "saving.py"), str(place.tree), place.dsn]
+
+    with place.counted(program, _port_in) as (port, counter):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def do(what: bytes) -> None:
+            writer.write(b"%b %d\n" % (what, _COMMITS))
+            if not await asyncio.wait_for(reader.readline(), 60.0):
+                raise NotCounted("the saver broke off")
+
+        for what in (b"make", b"save") * 2:
+            await do(what)
+        found = await _windows(
+            counter, _COMMITS * RECORDS, lambda: do(b"save"), lambda: do(b"make")
+        )
+        writer.close()
+        return found
+
+
+def _port_in(log: str) -> int | None:
+    found = re.search(r"^port (\d+)$", log, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+FIGURES: dict[str, Callable[[Place], Coroutine[None, None, list[float]]]] = {
+    "chunk": _alike,
+    "chunk-parsed": _parsed,
+    "request": _requests,
+    "save": _saves,
+}
+"""Name → each window's figure."""
