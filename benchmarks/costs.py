@@ -17,7 +17,7 @@ from pathlib import Path
 from attrs import frozen
 
 from benchmarks.counting import Counter, NotCounted, valgrind
-from benchmarks.lockstep import Kind, backend
+from benchmarks.lockstep import Kind, backend_and_client
 from benchmarks.running import ROOT, agent, announced, process
 from benchmarks.saving import RECORDS
 
@@ -25,7 +25,6 @@ WINDOWS = 7
 _WARM_CHUNKS, _CHUNKS = 256, 128  # whole rounds of the decoder's attempts to learn a pattern
 _WARM_REQUESTS, _REQUESTS = 15, 10
 _COMMITS = 5
-_STOP_SECONDS = 30.0
 
 
 @frozen
@@ -55,7 +54,8 @@ class Place:
             "PYTHONPATH": str(self.tree),
             "PYTHONHASHSEED": "0",
         }
-        running = process(command, self.directory, find_port, variables, False, _STOP_SECONDS)
+        # Killed at the end: nothing of it is wanted any more, and to drain would take it a minute.
+        running = process(command, self.directory, find_port, variables, False, stop_seconds=0.0)
         with running as (port, pid):
             counter = Counter(pid, self.directory)
             counter.begin()
@@ -65,11 +65,8 @@ class Place:
     def service(self, backend_port: int) -> Iterator[tuple[int, Counter]]:
         """Our service in front of that backend. Its journal is in the directory."""
         path = self.directory.with_suffix(".yaml")
-        config = {
-            "database": {"url": self.dsn},
-            "agents": [agent(backend_port)],
-            "sse": {"keep_alive_interval_seconds": 600},  # no ping, however slow the machine
-        }
+        # No more than is needed, since other revisions may not know what this one does.
+        config = {"database": {"url": self.dsn}, "agents": [agent(backend_port)]}
         path.write_text(json.dumps(config))
         program = [str(self.tree / "run.py"), "--config", str(path), "--port", "0"]
         with self.counted(program, announced) as running:
@@ -95,7 +92,7 @@ async def _windows(
 
 async def _chunks(place: Place, kind: Kind) -> list[float]:
     """Per chunk, in the middle of one stream."""
-    async with backend() as (backend_port, turns):
+    async with backend_and_client() as (backend_port, turns):
         with place.service(backend_port) as (port, counter):
             await turns.connect(port)
             await turns.ask(2)
@@ -116,7 +113,7 @@ async def _parsed(place: Place) -> list[float]:
 
 async def _requests(place: Place) -> list[float]:
     """Per request, each in a transaction of its own."""
-    async with backend() as (backend_port, turns):
+    async with backend_and_client() as (backend_port, turns):
         with place.service(backend_port) as (port, counter):
             await turns.connect(port)
             await turns.ask(_WARM_REQUESTS)

@@ -33,12 +33,23 @@ import psycopg2
 from benchmarks.costs import FIGURES, Place
 from benchmarks.counting import NotCounted, valgrind
 from benchmarks.figures import print_table
-from benchmarks.recorded import FILE, TOLERANCE, Verdict, environment, record, recorded, verdicts
+from benchmarks.recorded import (
+    FILE,
+    TOLERANCE,
+    Environment,
+    Verdict,
+    environment,
+    record,
+    recorded,
+    verdicts,
+)
 from benchmarks.running import ROOT, DidNotStart, Server
 from db.embedded import EmbeddedUnavailable
 
 Counts = dict[str, list[float]]
 """Figure → each window's instructions per unit."""
+
+_TROUBLE = (DidNotStart, NotCounted, EmbeddedUnavailable, OSError, EOFError)
 
 _NOTHING_TO_COMPARE = """
 Nothing to compare with: benchmarks/instructions.json has no figures for this environment. This is
@@ -66,24 +77,26 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _names(text: str) -> list[str]:
     names = text.split(",")
     if unknown := {*names} - {*FIGURES}:
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}; there is {list(FIGURES)}")
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}"
+        )
     return names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count, print and compare; the exit status. Says what is missing on standard error."""
     options = _options(sys.argv[1:] if arguments is None else arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     try:
-        valgrind(Path())
+        valgrind(Path())  # the message without it
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _stop)
         here, there = _count(options)
-    except (DidNotStart, NotCounted, TimeoutError, EmbeddedUnavailable) as error:
-        print(f"can't count: {error or 'the service did not answer'}", file=sys.stderr)
+    except _TROUBLE as error:
+        print(f"can't count: {_said(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return _report(here, there, options.save)
+    return report(here, there, environment(), FILE, options.save)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -91,6 +104,10 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _said(error: Exception) -> str:
+    return str(error) or f"the server did not answer ({type(error).__name__})"
 
 
 def _count(options: argparse.Namespace) -> tuple[Counts, Counts]:
@@ -112,10 +129,10 @@ def _count(options: argparse.Namespace) -> tuple[Counts, Counts]:
                 place = Place(directory / name, tree, _database(server, name))
                 try:
                     counts[number][figure] = asyncio.run(FIGURES[figure](place))
-                except (DidNotStart, NotCounted, TimeoutError) as error:
+                except _TROUBLE as error:
                     if not number:
                         raise
-                    print(f"{figure} can't be counted there: {error}", file=sys.stderr)
+                    print(f"{figure} can't be counted there: {_said(error)}", file=sys.stderr)
     return counts
 
 
@@ -151,23 +168,28 @@ def _database(server: Server, name: str) -> str:
     return urlunsplit(urlsplit(server.dsn)._replace(path=f"/{name}"))
 
 
-def _report(here: Counts, there: Counts, is_to_save: bool) -> int:
-    """Print what was counted and what it means; the exit status."""
+def report(here: Counts, there: Counts, where: Environment, file: Path, is_to_save: bool) -> int:
+    """Print what was counted and what it means; the exit status.
+
+    Args:
+        here, there: this tree's figures and another's; those of the other only for show.
+        where, file: whose recorded figures they are compared with, and where those are kept.
+        is_to_save: record the figures instead of judging them.
+    """
     figures = {name: round(median(windows)) for name, windows in here.items()}
-    where = environment()
-    found = verdicts(figures, recorded(where))
+    found = verdicts(figures, recorded(where, file))
     print_table("Instructions, user space", {each.name: _row(each, here, there) for each in found})
     if is_to_save:
-        record(where, figures)
-        print(f"recorded in {FILE.relative_to(ROOT)}")
+        record(where, figures, file)
+        print(f"recorded in {file}")
         return 0
     if all(each.before is None for each in found):
-        print(
-            _NOTHING_TO_COMPARE, *(f"  {key:<16} {value}" for key, value in where.items()), sep="\n"
-        )
+        print(_NOTHING_TO_COMPARE)
+        for key, value in where.items():
+            print(f"  {key:<16} {value}")
     over = [each for each in found if each.is_over]
     for each in over:
-        print(f"{each.name} takes {each.ratio:.3f} of what is recorded; {1 + TOLERANCE} is allowed")
+        print(f"{each.name}: {each.ratio:.3f} of what is recorded; {1 + TOLERANCE} is allowed")
     return 1 if over else 0
 
 

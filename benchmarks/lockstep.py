@@ -4,13 +4,13 @@ The backend sends a chunk when the client has the one before, so that no two of 
 service in one read. Requests go one after the other, each when the last answer is saved and the
 saver's next transaction may begin, so that each has one of its own. So the service does the same
 steps in the same order each time, however slowly it runs. Nothing is timed. Called by
-`benchmarks.instructions`.
+`benchmarks.costs`.
 """
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
 Kind = Literal["alike", "parsed"]
@@ -50,7 +50,7 @@ def _first() -> bytes:
     return _HEAD + _event({"role": "assistant", "content": _text(0)})
 
 
-def _next(number: int, kind: Kind) -> bytes:
+def next_chunk(number: int, kind: Kind) -> bytes:
     """A chunk in the middle. A `parsed` one tells the usage so far, as vLLM's do when asked to."""
     more = _USAGE % (10_000 + number, 10_005 + number) if kind == "parsed" else ""
     return _event({"content": _text(number)}, more=more)
@@ -75,11 +75,13 @@ class Turns:
 
     def __init__(self) -> None:
         self._asked: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        self._open: list[asyncio.StreamWriter] = []
         self._asks = 0
         self._said = 0
 
     async def connect(self, port: int) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
+        self._open.append(self._writer)
 
     async def begin(self) -> None:
         """Ask, and get the answer's first chunk."""
@@ -95,7 +97,7 @@ class Turns:
         """So many chunks more, one by one."""
         for _ in range(count):
             self._said += 1
-            self._backend.write(_next(self._said, kind))
+            self._backend.write(next_chunk(self._said, kind))
             await self._see(_text(self._said).encode())
 
     async def end(self) -> None:
@@ -121,19 +123,30 @@ class Turns:
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The backend's side of a connection: requests are read here and answered above."""
+        self._open.append(writer)
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
                 await reader.readexactly(int(length or 0))
                 self._asked.put_nowait(writer)
-        except (OSError, EOFError, asyncio.CancelledError):
+        except (OSError, EOFError):
             writer.close()
+
+    async def close(self) -> None:
+        """Both sides of every connection."""
+        for writer in self._open:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 @asynccontextmanager
-async def backend() -> AsyncIterator[tuple[int, Turns]]:
+async def backend_and_client() -> AsyncIterator[tuple[int, Turns]]:
     """A backend's port, and what makes it and the client take turns."""
     turns = Turns()
     async with await asyncio.start_server(turns.take, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], turns
+        try:
+            yield server.sockets[0].getsockname()[1], turns
+        finally:
+            await turns.close()

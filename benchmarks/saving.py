@@ -30,8 +30,8 @@ _PAUSE_SECONDS = 0.03
 _NOW = 1_750_000_000.25
 
 
-def defined(tree: Path, name: str) -> Any:
-    """The class or function of that name that a file of the tree's packages defines.
+def module_of(tree: Path, name: str) -> str:
+    """The module of the tree that defines a class or function of that name. Imports nothing.
 
     Raises `LookupError` if none does.
     """
@@ -40,8 +40,13 @@ def defined(tree: Path, name: str) -> Any:
         for path in sorted((tree / package).rglob("*.py")):
             if definition.search(path.read_text("utf-8")):
                 parts = path.relative_to(tree).with_suffix("").parts
-                return getattr(import_module(".".join(parts).removesuffix(".__init__")), name)
+                return ".".join(parts).removesuffix(".__init__")
     raise LookupError(f"no {name} in {tree}")
+
+
+def defined(tree: Path, name: str) -> Any:
+    """That class or function. Raises `LookupError` if there is none, and what its import raises."""
+    return getattr(import_module(module_of(tree, name)), name)
 
 
 def _made(cls: type, values: Mapping[str, Any]) -> Any:

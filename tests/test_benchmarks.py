@@ -26,7 +26,14 @@ from benchmarks.contenders import CONTENDERS, Place, Target, our_config
 from benchmarks.stand.client import Answer, Connection, connect, steer, wait_all
 from benchmarks.stand.plan import Plan
 from benchmarks.stand.running import service, upstream
+from benchmarks.costs import FIGURES
+from benchmarks.counting import NotCounted, total
+from benchmarks.instructions import main, report
+from benchmarks.lockstep import Kind, backend_and_client, next_chunk
+from benchmarks.recorded import record, recorded, verdicts
+from benchmarks.saving import module_of
 from db.embedded import EmbeddedPostgres
+from service.agents.openai.decoder import SseDecoder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they read Linux's /proc")
 
@@ -238,8 +245,166 @@ def test_tables_go_between_the_markers(tmp_path: Path) -> None:
     assert "| ours | 60.0 |" in text
 
 
+# --- instructions -----------------------------------------------------------------------------
+
+PROFILE = """\
+# callgrind format
+version: 1
+events: Ir
+
+fn=(1) main
+16 400
+totals: 12345678
+"""
+
+
+def test_instructions_are_read_from_a_profile() -> None:
+    """A callgrind file's count is its total, whatever its lines say."""
+    assert total(PROFILE) == 12_345_678
+
+
+@pytest.mark.parametrize(
+    "profile", ["", PROFILE.replace("totals", "summary"), PROFILE.replace("Ir", "Ir Dr")]
+)
+def test_a_file_without_a_count_is_no_count(profile: str) -> None:
+    """A file that is cut short, or that counts something else too, gives no figure."""
+    with pytest.raises(NotCounted):
+        total(profile)
+
+
+@pytest.mark.parametrize(
+    ("counted", "word", "is_over"),
+    [
+        (1000, "ok", False),
+        (1020, "ok", False),
+        (1021, "OVER", True),
+        (980, "ok", False),
+        (979, "below: record it", False),
+    ],
+)
+def test_a_figure_may_be_two_percent_over(counted: int, word: str, is_over: bool) -> None:
+    """A figure is over when it is more than two percent above the recorded one, and not before."""
+    (verdict,) = verdicts({"chunk": counted}, {"chunk": 1000, "save": 1})
+    assert (verdict.word, verdict.is_over) == (word, is_over)
+
+
+def test_environments_have_figures_of_their_own(tmp_path: Path) -> None:
+    """What is recorded for one environment changes another's in nothing, and figures that weren't
+    counted stay."""
+    file, here, there = tmp_path / "figures.json", {"python": "3.11"}, {"python": "3.12"}
+    record(here, {"chunk": 1, "save": 2}, file)
+    record(there, {"chunk": 3}, file)
+    record(here, {"chunk": 4}, file)
+    assert recorded(here, file) == {"chunk": 4, "save": 2}
+    assert recorded(there, file) == {"chunk": 3}
+    assert recorded({"python": "3.13"}, file) is None
+
+
+def test_what_is_over_fails_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The status is 1 if one figure is over, by the median of its windows, and it is named."""
+    file, where = tmp_path / "figures.json", {"python": "3.11"}
+    record(where, {"chunk": 1000, "save": 1000}, file)
+    assert report({"chunk": [9.0, 1000.0, 1e6], "save": [1010.0]}, {}, where, file, False) == 0
+    assert report({"chunk": [1000.0], "save": [1030.0]}, {}, where, file, False) == 1
+    assert capsys.readouterr().out.endswith("save: 1.030 of what is recorded; 1.02 is allowed\n")
+
+
+def test_an_unknown_environment_is_no_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing is recorded the status is 0, with a word on how to record; then it is known."""
+    file, where = tmp_path / "figures.json", {"python": "4.0"}
+    assert report({"chunk": [1000.0]}, {}, where, file, False) == 0
+    said = capsys.readouterr().out
+    assert "Nothing to compare with" in said and "--save" in said and "4.0" in said
+    assert report({"chunk": [1000.0]}, {}, where, file, True) == 0
+    assert report({"chunk": [1030.0]}, {}, where, file, False) == 1
+
+
+def test_another_tree_is_only_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other tree's figures give ratios, also where one is missing, and change no status."""
+    here, there = {"chunk": [1100.0], "save": [5.0]}, {"chunk": [1000.0]}
+    assert report(here, there, {"python": "4.0"}, tmp_path / "none.json", False) == 0
+    assert "1.1000" in capsys.readouterr().out
+
+
+def test_valgrind_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without valgrind the command says in one line what to install, with status 2."""
+    monkeypatch.setenv("PATH", "")
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert "apt install valgrind" in said and said.count("\n") == 1
+
+
+async def test_chunks_come_one_by_one() -> None:
+    """The next chunk is sent when the client has the one before, so that however slow a service
+    is, it reads no two together."""
+    reads: list[int] = []
+    ended = asyncio.Event()
+
+    async with backend_and_client() as (backend_port, turns):
+
+        async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            behind, request = await asyncio.open_connection("127.0.0.1", backend_port)
+            request.write(await reader.read(65536))
+            while data := await behind.read(65536):
+                reads.append(data.count(b"data: {"))
+                await asyncio.sleep(0.01)
+                writer.write(data)
+            request.close()
+            writer.close()
+            ended.set()
+
+        async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as server:
+            await turns.connect(server.sockets[0].getsockname()[1])
+            await turns.begin()
+            await turns.say(3, "alike")
+            await turns.say(3, "parsed")
+            await turns.end()
+            await turns.close()
+            await ended.wait()
+    assert reads == [1] * 8
+
+
+@pytest.mark.parametrize(("kind", "is_quick"), [("alike", True), ("parsed", False)])
+def test_chunks_take_the_way_that_is_counted(kind: Kind, is_quick: bool) -> None:
+    """Chunks that are alike aren't parsed once two have come; the others all are."""
+    decoder = SseDecoder(10_000)
+    chunks = [next_chunk(number, kind).split(b"\r\n")[1] for number in range(300)]
+    taken = []
+    for chunk in chunks:
+        taken.append(decoder.take(chunk) is not None)
+        if not taken[-1]:
+            decoder.feed(chunk)
+    assert taken == [False] * 2 + [is_quick] * 298
+    assert len({*map(len, chunks)}) == 1
+
+
+def test_modules_are_found_wherever_they_are(tmp_path: Path) -> None:
+    """A name is looked for in all of a tree's packages, so a module that moved is found."""
+    for path, text in {
+        "db/saver.py": "from db.postgres.store import PostgresStore\n\n\nclass Saver:\n",
+        "db/postgres/__init__.py": "def migrate(dsn):\n",
+        "db/postgres/store.py": "class PostgresStore:\n",
+    }.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / path).write_text(text)
+    names = {name: module_of(tmp_path, name) for name in ("Saver", "PostgresStore", "migrate")}
+    assert names == {
+        "Saver": "db.saver",
+        "PostgresStore": "db.postgres.store",
+        "migrate": "db.postgres",
+    }
+    with pytest.raises(LookupError):
+        module_of(tmp_path, "Journal")
+
+
 def test_the_document_names_everything() -> None:
-    """docs/benchmarks.md has a row for each contender and each workload."""
+    """docs/benchmarks.md has a row for each contender, each workload and each count."""
     text = (ROOT / "docs/benchmarks.md").read_text("utf-8")
-    named = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
-    assert named == {*CONTENDERS, *command.WORKLOADS, "growth", "direct"}
+    named = set(re.findall(r"^\| `(\w[\w-]*)` \|", text, re.MULTILINE))
+    assert named == {*CONTENDERS, *command.WORKLOADS, *FIGURES, "growth", "direct"}
