@@ -23,15 +23,15 @@ from benchmarks.comparison.loads import at_once, spread
 from benchmarks.comparison.report import write_markdown
 from benchmarks.comparison.targets import targets
 from benchmarks.contenders import CONTENDERS, Place, Target, our_config
+from benchmarks.instructions.__main__ import main, report
+from benchmarks.instructions.costs import FIGURES
+from benchmarks.instructions.counting import NotCounted, total
+from benchmarks.instructions.lockstep import Kind, backend_and_client, next_chunk
+from benchmarks.instructions.recorded import record, recorded, verdicts
+from benchmarks.instructions.saving import module_of
 from benchmarks.stand.client import Answer, Connection, connect, steer, wait_all
 from benchmarks.stand.plan import Plan
 from benchmarks.stand.running import service, upstream
-from benchmarks.costs import FIGURES
-from benchmarks.counting import NotCounted, total
-from benchmarks.instructions import main, report
-from benchmarks.lockstep import Kind, backend_and_client, next_chunk
-from benchmarks.recorded import record, recorded, verdicts
-from benchmarks.saving import module_of
 from db.embedded import EmbeddedPostgres
 from service.agents.openai.decoder import SseDecoder
 
@@ -43,10 +43,15 @@ Change = Callable[[list[bytes]], list[bytes]]
 """What a proxy makes of an answer's events."""
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda it: it.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "benchmarks").rglob("*.py")),
+    ids=lambda it: f"{it.parent.name}/{it.stem}",
+)
 def test_every_measurement_can_be_started(path: Path) -> None:
     """No program that the docs name has lost what it imports."""
-    assert import_module(f"benchmarks.{path.stem}").__doc__
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    assert import_module(".".join(parts)).__doc__
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 Instructions are the same on every machine with the same interpreter, libraries and kind of
 processor, and only there; so `instructions.json` has an entry for each such environment. No counting
-here. Called by `benchmarks.instructions`.
+here.
 """
 
 import json

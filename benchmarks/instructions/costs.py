@@ -1,9 +1,8 @@
 """What is counted: a chunk, a chunk that has to be parsed, a request, and a save.
 
 Each figure is counted in a process of its own, so that it doesn't depend on which others are asked
-for, in windows after the process has got warm; the load is the same each time (`benchmarks.lockstep`,
-`benchmarks.saving`). The tree that is counted need not be this one. Called by
-`benchmarks.instructions`.
+for, in windows after the process has got warm; the load is the same each time (`lockstep`, `saving`). The
+tree that is counted need not be this one.
 """
 
 import asyncio
@@ -16,10 +15,10 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.counting import Counter, NotCounted, valgrind
-from benchmarks.lockstep import Kind, backend_and_client
-from benchmarks.running import ROOT, agent, announced, process
-from benchmarks.saving import RECORDS
+from benchmarks.instructions.counting import Counter, NotCounted, valgrind
+from benchmarks.instructions.lockstep import Kind, backend_and_client
+from benchmarks.instructions.saving import RECORDS
+from benchmarks.stand.running import agent, announced, process
 
 WINDOWS = 7
 _WARM_CHUNKS, _CHUNKS = 256, 128  # whole rounds of the decoder's attempts to learn a pattern
@@ -122,7 +121,7 @@ async def _requests(place: Place) -> list[float]:
 
 async def _saves(place: Place) -> list[float]:
     """Per record, several to a transaction."""
-    program = ["-P", str(ROOT / "benchmarks" / "saving.py"), str(place.tree), place.dsn]
+    program = ["-P", str(Path(__file__).with_name("saving.py")), str(place.tree), place.dsn]
 
     with place.counted(program, _port_in) as (port, counter):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

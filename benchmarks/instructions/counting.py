@@ -3,8 +3,8 @@
 The process runs with counting off until it is wanted, so that its start takes seconds and not a
 minute. A window is one load: what was counted before is thrown away, the load runs, the process
 comes to rest, and what was counted meanwhile is written to a file and read (`total`). The kernel's
-instructions, the waiting and valgrind's own work are in no count. Called by `benchmarks.costs`; knows no
-load and no figure.
+instructions, the waiting and valgrind's own work are in no count. Knows no load
+and no figure.
 """
 
 import re
@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.machine import cpu_seconds
+from benchmarks.stand.machine import cpu_seconds
 
 _REST_SECONDS = 0.05
 """A process that hasn't run for so long, and waits, has nothing left to do."""

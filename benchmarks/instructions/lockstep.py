@@ -3,8 +3,7 @@
 The backend sends a chunk when the client has the one before, so that no two of them ever come to the
 service in one read. Requests go one after the other, each when the last answer is saved and the
 saver's next transaction may begin, so that each has one of its own. So the service does the same
-steps in the same order each time, however slowly it runs. Nothing is timed. Called by
-`benchmarks.costs`.
+steps in the same order each time, however slowly it runs. Nothing is timed.
 """
 
 import asyncio

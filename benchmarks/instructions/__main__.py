@@ -4,10 +4,10 @@
     python -m benchmarks.instructions --only chunk,save
     python -m benchmarks.instructions --against HEAD~3
 
-The server runs under valgrind (`benchmarks.counting`) and gets the same load each time
-(`benchmarks.costs`), so a figure repeats within a few thousandths however busy the machine is. It is
-the median of some windows. Figures are compared with those kept for this environment
-(`benchmarks.recorded`), and on request with another revision's, counted alike in the same run.
+The server runs under valgrind (`counting`) and gets the same load each time (`costs`), so a figure
+repeats within a few thousandths however busy the machine is. It is the median of some windows.
+Figures are compared with those kept for this environment (`recorded`), and on request with another
+revision's, counted alike in the same run.
 
 Exit status: 0 if no figure is over the recorded one by more than the tolerance, or there is none to
 compare with; 1 if one is; 2 if nothing could be counted.
@@ -30,10 +30,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
 
-from benchmarks.costs import FIGURES, Place
-from benchmarks.counting import NotCounted, valgrind
-from benchmarks.figures import print_table
-from benchmarks.recorded import (
+from benchmarks.instructions.costs import FIGURES, Place
+from benchmarks.instructions.counting import NotCounted, valgrind
+from benchmarks.instructions.recorded import (
     FILE,
     TOLERANCE,
     Environment,
@@ -43,7 +42,8 @@ from benchmarks.recorded import (
     recorded,
     verdicts,
 )
-from benchmarks.running import ROOT, DidNotStart, Server
+from benchmarks.stand.figures import print_table
+from benchmarks.stand.running import ROOT, DidNotStart, Server
 from db.embedded import EmbeddedUnavailable
 
 Counts = dict[str, list[float]]
@@ -52,8 +52,9 @@ Counts = dict[str, list[float]]
 _TROUBLE = (DidNotStart, NotCounted, EmbeddedUnavailable, OSError, EOFError)
 
 _NOTHING_TO_COMPARE = """
-Nothing to compare with: benchmarks/instructions.json has no figures for this environment. This is
-no failure. Add these with --save (make instructions ARGS=--save). The environment is:"""
+Nothing to compare with: benchmarks/instructions/instructions.json has no figures for this
+environment. This is no failure. Add these with --save (make instructions ARGS=--save). The
+environment is:"""
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,11 +1,11 @@
 """The service's own saver and store on a PostgreSQL, in a process whose instructions are counted.
 
-    python -P benchmarks/saving.py TREE DSN
+    python -P benchmarks/instructions/saving.py TREE DSN
 
 Prints its port. Whoever connects sends lines, `make N` and then `save N`, and gets each back when so
 many transactions of `RECORDS` records each are made up, or committed. The project's modules are
 those of the tree, wherever in it they stand: each name is looked for in the source, so an earlier or
-later revision is driven by the same program. Started by `benchmarks.costs`; imports nothing of
+later revision is driven by the same program. Imports nothing of
 `benchmarks`.
 """
 
