@@ -6,7 +6,7 @@ What a test here can't check, a command in the documents reproduces.
 import ast
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -34,8 +34,7 @@ from statemachine.__main__ import with_printed
 from tests import architecture
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-PACKAGES = ("statemachine", "db", "service")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 Rows = dict[str, list[str]]
 
@@ -275,14 +274,109 @@ def test_columns_are_documented(table: str) -> None:
 # --- architecture and state machine -----------------------------------------------------------
 
 
-def test_every_room_is_documented() -> None:
-    """The table of rooms names every source file that holds more than its package's docstring."""
-    files = {"run.py"}
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            if path.name != "__init__.py" or "wire" in path.parts:
-                files.add(path.relative_to(ROOT).as_posix())
-    same(rows(section(document("docs/architecture.md"), "Rooms")), files)
+ROOM_PAGES = sorted(ROOT.glob("docs/rooms/*.md"))
+PARTS_OF_A_PAGE = ["What it promises", "Main types", "The way through it", "Files"]
+SKIPPED = {
+    # what a newcomer may skip: its page, and the package that says so too
+    "docs/rooms/agents.md": "service/agents/openai",
+    "docs/rooms/embedded.md": "db/embedded",
+    "docs/rooms/journal.md": "db/journal",
+    "docs/rooms/memory.md": "db/memory",
+    "docs/rooms/process.md": "service/process",
+}
+
+
+def folder_of(page: Path) -> str:
+    """The folder that a room's page is about, from its heading: `# `service/wire/``."""
+    found = re.match(r"# `([\w/]+/)`", page.read_text("utf-8"))
+    assert found, f"{page.name} has no folder in its heading"
+    return found[1]
+
+
+def files_of(page: Path) -> set[str]:
+    """The files of that folder that are in no room of their own; `run.py` opens the hall."""
+    folder, others = folder_of(page), {folder_of(other) for other in ROOM_PAGES}
+    inner = {other for other in others if other.startswith(folder)} - {folder}
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    files -= {name for name in files if name.startswith(tuple(inner))}
+    return files | ({"run.py"} if folder == "service/" else set())
+
+
+def defined_in(paths: Iterable[Path]) -> set[str]:
+    """The names of all classes, functions and constants there, methods included."""
+    nodes = [node for path in paths for node in ast.walk(architecture.tree_of(path))]
+    named = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    constants = {
+        target.id
+        for node in nodes
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    return constants | {node.name for node in nodes if isinstance(node, named)}
+
+
+def test_every_room_has_a_page() -> None:
+    """The table of rooms links each page, under its folder's name; the packages' folders, down to
+    those that only serve another, are all there."""
+    linked = re.findall(r"^\| \[`([^`]+)`\]\((rooms/\w+\.md)\)", rooms_section(), re.MULTILINE)
+    assert {folder: ROOT / "docs" / name for folder, name in linked} == {
+        folder_of(page): page for page in ROOM_PAGES
+    }
+    boxes = {box for box in architecture.House().boxes() if not box.endswith(".py")}
+    assert boxes | {"db"} == {folder.rstrip("/") for folder, _ in linked}
+
+
+def rooms_section() -> str:
+    return section(document("docs/architecture.md"), "Rooms")
+
+
+@pytest.mark.parametrize("page", ROOM_PAGES, ids=lambda page: page.stem)
+def test_every_file_of_a_room_is_documented(page: Path) -> None:
+    """A room's page has a line for each of its files, and no other."""
+    same(rows(section(page.read_text("utf-8"), "Files")), files_of(page))
+
+
+@pytest.mark.parametrize("page", ROOM_PAGES, ids=lambda page: page.stem)
+def test_main_types_are_in_their_room(page: Path) -> None:
+    """What a page calls a main type is defined in its room."""
+    names = set(rows(section(page.read_text("utf-8"), "Main types")))
+    assert names
+    assert names - defined_in(ROOT / name for name in files_of(page)) == set()
+
+
+@pytest.mark.parametrize("page", ROOM_PAGES, ids=lambda page: page.stem)
+def test_pages_of_rooms_are_alike(page: Path) -> None:
+    """Each says first what its neighbours may rely on, and last, if anything, why it is so."""
+    headings = re.findall(r"^## (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    ordered = [heading for heading in headings if heading in PARTS_OF_A_PAGE]
+    assert ordered == PARTS_OF_A_PAGE
+    assert "Why it is so" not in headings[:-1]
+
+
+@pytest.mark.parametrize(("page", "package"), SKIPPED.items())
+def test_doors_say_what_may_be_skipped(page: str, package: str) -> None:
+    """What a newcomer may skip says so at its door, in the code and on its page, and why it is
+    worth its price."""
+    docstring = ast.get_docstring(ast.parse(document(f"{package}/__init__.py"))) or ""
+    for text in (docstring, document(page)):
+        assert "Skip" in text
+        assert "worth its price" in " ".join(text.split())
+
+
+def test_names_in_the_way_of_an_answer_exist() -> None:
+    """The chart that people drew names classes and functions that are there."""
+    (chart,) = re.findall(
+        r"^## The way of one answer\n+```\n(.*?)^```", document("docs/architecture.md"), re.M | re.S
+    )
+    classes = re.findall(r"\b(?!PostgreSQL)[A-Z][a-z]+[A-Z]\w*|\b[A-Z][a-z]+\b", chart)
+    functions = re.findall(r"(\w+)\(\)", chart)
+    assert len(classes) > 10
+    assert {*classes, *functions} - defined_in(architecture.source_files()) == set()
 
 
 def test_state_table_is_fresh() -> None:

@@ -1,7 +1,7 @@
 """Several processes on one port: starts the workers, keeps them alive, passes signals on.
 
 The supervisor serves nothing; it has no event loop and one thread, so that forking is safe.
-`docs/architecture.md` gives the reasons for having one of our own.
+docs/rooms/process.md gives the reasons for having one of our own.
 
 1. Each worker is a whole service: event loop, database pool, journal. Workers share the port, the
    embedded PostgreSQL and the terminal's output; they reach each other by `service.process.slot`.
