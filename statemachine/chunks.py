@@ -2,8 +2,8 @@
 
 `ParsedChunk` is all that a first reading needs. The door to the shortcut is `RepeatedChunks`: most
 chunks of an answer are identical to the one before except for their text, so they are recognised,
-folded, journaled and sent by their texts alone. A reader may skip it: a session does the same with
-either, and so what is stored and sent is the same. It is worth its price because nearly every chunk
+folded, journaled and sent by their texts alone. Skip it on a first reading: a session does the
+same with either, and so what is stored and sent is the same. It is worth its price because nearly every chunk
 takes it, and one that is parsed and written anew costs almost three times the instructions
 (`make instructions`).
 """

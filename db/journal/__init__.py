@@ -2,8 +2,8 @@
 
 Skip this room on a first reading: the service begins a session here, appends what happens to it,
 and forgets it once it is committed. Without a journal (`journal.directory: null`, `NoJournal`)
-everything works but survives no kill. With it `kill -9` at any instant loses no word that a client
-saw, which is worth the largest room of the store.
+everything works but survives no kill. It is worth its price, the largest room of the store: with it
+`kill -9` at any instant loses no word that a client saw.
 """
 
 from db.journal.absent import NoJournal
