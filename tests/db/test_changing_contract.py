@@ -12,7 +12,7 @@ from tests.db.views import HIDDEN, TOOLS, listed, prompt, shown_tree, tree
 # --- metadata ---------------------------------------------------------------------------------
 
 
-async def test_metadata_is_replaced(store: Store) -> None:
+async def test_new_metadata_replaces_the_old(store: Store) -> None:
     """The new pairs are shown and found, the old ones are not; nothing else changes."""
     record = make_record(request={"metadata": {"old": "1", "both": "1"}})
     await store.save([record])
@@ -48,7 +48,7 @@ async def test_deleting_removes_for_good(store: Store) -> None:
     assert [] == await listed(store)
 
 
-async def test_what_is_deleted_shows_no_conversation(store: Store) -> None:
+async def test_a_deleted_completion_shows_no_conversation(store: Store) -> None:
     """Saved again together with a hidden completion of its conversation, a deleted one has no say
     in whether that is shown, nor since when it is there."""
     deleted = make_record(user("A"), answer="seen", request={"metadata": {"a": "b"}})
@@ -61,7 +61,7 @@ async def test_what_is_deleted_shows_no_conversation(store: Store) -> None:
     assert await tree(store, hidden) is None
 
 
-async def test_what_others_share_stays(store: Store) -> None:
+async def test_messages_that_other_branches_share_stay(store: Store) -> None:
     """Deleting a branch leaves what the other branches go over."""
     opening = [user("A"), assistant("B")]
     one, other = make_record(*opening, user("C"), answer="c"), make_record(*opening, user("D"))

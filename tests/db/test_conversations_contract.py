@@ -9,7 +9,7 @@ from tests.db.records import assistant, make_partial, make_record, user
 from tests.db.views import HIDDEN, prompt, shown_tree, text_of, tree
 
 
-async def test_conversations_are_listed(store: Store) -> None:
+async def test_conversations_are_listed_once_each_by_their_beginning(store: Store) -> None:
     """Each conversation once, by when it began; the client's key is shown."""
     records = [
         make_record(user("A"), request={"conversation_key": "chat-1"}),
@@ -27,7 +27,7 @@ async def test_conversations_are_listed(store: Store) -> None:
     assert page.items[0].client_key is None
 
 
-async def test_a_conversation_is_a_tree(store: Store) -> None:
+async def test_edits_and_regenerations_are_branches_of_a_tree(store: Store) -> None:
     """Edits and regenerations are branches; every node knows its completion and what is above."""
     first = make_record(user("A"), answer="1")
     again = make_record(user("A"), answer="2")
@@ -49,7 +49,7 @@ async def test_a_conversation_is_a_tree(store: Store) -> None:
     assert [record.completion_id for record in records] == answers
 
 
-async def test_a_tree_comes_in_pages(store: Store) -> None:
+async def test_pages_make_up_the_tree(store: Store) -> None:
     """Page after page, either way, gives every node once, in one order."""
     history: list[dict[str, Any]] = [{"role": "system", "content": "S"}]
     for turn in range(5):
@@ -119,7 +119,7 @@ async def test_hidden_completions_leave_no_trace_in_a_tree(store: Store) -> None
     assert ["A", "secret", "B"] == [row.content for row in thread]
 
 
-async def test_one_save_may_hide_and_show(store: Store) -> None:
+async def test_of_records_saved_together_a_visible_one_shows_its_prompt(store: Store) -> None:
     """Of records saved together, what any visible one was sent is shown."""
     hidden = make_record(user("A"), assistant("x"), user("B"), answer="h", request=HIDDEN)
     shown = make_record(user("A"), answer="1")

@@ -136,7 +136,7 @@ def test_letters_are_listed_oldest_first(
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"record": 5, "reason": ""}'])
-def test_what_is_no_letter_is_a_value_error(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_no_letter_is_a_value_error(tmp_path: Path, data: bytes) -> None:
     """Whatever is wrong with a file, its reader hears of it in one way."""
     path = tmp_path / "a.json"
     path.write_bytes(data)

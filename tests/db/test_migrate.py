@@ -128,7 +128,7 @@ def test_every_table_is_described(database_url: str) -> None:
     assert set(ALL_TABLES) <= set(names)
 
 
-async def test_what_was_stored_before_can_be_read(
+async def test_rows_from_before_a_migration_can_be_read(
     empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows from before there were labels and hidden ones are found by their metadata, and hidden

@@ -64,7 +64,7 @@ async def test_partial_answers_are_viewed(store: Store) -> None:
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["another owner's", "hidden"])
-async def test_what_is_not_to_be_seen_is_not_there(store: Store, hidden: bool) -> None:
+async def test_hidden_and_foreign_completions_are_not_there(store: Store, hidden: bool) -> None:
     """No call shows or changes another owner's completion, or one asked for with store: false."""
     record = make_record(request={"metadata": {"a": "b"}, **(HIDDEN if hidden else {})})
     await store.save([record])
@@ -89,7 +89,7 @@ async def test_what_is_not_to_be_seen_is_not_there(store: Store, hidden: bool) -
     assert found is not None and {"a": "b"} == found.metadata
 
 
-async def test_odd_names_are_just_not_there(store: Store) -> None:
+async def test_odd_ids_owners_cursors_and_filters_find_nothing(store: Store) -> None:
     """No id, owner, cursor or filter is an error."""
     for odd in ("", NASTY, "%s", "'; --", "x" * 10_000):
         assert await store.view("alice", odd) is None
@@ -141,7 +141,7 @@ async def test_pages_make_up_the_list(store: Store, limit: int, descending: bool
     assert (expected[::-1] if descending else expected) == found
 
 
-async def test_what_comes_meanwhile_shifts_nothing(store: Store) -> None:
+async def test_completions_saved_meanwhile_shift_no_page(store: Store) -> None:
     """Completions saved between two pages change nothing of what the next page goes on with."""
     old = [make_record() for _ in range(4)]
     await store.save(old)
@@ -154,7 +154,7 @@ async def test_what_comes_meanwhile_shifts_nothing(store: Store) -> None:
     assert rest == ids(second)
 
 
-async def test_a_list_can_be_deleted_while_it_is_read(store: Store) -> None:
+async def test_a_deleted_item_is_still_good_as_a_cursor(store: Store) -> None:
     """A deleted completion is still good for going on after it; so is a deleted conversation."""
     records = [make_record(user(f"{place}")) for place in range(5)]
     await store.save(records)
@@ -169,7 +169,7 @@ async def test_a_list_can_be_deleted_while_it_is_read(store: Store) -> None:
     assert 3 == len(page.items)
 
 
-async def test_filters_choose_by_model_and_metadata(store: Store) -> None:
+async def test_all_given_filters_hold(store: Store) -> None:
     """All given filters hold for what is shown; order and pages are the same as without."""
     metadata = [{"a": "1"}, {"a": "1", "b": "2"}, {"b": "2"}, None, {"a": "1", "b": "3"}]
     records = [

@@ -157,7 +157,7 @@ async def test_one_call_may_hold_a_record_twice(store: Store) -> None:
     assert await store.find(neighbour.completion_id) is not None
 
 
-async def test_saving_nothing_is_fine(store: Store) -> None:
+async def test_an_empty_save_is_no_error(store: Store) -> None:
     """An empty call is no error."""
     await store.save([])
 
@@ -283,7 +283,7 @@ async def test_long_keys_are_kept(store: Store) -> None:
     assert await store.find(long.completion_id) is not None
 
 
-async def test_odd_shapes_of_content_come_back(store: Store) -> None:
+async def test_content_that_is_no_text_comes_back(store: Store) -> None:
     """Content that is no text is kept beside the other parts, as it came."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     for content in ([image], {"odd": True}, 7, [], ["text"]):

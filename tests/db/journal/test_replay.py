@@ -92,7 +92,7 @@ def written_lives(directory: Path, *names: str) -> list[bytes]:
     return data.splitlines(keepends=True)
 
 
-# --- replaying is living ----------------------------------------------------------------------
+# --- replaying -------------------------------------------------------------------------------
 
 
 @settings(max_examples=80, deadline=None)
@@ -103,7 +103,7 @@ def written_lives(directory: Path, *names: str) -> list[bytes]:
     choices=st.integers(1, 2),
     limit=st.sampled_from([1, 10**9]),
 )
-def test_replaying_is_living(
+def test_a_replayed_session_ends_in_the_record_that_it_saved(
     walk: list[tuple[Event, float]],
     policy: SessionPolicy,
     include_usage: bool,
@@ -136,7 +136,7 @@ def test_replaying_is_living(
     assert saved == [record]
 
 
-def test_events_of_one_line_are_lived_one_by_one(tmp_path: Path) -> None:
+def test_events_of_one_line_are_replayed_one_by_one(tmp_path: Path) -> None:
     """What came in one read and was written in one line ends at its own end."""
     journal = open_journal(tmp_path)
     begin(journal, "chatcmpl-1")
@@ -147,7 +147,7 @@ def test_events_of_one_line_are_lived_one_by_one(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_mistake_of_ours_is_relived(tmp_path: Path) -> None:
+def test_an_event_that_could_not_happen_is_replayed_as_it_was_handled(tmp_path: Path) -> None:
     """An event that couldn't happen was journaled before that was known; the failure that
     followed ends the session here too, with its words."""
     journal = open_journal(tmp_path)
@@ -180,7 +180,7 @@ def test_a_killed_session_keeps_every_word(tmp_path: Path) -> None:
     assert ((), State.FAILED, False, 0) == (b.choices, b.state, b.whole, b.chunk_count)
 
 
-def test_lives_come_back_in_the_order_of_their_ends(tmp_path: Path) -> None:
+def test_records_come_back_in_the_order_of_their_ends(tmp_path: Path) -> None:
     """Interleaved over several segments, each is its own; those without an end come last."""
     with segments_of(700):
         journal = open_journal(tmp_path)
@@ -265,7 +265,7 @@ def test_damage_is_counted_and_a_torn_end_is_not(tmp_path: Path) -> None:
 # --- what is left out -------------------------------------------------------------------------
 
 
-def test_only_those_asked_for(tmp_path: Path) -> None:
+def test_only_the_completions_asked_for_are_replayed(tmp_path: Path) -> None:
     """With a filter, nobody else is replayed."""
     with segments_of(800):
         journal = open_journal(tmp_path)
@@ -276,7 +276,7 @@ def test_only_those_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 6, 12])
-def test_what_is_saved_is_not_brought_back(tmp_path: Path, place: int) -> None:
+def test_a_completion_that_was_saved_is_not_brought_back(tmp_path: Path, place: int) -> None:
     """Wherever the mark stands, in whichever segment: a completion that was deleted from the
     store after its commit must not return with a crash."""
     lines = written_lives(tmp_path, "a", "b")

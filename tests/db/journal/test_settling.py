@@ -59,7 +59,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
         (Fsync.ALWAYS, True, True),
     ],
 )
-async def test_the_mode_says_what_waits_for_the_disk(
+async def test_fsync_decides_what_waits_for_the_disk(
     tmp_path: Path, disk: SlowDisk, fsync: Fsync, is_final: bool, waits: bool
 ) -> None:
     """`never` waits for nothing, `terminal` for the end, `always` for everything."""

@@ -39,7 +39,7 @@ def write_calls() -> int:
 # --- appending --------------------------------------------------------------------------------
 
 
-def test_what_was_appended_is_in_the_file_when_the_call_returns(tmp_path: Path) -> None:
+def test_a_line_is_in_the_file_when_append_returns(tmp_path: Path) -> None:
     """Each call writes its one line, at the end, and counts its bytes."""
     journal = open_journal(tmp_path)
     assert begin(journal, "a")
@@ -69,7 +69,7 @@ def test_all_that_came_in_one_read_is_one_write(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_what_says_nothing_is_not_written(tmp_path: Path) -> None:
+def test_passing_time_and_unknown_completions_are_not_written(tmp_path: Path) -> None:
     """The passing of time and completions that never began leave no bytes."""
     journal = open_journal(tmp_path)
     begin(journal, "a")
@@ -201,7 +201,7 @@ def test_a_crash_between_any_two_steps_loses_no_word(
 
 
 def test_a_journal_being_made_is_no_journal_yet(tmp_path: Path) -> None:
-    """It gets its name once it is locked, so that whoever sees it finds it locked."""
+    """A journal gets its name once it is locked, so that whoever sees it finds it locked."""
     journal = open_journal(tmp_path)
     lock = os.open(journal.directory / "lock", os.O_RDWR)
     with pytest.raises(BlockingIOError):
@@ -214,7 +214,7 @@ def test_a_journal_being_made_is_no_journal_yet(tmp_path: Path) -> None:
 
 
 def test_closing_an_empty_journal_removes_it(tmp_path: Path) -> None:
-    """What everybody is done with leaves nothing behind."""
+    """A journal whose completions are all committed leaves no file behind."""
     journal = open_journal(tmp_path)
     live(journal, "a", ["x"])
     journal.forget(["a"])
@@ -223,7 +223,7 @@ def test_closing_an_empty_journal_removes_it(tmp_path: Path) -> None:
 
 
 def test_closing_an_unfinished_journal_leaves_it_unlocked(tmp_path: Path) -> None:
-    """What isn't committed waits for whoever adopts it."""
+    """Completions that aren't committed wait for the process that adopts the journal."""
     path = dead_journal(tmp_path, ["a", "b"])
     assert [path] == list(tmp_path.iterdir())
     lock = os.open(path / "lock", os.O_RDWR)
@@ -248,7 +248,7 @@ async def test_nothing_breaks_after_closing(tmp_path: Path) -> None:
     assert [0] == [line["n"] for line in lines(journal.directory)]
 
 
-def test_two_journals_in_one_directory_are_strangers(tmp_path: Path) -> None:
+def test_journals_in_one_directory_leave_each_other_alone(tmp_path: Path) -> None:
     """Neither writes to, counts or removes anything of the other's."""
     one, other = open_journal(tmp_path), open_journal(tmp_path)
     assert one.directory != other.directory

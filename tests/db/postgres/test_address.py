@@ -92,7 +92,7 @@ async def test_a_host_that_swallows_connections_is_passed_over(unused_tcp_port: 
         {"host": "/a,/b"},
     ],
 )
-async def test_what_needs_no_choice_is_left_alone(parts: dict[str, str]) -> None:
+async def test_addresses_that_need_no_choice_are_left_alone(parts: dict[str, str]) -> None:
     """Sockets, given addresses and libpq's own defaults are passed on untouched."""
     route = Route(parts)
     assert route.is_fixed

@@ -51,7 +51,9 @@ async def everything(store: Store, conversations: set[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_both_stores_agree(store: PostgresStore, database_url: str, seed: int) -> None:
+async def test_both_stores_show_the_same(
+    store: PostgresStore, database_url: str, seed: int
+) -> None:
     """After every step of a random walk PostgreSQL shows what the plain store shows; in the end
     nothing visible is left in either."""
     chance, plain = random.Random(seed), MemoryStore()

@@ -13,7 +13,7 @@ from tests.db.postgres.servers import backends, until_blocked
 from tests.db.records import make_record, user
 
 
-async def test_a_page_is_of_one_moment(store: PostgresStore) -> None:
+async def test_a_page_shows_one_moment(store: PostgresStore) -> None:
     """No completion on a page is without its answer, whatever is deleted while it is read."""
     records = [make_record(user(f"{number}")) for number in range(30)]
     await store.save(records)
@@ -47,7 +47,7 @@ async def test_readers_keep_no_save_waiting(database_url: str) -> None:
     await store.close()
 
 
-async def test_no_answer_costs_a_connection(store: PostgresStore, database_url: str) -> None:
+async def test_finding_nothing_costs_no_connection(store: PostgresStore, database_url: str) -> None:
     """What isn't there, an unknown cursor included, leaves the connection as good as it was."""
     await store.save([make_record()])
     before = backends(database_url)

@@ -46,7 +46,7 @@ async def test_dead_pooled_connections_are_not_surfaced(
     assert await store.find(record.completion_id) is not None
 
 
-async def test_a_connection_cut_during_a_save_is_made_up_for(
+async def test_a_save_whose_connection_is_cut_is_done_again_on_another(
     store: PostgresStore, database_url: str
 ) -> None:
     """A save whose connection dies midway is done again on another, and kept once."""

@@ -74,7 +74,7 @@ def test_postgresql_takes_any_text_and_json(cursor: Any, value: Any, text: str) 
 
 
 @pytest.mark.parametrize("depth", [253, 254, 255, 900, 1_000, 1_023])
-def test_depth_is_no_obstacle(cursor: Any, depth: int) -> None:
+def test_json_of_any_depth_comes_back(cursor: Any, depth: int) -> None:
     """JSON as deep as any parser takes it is written, taken by PostgreSQL, and read."""
     value: Any = "\0"
     for level in range(depth):
@@ -105,7 +105,7 @@ def test_the_escape_character_escapes_itself() -> None:
         assert {value: [value]} == from_jsonb(to_jsonb({value: [value]}))
 
 
-def test_null_is_none() -> None:
+def test_null_comes_back_as_none() -> None:
     """A NULL column is None; a jsonb null is None too."""
     assert from_jsonb(None) is None
     assert from_jsonb("null") is None

@@ -18,7 +18,7 @@ from tests.db.saver.fakes import NO_JOURNAL, FakeBacklog, FakeStore, finish, mak
 # --- group commit -----------------------------------------------------------------------------
 
 
-async def test_what_comes_during_a_transaction_shares_the_next(store: FakeStore) -> None:
+async def test_records_that_come_during_a_transaction_share_the_next(store: FakeStore) -> None:
     """One record commits at once; those that gather behind it commit together, in order."""
     saver = started(store)
     records = make_records(50)
@@ -129,7 +129,7 @@ async def test_stopping_what_never_began_is_no_error(store: FakeStore) -> None:
     assert 0 == await saver.stop(1)
 
 
-async def test_who_waits_can_leave(store: FakeStore) -> None:
+async def test_waiters_may_leave_without_cancelling_a_commit(store: FakeStore) -> None:
     """Cancelling a waiter, or the future itself, cancels no commit."""
     saver = started(store)
     store.free.clear()

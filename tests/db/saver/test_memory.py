@@ -107,7 +107,7 @@ async def test_new_records_do_not_keep_back_those_in_the_journal(
     await finish(saver)
 
 
-async def test_what_the_journal_has_not_whole_stays_in_memory(
+async def test_a_record_that_the_journal_has_not_whole_stays_in_memory(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bound gives way before a word is lost."""
@@ -142,10 +142,10 @@ async def test_a_journal_that_can_not_be_read_now_is_read_later(
     await finish(saver)
 
 
-async def test_what_the_journal_lost_is_told(
+async def test_a_record_that_the_journal_lost_is_logged_and_given_up(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record that can't be read back is logged, left in the journal, and nobody waits for it."""
+    """A record that can't be read back is logged and left in the journal; its waiter gets an error."""
     monkeypatch.setattr(saver_module, "MAX_WAITING", 0)
     lost, kept = make_records(2)
     backlog = FakeBacklog(lost, kept)

@@ -65,7 +65,7 @@ async def test_nothing_is_forgotten_before_its_commit(store: FakeStore) -> None:
     await finish(saver)
 
 
-async def test_what_is_refused_after_an_outage_is_still_found(store: FakeStore) -> None:
+async def test_a_refused_record_is_found_also_after_an_outage(store: FakeStore) -> None:
     """Waiting and halving go together: the store may be away in between."""
     records, letters = make_records(8), Letters()
     store.poison = {records[5].completion_id: RecordRejected("bad")}
@@ -124,10 +124,11 @@ async def test_a_mistake_of_ours_does_not_end_the_saver(store: FakeStore, error:
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space"), RecursionError(), ValueError("\0")])
-async def test_what_can_not_be_set_aside_stays_in_the_journal(
+async def test_a_record_that_can_not_be_set_aside_stays_in_the_journal(
     store: FakeStore, error: Exception
 ) -> None:
-    """It isn't forgotten, whoever waits for it learns it, and the saver goes on."""
+    """The journal doesn't forget such a record, whoever waits for it gets an error, and the saver goes
+    on."""
     bad, good = make_records(2)
     backlog, letters = FakeBacklog(bad, good), Letters()
     letters.fails = error
@@ -156,7 +157,7 @@ async def test_a_dropped_failure_is_silent() -> None:
 # --- records that keep failing ----------------------------------------------------------------
 
 
-async def test_too_much_for_a_store_that_is_well(
+async def test_a_record_that_keeps_failing_on_a_healthy_store_is_set_aside(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A record that times out again and again on a store that is well is set aside like one that
@@ -176,7 +177,7 @@ async def test_too_much_for_a_store_that_is_well(
     await finish(saver)
 
 
-async def test_a_store_that_only_says_it_is_well(
+async def test_nothing_is_set_aside_while_a_store_refuses_every_save(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database whose disk is full answers questions and refuses every save: nothing is set
