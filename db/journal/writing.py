@@ -1,12 +1,7 @@
 """Writes the journal: what happens to every running session, on disk before anybody is shown it.
 
-    var/journal/                      journal.directory
-      1767264752-4711-9f3c/           one directory per process, its name means nothing
-        lock                          held (flock) while the process lives
-        000001.jsonl, 000002.jsonl    segments, append-only; the last one grows
-      dead-letters/                   what no database would take (see `db.dead_letters`)
-
-Never reads another process's journal, and never waits for the database. The rules:
+A directory for each process, with a lock that it holds and segments that only grow; `docs/journal.md`
+shows where they lie. Never reads another process's journal, and never waits for the database.
 
 1. An event is appended before its effects are carried out: one `write(2)` for all that came in
    one upstream read. The kernel keeps it when the process is killed. Against a machine that
