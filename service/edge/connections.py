@@ -24,7 +24,7 @@ _HEADERS_TOO_LARGE = Failure(
     "A header or the address is longer than 8,190 bytes, or there are more than 128 headers.",
     type="invalid_request_error",
 )
-_NOT_HTTP = invalid_request("This is no proper HTTP request.").failure
+_NOT_HTTP = invalid_request("The request is not valid HTTP.").failure
 _TCP_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _TOO_MANY_HEADERS = "Too many headers"

@@ -119,7 +119,7 @@ def parse_metadata_update(data: bytes) -> Mapping[str, str] | None:
         raise InvalidRequest("'metadata' is missing; null removes it.", "metadata")
     for key in body:
         if key != "metadata":
-            raise InvalidRequest("Of a stored completion only 'metadata' can be changed.", key[:64])
+            raise InvalidRequest("Only 'metadata' can be changed on a stored completion.", key[:64])
     return parse_metadata(body)
 
 

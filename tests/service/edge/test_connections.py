@@ -1,4 +1,4 @@
-"""What is no proper request, and what comes too slowly: refused in OpenAI's words, and ended."""
+"""Invalid HTTP, and requests that come too slowly: refused in OpenAI's shape, and ended."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ POST = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: applicati
     ],
 )
 async def test_not_http(service: Service, text: str, status: int, code: str) -> None:
-    """What is no proper HTTP gets an error in OpenAI's shape with both ids, and is cut off."""
+    """Invalid HTTP gets an error in OpenAI's shape with both ids, and is cut off."""
     async with connect(service) as client:
         client.send(text)
         found, headers, body = await client.answer()
