@@ -1,7 +1,7 @@
-"""The composition root: the only file that knows everybody.
+"""The composition root: makes every part, connects them, and orders their start and stop.
 
-`build_app` makes every part and says in which order they start; they stop in the opposite order:
-streams are drained first, then records are flushed, then the database closes.
+Parts start in the order of `build_app` and stop in the opposite one: streams are drained first,
+then records are flushed, then the database closes. Never here: the handlers' logic.
 """
 
 import os
@@ -78,7 +78,7 @@ def build_app(
 
 
 def _with_middlewares(config: Config) -> web.Application:
-    """An application that has what every request passes, and nothing else."""
+    """An application with the middlewares and signals that every request passes, and no routes."""
     keys = Keyring(config.auth.api_keys, is_required=not is_loopback(config.server.host))
     admission = Admission(config.limits, config.auth.api_keys)
     middlewares = [telemetry_middleware, errors_middleware, require_key(keys)]
@@ -146,11 +146,11 @@ def _reconfigure_access(app: web.Application, config: Config) -> None:
 
 
 RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {
-    # key or section → what to do; whoever can fail comes first (see `service.settings.reload`)
+    # key or section → action; one that can fail comes first (see `service.settings.reload`)
     "agents": lambda app, config: app[DIRECTORY].replace(config.agents),
     "auth": _reconfigure_access,
     "limits": _reconfigure_access,
     "logging": lambda _, config: configure_logging(config.logging),
     "server.max_concurrent_streams": _set_limit,
 }
-"""The keys whose change asks for more than reading the configuration in force."""
+"""The keys whose change needs an action; the other reloadable keys are read when needed."""

@@ -1,7 +1,7 @@
-"""The one clock of the service: POSIX seconds that never jump or run backwards.
+"""Makes the service's one clock: POSIX seconds that never jump or run backwards.
 
-`time.time()` follows corrections of the system's clock, which would fire or skip keep-alives;
-so wall time is read once and the monotonic clock carries it on. freezegun's ticks move it.
+`time.time()` follows corrections of the system's clock, which would fire or skip keep-alives; so
+wall time is read once and the monotonic clock carries it on. freezegun's ticks move it.
 """
 
 import time

@@ -1,7 +1,7 @@
-"""Random names that nobody can guess: for requests, traces, spans and completions.
+"""Makes random ids that nobody can guess, for requests, traces, spans and completions.
 
-Each request needs four, and asking the kernel for each costs more than all else about them. So its
-randomness is fetched for many at a time. For one thread; a process that is forked off fetches its own.
+Each request needs four, and a system call for each costs more than everything else about them, so
+the kernel's randomness is fetched for many ids at a time. For one thread.
 """
 
 import os
@@ -14,7 +14,7 @@ _used = 0
 
 
 def random_hex(digits: int) -> str:
-    """So many hex digits, at most 2,048, each worth four bits of the kernel's randomness."""
+    """That many hex digits, at most 2,048; each is four bits of the kernel's randomness."""
     global _pool, _used
     start, end = _used, _used + digits
     if end > len(_pool):
@@ -29,4 +29,4 @@ def _forget() -> None:
     _pool, _used = "", 0
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_forget)  # or a worker would repeat its parent's ids

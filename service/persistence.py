@@ -1,7 +1,7 @@
-"""What keeps answers, wired together: the database, the journal, the saver and the recovery.
+"""Wires together the parts that keep answers: the database, the journal, the saver, the recovery.
 
-`service.app` starts them in the order in which they stand here and stops them in the opposite one:
-records are flushed, then the database closes. No endpoints here, and nothing about streams.
+They start in this order and stop in the opposite one: records are flushed, then the database
+closes. No endpoints here, and nothing about streams.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ CANNOT_KEEP = (EmbeddedUnavailable, JournalUnavailable, StoreUnavailable)
 """What a start raises if answers can't be kept; the message says what to do."""
 
 _CHECK_SECONDS = 2.0
-"""How long `/readyz` waits for the database; a probe that hangs tells nobody anything."""
+"""How long `/readyz` waits for the database; a probe that hangs would be no use."""
 _FLUSH_SECONDS = 10.0
-"""How long a stop waits for the database to take what is left."""
+"""How long a stop waits for the database to take the remaining records."""
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
 """Between two attempts to migrate."""
 
@@ -58,8 +58,8 @@ class Persistence:
 
     @classmethod
     def from_config(cls, config: Config, store: Store | None = None) -> "Persistence":
-        """The parts that `config` describes. A `store` that is given is used in place of the
-        configured database; who gave it opens and closes it."""
+        """The parts that `config` describes. A `store` that is given replaces the configured
+        database; the caller opens and closes it."""
         contexts: list[CleanupContext] = []
         if store is None:
             store = postgres = PostgresStore(config.database.pool_max_size)
@@ -81,7 +81,7 @@ class Persistence:
 
 
 def _database(config: DatabaseConfig, store: PostgresStore) -> CleanupContext:
-    """The embedded PostgreSQL if asked for, the store, and its tables."""
+    """The embedded PostgreSQL if it is configured, the store, and its tables."""
 
     async def keep(_: web.Application) -> AsyncIterator[None]:
         embedded: EmbeddedPostgres | None = None
@@ -106,9 +106,9 @@ def _database(config: DatabaseConfig, store: PostgresStore) -> CleanupContext:
 
 
 async def _migrate(dsn: str, tried: asyncio.Event) -> None:
-    """Bring the tables up to date, however long it takes the database to come.
+    """Bring the tables up to date, trying until the database can be reached.
 
-    Sets `tried` after the first attempt, so that a start waits for that one alone.
+    Sets `tried` after the first attempt: a start waits only for that one.
     """
     waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
     for attempt, wait in enumerate(waits, 1):
@@ -134,7 +134,7 @@ def _journaling(journal: Journal) -> CleanupContext:
 
 
 def _saving(saver: Saver, recovery: Recovery | None = None) -> CleanupContext:
-    """The saver, and the recovery of what earlier processes left to save."""
+    """The saver, and the recovery of completions that earlier processes left unsaved."""
 
     async def keep(_: web.Application) -> AsyncIterator[None]:
         saver.start()

@@ -1,6 +1,6 @@
-"""What operators see: structlog's set-up, the canonical line, request and trace ids.
+"""Logs for operators: structlog's set-up, the canonical line, request and trace ids.
 
-Never message text, never keys. Every line of a request carries its `request_id` and `trace_id`
+Never here: message text, keys. Every line of a request carries its `request_id` and `trace_id`
 through structlog's context variables, which the relay's task inherits.
 """
 
@@ -26,13 +26,14 @@ log = structlog.get_logger(__name__)
 
 _TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$")
 _PLAIN = structlog.dev.plain_traceback
-"""Where rich is installed, structlog's default shows local variables: message text, keys."""
+"""Without local variables, which structlog's default shows where rich is installed: they hold
+message text and keys."""
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 
 
 @frozen
 class Trace:
-    """A W3C trace context: 32 hex digits of trace, our own span's 16, two of flags."""
+    """A W3C trace context: the trace's 32 hex digits, this service's span's 16, two of flags."""
 
     trace_id: str
     span_id: str
@@ -40,7 +41,7 @@ class Trace:
 
     @property
     def traceparent(self) -> str:
-        """The header that makes an upstream's spans children of ours."""
+        """The header that makes an upstream's spans children of this service's."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
 
 
@@ -49,24 +50,24 @@ TRACE = web.RequestKey("trace", Trace)
 
 
 def adopt_trace(header: str | None) -> Trace:
-    """Join the caller's trace if `traceparent` is valid (W3C Trace Context, level 1), else begin one."""
+    """Join the trace of a valid `traceparent` (W3C Trace Context, level 1), else begin a trace."""
     match = _TRACEPARENT.match(header.strip()) if header else None
     if match is not None:
         span_id = random_hex(16)
         version, trace_id, parent_id, flags, rest = match.groups()
         zeros = set(trace_id) == {"0"} or set(parent_id) == {"0"}
         if version != "ff" and not zeros and not (version == "00" and rest):
-            sampled = int(flags, 16) & 1  # the one flag of version 00, which is what we send
+            sampled = int(flags, 16) & 1  # the only flag of version 00, which is sent on
             return Trace(trace_id, span_id, f"{sampled:02}")
     new = random_hex(48)
     return Trace(new[:32], new[32:])
 
 
 def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> None:
-    """Send every log line, ours and our libraries', to `stream` (standard output if None).
+    """Send every log line, also those of libraries, to `stream` (standard output if None).
 
-    `format: auto` means pretty on a terminal, one JSON object a line otherwise. A line that
-    can't be written is lost, and nothing else is.
+    `format: auto` means pretty on a terminal, one JSON object per line otherwise. A line that
+    can't be written is lost; nothing is raised.
     """
     stream = stream or sys.stdout
     sink = _Sink(stream)
@@ -104,8 +105,8 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
 
 
 class _Sink:
-    """A stream that never raises: a full disk, a closed pipe or half a character in a client's
-    model name must not stop whoever logs, least of all on the way to saving an answer."""
+    """A stream that never raises. A full disk, a closed pipe or half a character in a client's
+    model name must not stop the code that logs, least of all on the way to saving an answer."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -128,7 +129,8 @@ class _Sink:
 def _escape_unprintable(
     _logger: Any, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """On a console, a client's words can't begin a line of their own or command the terminal."""
+    """Escape control characters: on a console, a client's text must not begin a line or control the
+    terminal."""
     return {
         key: "".join(map(_printable, value)) if isinstance(value, str) else value
         for key, value in event.items()
@@ -140,8 +142,10 @@ def _printable(character: str) -> str:
 
 
 def _json_text(event: structlog.typing.EventDict, default: Callable[[Any], Any]) -> str:
-    """One line of JSON in ASCII. The standard library is five times as slow as orjson, but it
-    escapes what some terminals and readers of lines would stumble over."""
+    """One line of JSON in ASCII: some terminals and line readers stumble over other characters.
+
+    The standard library escapes those; it takes five times as long as orjson, which does the rest.
+    """
     try:
         line = orjson.dumps(event, default=default)
     except TypeError:  # half a character in a client's model name
@@ -152,8 +156,8 @@ def _json_text(event: structlog.typing.EventDict, default: Callable[[Any], Any])
 def _begin_line(
     _logger: Any, method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """When, how grave and what come first, for people who read JSON. One step for what are three of
-    structlog's, since there is a line for each request."""
+    """Put time, level and event first, for people who read JSON. One processor instead of three of
+    structlog's, since every request logs a line."""
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     return {"timestamp": now, "level": method, "event": event.pop("event", None), **event}
 
@@ -161,13 +165,13 @@ def _begin_line(
 def _begin_line_locally(
     logger: Any, method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """The same in local time."""
+    """The same, in local time."""
     return {**_begin_line(logger, method, event), "timestamp": datetime.now().isoformat()}
 
 
 @web.middleware
 async def telemetry_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request its ids, and bind them to every line logged on its behalf."""
+    """Give the request its ids, and bind them to every line that is logged for it."""
     given = request.headers.get("X-Request-Id", "")
     request_id = given if _REQUEST_ID.match(given) else f"req_{random_hex(24)}"
     trace = adopt_trace(request.headers.get("traceparent"))

@@ -1,1 +1,1 @@
-"""Who calls, and how much they may use."""
+"""Decides who calls, and how much each caller may use. Never: what is asked for."""

@@ -1,8 +1,8 @@
-"""Who asks: API keys, from a request to the name of its caller.
+"""Checks API keys: from a request to the name of its caller.
 
-`require_key` makes the middleware, which runs before any body is read; the endpoints call
-`owner_of`. What owners may do is decided elsewhere. Of a key the service has the SHA-256 only;
-`python -m service.callers.auth new NAME` makes one and shows it once.
+The middleware runs before any body is read; endpoints ask `owner_of`. What an owner may do is
+decided elsewhere. The service knows only the SHA-256 of a key; `python -m service.callers.auth
+new NAME` makes a key and prints it once.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from service.settings.checking import ConfigError, structure
 from statemachine import Failure
 
 ANONYMOUS = "anonymous"
-"""The owner of what is asked while there are no keys."""
+"""Owns what is made while there are no keys."""
 
 OWNER = web.RequestKey("owner", str)
 PROBES = frozenset(("/healthz", "/openapi.json", "/readyz"))
-"""What tells nothing about anybody, and is asked for by machines that have no key."""
+"""Paths without a key: they reveal nothing about anybody, and the machines that ask have none."""
 
 _MISSING = Failure(
     "invalid_api_key",
@@ -42,11 +42,11 @@ _WRONG = Failure(
 
 
 class Keyring:
-    """The keys that are good now, as SHA-256 digests.
+    """The keys that are valid now, as SHA-256 digests.
 
     Args:
-        keys: what the configuration lists.
-        is_required: without any key, refuse everybody instead of letting everybody in as
+        keys: those that the configuration lists.
+        is_required: if there are no keys, refuse everybody instead of letting everybody in as
             `ANONYMOUS`. For a service that other machines can reach.
     """
 
@@ -56,15 +56,15 @@ class Keyring:
 
     @property
     def is_open(self) -> bool:
-        """True if nobody is asked for a key."""
+        """True if requests need no key."""
         return not self._owners and not self._is_required
 
     def replace(self, keys: Iterable[ApiKeyConfig]) -> None:
-        """From now on, for every new request, these keys are good and no others."""
+        """From now on, for every new request, these keys are valid and no others."""
         self._owners = tuple((digest, key.name) for key in keys for digest in key.digests)
 
     def owner_of_key(self, key: str) -> str | None:
-        """The name of the key, or None. Takes as long whichever it is, or if it is none."""
+        """The name of the key, or None. Every key is compared, so the time reveals nothing."""
         presented = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = None
         for digest, name in self._owners:
@@ -73,13 +73,13 @@ class Keyring:
         return found
 
     def identify(self, request: web.Request) -> str:
-        """The owner of what this request makes.
+        """The name that owns what this request makes.
 
         Raises:
             ApiError: `invalid_api_key` (401).
         """
         if self.is_open:
-            return ANONYMOUS  # whatever key it brings: the SDKs can't go without
+            return ANONYMOUS  # whatever key it has: the SDKs always send one
         given = request.headers.getall(hdrs.AUTHORIZATION, ())
         scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not (key := key.strip()):
@@ -91,7 +91,7 @@ class Keyring:
 
 
 def require_key(keyring: Keyring) -> Middleware:
-    """The middleware that lets nobody further without a name; see `owner_of`."""
+    """The middleware that identifies each request's caller, or refuses it; see `owner_of`."""
 
     @web.middleware
     async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -103,10 +103,9 @@ def require_key(keyring: Keyring) -> Middleware:
 
 
 def owner_of(request: web.Request) -> str:
-    """The name that owns whatever this request makes, and whose things alone it can see.
+    """The name that owns what this request makes; it can see nothing of other owners.
 
-    Raises KeyError for the requests that no key is asked of: nothing of them may belong to
-    anybody.
+    Raises KeyError for requests that need no key (`PROBES`): they must make nothing.
     """
     return request[OWNER]
 
@@ -114,15 +113,15 @@ def owner_of(request: web.Request) -> str:
 # --- making keys ------------------------------------------------------------------------------
 
 _EPILOG = """\
-The service is told the hash, the caller the key. The key is shown once and kept nowhere: whoever
-loses it needs a new one. List the printed entry in the configuration file:
+Give the key to the caller and the hash to the service. The key is shown once and kept nowhere: if
+it is lost, make a new one. List the printed entry in the configuration file:
 
   auth:
     api_keys:
       - {name: open-webui, sha256: "..."}
 
-and restart the service. Callers send the key as 'Authorization: Bearer <key>', which is what
-OpenAI's SDKs do with their api_key. The name owns whatever is made with the key.
+and have the service reread it (kill -HUP), or restart it. Callers send the key as 'Authorization:
+Bearer <key>', as OpenAI's SDKs do with their api_key. The name owns whatever is made with the key.
 """
 
 
@@ -136,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="new | hash")
     new = commands.add_parser("new", help="make a key; print it, once, and its hash")
     known = commands.add_parser(
-        "hash", help="print the hash of a key that you have; it is asked for, or read from a pipe"
+        "hash", help="print the hash of a key that you have; type it in, or pipe it"
     )
     for command in (new, known):
         command.add_argument("name", metavar="NAME", help="who calls with it, e.g. open-webui")

@@ -1,10 +1,10 @@
-"""How much each caller may use: requests and tokens a minute, and streams at once.
+"""Limits each caller: requests and tokens a minute, and streams at once.
 
-`Admission.admit` decides before a request's body is read, in memory, in microseconds. Called by
-`service.endpoints.completions`; who the caller is, `service.callers.auth` has said. The rules:
+`Admission.admit` decides before a request's body is read, in memory, in microseconds. Who the
+caller is, is decided before (`service.callers.auth`). The rules:
 
-1. A request that is refused uses nothing up. One that is admitted counts, whatever becomes of it.
-2. Tokens are charged when an answer ends, the prompt's and the answer's, as its record has them:
+1. A refused request uses nothing up. An admitted one counts, however it ends.
+2. The tokens of a prompt and its answer are charged when the answer ends, as its record has them:
    counted by the provider, else estimated. So a budget can be overdrawn; while it is, its caller
    is refused.
 3. Each process counts for itself, and forgets when it stops.
@@ -27,10 +27,10 @@ _ROUNDING_SECONDS = 1e-6
 
 
 class Budget:
-    """So much a minute, refilled evenly, by the generic cell rate algorithm (ITU-T I.371).
+    """An amount per minute, refilled evenly, by the generic cell rate algorithm (ITU-T I.371).
 
     Its whole state is the time at which it will be full again, so it costs the same for one and
-    for a million a minute. A full one may be used up at once. None: there is no limit.
+    for a million a minute. A full budget may be used up at once. `per_minute` None: no limit.
     """
 
     __slots__ = ("_full_at", "per_minute")
@@ -40,19 +40,19 @@ class Budget:
         self._full_at = -math.inf
 
     def wait_seconds(self, now: float) -> float:
-        """How long until there is at least one; 0 if there is."""
+        """How long until at least one is left; 0 if one is."""
         if self.per_minute is None:
             return 0.0
         wait = self._full_at - now + _MINUTE / self.per_minute - _MINUTE
         return wait if wait > _ROUNDING_SECONDS else 0.0
 
     def take(self, count: int, now: float) -> None:
-        """Use some, more than there are if need be."""
+        """Use up `count`, even if fewer are left."""
         if self.per_minute is not None:
             self._full_at = max(self._full_at, now) + count * _MINUTE / self.per_minute
 
     def left(self, now: float) -> int:
-        """How many there are, from 0."""
+        """How many are left, at least 0. The budget must have a limit."""
         assert self.per_minute is not None
         missing = self.full_in_seconds(now) * self.per_minute / _MINUTE
         return max(0, math.floor(self.per_minute - missing + _ROUNDING_SECONDS))
@@ -61,7 +61,7 @@ class Budget:
         return max(0.0, self._full_at - now)
 
     def resize(self, per_minute: int | None, now: float) -> None:
-        """Another size from now on; what is used stays used."""
+        """Change the size from now on; what is used stays used."""
         if self.per_minute is not None and per_minute is not None:
             used = self.full_in_seconds(now) * self.per_minute / _MINUTE
             self._full_at = now + used * _MINUTE / per_minute
@@ -71,7 +71,7 @@ class Budget:
 
 
 class Account:
-    """What one caller has used."""
+    """The usage of one caller."""
 
     __slots__ = ("is_limited", "most_streams", "requests", "streams", "tokens")
 
@@ -108,7 +108,7 @@ class Account:
                 )
 
     def headers(self, now: float) -> dict[str, str]:
-        """OpenAI's headers, for the budgets that there are."""
+        """OpenAI's headers, for the budgets that have a limit."""
         headers: dict[str, str] = {}
         for budget, things in ((self.requests, "requests"), (self.tokens, "tokens")):
             if budget.per_minute is not None:
@@ -119,7 +119,7 @@ class Account:
 
 
 class Ticket:
-    """The right to one stream. Whoever got it closes it."""
+    """The right to one stream. Its holder must close it."""
 
     __slots__ = ("_account", "_clock", "_is_open")
 
@@ -130,7 +130,8 @@ class Ticket:
         self._is_open = True
 
     def close(self, tokens: int = 0) -> None:
-        """Make room for another, and charge what this one used. Only the first call counts."""
+        """Make room for another stream, and charge the tokens of this one. Only the first call
+        counts."""
         if self._is_open:
             self._is_open = False
             self._account.streams -= 1
@@ -138,11 +139,11 @@ class Ticket:
 
 
 class Admission:
-    """Who may begin a completion now.
+    """Decides which caller may begin a completion now.
 
     Args:
-        limits: what each caller may use.
-        keys: callers, some with limits of their own.
+        limits: how much each caller may use.
+        keys: callers, some with other limits.
         clock: seconds that never run backwards.
     """
 
@@ -153,12 +154,12 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        # As many as names were ever configured, so nothing need be forgotten.
+        # One for each name that was ever configured, so there is no need to forget any.
         self._accounts: dict[str, Account] = {}
         self.replace(limits, keys)
 
     def replace(self, limits: LimitsConfig, keys: Iterable[ApiKeyConfig]) -> None:
-        """Go by these from now on. What is used stays used, and what runs goes on running."""
+        """Apply these limits from now on. What is used stays used, and running streams go on."""
         self._limits = limits
         self._own = {key.name: _own_limits(key, limits) for key in keys}
         now = self._clock()
@@ -166,7 +167,7 @@ class Admission:
             account.resize(self._own.get(owner, limits), now)
 
     def admit(self, request: web.Request) -> Ticket:
-        """Let a request begin a completion, or not.
+        """Admit a request for a completion, or refuse it.
 
         Raises:
             ApiError: `rate_limited` or `too_many_streams` (429).
@@ -183,7 +184,7 @@ class Admission:
         return Ticket(account, self._clock)
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Tell a caller who asked for a completion what is left, be it refused or not."""
+        """Add to each answer to a request for a completion, refusals included, what is left."""
         account = request.get(_ACCOUNT)
         if account is not None and account.is_limited:
             response.headers.update(account.headers(self._clock()))
@@ -193,7 +194,8 @@ _ACCOUNT = web.RequestKey("account", Account)
 
 
 def duration(seconds: float) -> str:
-    """A time span as OpenAI's headers have it: `0s`, `12ms`, `1.5s`, `6m0s`, `1h0m0s`; rounded up."""
+    """A time span in the form of OpenAI's headers: `0s`, `12ms`, `1.5s`, `6m0s`, `1h0m0s`; rounded
+    up."""
     milliseconds = math.ceil(seconds * 1000 - _ROUNDING_SECONDS)
     if 0 < milliseconds < 1000:
         return f"{milliseconds}ms"

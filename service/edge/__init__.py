@@ -1,1 +1,1 @@
-"""What every request passes before an endpoint sees it, and every error on its way out."""
+"""Stands between the sockets and the endpoints: connections, CORS, and every error on its way out."""

@@ -1,8 +1,7 @@
-"""Connections: what a client may bring before it is a request, and how long it may take.
+"""Accepts connections: deadlines for headers, bodies and idling, and errors for invalid HTTP.
 
-`Runner` serves the application with a deadline for headers and for idling, and answers what is
-no proper HTTP in OpenAI's shape; `read_body` has the body's deadline. Called by `service.process.serving`
-and by the endpoints. Who the client is and how much it may ask are decided elsewhere.
+`Runner` serves the application and answers invalid HTTP in OpenAI's shape; `read_body` applies the
+body's deadline. Who the client is, and how much it may ask, is decided elsewhere.
 """
 
 import asyncio
@@ -28,16 +27,16 @@ _NOT_HTTP = invalid_request("The request is not valid HTTP.").failure
 _TCP_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _TOO_MANY_HEADERS = "Too many headers"
-"""How aiohttp 3.14 words it; it has no class of its own."""
+"""aiohttp 3.14's message for it; there is no class to tell it by."""
 
 
 class Runner(web.AppRunner):
     """An `AppRunner` whose handlers are cancelled when their client leaves, without access log.
 
     Args:
-        app: what `build_app` made.
-        idle_timeout_seconds: how long a connection may be without a whole request: idle, or with
-            headers that come byte by byte. Then it is closed.
+        app: the application.
+        idle_timeout_seconds: how long a connection may go without a complete request, whether it
+            is idle or its headers come byte by byte. Then it is closed.
         shutdown_timeout: how long handlers may take to end, in seconds.
     """
 
@@ -53,8 +52,8 @@ class Runner(web.AppRunner):
         )
 
     async def _make_server(self) -> web.Server:
-        # aiohttp has no other place to say which class of connection it shall make;
-        # test_connections.py notices if this one goes.
+        # aiohttp offers no other place to choose the class of its connections;
+        # test_connections.py fails if this one goes.
         made = await super()._make_server()
         return _Server(
             made.request_handler,
@@ -75,10 +74,10 @@ class ClientConnection(RequestHandler):
     __slots__ = ("_unacknowledged_seconds",)
 
     def limit_unacknowledged(self, seconds: float) -> None:
-        """Have the kernel give up a client that acknowledges nothing for so long (Linux). Holds for
-        the connection's later requests too, so that it is asked for once and not for each."""
+        """Have the kernel give up a client that acknowledges nothing for so long (Linux). It holds
+        for the connection's later requests too."""
         if seconds == getattr(self, "_unacknowledged_seconds", None) or self.transport is None:
-            return
+            return  # asked for already: one system call for a connection, not for each request
         self._unacknowledged_seconds = seconds
         sock = self.transport.get_extra_info("socket")
         if _TCP_USER_TIMEOUT is None or sock is None or sock.family not in _INTERNET:
@@ -93,7 +92,8 @@ class ClientConnection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """aiohttp's own would log the header it didn't like, and that may be a key."""
+        """Answer invalid HTTP. aiohttp's own method would log the offending header, which may hold
+        a key."""
         if not isinstance(exc, http_exceptions.HttpProcessingError):
             return super().handle_error(request, status, exc, message)
         log.debug("not HTTP", reason=type(exc).__name__)
@@ -106,29 +106,32 @@ class ClientConnection(RequestHandler):
 
 
 async def continue_later(_request: web.Request) -> None:
-    """The `expect_handler` of routes that call `read_body`. aiohttp's own would ask for the body
-    of a client that waits to be asked (curl, over 1 MB) before anybody has looked at its key."""
+    """The `expect_handler` of routes that call `read_body`, which asks for the body itself.
+
+    Some clients wait until they are asked (curl, over 1 MB). aiohttp's own handler would ask before
+    the key is checked.
+    """
 
 
 async def read_body(request: web.Request, timeout_seconds: float) -> bytes:
-    """The request's whole body; asks for it first if the client waits for that.
+    """Read the request's whole body; ask for it first if the client waits for that.
 
     Raises:
         ApiError: `request_timeout` (408) if it takes longer than `timeout_seconds`, however
             steadily it comes, and if its chunks make no sense; `invalid_request` (400) if it
-            is not what its headers say otherwise.
-        web.HTTPRequestEntityTooLarge: it is over the application's `client_max_size`; before any
-            of it is read, if its length is announced.
+            contradicts its headers in another way.
+        web.HTTPRequestEntityTooLarge: it is over the application's `client_max_size`. If its
+            length is announced, none of it is read.
     """
     length: int | None = request.content_length
     if length is not None and length > request.client_max_size:
         raise web.HTTPRequestEntityTooLarge(request.client_max_size, length)
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # as aiohttp's own does: the answer has not begun
+        request.writer.output_size = 0  # as in aiohttp's own: the answer hasn't begun
     try:
         if request.content.is_eof():
-            return await request.read()  # it is here already, as nearly always
+            return await request.read()  # nearly always: it came with the headers
         async with asyncio.timeout(timeout_seconds):
             return await request.read()
     except TimeoutError:

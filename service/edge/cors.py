@@ -1,7 +1,7 @@
-"""CORS for browsers that call the service from another origin; off unless origins are listed.
+"""Answers browsers' CORS preflights and marks responses; off unless origins are listed.
 
-Our own rather than a library's: the known one (aiohttp-cors) serves registered routes only, and
-a page must be able to read our 404s and 401s too.
+aiohttp-cors isn't used: it serves registered routes only, and a page must be able to read a 404
+and a 401 too.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -24,8 +24,8 @@ def cors(origins: Collection[str]) -> tuple[Middleware, PrepareSignal]:
     """The middleware that answers preflights, and the signal that marks every other response.
 
     Args:
-        origins: allowed values of `Origin`, or `*` among them for any. Cookies are never
-            allowed: keys travel in `Authorization`.
+        origins: allowed values of `Origin`; `*` among them allows any. Cookies are never allowed:
+            keys travel in `Authorization`.
     """
 
     def allowed(request: web.Request) -> str | None:

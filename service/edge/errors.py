@@ -1,7 +1,6 @@
-"""Errors: the codes, the HTTP status of each, and the one middleware that renders them.
+"""Renders every error as OpenAI's error body: the codes, their statuses, the middleware.
 
-Everything that goes wrong towards a client leaves as OpenAI's error body. Handlers raise
-`ApiError`; nobody else builds an error response.
+Handlers raise `ApiError`; no other file builds an error response.
 """
 
 import math
@@ -17,7 +16,7 @@ from statemachine import Failure
 log = structlog.get_logger(__name__)
 
 ERROR_CODES: Mapping[str, int] = {
-    # code: HTTP status before the 200 is sent
+    # the status if the error comes before the 200 is sent
     "invalid_request": 400,
     "invalid_api_key": 401,
     "not_found": 404,
@@ -41,19 +40,19 @@ ERROR_CODES: Mapping[str, int] = {
     "first_token_timeout": 504,
     "idle_timeout": 504,
     "total_timeout": 504,
-    # Rows only: there is nobody left to send them to.
+    # In rows only: no client is left to send them to.
     "client_left": 499,
     "process_died": 500,
     "journal_damaged": 500,
 }
-"""Every code that this service gives an error of its own. An upstream's own code is passed on."""
+"""Code → HTTP status, of the service's own errors. An upstream's code is passed on as it is."""
 
 _DONT_RETRY = frozenset(("stopped", "total_timeout"))
-"""Where the SDKs' automatic retry (on 408, 409, 429 and from 500) would do harm."""
+"""The SDKs retry on 408, 409, 429 and from 500; for these codes that would do harm."""
 
 
 class ApiError(Exception):
-    """An answer other than 200. The message is shown to people as it is."""
+    """An answer other than 200. Clients see the failure's message as it is."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -61,12 +60,12 @@ class ApiError(Exception):
 
 
 def invalid_request(message: str, param: str | None = None) -> ApiError:
-    """A 400 in OpenAI's words."""
+    """A 400, naming the parameter at fault."""
     return ApiError(Failure("invalid_request", message, type="invalid_request_error", param=param))
 
 
 def error_response(failure: Failure) -> web.Response:
-    """The HTTP error response for a failure: status, body, and the headers the SDKs obey."""
+    """The response for a failure: its status, its body, and the headers that the SDKs obey."""
     status = failure.status or ERROR_CODES[failure.code]
     response = web.Response(
         status=status, body=encode_json(error_body(failure)), content_type="application/json"
@@ -83,7 +82,7 @@ def error_response(failure: Failure) -> web.Response:
 
 @web.middleware
 async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Render whatever a handler raises. A bug becomes a 500 that says nothing of its inside."""
+    """Render whatever a handler raises. A bug becomes a 500 that tells nothing about it."""
     try:
         return await handler(request)
     except ApiError as error:
@@ -104,7 +103,7 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
 
 
 def _http_failure(error: web.HTTPException, request: web.Request) -> Failure:
-    """aiohttp's own refusals (no such route, wrong method, body too large) in OpenAI's words."""
+    """The failure for one of aiohttp's refusals: no such route, wrong method, body too large."""
     codes = {
         404: "not_found",
         405: "method_not_allowed",

@@ -1,1 +1,1 @@
-"""One file per family of calls: what is asked, checked and answered over HTTP."""
+"""Answers the calls of the API, one file for each family of calls, with its routes."""

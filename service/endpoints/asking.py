@@ -1,5 +1,5 @@
-"""Asking the store in a request's name: what the request's end may not interrupt, and what the
-client is told when it fails. Called by `service.endpoints.stored` and `service.endpoints.conversations`."""
+"""Runs a store call for a request: shielded from the client's disconnect, store errors turned into
+API errors. Never here: which call."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -21,14 +21,12 @@ _UNAVAILABLE = Failure(
     retry_after_seconds=1,
 )
 _under_way: set["asyncio.Task[Any]"] = set()
-"""asyncio itself holds its tasks weakly."""
+"""Keeps the tasks alive: asyncio holds them weakly."""
 
 
 async def ask(call: Coroutine[Any, Any, _T]) -> _T:
-    """What the store answers.
-
-    The call runs in a task of its own: a client that leaves cancels its request, and a database
-    call that is cancelled costs its connection. Cancelling this leaves the call running.
+    """Await a call of the store, in a task of its own. Cancelling this leaves the call running: a
+    client that leaves cancels its request, and a cancelled database call costs its connection.
 
     Raises:
         ApiError: `database_unavailable` (503), or `invalid_request` for an unknown `after`.
@@ -49,4 +47,4 @@ async def ask(call: Coroutine[Any, Any, _T]) -> _T:
 def _ended(task: "asyncio.Task[Any]") -> None:
     _under_way.discard(task)
     if not task.cancelled():
-        task.exception()  # asyncio complains of an error that nobody waited for
+        task.exception()  # or asyncio logs an error that nobody awaited

@@ -63,7 +63,7 @@ class Completions:
     watchers: Watchers
     charging: Charging
     ask_siblings: AskSiblings | None = None
-    """Who else might run a completion that doesn't run here; None: nobody."""
+    """Asks the other workers for a completion that doesn't run here; None: there are none."""
 
     def routes(self) -> list[web.RouteDef]:
         """The calls and their handlers."""

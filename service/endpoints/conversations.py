@@ -1,9 +1,8 @@
-"""Conversations: `GET /v1/conversations`, and `GET /v1/conversations/{id}`, its messages as the
-tree that they are. Called by `service.app`'s routes.
+"""Shows conversations: `GET /v1/conversations`, and `GET /v1/conversations/{id}` with its messages.
 
-The conversation is OpenAI's object of that name with fields of ours; the tree is our own, as
-OpenAI's conversations are lists. An edit or another answer to the same words is a branch.
-Nodes come in pages, like all lists; each names the node above it.
+The conversation is OpenAI's object of that name with additional fields. Its messages are a tree,
+where OpenAI's are a list: an edited message, or another answer to the same one, is a branch. Nodes
+come in pages, like all lists; each names the node above it. How they are stored is the store's.
 """
 
 from typing import Any
@@ -23,12 +22,12 @@ from service.endpoints.asking import ask
 from service.endpoints.lists import Limits, json_response, list_object, not_found, paging_of
 
 NODES = Limits(default=100, most=1000)
-"""Nodes on a page: a turn of a chat is two."""
+"""A turn of a chat is two nodes."""
 
 
 @frozen
 class Conversations:
-    """The endpoints, for each caller with that caller's conversations."""
+    """The endpoints. Each caller sees only its own conversations."""
 
     store: Readable
 
@@ -55,7 +54,7 @@ class Conversations:
 
 
 def conversation_object(row: StoredConversation) -> dict[str, Any]:
-    """OpenAI's conversation object, and when it last went on, and the client's name for it."""
+    """OpenAI's conversation object, with the time of its last change and the client's key for it."""
     return {
         "id": row.conversation_id,
         "object": "conversation",
@@ -86,7 +85,7 @@ def node_object(node: ThreadNode) -> dict[str, Any]:
 
 
 def _completion(node: ThreadNode, completion: StoredCompletion) -> dict[str, Any]:
-    """Whose answer a node is, and how that ended."""
+    """The completion that a node is part of, and how it ended."""
     answers = () if node.message is None else (node.message,)
     choice = next(iter(CompletionView(completion, answers, None).choices), None)
     return {

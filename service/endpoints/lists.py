@@ -1,5 +1,8 @@
-"""Lists in pages: a request's query → which page, and a page → OpenAI's list object. Called by
-`service.endpoints.stored` and `service.endpoints.conversations`."""
+"""Turns a request's query into a page to ask for, and a page into OpenAI's list object.
+
+Never here: what is listed. A misspelt filter would show what it should keep out, so an unknown
+parameter is refused, not ignored.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -21,14 +24,14 @@ _LONGEST_SHOWN = 100
 
 @frozen
 class Limits:
-    """How many items a page has, if the client doesn't say, and at most."""
+    """How many items a page has by default, and at most."""
 
     default: int = 20
     most: int = 100
 
 
 def paging_of(request: web.Request, limits: Limits = Limits()) -> Paging:
-    """Which page a list's request asks for.
+    """The page that a list's request asks for.
 
     Raises:
         ApiError: `invalid_request`, naming the parameter.
@@ -38,7 +41,7 @@ def paging_of(request: web.Request, limits: Limits = Limits()) -> Paging:
 
 
 def filtered_paging_of(request: web.Request) -> tuple[CompletionFilter, Paging]:
-    """The same for the list of completions, with its filters."""
+    """The page and the filters that a request for the list of completions asks for."""
     _check_parameters(request, ("after", "limit", "order", "model"), _METADATA)
     metadata = {
         found[1]: value
@@ -52,7 +55,7 @@ def filtered_paging_of(request: web.Request) -> tuple[CompletionFilter, Paging]:
 def _check_parameters(
     request: web.Request, known: Iterable[str], pattern: re.Pattern[str] | None = None
 ) -> None:
-    """A filter that is misspelt must not show what it was to keep out, so none is ignored."""
+    """Raises ApiError for a parameter that is unknown or given twice."""
     for name in request.query:
         shown = name[:_LONGEST_SHOWN]
         if name not in known and not (pattern is not None and pattern.fullmatch(name)):
@@ -77,12 +80,12 @@ def _paging(request: web.Request, limits: Limits) -> Paging:
 
 
 def list_object(page: Page[_T], shape: Callable[[_T], dict[str, Any]]) -> dict[str, Any]:
-    """OpenAI's list object. The ids of an empty list are empty: the schema wants strings."""
+    """OpenAI's list object."""
     data: Sequence[dict[str, Any]] = [shape(item) for item in page.items]
     return {
         "object": "list",
         "data": data,
-        "first_id": data[0]["id"] if data else "",
+        "first_id": data[0]["id"] if data else "",  # OpenAI's schema wants a string
         "last_id": data[-1]["id"] if data else "",
         "has_more": page.has_more,
     }
@@ -94,6 +97,6 @@ def json_response(value: Any) -> web.Response:
 
 
 def not_found(what: str, name: str, param: str) -> ApiError:
-    """The 404 for an id that is unknown, another owner's, or not to be shown: all alike."""
+    """The 404 for an id that is unknown, another owner's, or hidden: the client can't tell which."""
     message = f"There is no {what} with the id {name[:_LONGEST_SHOWN]!r}."
     return ApiError(Failure("not_found", message, type="invalid_request_error", param=param))

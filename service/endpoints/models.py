@@ -1,4 +1,4 @@
-"""Lists the models that can be asked for: `GET /v1/models`. Which those are is the directory's."""
+"""Lists the models that can be asked for: `GET /v1/models`. The agents' directory decides which."""
 
 from aiohttp import web
 from attrs import frozen

@@ -1,8 +1,8 @@
-"""The API's description for programs: `GET /openapi.json`, in OpenAPI 3.1.
+"""Serves the API's description for programs: `GET /openapi.json`, in OpenAPI 3.1.
 
-`docs/openapi.yaml` is what people write; `python -m service.endpoints.openapi` (`make docs`) makes
-`service/endpoints/openapi.json` of it, which goes into the package and is served as it is. Called by
-`service.app`; it describes the API and decides nothing.
+People write `docs/openapi.yaml`; `python -m service.endpoints.openapi` (`make docs`) makes
+`service/endpoints/openapi.json` of it, which goes into the package and is served as it is. What the
+API is, is decided elsewhere.
 """
 
 import json
@@ -18,7 +18,7 @@ DOCUMENT = Path(__file__).with_name("openapi.json")
 class OpenApi:
     """The endpoint. Reads the document once, when made.
 
-    Raises OSError if it isn't there: the installation is broken.
+    Raises OSError if the document is missing: the installation is broken.
     """
 
     def __init__(self, path: Path = DOCUMENT) -> None:
@@ -37,17 +37,17 @@ class OpenApi:
         else:
             response = web.Response(body=self._body, content_type="application/json")
         response.etag = ETag(self._etag)
-        # A copy is good until the service is another version, which only the service knows.
+        # A copy is valid until the service is upgraded, so the client must ask each time.
         response.headers[hdrs.CACHE_CONTROL] = "no-cache"
         return response
 
 
 def as_json(text: str) -> str:
-    """The JSON that stands for a document in YAML.
+    """The JSON of a document in YAML.
 
     Raises `yaml.YAMLError`.
     """
-    import yaml  # for `make docs` alone: the service itself reads JSON
+    import yaml  # only `make docs` needs it; the service reads the JSON
 
     return json.dumps(yaml.safe_load(text), ensure_ascii=False, indent=1) + "\n"
 

@@ -1,4 +1,4 @@
-"""`/healthz` (the process lives) and `/readyz` (it can take traffic, and why not)."""
+"""Answers probes: `/healthz` (the process lives) and `/readyz` (it can take traffic, or why not)."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -12,8 +12,8 @@ class Probes:
 
     Args:
         streams: the running streams.
-        checks: name → returns None, or why that part can't do its work now.
-        unsaved: how many ended completions wait for the database.
+        checks: name of a part → returns None, or why the part can't do its work now.
+        unsaved: returns how many ended completions wait for the database.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
-"""Stored completions: `GET /v1/chat/completions`, `GET`, `POST` and `DELETE` of `…/{id}`, and
-`GET …/{id}/messages`; what they show, in OpenAI's shapes. Called by `service.app`'s routes.
+"""Shows, changes and deletes stored completions: OpenAI's five calls and their shapes.
 
-Every completion that ended is stored, whole or partial; all are shown to their owner, except
-those asked for with `store: false`. OpenAI's shapes, with two fields more: `state` says how the
-answer ended and `error` why, since `finish_reason` is null where a model didn't finish.
+Every completion that ended is stored, whole or partial, and shown to its owner unless it was
+requested with `store: false`. Two fields are added to OpenAI's shapes: `state` says how the answer
+ended and `error` why, since `finish_reason` is null if the model didn't finish. Never here: SQL.
 """
 
 from typing import Any
@@ -35,7 +34,7 @@ _PARAMETERS = (
     "frequency_penalty",
     "response_format",
 )
-"""The request's parameters that a stored completion shows."""
+"""The parameters of the request that a stored completion shows."""
 
 
 @frozen
@@ -103,7 +102,7 @@ def _shown(view: CompletionView | None, request: web.Request) -> web.Response:
 
 
 def stored_completion(view: CompletionView) -> dict[str, Any]:
-    """A stored `chat.completion`: as its plain answer was, with what was asked, and how it ended."""
+    """A stored `chat.completion`: the plain answer, with the request's parameters and the ending."""
     row, created = view.completion, view.completion.upstream_created
     return {
         "service_tier": None,
@@ -126,7 +125,7 @@ def stored_completion(view: CompletionView) -> dict[str, Any]:
 
 
 def stored_message(row: StoredMessage) -> dict[str, Any]:
-    """A message that a client sent. Content in parts is shown as `content_parts`."""
+    """A message that a client sent. Content in parts goes into `content_parts`."""
     message: dict[str, Any] = {"name": None, **row.message, "id": row.message_id}
     message["content_parts"] = None
     if isinstance(message["content"], list):

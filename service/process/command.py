@@ -27,7 +27,7 @@ from service.telemetry import configure_logging
 LOOP_FACTORY: Callable[[], asyncio.AbstractEventLoop] | None
 try:
     from uvloop import new_event_loop as LOOP_FACTORY
-except ImportError:  # the extra `fast` brings it; asyncio's own loop does as well
+except ImportError:  # it comes with the extra `fast`; asyncio's own loop does as well
     LOOP_FACTORY = None
 
 EPILOG = """\
@@ -38,7 +38,7 @@ environment:
   OPENAI_API_KEY           key of the backend; unset: the agent is off, if it is OpenAI's
   OPENAI_BASE_URL          where that backend is (Ollama: http://127.0.0.1:11434/v1)
   API_KEYS                 name:key,name:key: who may call, in place of auth.api_keys
-  JOURNAL_DIR              where words are kept until PostgreSQL has them
+  JOURNAL_DIR              where answers are kept until PostgreSQL has them
   SSE_KEEP_ALIVE_INTERVAL  seconds of silence before a keep-alive comment, e.g. 15 or 0.5
   LOG_FORMAT               auto, console or json
 
@@ -104,7 +104,7 @@ def main(arguments: list[str], default_config: Path = Path("config.yaml")) -> in
         print(error, file=sys.stderr)
         return 1
     finally:
-        _let_go_of_output()
+        _drop_closed_output()
 
 
 def run_alone(
@@ -114,7 +114,7 @@ def run_alone(
     listener: socket.socket,
     slot: WorkerSlot | None = None,
 ) -> int:
-    """Serve in this process, which may be a worker, until it is told to stop; its exit status."""
+    """Serve in this process, which may be a worker's, until a signal stops it; the exit status."""
     try:
         with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
             runner.run(serve(config, load, hangups, listener, slot))
@@ -124,8 +124,8 @@ def run_alone(
     return 0
 
 
-def _let_go_of_output() -> None:
-    """Keep what a closed terminal or pipe no longer takes from spoiling the exit status."""
+def _drop_closed_output() -> None:
+    """If standard output is closed, replace it: a failing flush at exit would change the status."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,1 +1,1 @@
-"""Every key, from the file to a checked value, and rereading them while the service runs."""
+"""Reads and checks every key of the configuration, and rereads them while the service runs."""

@@ -1,7 +1,7 @@
-"""The keys `auth` and `limits`: who may call, and how much.
+"""Defines the keys `auth` and `limits`: who may call, and how much.
 
-Called by `service.settings.config`. Somebody may paste an API key into the wrong place, so no problem that
-is found here shows a value; see `SECRET`.
+An API key may be pasted into the wrong place, so no problem that is found here shows a value; see
+`SECRET`.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from attrs import frozen
 from service.settings.checking import Allowed, ConfigError, Problem
 
 SECRET = ("auth",)
-"""Key paths below which values are described and never shown."""
+"""Top keys below which values are described and never shown."""
 
 API_KEYS = "environment variable API_KEYS"
 SHORTEST_KEY = 16
-"""Characters. Keys are hashed once and without salt, which is safe for what can't be guessed."""
+"""In characters. Keys are hashed once and without salt, which is safe if they can't be guessed."""
 
 _count = Allowed("a whole number above 0", lambda value: value > 0)
 _name = Allowed(
@@ -37,7 +37,7 @@ Hash = Annotated[str, _hash]
 
 @frozen
 class ApiKeyConfig:
-    """One caller: its name, the hash of its key, and what differs from `limits` for it."""
+    """One caller: its name, the hash of its key, and limits that differ from `limits`."""
 
     name: Annotated[str, _name]
     sha256: Hash
@@ -48,7 +48,7 @@ class ApiKeyConfig:
 
     @property
     def digests(self) -> tuple[bytes, ...]:
-        """The SHA-256 of each key that it may present, in 32 bytes."""
+        """The SHA-256 of each key that the caller may present, as 32 bytes."""
         texts = (self.sha256,) if self.old_sha256 is None else (self.sha256, self.old_sha256)
         return tuple(bytes.fromhex(text) for text in texts)
 
@@ -60,7 +60,7 @@ class AuthConfig:
 
 @frozen
 class LimitsConfig:
-    """What each caller may use; None: as much as it likes."""
+    """How much each caller may use; None: no limit."""
 
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
@@ -71,7 +71,7 @@ def keys_from_environment(text: str) -> list[dict[str, str]]:
     """The entries of `auth.api_keys` that the variable `API_KEYS` stands for.
 
     Raises:
-        ConfigError: something in it is no pair of a name and a key.
+        ConfigError: an entry is not a pair of a name and a key.
     """
     entries: list[dict[str, str]] = []
     problems: list[Problem] = []
@@ -88,7 +88,7 @@ def keys_from_environment(text: str) -> list[dict[str, str]]:
 
 
 def key_problems(keys: Sequence[ApiKeyConfig], source: str) -> list[Problem]:
-    """What no single key can tell: a name or a key that is there twice."""
+    """The problems of the keys together: a name or a key that occurs twice."""
     problems: list[Problem] = []
     names: dict[str, int] = {}
     owners: dict[bytes, int] = {}

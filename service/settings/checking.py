@@ -1,7 +1,7 @@
-"""Checks a tree of plain values against attrs classes and words what doesn't fit.
+"""Checks a tree of plain values against attrs classes, and words the problems.
 
-cattrs does the walking; here are the strictness (no silent conversions) and the sentences.
-Called by `service.settings.config` alone; knows no key by name.
+cattrs walks the tree; the strictness (no silent conversions) and the sentences are here. Knows no
+key by name.
 """
 
 import difflib
@@ -33,12 +33,12 @@ _TYPE_NAMES = {
 
 
 _TELLTALE = 10**9
-"""A whole number from here on may be a key that has no letters in it."""
+"""A whole number from this on isn't shown: it may be a key that has no letters."""
 
 
 @frozen
 class Allowed:
-    """A rule for a value of the right type, and its words: `Annotated[int, Allowed("…", rule)]`."""
+    """A rule for a value of the right type, and its wording: `Annotated[int, Allowed("…", rule)]`."""
 
     words: str
     rule: Callable[[Any], bool]
@@ -46,7 +46,7 @@ class Allowed:
 
 @frozen
 class Source:
-    """Where a value came from, if not from the file. `is_number`: it is one, but comes as text."""
+    """Where a value came from, if not from the file. `is_number`: a number that comes as text."""
 
     name: str
     is_number: bool = False
@@ -54,7 +54,7 @@ class Source:
 
 @frozen
 class Problem:
-    """One thing that doesn't fit."""
+    """One value that doesn't fit, or one missing or unknown key."""
 
     source: str
     path: str
@@ -96,8 +96,8 @@ def structure(
     Args:
         tree: plain values, as a YAML parser gives them.
         cls: an attrs class of checked fields.
-        file: what to call the place the tree came from.
-        sources: key path → the other place a value came from.
+        file: the name of the place that the tree came from.
+        sources: key path → the other place that a value came from.
         secret: keys at the top below which no value is shown.
 
     Raises:
@@ -131,14 +131,14 @@ def _problems(
 
 
 def _upwards(keys: list[str]) -> Iterator[tuple[str, ...]]:
-    """A key path, and those above it."""
+    """A key path, and the paths above it."""
     for length in range(len(keys), 0, -1):
         yield tuple(keys[:length])
 
 
 def _format(error: BaseException, _type: Any) -> str:
-    """What doesn't fit, as JSON, since cattrs wants a text: a list of
-    [key, found, allowed, the key and what was found in words that give no secret away].
+    """The problems as JSON, since cattrs wants a text: a list of
+    [key, found, allowed, key without secrets, found without secrets].
 
     The key is one below the path that cattrs adds, or empty.
     """
@@ -182,7 +182,7 @@ def _show(value: Any) -> str:
 
 
 def _describe(value: Any) -> str:
-    """What kind of thing it is, and not what it says."""
+    """The kind of a value, without the value."""
     match value:
         case str():
             return f"a text of {len(value)} characters"
@@ -196,7 +196,7 @@ def _describe(value: Any) -> str:
 def _convert_texts(
     tree: Mapping[str, Any], sources: Mapping[tuple[str, ...], Source]
 ) -> dict[str, Any]:
-    """A copy in which numbers that came as text (from the environment) are numbers."""
+    """A copy in which numbers that came as text, from the environment, are numbers."""
     copy = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()
     }

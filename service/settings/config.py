@@ -1,8 +1,8 @@
-"""The configuration: a frozen tree, read from YAML, the environment and flags.
+"""Defines every key of the configuration, and reads it from YAML, the environment and flags.
 
-Precedence: flags, environment, file, defaults. The only file that sees yaml. Whatever doesn't
-fit is refused with where it came from, its key path, what was found and what is allowed.
-`docs/configuration.md` describes every key; a test compares.
+Precedence: flags, environment, file, defaults. A value that doesn't fit is refused with its source,
+its key path, what was found and what is allowed. `docs/configuration.md` describes every key; a
+test compares. Never here: where a value is used.
 """
 
 import ipaddress
@@ -25,7 +25,7 @@ from service.settings.access import (
     keys_from_environment,
 )
 from service.settings.checking import Allowed, ConfigError, Problem, Source, structure
-from service.settings.checking import mask_password as mask_password  # for those who print a config
+from service.settings.checking import mask_password as mask_password  # for those who print one
 from statemachine import ClientGone
 
 
@@ -101,7 +101,7 @@ class Timeouts:
 
 @frozen
 class ScriptedAgentConfig:
-    """The built-in agent: says `reply` (or its own introduction), word by word."""
+    """The built-in agent: answers with `reply`, or with an introduction, word by word."""
 
     name: Name
     kind: Literal["scripted"]
@@ -154,8 +154,8 @@ class LoggingConfig:
 
 @frozen
 class Config:
-    """Everything an operator may set, checked. No key is in it: backends' keys stay in the
-    environment, and of callers' keys it has the hashes."""
+    """Everything that an operator may set, checked. It holds no API key: backends' keys stay in the
+    environment, and callers' keys are hashed."""
 
     server: ServerConfig = ServerConfig()
     sse: SseConfig = SseConfig()
@@ -179,8 +179,8 @@ RELOADABLE = (
     "server.max_concurrent_streams",
     "sse",
 )
-"""Keys, and whole sections, that take effect without a restart: whoever goes by one either reads
-it anew each time (`service.settings.live`) or is told of it (`service.app.RELOADS`)."""
+"""Keys, and whole sections, that take effect without a restart: a part either reads the key each
+time it needs it (`service.settings.live`) or is told when it changes (`service.app.RELOADS`)."""
 
 _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "DATABASE_URL": ("database", "url"),
@@ -188,8 +188,8 @@ _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "SSE_KEEP_ALIVE_INTERVAL": ("sse", "keep_alive_interval_seconds"),
     "LOG_FORMAT": ("logging", "format"),
 }
-"""Environment variable → key. `OPENAI_BASE_URL` is handled apart: it belongs to agents; and so is
-`API_KEYS`, whose keys are hashed."""
+"""Environment variable → key. Two are handled apart: `OPENAI_BASE_URL` belongs to agents, and the
+keys of `API_KEYS` are hashed."""
 _NUMBERS = frozenset(("SSE_KEEP_ALIVE_INTERVAL",))
 
 
@@ -202,7 +202,7 @@ def load_config(
 
     Args:
         path: the YAML file; None: defaults alone.
-        environ: the environment; the process's own if not given. Empty values count as unset.
+        environ: the environment; the process's if not given. Empty values count as unset.
         flags: key path → value, from the command line.
 
     Raises:
@@ -233,8 +233,8 @@ def load_config(
 def dump_config(config: Config) -> str:
     """The configuration in force as YAML, for `--print-config`.
 
-    A password in a URL is masked, and so are the hashes of keys: a key that a person thought up
-    can be guessed from its hash.
+    Passwords in URLs are masked, and so are the hashes of keys: a key that a person made up can be
+    guessed from its hash.
     """
     tree = asdict(config, value_serializer=lambda _instance, _attribute, value: _plain(value))
     tree["database"]["url"] = mask_password(tree["database"]["url"])
@@ -247,7 +247,7 @@ def dump_config(config: Config) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """True if listening on `host` can be reached from this machine alone."""
+    """True if a listener on `host` can be reached from this machine alone."""
     if host == "localhost":
         return True
     try:
@@ -257,10 +257,10 @@ def is_loopback(host: str) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as a configuration needs it: a key given twice is an error, not the last one's win."""
+    """A YAML loader that refuses a key given twice, where the last one would win."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here and not where values are made: by then merge keys (`<<`) have added their own.
+        # Not where values are made: by then merge keys (`<<`) have added theirs.
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
@@ -307,13 +307,13 @@ def _set(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
         if below is None:
             below = tree[key] = {}
         if not isinstance(below, dict):
-            return  # the file's own error, reported when the tree is structured
+            return  # an error of the file, reported when the tree is structured
         tree = below
     tree[last] = value
 
 
 def _with_base_url(config: Config, base_url: str) -> Config:
-    """`OPENAI_BASE_URL` moves the agents whose key is `OPENAI_API_KEY`, as the SDK's users expect."""
+    """Give the agents whose key is `OPENAI_API_KEY` this address, as users of the SDK expect."""
     if not _http_url.rule(base_url):
         source, found = "environment variable OPENAI_BASE_URL", repr(mask_password(base_url))
         raise ConfigError([Problem(source, "", found, _http_url.words)])
@@ -327,7 +327,7 @@ def _with_base_url(config: Config, base_url: str) -> Config:
 
 
 def check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], Source]) -> None:
-    """What no single key can tell. Raises ConfigError."""
+    """Check what concerns several keys together. Raises ConfigError."""
     problems: list[Problem] = []
     names = [agent.name for agent in config.agents]
     for position, agent in enumerate(config.agents):
@@ -359,7 +359,7 @@ def check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], 
 
 
 def _unusable(parameters: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What no request could carry: found and allowed, or None."""
+    """Why no request could carry these parameters, as found and allowed; or None."""
     if not isinstance(parameters.get("stream_options"), (dict, type(None))):
         return "stream_options that are no mapping", "stream_options: {include_usage: false}"
     try:

@@ -1,7 +1,7 @@
 """Holds the configuration in force for everybody who reads it.
 
-A part that goes by a key of the newest configuration keeps the `Live` and reads `value` each time
-it needs the key; so a reload need not know it. Never here: what a change asks for besides.
+A part that must follow reloads keeps the `Live` and reads `value` each time it needs a key, so a
+reload need not know the part. Never here: actions that a changed key asks for.
 """
 
 from typing import Generic, TypeVar
@@ -19,9 +19,9 @@ class Live(Generic[T]):
 
     @property
     def value(self) -> T:
-        """The newest value. Two reads may differ, so what must agree is read once."""
+        """The newest value. Two reads may differ: keys that must agree are taken from one."""
         return self._value
 
     def publish(self, value: T) -> None:
-        """From now on this is the value. For the one writer: the configuration's is `Reloader`."""
+        """Replace the value. Only the one writer calls this: for the configuration, `Reloader`."""
         self._value = value

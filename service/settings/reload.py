@@ -24,21 +24,20 @@ log = structlog.get_logger(__name__)
 Load = Callable[[], Config]
 """Reads the configuration again, with the same flags and environment. Raises ConfigError."""
 Apply = Callable[[Config], object]
-"""Makes one part of the service go by a configuration. One that can fail changes nothing then."""
+"""Applies a configuration to one part of the service. If it fails it changes nothing."""
 
 _NOT_RELOADED = "configuration not reloaded"
 _NONE = object()
 
 
 class Reloader:
-    """Replaces the configuration in force, and does what a change asks for besides.
+    """Replaces the configuration in force, and acts on changed keys.
 
     Args:
-        live: the configuration in force; nobody else publishes one. Keys that need a restart keep
-            their old values in it.
+        live: the configuration in force. Keys that need a restart keep their old values in it.
         reloadable: the keys, and whole sections, that take effect without a restart.
-        changes: key, or section → what to do when it has changed, in this order; one that can fail
-            comes before those that can't. Most keys need nothing: they are read when needed.
+        changes: key, or section → the action when it has changed, in this order; one that can fail
+            comes before those that can't. A key that is read each time it is needed has none.
     """
 
     def __init__(
@@ -50,18 +49,18 @@ class Reloader:
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
-        """Reload soon. Several calls before it begins are one; no call is forgotten."""
+        """Reload soon. Calls before the reload begins count as one; later ones cause another."""
         self._asked.set()
 
     async def run(self, load: Load) -> None:
-        """Reload whenever asked, one at a time, until cancelled."""
+        """Reload at each `ask`, one at a time, until cancelled."""
         while True:
             await self._asked.wait()
             self._asked.clear()
             await self.reload(load)
 
     async def reload(self, load: Load) -> bool:
-        """Read the configuration and go by it. False, and a log line, if it can't be used."""
+        """Read the configuration and put it in force. False, and a log line, if it can't be used."""
         current = self._live.value
         wanted = await asyncio.to_thread(read_again, current, load, self._reloadable)
         if wanted is None:
@@ -82,8 +81,11 @@ class Reloader:
 
 
 def read_again(current: Config, load: Load, reloadable: Iterable[str]) -> Config | None:
-    """The configuration as it is written now. None, and a log line with every problem, if it, or
-    what would be in force with it, can't be used. Blocks; may run in a thread."""
+    """The configuration as it is written now, or None and a log line with every problem.
+
+    Also checks the configuration that would be in force: a good file may not go together with keys
+    that need a restart. Blocks; may run in a thread.
+    """
     try:
         wanted = load()
         check_together(in_force(current, wanted, reloadable), "until the next restart", {})
@@ -94,7 +96,7 @@ def read_again(current: Config, load: Load, reloadable: Iterable[str]) -> Config
 
 
 def in_force(current: Config, wanted: Config, reloadable: Iterable[str]) -> Config:
-    """`current`, with the keys that can be reloaded as `wanted` has them."""
+    """`current`, with the reloadable keys of `wanted`."""
     for key in reloadable:
         section, _, name = key.partition(".")
         value = getattr(wanted, section)
@@ -106,7 +108,7 @@ def in_force(current: Config, wanted: Config, reloadable: Iterable[str]) -> Conf
 
 def changed_keys(old: Config, new: Config) -> list[str]:
     """The paths of the keys that differ, in the order of the classes: `sse.send_timeout_seconds`,
-    `agents[demo].reply`; `agents[demo]` for one that came or went, `agents` for a new order."""
+    `agents[demo].reply`; `agents[demo]` for an agent that came or went, `agents` for a new order."""
     before, after = dict(_keys(old)), dict(_keys(new))
     every = {**before, **after}
     differing = [path for path in every if before.get(path, _NONE) != after.get(path, _NONE)]
@@ -119,13 +121,13 @@ def changed_keys(old: Config, new: Config) -> list[str]:
 
 
 def report(changed: list[str], needs_restart: list[str]) -> None:
-    """Say what a reload did."""
+    """Log what a reload changed, and which keys wait for a restart."""
     write = log.warning if needs_restart else log.info
     write("configuration reloaded", changed=changed, needs_restart=needs_restart)
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Key path → value, of every key below; of an agent also its own path."""
+    """The path and value of every key below; also a path for each agent as a whole."""
     for field in fields(type(node)):
         path, value = f"{prefix}{field.name}", getattr(node, field.name)
         if has(type(value)):
@@ -139,7 +141,7 @@ def _keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _order(one: Config, other: Config) -> list[str]:
-    """The names of the agents that both have, as the first one orders them."""
+    """The names of the agents that both have, in the first one's order."""
     shared = {agent.name for agent in other.agents}
     return [agent.name for agent in one.agents if agent.name in shared]
 
