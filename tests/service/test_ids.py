@@ -9,7 +9,7 @@ from service import ids
 
 
 @pytest.mark.parametrize("digits", [16, 24, 48, 2048])
-def test_each_is_new(digits: int) -> None:
+def test_each_id_is_new(digits: int) -> None:
     """As many hex digits as asked for, and never a part of what was given before."""
     given = [ids.random_hex(digits) for _ in range(300)]
     assert all(re.fullmatch(f"[0-9a-f]{{{digits}}}", one) for one in given)

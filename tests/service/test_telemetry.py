@@ -108,7 +108,7 @@ def test_invalid_traces_begin_a_new_one(header: str | None) -> None:
 
 
 @given(st.text(max_size=80))
-def test_any_header_makes_a_valid_trace(header: str) -> None:
+def test_any_header_leads_to_a_valid_trace(header: str) -> None:
     """Whatever a caller sends, what we send on is valid."""
     trace = adopt_trace(header)
     assert adopt_trace(trace.traceparent).trace_id == trace.trace_id
@@ -145,7 +145,7 @@ async def client(aiohttp_client: Any) -> TestClient[web.Request, web.Application
 
 
 @pytest.mark.parametrize("request_id", ["a", "req_1", "2f:x.y-Z_9", "x" * 128])
-async def test_sane_request_ids_are_adopted(client: Any, request_id: str) -> None:
+async def test_loggable_request_ids_are_adopted(client: Any, request_id: str) -> None:
     """A caller's id that can stand in a log line is kept, and comes back."""
     response = await client.get("/", headers={"X-Request-Id": request_id})
     assert response.headers["x-request-id"] == request_id
@@ -156,7 +156,7 @@ async def test_sane_request_ids_are_adopted(client: Any, request_id: str) -> Non
     "request_id", ["", " ", "a b", 'a"b', "é", "x" * 129, "a,b", "<b>", "\ta;b"]
 )
 async def test_other_request_ids_are_replaced(client: Any, request_id: str) -> None:
-    """Anything else gets one of ours."""
+    """An id that can't stand in a log line is replaced by a new one."""
     response = await client.get("/", headers={"X-Request-Id": request_id})
     ours = response.headers["x-request-id"]
     assert ours.startswith("req_")
@@ -170,7 +170,7 @@ async def test_request_ids_differ(client: Any) -> None:
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
 
 
-async def test_ids_are_bound_and_returned(client: Any) -> None:
+async def test_both_ids_are_in_every_line_and_response(client: Any) -> None:
     """Every line logged for a request carries both ids, and every response names them."""
     header = f"00-{TRACE_ID}-{PARENT_ID}-01"
     response = await client.get("/", headers={"traceparent": header, "X-Request-Id": "r"})
@@ -181,7 +181,7 @@ async def test_ids_are_bound_and_returned(client: Any) -> None:
 
 
 async def test_errors_carry_the_ids(client: Any) -> None:
-    """Also answers that no handler made."""
+    """Answers that no handler made carry both ids, too."""
     response = await client.get("/nowhere", headers={"X-Request-Id": "r"})
     assert response.status == 404
     assert response.headers["x-request-id"] == "r"
@@ -227,7 +227,7 @@ def json_lines(stream: io.StringIO) -> list[dict[str, Any]]:
 ODD_TEXTS = ["two\nlines", "\x1b[31mred", '"quoted"', "Grüße 🙂", "nul \x00", "a\u2028b", "\ud800"]
 
 
-def test_json_line() -> None:
+def test_a_json_line_begins_with_time_level_and_event() -> None:
     """An event is one JSON object that begins with when, how grave and what."""
     stream = configured()
     structlog.get_logger("x").warning("it happened", agent="demo", count=2, ratio=0.5, nothing=None)
@@ -246,7 +246,7 @@ def test_json_line() -> None:
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
-def test_json_line_with_odd_text(text: str) -> None:
+def test_odd_text_stays_on_its_json_line(text: str) -> None:
     """Whatever is in a value, the line is one line and the value comes back."""
     stream = configured()
     structlog.get_logger().info("it happened", model=text)
@@ -254,7 +254,7 @@ def test_json_line_with_odd_text(text: str) -> None:
     assert json_lines(stream)[0]["model"] == text
 
 
-def test_json_line_with_a_value_that_is_no_json() -> None:
+def test_a_value_that_is_no_json_is_logged_as_text() -> None:
     """A value that JSON doesn't know is shown as text."""
     stream = configured()
     structlog.get_logger().info("it happened", path=io.StringIO, error=ValueError("no"))
@@ -262,7 +262,7 @@ def test_json_line_with_a_value_that_is_no_json() -> None:
     assert (line["path"], line["error"]) == ("<class '_io.StringIO'>", "no")
 
 
-def test_json_line_with_an_exception() -> None:
+def test_a_traceback_is_a_field_of_its_json_line() -> None:
     """A traceback is a field of its line."""
     stream = configured()
     try:
@@ -307,7 +307,9 @@ def test_foreign_lines_are_json_too() -> None:
         ("error", ["error"], ["error"]),
     ],
 )
-def test_levels(level: str, ours: list[str], theirs: list[str]) -> None:
+def test_the_level_is_for_the_services_own_lines(
+    level: str, ours: list[str], theirs: list[str]
+) -> None:
     """The level is for our lines; of the libraries', none below a warning is shown."""
     stream = configured(level=level)
     for name in ("debug", "info", "warning", "error"):
@@ -320,7 +322,7 @@ def test_levels(level: str, ours: list[str], theirs: list[str]) -> None:
     assert [line["level"] for line in json_lines(stream)] == theirs
 
 
-def test_console_line() -> None:
+def test_a_console_line_is_for_people() -> None:
     """On a console an event is one line that people read: time, level, event, then the rest."""
     stream = configured(format="console")
     structlog.get_logger().info("it happened", agent="demo", count=2)
@@ -332,7 +334,7 @@ def test_console_line() -> None:
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
-def test_console_line_with_odd_text(text: str) -> None:
+def test_odd_text_cannot_command_a_console(text: str) -> None:
     """A client's own words can neither begin a line of their own nor command the terminal."""
     stream = configured(format="console")
     structlog.get_logger().info("it happened", model=text)
@@ -342,8 +344,8 @@ def test_console_line_with_odd_text(text: str) -> None:
     assert not any(set(line) & set("\x00\x1b\r\u2028") for line in lines)
 
 
-def test_foreign_lines_on_a_console() -> None:
-    """They too are a line each."""
+def test_foreign_lines_are_console_lines_too() -> None:
+    """Lines of libraries are a line each, too."""
     stream = configured(format="console")
     logging.getLogger("asyncio").warning("took %s s", 5)
     (line,) = stream.getvalue().splitlines()
@@ -360,7 +362,9 @@ def test_foreign_lines_on_a_console() -> None:
         ("console", io.StringIO, False, False),
     ],
 )
-def test_formats(format: str, stream: Any, is_json: bool, is_colored: bool) -> None:
+def test_auto_is_pretty_on_a_terminal_only(
+    format: str, stream: Any, is_json: bool, is_colored: bool
+) -> None:
     """`auto` is pretty on a terminal and JSON elsewhere; the other two are what they say."""
     target = configured(stream(), format=format)
     structlog.get_logger().info("it happened")
@@ -408,7 +412,7 @@ def test_a_log_that_cannot_be_written_stops_nobody(
     assert capsys.readouterr() == ("", "")
 
 
-def test_configured_twice() -> None:
+def test_a_second_configuration_replaces_the_first() -> None:
     """A second configuration replaces the first: no line comes twice."""
     first = configured()
     second = configured(level="warning")
@@ -456,7 +460,7 @@ WHOLE = (ChunkReceived(text_chunk(SECRET)), ChunkReceived(finish_chunk()), Upstr
 FAILED = UpstreamFailed(Failure("upstream_error", SECRET, upstream_code="rate_limit"))
 
 
-def test_canonical_line() -> None:
+def test_the_canonical_line_has_exactly_its_fields() -> None:
     """One line per completion with exactly the contract's fields, in its order, and no text."""
     stream = configured()
     CompletionLog().ended(record_of(*WHOLE))
@@ -483,7 +487,7 @@ def test_canonical_line() -> None:
     assert SECRET not in stream.getvalue()
 
 
-def test_canonical_line_of_a_failure() -> None:
+def test_a_failures_canonical_line_is_a_warning() -> None:
     """A failure is a warning; the upstream's own code is the error, and its words stay out."""
     stream = configured()
     CompletionLog().ended(record_of(FAILED))
@@ -494,8 +498,8 @@ def test_canonical_line_of_a_failure() -> None:
     assert SECRET not in stream.getvalue()
 
 
-def test_canonical_fields_are_plain() -> None:
-    """They are JSON's own types, whatever the record holds, so that every log store takes them."""
+def test_canonical_fields_are_plain_json() -> None:
+    """The fields are JSON's own types, whatever the record holds, so that every log store takes them."""
     for record in (record_of(*WHOLE), record_of(FAILED)):
         fields = completion_fields(evolve(record, ttft_ms=1.25, duration_ms=2.349))
         assert list(fields) == FIELDS
@@ -503,6 +507,6 @@ def test_canonical_fields_are_plain() -> None:
         assert (fields["ttft_ms"], fields["duration_ms"]) == (1.2, 2.3)
 
 
-def test_trace_is_a_value() -> None:
-    """Its header is made of its parts."""
+def test_a_traces_header_is_made_of_its_parts() -> None:
+    """`traceparent` is made of the trace's parts."""
     assert Trace("a" * 32, "b" * 16, "00").traceparent == f"00-{'a' * 32}-{'b' * 16}-00"

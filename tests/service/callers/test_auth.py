@@ -69,7 +69,7 @@ async def status_with(service: Service, headers: Any, path: str = "/v1/models") 
 # --- who is let in --------------------------------------------------------------------------------
 
 
-async def test_sdk_with_a_key(closed: Service, anne: openai.AsyncOpenAI) -> None:
+async def test_a_listed_key_owns_the_answer(closed: Service, anne: openai.AsyncOpenAI) -> None:
     """A key that is listed works, and its name owns the answer."""
     stream = await anne.chat.completions.create(model="m", messages=QUESTION, stream=True)
     text = "".join([item.choices[0].delta.content or "" async for item in stream])
@@ -77,7 +77,7 @@ async def test_sdk_with_a_key(closed: Service, anne: openai.AsyncOpenAI) -> None
     assert (await closed.kept.one()).request.owner == "anne"
 
 
-async def test_sdk_with_a_wrong_key(closed: Service) -> None:
+async def test_an_unlisted_key_is_refused_and_nothing_kept(closed: Service) -> None:
     """A key that is not listed is an AuthenticationError with OpenAI's code, and nothing is kept."""
     async with sdk(closed, "sk-vb-carl-0123456789") as carl:
         with pytest.raises(openai.AuthenticationError) as caught:
@@ -108,19 +108,19 @@ async def test_sdk_with_a_wrong_key(closed: Service) -> None:
         [("Authorization", f"Bearer {ANNE}"), ("Authorization", f"Bearer {BOB}")],
     ],
 )
-async def test_only_a_bearer_key(closed: Service, headers: Any) -> None:
+async def test_only_one_bearer_header_lets_anybody_in(closed: Service, headers: Any) -> None:
     """One header, `Authorization: Bearer <key>`: nothing else lets anybody in."""
     assert await status_with(closed, headers) == 401
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_the_scheme_has_no_case(closed: Service, scheme: str) -> None:
+async def test_the_schemes_name_has_no_case(closed: Service, scheme: str) -> None:
     """RFC 9110: the scheme's name is the same in capitals."""
     assert await status_with(closed, {"Authorization": f"{scheme} {ANNE}"}) == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/nowhere", "/metrics"])
-async def test_everything_asks(closed: Service, path: str) -> None:
+async def test_every_path_asks_for_a_key(closed: Service, path: str) -> None:
     """Without a key no path says even whether it is there."""
     assert await status_with(closed, {}, path) == 401
 
@@ -133,7 +133,7 @@ async def test_probes_need_no_key(closed: Service, path: str) -> None:
         assert "anne" not in await response.text()
 
 
-async def test_browsers(make_service: ServiceMaker) -> None:
+async def test_a_browser_can_read_why_it_was_refused(make_service: ServiceMaker) -> None:
     """The preflight needs no key, and a page can read why it was refused."""
     server = ServerConfig(cors_origins=("https://chat.example",))
     closed = await make_service(server=server, auth=AuthConfig(KEYS))
@@ -149,7 +149,7 @@ async def test_browsers(make_service: ServiceMaker) -> None:
         assert "x-request-id" in response.headers["Access-Control-Expose-Headers"]
 
 
-async def test_refused_before_the_body_is_read(closed: Service) -> None:
+async def test_a_wrong_key_is_refused_before_the_body_is_read(closed: Service) -> None:
     """Who has no key is told so while the body is still on its way."""
 
     async def endless() -> AsyncIterator[bytes]:
@@ -172,7 +172,9 @@ async def test_without_keys_everybody_is_anonymous(service: Service) -> None:
 # --- two owners -----------------------------------------------------------------------------------
 
 
-async def test_another_owners_completion_is_not_there(closed: Service, backend: Backend) -> None:
+async def test_another_owners_completion_cannot_be_stopped(
+    closed: Service, backend: Backend
+) -> None:
     """Bob can't stop Anne's answer: to him it looks as if there were none."""
     backend.script = talk_until_closed
     closed.key = ANNE
@@ -198,7 +200,9 @@ async def test_another_owners_completion_is_not_there(closed: Service, backend: 
 # --- changing keys --------------------------------------------------------------------------------
 
 
-async def test_deleted_key(closed: Service, backend: Backend) -> None:
+async def test_a_deleted_key_is_refused_and_its_answers_go_on(
+    closed: Service, backend: Backend
+) -> None:
     """After `replace` a key that is gone works no more, a new one does, and an answer that runs
     goes on."""
     closed.key = ANNE
@@ -210,7 +214,7 @@ async def test_deleted_key(closed: Service, backend: Backend) -> None:
     assert await status_with(closed, {"Authorization": "Bearer sk-vb-carl-0123456789"}) == 200
 
 
-def test_old_and_new_key() -> None:
+def test_an_old_key_is_as_good_as_the_new_one() -> None:
     """While callers change over, the old key is as good as the new one, under one name."""
     ring = Keyring([api_key("anne", ANNE, old_sha256=KEYS[1].sha256)])
     assert [ring.owner_of_key(key) for key in (ANNE, BOB, "")] == ["anne", "anne", None]
@@ -244,7 +248,7 @@ async def test_keys_are_not_logged(closed: Service, restored_logging: None) -> N
     assert "sk-vb" not in sink.getvalue()
 
 
-def test_dump_masks_hashes() -> None:
+def test_the_printed_configuration_masks_hashes() -> None:
     """`--print-config` names the callers and shows neither keys nor hashes."""
     config = Config(auth=AuthConfig((api_key("anne", ANNE, old_sha256="0" * 64), KEYS[1])))
     shown = yaml.safe_load(dump_config(config))["auth"]["api_keys"]
@@ -328,7 +332,7 @@ SECRET = "sk-secret"
         ),
     ],
 )
-def test_bad_keys(tmp_path: Path, auth: Any, found: str) -> None:
+def test_a_bad_entry_is_named_and_never_shown(tmp_path: Path, auth: Any, found: str) -> None:
     """What doesn't fit is named by its place and described, and never shown: it may be a key."""
     (line,) = [line for line in problems(tmp_path, auth) if "found nothing" not in line] or (
         problems(tmp_path, auth)
@@ -362,7 +366,9 @@ ENVIRONMENT = "environment variable API_KEYS: "
         ),
     ],
 )
-def test_bad_environment(tmp_path: Path, text: str, found: str) -> None:
+def test_bad_api_keys_in_the_environment_are_never_shown(
+    tmp_path: Path, text: str, found: str
+) -> None:
     """The same holds for `API_KEYS`, which is named as the place."""
     (line,) = problems(tmp_path, None, {"API_KEYS": text})
     assert line.startswith(ENVIRONMENT + found)
@@ -370,7 +376,7 @@ def test_bad_environment(tmp_path: Path, text: str, found: str) -> None:
     assert "0123456789" not in line
 
 
-def test_keys_from_the_environment(tmp_path: Path) -> None:
+def test_keys_of_the_environment_replace_the_files(tmp_path: Path) -> None:
     """`API_KEYS` takes the place of the file's keys; a key may hold colons."""
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"auth": {"api_keys": [{"name": "x", "sha256": "0" * 64}]}}))
@@ -394,7 +400,7 @@ def command(*arguments: str, given: str = "") -> "subprocess.CompletedProcess[st
     )
 
 
-def test_new_key(tmp_path: Path) -> None:
+def test_a_new_key_can_be_pasted_as_printed(tmp_path: Path) -> None:
     """What the command prints can be pasted: the entry into the file, the key into a client."""
     done = command("new", "open-webui")
     assert done.returncode == 0
@@ -408,7 +414,7 @@ def test_new_key(tmp_path: Path) -> None:
     assert key not in command("new", "open-webui").stdout
 
 
-def test_hash_of_a_key_one_has() -> None:
+def test_a_key_from_elsewhere_is_hashed_and_not_printed() -> None:
     """A key that comes from elsewhere is hashed, and not printed."""
     done = command("hash", "anne", given=f"{ANNE}\n")
     assert HASH in done.stdout
@@ -419,7 +425,7 @@ def test_hash_of_a_key_one_has() -> None:
     ("arguments", "given"),
     [(("new", "a b"), ""), (("new",), ""), (("hash", "a"), "short"), ((), "")],
 )
-def test_commands_that_are_refused(arguments: tuple[str, ...], given: str) -> None:
+def test_a_bad_name_or_key_is_refused_with_status_2(arguments: tuple[str, ...], given: str) -> None:
     """A name or a key that won't do is refused with exit status 2 and without a traceback."""
     done = command(*arguments, given=given)
     assert done.returncode == 2
@@ -429,7 +435,9 @@ def test_commands_that_are_refused(arguments: tuple[str, ...], given: str) -> No
 @pytest.mark.parametrize(
     ("environ", "status"), [({}, 2), ({"API_KEYS": "somebody:0123456789abcdef"}, 0)]
 )
-def test_reachable_service_wants_keys(tmp_path: Path, environ: dict[str, str], status: int) -> None:
+def test_a_reachable_service_must_have_keys(
+    tmp_path: Path, environ: dict[str, str], status: int
+) -> None:
     """Listening to other machines without a key is refused at the start, and allowed with one."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), "--host", "0.0.0.0", "--check"],

@@ -69,7 +69,7 @@ def test_a_budget_refills_evenly() -> None:
     assert budget.full_in_seconds(15.0) == 45
 
 
-def test_an_overdrawn_budget() -> None:
+def test_an_overdrawn_budget_refills_its_debt_first() -> None:
     """What was used beyond the budget has to come back first."""
     budget = Budget(60)
     budget.take(90, 0.0)
@@ -101,7 +101,9 @@ def test_a_minute_has_no_more_than_a_burst_and_a_refill(limit: int, pauses: list
 @pytest.mark.parametrize(
     ("before", "after", "left"), [(10, 20, 14), (20, 10, 4), (10, 4, 0), (10, None, None)]
 )
-def test_resized_budget(before: int, after: int | None, left: int | None) -> None:
+def test_a_resized_budget_keeps_what_is_used(
+    before: int, after: int | None, left: int | None
+) -> None:
     """What is used stays used when the size changes."""
     budget = Budget(before)
     budget.take(6, 0.0)
@@ -137,7 +139,7 @@ def test_a_limit_that_comes_later_begins_full() -> None:
         (3661.5, "1h1m1.5s"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_look_like_openais_and_are_rounded_up(seconds: float, text: str) -> None:
     """Time spans look like OpenAI's, and are never told too short."""
     assert duration(seconds) == text
 
@@ -166,7 +168,7 @@ def test_a_ticket_counts_once() -> None:
         ({"total_tokens": 1e400}, 0),
     ],
 )
-async def test_tokens_of_odd_usage(service: Service, usage: Any, tokens: int) -> None:
+async def test_odd_usage_never_fails_a_charge(service: Service, usage: Any, tokens: int) -> None:
     """Whatever a backend calls usage, charging it can't fail: the answer is being saved."""
     await service.stream()
     record: SessionRecord = evolve(await service.kept.one(), usage=usage)
@@ -176,7 +178,9 @@ async def test_tokens_of_odd_usage(service: Service, usage: Any, tokens: int) ->
 # --- requests a minute ----------------------------------------------------------------------------
 
 
-async def test_requests_a_minute(make_service: ServiceMaker, backend: Backend) -> None:
+async def test_requests_past_the_budget_are_refused(
+    make_service: ServiceMaker, backend: Backend
+) -> None:
     """Past the budget the SDK raises RateLimitError, with when to come again and what is left."""
     service = await make_service(agent_for(backend), limits=LimitsConfig(requests_per_minute=2))
     async with sdk(service, "any") as client:
@@ -198,7 +202,7 @@ async def test_requests_a_minute(make_service: ServiceMaker, backend: Backend) -
     assert len(backend.exchanges) == 2
 
 
-async def test_the_sdk_comes_again_in_time(make_service: ServiceMaker, backend: Backend) -> None:
+async def test_the_sdks_retry_is_admitted(make_service: ServiceMaker, backend: Backend) -> None:
     """The SDK's own retry waits as long as it is told, and is admitted then."""
     service = await make_service(agent_for(backend), limits=LimitsConfig(requests_per_minute=60))
     account = await used_up(service, 60)
@@ -231,14 +235,16 @@ async def test_refused_requests_cost_nothing(make_service: ServiceMaker, backend
     assert account.streams == 0
 
 
-async def test_bad_requests_count(make_service: ServiceMaker) -> None:
+async def test_an_admitted_bad_request_counts(make_service: ServiceMaker) -> None:
     """A request that was admitted counts, whatever turns out to be wrong with it."""
     service = await make_service(limits=LimitsConfig(requests_per_minute=1))
     assert (await service.stream(b"{oops")).status == 400
     assert (await refused(service))[0] == "rate_limited"
 
 
-async def test_refused_before_the_body_is_read(make_service: ServiceMaker) -> None:
+async def test_a_caller_over_its_limit_is_refused_before_the_body_is_read(
+    make_service: ServiceMaker,
+) -> None:
     """Over its limit, a caller is told so while the body is still on its way."""
     service = await make_service(limits=LimitsConfig(requests_per_minute=1))
     await service.stream(b"{oops")
@@ -261,7 +267,9 @@ async def test_other_calls_are_not_limited(make_service: ServiceMaker) -> None:
 # --- tokens a minute ------------------------------------------------------------------------------
 
 
-async def test_tokens_a_minute(make_service: ServiceMaker, backend: Backend) -> None:
+async def test_tokens_are_charged_when_the_answer_ends(
+    make_service: ServiceMaker, backend: Backend
+) -> None:
     """Prompt and answer are charged when the answer ends; an overdrawn budget refuses the next,
     until it has come back."""
     backend.script = say_with_usage
@@ -278,7 +286,9 @@ async def test_tokens_a_minute(make_service: ServiceMaker, backend: Backend) -> 
     assert 15 <= int(headers["retry-after"]) <= 21  # 50 too many of 150 a minute, and one more
 
 
-async def test_estimated_tokens(make_service: ServiceMaker, backend: Backend) -> None:
+async def test_uncounted_answers_are_charged_by_estimate(
+    make_service: ServiceMaker, backend: Backend
+) -> None:
     """An answer that nobody counted is charged by its estimate, also one that broke off."""
     backend.script = talk_until_closed
     service = await make_service(agent_for(backend), limits=LimitsConfig(tokens_per_minute=1))
@@ -292,7 +302,7 @@ async def test_estimated_tokens(make_service: ServiceMaker, backend: Backend) ->
     assert (await refused(service))[0] == "rate_limited"
 
 
-async def test_what_gave_nothing_costs_no_tokens(
+async def test_a_failure_before_the_first_token_costs_no_tokens(
     make_service: ServiceMaker, backend: Backend
 ) -> None:
     """A backend that fails before its first token leaves the budget as it was."""
@@ -321,7 +331,7 @@ async def opened(service: Service) -> aiohttp.ClientResponse:
     return response
 
 
-async def test_streams_at_once(narrow: Service, backend: Backend) -> None:
+async def test_each_caller_has_its_own_streams_at_once(narrow: Service, backend: Backend) -> None:
     """Each caller has places of its own, and some have more; the next is told when to come."""
     backend.script = talk_until_closed
     streams = []
@@ -334,7 +344,7 @@ async def test_streams_at_once(narrow: Service, backend: Backend) -> None:
         response.close()
 
 
-async def test_one_after_another(narrow: Service) -> None:
+async def test_a_place_is_free_once_the_end_was_seen(narrow: Service) -> None:
     """Who has seen an answer's end has its place back at once."""
     narrow.key = ANNE
     for _ in range(20):
@@ -408,7 +418,9 @@ async def test_a_bad_request_gives_its_place_back(narrow: Service, body: bytes) 
     assert (await narrow.stream()).is_done
 
 
-async def test_the_whole_service_is_full(make_service: ServiceMaker, backend: Backend) -> None:
+async def test_a_full_service_refuses_without_charging(
+    make_service: ServiceMaker, backend: Backend
+) -> None:
     """The service's own limit refuses without using anything of the caller's up."""
     backend.script = talk_until_closed
     service = await make_service(
@@ -427,7 +439,7 @@ async def test_the_whole_service_is_full(make_service: ServiceMaker, backend: Ba
 # --- changing limits ------------------------------------------------------------------------------
 
 
-async def test_replaced_limits(narrow: Service, backend: Backend) -> None:
+async def test_replaced_limits_hold_for_the_next_request(narrow: Service, backend: Backend) -> None:
     """New limits hold for the next request; what runs goes on, and is counted still."""
     backend.script = talk_until_closed
     narrow.key = ANNE

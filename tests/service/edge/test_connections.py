@@ -84,7 +84,9 @@ POST = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: applicati
         ("\x16\x03\x01\x02\x00", 400, "invalid_request"),
     ],
 )
-async def test_not_http(service: Service, text: str, status: int, code: str) -> None:
+async def test_invalid_http_is_answered_in_openais_shape(
+    service: Service, text: str, status: int, code: str
+) -> None:
     """Invalid HTTP gets an error in OpenAI's shape with both ids, and is cut off."""
     async with connect(service) as client:
         client.send(text)
@@ -106,7 +108,7 @@ async def test_not_http(service: Service, text: str, status: int, code: str) -> 
         ("Content-Encoding: gzip\r\nContent-Length: 8", 0.2, "not gzip", "invalid_request"),
     ],
 )
-async def test_body_that_is_not_what_it_says(
+async def test_a_body_that_contradicts_its_headers_is_the_clients_fault(
     make_service: ServiceMaker, header: str, pause_seconds: float, sent: str, code: str
 ) -> None:
     """A body that is not what its headers say is the client's fault, not a bug of ours, and
@@ -121,7 +123,9 @@ async def test_body_that_is_not_what_it_says(
     assert (status, found) == (ERROR_CODES[code], code)
 
 
-async def test_announced_size_is_refused_unread(make_service: ServiceMaker) -> None:
+async def test_an_announced_size_over_the_limit_is_refused_unread(
+    make_service: ServiceMaker,
+) -> None:
     """Who says that the body is too large is believed, and needn't send it."""
     service = await make_service(server=ServerConfig(max_body_bytes=1000))
     async with connect(service) as client:
@@ -130,7 +134,7 @@ async def test_announced_size_is_refused_unread(make_service: ServiceMaker) -> N
     assert (status, json.loads(body)["error"]["code"]) == (413, "body_too_large")
 
 
-async def test_who_is_refused_need_not_send(make_service: ServiceMaker) -> None:
+async def test_a_refused_client_is_never_asked_for_its_body(make_service: ServiceMaker) -> None:
     """A client that waits to be asked for its body is asked once it is let in, and not before."""
     service = await make_service(auth=AuthConfig((api_key("anne", ANNE),)))
     head = POST + "Expect: 100-continue\r\nContent-Length: 1\r\n"
@@ -149,7 +153,7 @@ async def test_who_is_refused_need_not_send(make_service: ServiceMaker) -> None:
 # --- what comes too slowly ------------------------------------------------------------------------
 
 
-async def test_slow_body(make_service: ServiceMaker) -> None:
+async def test_a_slow_body_is_refused(make_service: ServiceMaker) -> None:
     """A body that isn't whole in time is refused with 408, however steadily it comes."""
     service = await make_service(server=ServerConfig(request_timeout_seconds=0.5))
     async with connect(service) as client:
@@ -166,7 +170,7 @@ async def test_slow_body(make_service: ServiceMaker) -> None:
     assert service.relays == []
 
 
-async def test_body_in_time(make_service: ServiceMaker) -> None:
+async def test_the_bodys_deadline_does_not_hold_for_the_answer(make_service: ServiceMaker) -> None:
     """The deadline is the body's alone: an answer may take longer."""
     service = await make_service(server=ServerConfig(request_timeout_seconds=0.3))
     streamed = await service.stream()
@@ -177,7 +181,9 @@ async def test_body_in_time(make_service: ServiceMaker) -> None:
     "start", ["", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"]
 )
 @pytest.mark.parametrize("trickle", ["", "a"], ids=["idle", "slow"])
-async def test_no_whole_request(make_service: ServiceMaker, start: str, trickle: str) -> None:
+async def test_a_connection_without_a_whole_request_is_closed(
+    make_service: ServiceMaker, start: str, trickle: str
+) -> None:
     """A connection that stays idle, or whose headers come byte by byte, is closed in time, the
     first request's or a later one's."""
     service = await make_service(server=ServerConfig(idle_timeout_seconds=0.5))

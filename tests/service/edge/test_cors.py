@@ -81,7 +81,7 @@ MARKS = {
 }
 
 
-async def test_off_by_default(make_client: MakeClient) -> None:
+async def test_cors_is_off_by_default(make_client: MakeClient) -> None:
     """Without listed origins no page may read anything, and preflights are answered as any
     method that doesn't exist."""
     client = await make_client()
@@ -94,7 +94,7 @@ async def test_off_by_default(make_client: MakeClient) -> None:
     assert allowed_headers(preflight) == {}
 
 
-async def test_listed_origin(make_client: MakeClient) -> None:
+async def test_a_listed_page_can_read_the_answer(make_client: MakeClient) -> None:
     """A listed page may read the answer and the headers with the ids, without cookies."""
     client = await make_client("https://first.example", PAGE)
     response = await client.get("/plain", headers={"Origin": PAGE})
@@ -109,7 +109,7 @@ async def test_listed_origin(make_client: MakeClient) -> None:
 @pytest.mark.parametrize(
     "origin", [OTHER, "null", "http://chat.example", f"{PAGE}:8443", PAGE.upper(), ""]
 )
-async def test_other_origins(make_client: MakeClient, origin: str) -> None:
+async def test_an_unlisted_page_gets_no_headers(make_client: MakeClient, origin: str) -> None:
     """Scheme, host and port all count; a page that isn't listed gets no headers."""
     client = await make_client(PAGE)
     response = await client.get("/plain", headers={"Origin": origin})
@@ -121,7 +121,7 @@ async def test_other_origins(make_client: MakeClient, origin: str) -> None:
     assert allowed_headers(preflight) == {}
 
 
-async def test_no_origin(make_client: MakeClient) -> None:
+async def test_clients_that_are_no_browsers_are_answered_as_ever(make_client: MakeClient) -> None:
     """Callers that are no browsers are answered as ever; caches are told that browsers differ."""
     client = await make_client(PAGE)
     response = await client.get("/plain")
@@ -130,7 +130,7 @@ async def test_no_origin(make_client: MakeClient) -> None:
     assert response.headers["Vary"] == "Origin"
 
 
-async def test_any_origin(make_client: MakeClient) -> None:
+async def test_a_star_allows_every_page_by_its_own_name(make_client: MakeClient) -> None:
     """`*` allows every page, by its own name."""
     client = await make_client("*")
     for origin in (PAGE, OTHER, "null"):
@@ -140,7 +140,7 @@ async def test_any_origin(make_client: MakeClient) -> None:
         assert response.headers["Vary"] == "Origin"
 
 
-async def test_preflight(make_client: MakeClient) -> None:
+async def test_a_preflight_needs_no_key(make_client: MakeClient) -> None:
     """A preflight needs no key, allows the methods we have and the headers it asks for."""
     client = await make_client(PAGE)
     wanted = "authorization,content-type,x-stainless-lang"
@@ -157,7 +157,7 @@ async def test_preflight(make_client: MakeClient) -> None:
     assert response.headers["Vary"] == "Origin"
 
 
-async def test_preflight_without_headers(make_client: MakeClient) -> None:
+async def test_a_preflight_without_headers_is_allowed_none(make_client: MakeClient) -> None:
     """A preflight that asks for no headers is allowed none by name."""
     client = await make_client(PAGE)
     response = await client.options("/nowhere", headers=PREFLIGHT)
@@ -165,7 +165,7 @@ async def test_preflight_without_headers(make_client: MakeClient) -> None:
     assert "access-control-allow-headers" not in allowed_headers(response)
 
 
-async def test_options_that_is_no_preflight(make_client: MakeClient) -> None:
+async def test_options_without_a_method_is_a_request_like_others(make_client: MakeClient) -> None:
     """An OPTIONS request without a wanted method is a request like others, readable by the page."""
     client = await make_client(PAGE)
     response = await client.options("/plain", headers={"Origin": PAGE})
@@ -183,7 +183,7 @@ async def test_options_that_is_no_preflight(make_client: MakeClient) -> None:
         ("GET", "/stream", 200),
     ],
 )
-async def test_every_answer_can_be_read(
+async def test_errors_and_streams_can_be_read_by_a_page(
     make_client: MakeClient, method: str, path: str, status: int
 ) -> None:
     """Errors of every kind and streams carry the headers too, so a page can show what it got."""

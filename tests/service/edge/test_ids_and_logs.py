@@ -14,7 +14,7 @@ TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
 
 
-async def test_one_trace_id_everywhere(
+async def test_the_callers_trace_is_in_every_place(
     service: Service, backend: Backend, log_lines: list[dict[str, Any]]
 ) -> None:
     """The caller's trace goes upstream (as a span of ours), into every log line and the row, and
@@ -46,7 +46,7 @@ async def test_ids_are_made_where_none_came(service: Service) -> None:
     assert all(re.fullmatch("[0-9a-f]{32}", trace_id) for _, trace_id in seen)
 
 
-async def test_canonical_line(
+async def test_each_completion_logs_one_line_without_its_text(
     service: Service, backend: Backend, log_lines: list[dict[str, Any]]
 ) -> None:
     """One line per completion with everything an operator asks, and no word of its text."""
@@ -83,7 +83,7 @@ async def test_canonical_line(
         ("PUT", "/v1/chat/completions", b"", 405, "method_not_allowed"),
     ],
 )
-async def test_bad_requests_in_openais_shape(
+async def test_bad_requests_are_answered_in_openais_shape(
     backend: Backend,
     make_service: ServiceMaker,
     method: str,
@@ -104,7 +104,9 @@ async def test_bad_requests_in_openais_shape(
     assert service.kept.records == []
 
 
-async def test_too_many_streams(backend: Backend, make_service: ServiceMaker) -> None:
+async def test_a_stream_over_the_services_limit_is_refused(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
     """Past `max_concurrent_streams` a request is refused with 429 and `Retry-After`; those that
     run are not disturbed."""
 

@@ -24,7 +24,9 @@ async def cancel(service: Service, completion_id: str) -> tuple[int, dict[str, o
         return response.status, await response.json()
 
 
-async def test_stops_a_running_stream(service: Service, backend: Backend) -> None:
+async def test_a_stopped_stream_ends_without_error_or_done(
+    service: Service, backend: Backend
+) -> None:
     """The stream just ends, without `[DONE]` and without an error; the upstream is closed; who
     has the answer can read the row, `client_gone` because of `stopped`."""
     backend.script = talk_until_closed
@@ -47,7 +49,9 @@ async def test_stops_a_running_stream(service: Service, backend: Backend) -> Non
         await backend.exchanges[0].client_closed.wait()
 
 
-async def test_stops_one_whose_client_left(backend: Backend, make_service: ServiceMaker) -> None:
+async def test_an_answer_whose_client_left_can_be_stopped(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
     """Under `finish` an answer that goes on without its client can be stopped too."""
     backend.script = talk_until_closed
     service = await make_service(agent_for(backend), client_gone=ClientGone.FINISH)
@@ -64,7 +68,7 @@ async def test_stops_one_whose_client_left(backend: Backend, make_service: Servi
     assert record.client_left_at is not None
 
 
-async def test_stops_a_plain_request(service: Service, backend: Backend) -> None:
+async def test_a_stopped_plain_request_is_a_409(service: Service, backend: Backend) -> None:
     """A client that waits for one object is told that there won't be one: 409, not to be retried."""
     backend.script = talk_until_closed
     asking = asyncio.create_task(service.stream(stream=False))
@@ -78,13 +82,13 @@ async def test_stops_a_plain_request(service: Service, backend: Backend) -> None
 
 
 @pytest.mark.parametrize("completion_id", ["chatcmpl-unknown", "x" * 300])
-async def test_nothing_to_stop(service: Service, completion_id: str) -> None:
+async def test_an_id_that_does_not_run_is_not_found(service: Service, completion_id: str) -> None:
     """An id that doesn't run, or never did, is a 404 in OpenAI's shape."""
     status, body = await cancel(service, completion_id)
     assert (status, body["error"]["code"]) == (404, "not_found")  # type: ignore[index]
 
 
-async def test_an_ended_completion_is_not_running(service: Service) -> None:
+async def test_an_ended_completion_cannot_be_stopped(service: Service) -> None:
     """What has ended can't be stopped any more, and stays as it ended."""
     streamed = await service.stream()
     completion_id = streamed.chunks[0]["id"]

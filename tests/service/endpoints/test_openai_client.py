@@ -57,7 +57,9 @@ async def read(client: openai.AsyncOpenAI, **options: object) -> tuple[str, str,
     return text, completion_id, reason
 
 
-async def test_text_equals_the_row(client: openai.AsyncOpenAI, store: PostgresStore) -> None:
+async def test_the_sdks_text_is_that_of_the_row(
+    client: openai.AsyncOpenAI, store: PostgresStore
+) -> None:
     """What the SDK collects is what `messages` holds, and the completion is there with it."""
     text, completion_id, reason = await read(client)
     assert (text, reason) == ("Hello world!", "stop")
@@ -73,7 +75,7 @@ async def test_text_equals_the_row(client: openai.AsyncOpenAI, store: PostgresSt
     ]
 
 
-async def test_nul_and_surrogates_through_postgres(
+async def test_nul_and_surrogates_survive_postgres(
     client: openai.AsyncOpenAI, store: PostgresStore, backend: Backend
 ) -> None:
     """PostgreSQL refuses NUL and half characters; the answer comes back exactly all the same."""
@@ -84,7 +86,7 @@ async def test_nul_and_surrogates_through_postgres(
     assert answer.content == text
 
 
-async def test_partial_answer_is_kept_and_the_error_raised(
+async def test_a_broken_answer_raises_and_its_words_are_kept(
     client: openai.AsyncOpenAI, store: PostgresStore, backend: Backend
 ) -> None:
     """The SDK raises on our error event, with the code; the row holds the words shown."""
@@ -109,7 +111,7 @@ async def test_partial_answer_is_kept_and_the_error_raised(
     assert (answer.content, answer.state) == ("Hello", "partial")
 
 
-async def test_leaving_the_loop_keeps_the_partial(
+async def test_leaving_the_loop_keeps_the_partial_answer(
     client: openai.AsyncOpenAI, store: PostgresStore, backend: Backend
 ) -> None:
     """A user who stops reading and closes leaves a partial answer in the table."""
@@ -131,7 +133,7 @@ async def test_leaving_the_loop_keeps_the_partial(
     assert (answer.content, answer.state) == ("Hello", "partial")
 
 
-async def test_pings_do_not_disturb_the_sdk(client: openai.AsyncOpenAI, backend: Backend) -> None:
+async def test_pings_are_invisible_to_the_sdk(client: openai.AsyncOpenAI, backend: Backend) -> None:
     """Comments before the first token and between tokens are invisible to the SDK."""
 
     async def script(exchange: Exchange) -> None:
@@ -147,7 +149,7 @@ async def test_pings_do_not_disturb_the_sdk(client: openai.AsyncOpenAI, backend:
     assert (text, reason) == ("Hello", "stop")
 
 
-async def test_usage_chunk(client: openai.AsyncOpenAI) -> None:
+async def test_usage_comes_in_one_last_chunk(client: openai.AsyncOpenAI) -> None:
     """A client that asks for usage gets one last chunk with totals, here estimated."""
     stream = await client.chat.completions.create(
         model="m", messages=QUESTION, stream=True, stream_options={"include_usage": True}
@@ -159,7 +161,9 @@ async def test_usage_chunk(client: openai.AsyncOpenAI) -> None:
     assert all(item.usage is None for item in items[:-1])
 
 
-async def test_plain_completion(client: openai.AsyncOpenAI, store: PostgresStore) -> None:
+async def test_a_plain_completion_is_parsed_by_the_sdk(
+    client: openai.AsyncOpenAI, store: PostgresStore
+) -> None:
     """Without streaming the SDK parses our object, usage and ids included."""
     response = await client.chat.completions.with_raw_response.create(model="m", messages=QUESTION)
     completion = response.parse()
@@ -168,7 +172,7 @@ async def test_plain_completion(client: openai.AsyncOpenAI, store: PostgresStore
     assert await store.find(completion.id) is not None
 
 
-async def test_tool_calls(
+async def test_tool_calls_stream_in_pieces_and_are_kept_whole(
     client: openai.AsyncOpenAI, store: PostgresStore, backend: Backend
 ) -> None:
     """Tool calls stream in pieces and are kept whole beside the content."""
@@ -203,7 +207,7 @@ async def test_tool_calls(
         (503, openai.InternalServerError),
     ],
 )
-async def test_errors_before_the_stream(
+async def test_an_upstreams_refusal_raises_its_own_class(
     client: openai.AsyncOpenAI, backend: Backend, status: int, error: type[openai.APIStatusError]
 ) -> None:
     """An upstream's refusal raises the same class as if the SDK had asked the upstream itself."""
@@ -218,14 +222,14 @@ async def test_errors_before_the_stream(
     assert caught.value.request_id
 
 
-async def test_bad_requests(client: openai.AsyncOpenAI) -> None:
+async def test_a_refused_request_names_the_field(client: openai.AsyncOpenAI) -> None:
     """What we refuse ourselves names the field."""
     with pytest.raises(openai.BadRequestError) as caught:
         await client.chat.completions.create(model="m", messages=[])
     assert caught.value.param == "messages"
 
 
-async def test_models(client: openai.AsyncOpenAI, backend: Backend) -> None:
+async def test_the_sdk_lists_the_models(client: openai.AsyncOpenAI, backend: Backend) -> None:
     """The SDK lists the models."""
 
     async def script(exchange: Exchange) -> None:
@@ -235,7 +239,7 @@ async def test_models(client: openai.AsyncOpenAI, backend: Backend) -> None:
     assert [model.id async for model in client.models.list()] == ["llama"]
 
 
-async def test_a_hundred_at_once(
+async def test_a_hundred_streams_do_not_mix(
     client: openai.AsyncOpenAI, store: PostgresStore, backend: Backend
 ) -> None:
     """A hundred streams run side by side without mixing, and every one is kept."""

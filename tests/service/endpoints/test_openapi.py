@@ -60,20 +60,20 @@ def description() -> Description:
 # --- the document -----------------------------------------------------------------------------
 
 
-def test_json_is_made_of_the_yaml() -> None:
-    """What is served is what people read in docs/openapi.yaml."""
+def test_the_json_is_made_of_the_yaml() -> None:
+    """The served document is the one that people read in docs/openapi.yaml."""
     readable = (ROOT / "docs/openapi.yaml").read_text("utf-8")
     assert DOCUMENT.read_text("utf-8") == as_json(readable), "run: make docs"
 
 
-def test_json_is_installed() -> None:
+def test_the_json_is_installed_with_the_package() -> None:
     """The package takes the file along."""
     text = (ROOT / "setup.cfg").read_text("utf-8")
     assert re.search(r"^service\.endpoints = openapi.json$", text, re.MULTILINE)
 
 
-def test_document_is_valid(description: Description) -> None:
-    """It is OpenAPI 3.1, by that standard's own schema."""
+def test_the_document_is_valid_openapi(description: Description) -> None:
+    """The document is OpenAPI 3.1, by that standard's own schema."""
     schemathesis.openapi.from_dict(description.document).validate()
     assert description.document["openapi"].startswith("3.1.")
     assert description.document["info"]["version"] == package.__version__
@@ -90,7 +90,7 @@ def test_every_route_is_described(description: Description) -> None:
     assert routes == set(description.operations)
 
 
-def test_operations_have_names_of_their_own(description: Description) -> None:
+def test_each_operation_has_a_name_of_its_own(description: Description) -> None:
     """Generators name functions after them."""
     names = [operation["operationId"] for operation in description.operations.values()]
     assert len(set(names)) == len(names)
@@ -118,7 +118,7 @@ def examples(description: Description) -> list[tuple[str, str, Any]]:
     return found
 
 
-def test_examples_are_right() -> None:
+def test_every_example_fits_its_schema() -> None:
     """Every example fits the schema beside it, and every schema's own example fits the schema."""
     description = Description(is_strict=False)
     for _, schema, value in examples(description):
@@ -176,8 +176,10 @@ def test_a_wrong_answer_is_noticed(description: Description, fault: dict[str, An
     assert description.complaints({**right, **fault}, pointer) != []
 
 
-async def test_document_is_served(make_service: ServiceMaker) -> None:
-    """It needs no key, names a version of itself, and isn't sent to who has it."""
+async def test_the_document_is_served_without_a_key_and_cached_by_version(
+    make_service: ServiceMaker,
+) -> None:
+    """The document needs no key, has an ETag, and isn't sent to a client that has it already."""
     service = await make_service(QUICK, auth=KEYS)
     async with service.http.get(f"{service.url}/openapi.json") as response:
         assert (response.status, response.content_type) == (200, "application/json")
@@ -265,7 +267,7 @@ def faulty(name: str) -> ScriptedAgentConfig:
     )
 
 
-async def test_backends_failures_are_as_described(make_service: ServiceMaker) -> None:
+async def test_failures_of_backends_are_as_described(make_service: ServiceMaker) -> None:
     """Whatever becomes of the backend, before the first word, after it, or in a plain answer."""
     description = Description()
     late = [
@@ -303,7 +305,7 @@ async def test_backends_failures_are_as_described(make_service: ServiceMaker) ->
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 429, 500, 503, 529])
-async def test_backends_own_errors_are_as_described(
+async def test_errors_of_backends_are_as_described(
     make_service: ServiceMaker, backend: Backend, status: int
 ) -> None:
     """A backend's own status and words are passed on, in a shape that the document has."""
@@ -436,7 +438,7 @@ async def test_every_call_wants_a_key_as_described(make_service: ServiceMaker) -
             await description.ask(service, "GET", path, 200)
 
 
-async def test_what_is_no_http_is_as_described(make_service: ServiceMaker) -> None:
+async def test_answers_to_invalid_http_are_as_described(make_service: ServiceMaker) -> None:
     """Headers that are too long or wrong are answered alike, whatever they are sent to."""
     description = Description()
     service = await make_service(QUICK)

@@ -184,7 +184,7 @@ async def test_bad_queries_are_refused(stored: Service, query: str, param: str) 
     assert (400, "invalid_request", param) == await refused(stored, f"{PATH}?{query}")
 
 
-async def test_filters_are_of_one_list_only(stored: Service) -> None:
+async def test_only_the_list_of_completions_has_filters(stored: Service) -> None:
     """The other lists have no filters, and say so."""
     record = mine()
     await stored.store.save([record])
@@ -220,7 +220,7 @@ async def test_metadata_filters_take_any_key(
         (b'{"metadata": {' + b", ".join(b'"%d": ""' % n for n in range(17)) + b"}}", "metadata"),
     ],
 )
-async def test_nothing_but_good_metadata_is_taken(
+async def test_an_update_with_bad_metadata_changes_nothing(
     stored: Service, body: bytes, param: str | None
 ) -> None:
     """An update that isn't one changes nothing and says what is wrong."""
@@ -241,7 +241,7 @@ async def test_metadata_to_the_limits_is_taken(stored: Service) -> None:
     assert (200, metadata) == (status, body["metadata"])
 
 
-async def test_what_is_not_there_is_not_found(stored: Service) -> None:
+async def test_unknown_foreign_and_hidden_ids_are_one_404(stored: Service) -> None:
     """Unknown, foreign, hidden: one and the same 404 on every call."""
     foreign = make_record()
     hidden = mine(user("B"), request={"parameters": {"store": False}})
@@ -261,7 +261,7 @@ async def test_what_is_not_there_is_not_found(stored: Service) -> None:
     assert await stored.store.find(foreign.completion_id) is not None
 
 
-async def test_broken_answers_are_not_passed_off(stored: Service) -> None:
+async def test_a_broken_answer_is_not_passed_off_as_complete(stored: Service) -> None:
     """A partial answer has its text, no finish reason, its state and the error."""
     failed = make_partial(request={**ME, "messages": [user("A")]}, answer="cut o")
     silent = make_partial(request={**ME, "messages": [user("A")]}, choices=())
@@ -287,7 +287,7 @@ async def test_any_text_is_shown_exactly(stored: Service) -> None:
     assert spelt == body["data"][0]["content"]
 
 
-async def test_messages_are_what_was_sent(stored: Service) -> None:
+async def test_messages_are_shown_as_they_were_sent(stored: Service) -> None:
     """Plain text is content, a list of parts is content_parts; names and ids are there."""
     parts = [{"type": "text", "text": "Look:"}, {"type": "image_url", "image_url": {"url": "x"}}]
     record = mine({**user("A"), "name": "Bob"}, assistant("B"), user(parts))
@@ -353,7 +353,7 @@ async def test_a_follow_up_without_a_key_joins_its_conversation(stored: Service)
 
 
 @pytest.mark.parametrize("where", ["X-OpenWebUI-Chat-Id", "X-Conversation-Id", "metadata"])
-async def test_the_clients_key_groups(stored: Service, where: str) -> None:
+async def test_a_clients_key_groups_its_conversation(stored: Service, where: str) -> None:
     """Whichever way a client names its conversation, what comes under the name is together."""
     for text in ("A", "B"):
         body: dict[str, Any] = {"model": "demo", "messages": [user(text)]}
@@ -366,7 +366,7 @@ async def test_the_clients_key_groups(stored: Service, where: str) -> None:
     assert ["chat-1"] == [talk["key"] for talk in page["data"]]
 
 
-async def test_each_key_has_its_own(make_service: ServiceMaker) -> None:
+async def test_no_key_sees_what_another_made(make_service: ServiceMaker) -> None:
     """With keys, what one caller made is not there for another, on any of the calls."""
     keys = {"alice": "a" * 20, "bob": "b" * 20}
     entries = tuple(
@@ -429,7 +429,7 @@ class Away(Kept):
         await super().save(records)
 
 
-async def test_what_waits_to_be_saved_is_not_there_yet(make_service: ServiceMaker) -> None:
+async def test_a_completion_that_waits_to_be_saved_is_not_found(make_service: ServiceMaker) -> None:
     """A completion that isn't committed is a 404 on every call; deleting it then does nothing,
     and once it is there it can be deleted for good."""
     store = Away()
@@ -500,7 +500,7 @@ async def test_another_owners_stream_is_not_stopped(
     (await asking).close()
 
 
-async def test_postgres_is_behind_it(make_service: ServiceMaker, database_url: str) -> None:
+async def test_the_calls_work_over_postgres(make_service: ServiceMaker, database_url: str) -> None:
     """With the real store: ask, list, look, delete; and 503 once the store is closed."""
     store = await PostgresStore.open(database_url)
     service = await make_service(QUICK, store=store)

@@ -18,7 +18,7 @@ import pytest
 from tests.service.stage.process import PATIENCE_SECONDS, ROOT, answers, config, text_of
 
 
-def test_serves_and_stops(spawn: Any, database_url: str) -> None:
+def test_a_service_starts_answers_and_stops(spawn: Any, database_url: str) -> None:
     """A start, an answer, a row, a clean stop with exit status 0."""
     process = spawn(config(database_url, reply="Hello there.", tokens_per_second=200))
     body = process.ask().read()
@@ -35,7 +35,9 @@ def test_serves_and_stops(spawn: Any, database_url: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_drain_lets_running_streams_end(spawn: Any, database_url: str, number: int) -> None:
+def test_a_drain_refuses_new_completions_and_lets_running_ones_end(
+    spawn: Any, database_url: str, number: int
+) -> None:
     """A stream that runs when the signal comes may end; nobody new is taken meanwhile."""
     process = spawn(config(database_url, reply="a b c d e f g h i j", tokens_per_second=10))
     response = process.ask()
@@ -54,7 +56,9 @@ def test_drain_lets_running_streams_end(spawn: Any, database_url: str, number: i
 
 
 @pytest.mark.parametrize("second_signal", [False, True])
-def test_drain_that_expires(spawn: Any, database_url: str, second_signal: bool) -> None:
+def test_a_stream_that_outlasts_the_grace_is_told_why_and_kept(
+    spawn: Any, database_url: str, second_signal: bool
+) -> None:
     """After the grace, or at a second signal, a stream is told why and its words are kept."""
     settings = config(database_url, reply="word " * 1000, tokens_per_second=50)
     settings["server"] = {"drain_timeout_seconds": 60 if second_signal else 0.5}
@@ -71,7 +75,9 @@ def test_drain_that_expires(spawn: Any, database_url: str, second_signal: bool) 
     assert answers(database_url) == [("failed", "draining", text_of(whole), "partial")]
 
 
-def test_embedded_database(spawn: Any, tmp_path: Path) -> None:
+def test_the_embedded_database_starts_and_stops_with_the_service(
+    spawn: Any, tmp_path: Path
+) -> None:
     """With no database at all: the embedded one is made, keeps its data, and stops with us."""
     settings = config("embedded", reply="Hello.", tokens_per_second=100)
     settings["database"]["data_dir"] = str(tmp_path / "data")
@@ -92,7 +98,7 @@ def test_embedded_database(spawn: Any, tmp_path: Path) -> None:
     assert str(tmp_path / "data") not in servers.stdout
 
 
-def test_database_down_at_start(spawn: Any) -> None:
+def test_an_unreachable_database_does_not_stop_the_start(spawn: Any) -> None:
     """An unreachable database doesn't keep us from serving; `/readyz` and the log say what to do."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -105,7 +111,7 @@ def test_database_down_at_start(spawn: Any) -> None:
     assert "secret" not in process.log.read_text()
 
 
-def test_without_uvloop(spawn: Any, tmp_path: Path, database_url: str) -> None:
+def test_the_service_runs_without_uvloop(spawn: Any, tmp_path: Path, database_url: str) -> None:
     """Where uvloop can't be had the service runs on asyncio's own loop."""
     (tmp_path / "uvloop.py").write_text("raise ImportError")
     settings = config(database_url, reply="Hello.", tokens_per_second=200)
@@ -114,7 +120,7 @@ def test_without_uvloop(spawn: Any, tmp_path: Path, database_url: str) -> None:
     assert process.stop() == 0
 
 
-def test_busy_port(spawn: Any, database_url: str) -> None:
+def test_a_busy_port_ends_the_start(spawn: Any, database_url: str) -> None:
     """A taken port is said, with what to do; exit status 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -135,7 +141,7 @@ def test_an_unreadable_database_address_ends_the_start(spawn: Any) -> None:
     assert "secret" not in message
 
 
-def test_no_place_for_the_journal(spawn: Any, database_url: str) -> None:
+def test_an_unwritable_journal_ends_the_start(spawn: Any, database_url: str) -> None:
     """A journal that can't be written is said at once, with what to do; exit status 1."""
     process = spawn(config(database_url), JOURNAL_DIR="/proc/nowhere")
     assert process.popen.wait(PATIENCE_SECONDS) == 1
@@ -156,7 +162,7 @@ def test_no_place_for_the_journal(spawn: Any, database_url: str) -> None:
         ({}, {"API_KEYS": "me-and-no-key"}, "API_KEYS"),
     ],
 )
-def test_bad_configuration(
+def test_a_bad_configuration_ends_the_start_with_status_2(
     spawn: Any, settings: dict[str, Any], environ: dict[str, str], message: str
 ) -> None:
     """A bad configuration is refused with the key and what is allowed; exit status 2."""
@@ -165,7 +171,7 @@ def test_bad_configuration(
     assert message in process.log.read_text()
 
 
-def test_check_and_print_config(spawn: Any) -> None:
+def test_check_and_print_config_start_nothing(spawn: Any) -> None:
     """`--check` and `--print-config` start nothing; the printed configuration hides passwords."""
     assert spawn({}, "--check").popen.wait(PATIENCE_SECONDS) == 0
     printed = spawn({}, "--print-config", DATABASE_URL="postgresql://me:secret@h/d")
@@ -173,7 +179,7 @@ def test_check_and_print_config(spawn: Any) -> None:
     assert "postgresql://me:***@h/d" in printed.log.read_text()
 
 
-def test_keys_stay_secret(spawn: Any, database_url: str) -> None:
+def test_backends_keys_stay_secret(spawn: Any, database_url: str) -> None:
     """No key is printed or logged."""
     settings = {"database": {"url": database_url}, "logging": {"level": "debug"}}
     process = spawn(
@@ -205,7 +211,7 @@ def test_callers_keys_stay_secret(spawn: Any, database_url: str) -> None:
     assert hashlib.sha256(good.encode()).hexdigest() not in printed.log.read_text()
 
 
-def test_first_run_on_a_terminal(tmp_path: Path, database_url: str) -> None:
+def test_a_start_on_a_terminal_prints_a_line_to_paste(tmp_path: Path, database_url: str) -> None:
     """On a terminal the start says where, which agents, where data lies, and a line to paste."""
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps({"database": {"url": database_url}}))

@@ -57,7 +57,7 @@ def test_a_fork_that_fails_leaves_nothing_open(
 
 
 def test_a_worker_that_dies_unheard_leaves_nothing_open(supervisor: Supervisor) -> None:
-    """Its exit may be noticed before the end of its report."""
+    """A worker's exit may be noticed before the end of its report; the pipe is closed all the same."""
     before = open_files()
     worker = supervisor._workers[0]
     worker.report, report_end = os.pipe()

@@ -54,7 +54,7 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_one_service(spawn: Any, database_url: str) -> None:
+def test_two_workers_are_one_service(spawn: Any, database_url: str) -> None:
     """Two workers are one service: one banner, one exit status, nothing left behind."""
     process = spawn(settings(database_url, reply="Hello there.", tokens_per_second=200))
     for _ in range(6):
@@ -68,7 +68,7 @@ def test_one_service(spawn: Any, database_url: str) -> None:
     assert process.lines_of("worker died") == []
 
 
-def test_embedded_database(spawn: Any, tmp_path: Path) -> None:
+def test_workers_share_one_embedded_database(spawn: Any, tmp_path: Path) -> None:
     """Workers that start at once share one embedded server, which the last of them stops."""
     first = settings("embedded", reply="Hello.", tokens_per_second=100)
     first["database"]["data_dir"] = str(tmp_path / "data")
@@ -85,7 +85,7 @@ def ready_databases(process: Process) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("second_signal", [False, True])
-def test_drain(spawn: Any, database_url: str, second_signal: bool) -> None:
+def test_a_drain_reaches_every_worker(spawn: Any, database_url: str, second_signal: bool) -> None:
     """Streams on all workers may end; a second signal ends their grace; every word is kept."""
     process = spawn(settings(database_url, reply=WORDS, tokens_per_second=15))
     running = [process.ask() for _ in range(8)]
@@ -103,7 +103,7 @@ def test_drain(spawn: Any, database_url: str, second_signal: bool) -> None:
     assert second_signal or set(texts) == {WORDS}
 
 
-def test_killed_worker(spawn: Any, database_url: str) -> None:
+def test_a_killed_workers_words_are_saved_by_its_successor(spawn: Any, database_url: str) -> None:
     """One worker is killed under load: the other's streams go on, what the dead one's clients were
     shown is saved by its successor, exactly once, and new requests are answered."""
     process = spawn(settings(database_url, reply=WORDS, tokens_per_second=10))
@@ -136,7 +136,7 @@ def test_killed_worker(spawn: Any, database_url: str) -> None:
     assert len(answers(database_url)) == 16
 
 
-def test_queue_of_a_dead_worker(spawn: Any, database_url: str) -> None:
+def test_a_dead_workers_queue_is_answered_by_its_successor(spawn: Any, database_url: str) -> None:
     """Connections that a worker had not accepted when it died are answered by its successor."""
     process = spawn(settings(database_url, reply="Hello.", tokens_per_second=200))
     process.line("serving")
@@ -151,7 +151,7 @@ def test_queue_of_a_dead_worker(spawn: Any, database_url: str) -> None:
     assert process.stop() == 0
 
 
-def test_worker_that_dies_again_and_again(spawn: Any, database_url: str) -> None:
+def test_a_worker_that_keeps_dying_waits_ever_longer(spawn: Any, database_url: str) -> None:
     """Each try waits longer than the last, and meanwhile the others take all connections."""
     process = spawn(settings(database_url, reply="Hello.", tokens_per_second=200))
     process.line("serving")
@@ -167,7 +167,7 @@ def test_worker_that_dies_again_and_again(spawn: Any, database_url: str) -> None
     assert process.stop() == 0
 
 
-def test_start_that_fails(spawn: Any, database_url: str) -> None:
+def test_workers_that_cannot_start_end_the_start(spawn: Any, database_url: str) -> None:
     """Workers that can't even start are not started again: the reason, exit status 1, no orphans."""
     process = spawn(settings(database_url), JOURNAL_DIR="/proc/nowhere")
     assert process.popen.wait(PATIENCE_SECONDS) == 1
@@ -180,7 +180,7 @@ def test_start_that_fails(spawn: Any, database_url: str) -> None:
     assert not any(is_alive(line["pid"]) for line in started)
 
 
-def test_killed_supervisor(spawn: Any, database_url: str) -> None:
+def test_workers_drain_when_their_supervisor_is_killed(spawn: Any, database_url: str) -> None:
     """If the supervisor is killed its workers let their streams end, and go."""
     process = spawn(settings(database_url, reply=WORDS, tokens_per_second=30))
     running = [process.ask() for _ in range(6)]
@@ -195,7 +195,7 @@ def test_killed_supervisor(spawn: Any, database_url: str) -> None:
     assert len(process.lines_of("supervisor gone")) == 2
 
 
-def test_stop_of_one_worker(spawn: Any, database_url: str) -> None:
+def test_a_worker_that_is_stopped_is_replaced(spawn: Any, database_url: str) -> None:
     """A worker that is told to stop drains and is followed by another; the service goes on."""
     process = spawn(settings(database_url, reply="Hello.", tokens_per_second=200))
     process.line("serving")
@@ -207,7 +207,7 @@ def test_stop_of_one_worker(spawn: Any, database_url: str) -> None:
     assert process.stop() == 0
 
 
-def test_reload(spawn: Any, database_url: str) -> None:
+def test_a_reload_reaches_every_worker_and_its_successors(spawn: Any, database_url: str) -> None:
     """Every worker goes by the new file, also one that starts later; a bad one is refused once."""
     process = spawn(settings(database_url, reply="old", tokens_per_second=200))
     process.line("serving")
@@ -255,7 +255,9 @@ def cancel(process: Process, completion_id: str) -> tuple[int, Any]:
     return response.status, body
 
 
-def test_busy_port(spawn: Any, database_url: str) -> None:
+def test_a_port_shared_by_workers_is_busy_for_a_second_service(
+    spawn: Any, database_url: str
+) -> None:
     """A second service is told that the port is taken, although workers share theirs."""
     first = spawn(settings(database_url))
     process = spawn(settings(database_url), "--port", str(first.port))
@@ -266,7 +268,9 @@ def test_busy_port(spawn: Any, database_url: str) -> None:
 @pytest.mark.parametrize(
     ("whole", "count", "parts"), [(2000, 2, [1000, 1000]), (5, 3, [2, 2, 1]), (1, 3, [1, 1, 1])]
 )
-def test_share(whole: int, count: int, parts: list[int]) -> None:
+def test_the_workers_limits_add_up_to_the_services(
+    whole: int, count: int, parts: list[int]
+) -> None:
     """Workers' parts make up the service's limit, and nobody is left without."""
     config = Config(server=ServerConfig(max_concurrent_streams=whole))
     slots = [WorkerSlot(number, count, 1, Path("/nowhere"), -1, -1) for number in range(count)]

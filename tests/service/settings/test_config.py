@@ -198,13 +198,13 @@ def value_of(config: Config, key: str) -> Any:
     return value
 
 
-def test_every_key_is_here() -> None:
+def test_every_key_has_a_row_in_the_table_above() -> None:
     """A new key needs a row in the table above, and with it its tests."""
     assert set(KEYS) == set(keys_of(Config))
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_key_can_be_set(file: Path, key: str) -> None:
+def test_each_key_can_be_set_in_the_file(file: Path, key: str) -> None:
     """A value given in the file is the one in force, in the field's own type."""
     given, _ = KEYS[key]
     expected = tuple(given) if isinstance(given, list) else given
@@ -220,7 +220,7 @@ def test_key_can_be_set(file: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_wrong_values(file: Path, key: str) -> None:
+def test_a_wrong_value_is_refused_and_never_converted(file: Path, key: str) -> None:
     """What doesn't fit is refused by file, key path, what was found and what is allowed; nothing
     is converted in silence."""
     _, wrongs = KEYS[key]
@@ -241,7 +241,7 @@ def test_wrong_values(file: Path, key: str) -> None:
         ("agents.openai.fallbacks", [{}], "[0]"),
     ],
 )
-def test_wrong_list_item(file: Path, key: str, value: list[Any], where: str) -> None:
+def test_a_wrong_list_item_is_named(file: Path, key: str, value: list[Any], where: str) -> None:
     """In a list, the item at fault is named."""
     found = repr(value[int(where[1])])
     expected = f"{file}: {path_of(key)}{where}: found {found}, allowed: {NAME}"
@@ -250,7 +250,7 @@ def test_wrong_list_item(file: Path, key: str, value: list[Any], where: str) -> 
 
 @pytest.mark.parametrize("section", ["server", "sse", "database", "logging"])
 @pytest.mark.parametrize("wrong", ["a", 5, ["a"], None])
-def test_wrong_section(file: Path, section: str, wrong: Any) -> None:
+def test_a_section_must_be_a_mapping(file: Path, section: str, wrong: Any) -> None:
     """A section is a mapping of keys."""
     expected = f"{file}: {section}: found {wrong!r}, allowed: a mapping of keys"
     assert tree_problems(file, {section: wrong}) == [expected]
@@ -285,7 +285,7 @@ def test_wrong_section(file: Path, section: str, wrong: Any) -> None:
         ),
     ],
 )
-def test_wrong_agents(file: Path, agents: Any, expected: str) -> None:
+def test_agents_need_a_kind_and_names_of_their_own(file: Path, agents: Any, expected: str) -> None:
     """Agents have a kind and a name of their own, and fall back on each other only."""
     assert tree_problems(file, {"agents": agents}) == [f"{file}: {expected}"]
 
@@ -319,7 +319,9 @@ def test_wrong_agents(file: Path, agents: Any, expected: str) -> None:
         ),
     ],
 )
-def test_unknown_key(file: Path, tree: Any, path: str, hint: str) -> None:
+def test_an_unknown_key_is_refused_with_the_nearest_one(
+    file: Path, tree: Any, path: str, hint: str
+) -> None:
     """A key that doesn't exist is refused, with the ones that do and the nearest of them."""
     (line,) = tree_problems(file, tree)
     assert line.startswith(f"{file}: {path}: found an unknown key, allowed: ")
@@ -340,7 +342,7 @@ def test_unknown_keys_have_their_own_hints(file: Path) -> None:
     ]
 
 
-def test_several_problems_at_once(file: Path) -> None:
+def test_all_problems_are_named_at_once(file: Path) -> None:
     """All that is wrong is said in one go, a line each."""
     tree = {
         "server": {"port": "80", "nope": 1},
@@ -357,7 +359,7 @@ def test_several_problems_at_once(file: Path) -> None:
     ]
 
 
-def test_several_problems_between_keys_at_once(file: Path) -> None:
+def test_all_problems_between_keys_are_named_at_once(file: Path) -> None:
     """The same holds for what no single key can tell."""
     agent = {"name": "a", "kind": "scripted", "fallbacks": ["x"]}
     lines = tree_problems(file, {"server": {"host": "0.0.0.0"}, "agents": [agent, agent]})
@@ -391,7 +393,9 @@ def test_several_problems_between_keys_at_once(file: Path) -> None:
         ("a: 1\n---\nb: 2", "line 2, column 1", "another document"),
     ],
 )
-def test_bad_yaml(file: Path, text: str, where: str, found: str) -> None:
+def test_bad_yaml_is_refused_with_line_and_column(
+    file: Path, text: str, where: str, found: str
+) -> None:
     """A file that isn't YAML, or says a thing twice, is refused with the line and column."""
     (line,) = problems(file, text)
     assert line.startswith(f"{file}: {where}: found ")
@@ -409,7 +413,7 @@ def test_bad_yaml(file: Path, text: str, where: str, found: str) -> None:
         "[" * 500,
     ],
 )
-def test_odd_yaml(file: Path, text: str) -> None:
+def test_odd_yaml_never_ends_in_a_traceback(file: Path, text: str) -> None:
     """What the parser can't stand is refused in one line as well, never with a traceback."""
     (line,) = problems(file, text)
     assert line.startswith(f"{file}: found ")
@@ -417,20 +421,20 @@ def test_odd_yaml(file: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["- server", "text", "5"])
-def test_file_that_holds_no_keys(file: Path, text: str) -> None:
+def test_a_file_must_be_a_mapping(file: Path, text: str) -> None:
     """The file's top is a mapping."""
     expected = f"{file}: found {yaml.safe_load(text)!r}, allowed: a mapping of keys"
     assert problems(file, text) == [expected]
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "{}"])
-def test_empty_file(file: Path, text: str) -> None:
+def test_an_empty_file_leaves_the_defaults(file: Path, text: str) -> None:
     """A file that says nothing leaves every default."""
     file.write_text(text)
     assert load_config(file, {}) == load_config(None, {})
 
 
-def test_merge_keys(file: Path) -> None:
+def test_merge_keys_are_no_duplicates(file: Path) -> None:
     """YAML's anchors and `<<` work, and an anchor's own keys are not taken for doubles."""
     file.write_text(
         "agents:\n"
@@ -452,14 +456,14 @@ def test_merge_keys(file: Path) -> None:
     ]
 
 
-def test_missing_file(file: Path) -> None:
+def test_a_missing_file_is_an_error(file: Path) -> None:
     """A file that was named and isn't there is an error, not the defaults."""
     with pytest.raises(ConfigError) as caught:
         load_config(file, {})
     assert str(caught.value) == f"{file}: found no such file, allowed: the path of a YAML file"
 
 
-def test_unreadable_file(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused_by_name(tmp_path: Path) -> None:
     """A directory, or bytes that aren't UTF-8, are refused by name."""
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"server: {host: \xe9}")
@@ -492,7 +496,7 @@ def test_the_file_in_the_root_is_the_defaults() -> None:
         ("JOURNAL_DIR", "2026", "journal.directory", "2026"),
     ],
 )
-def test_environment(variable: str, text: str, key: str, expected: Any) -> None:
+def test_each_variable_sets_its_key(variable: str, text: str, key: str, expected: Any) -> None:
     """Each variable sets its key, in the key's own type."""
     found = value_of(load_config(None, {variable: text}), key)
     assert found == expected
@@ -513,7 +517,9 @@ def test_environment(variable: str, text: str, key: str, expected: Any) -> None:
         ("LOG_FORMAT", "xml", "logging.format", "'xml'", "auto or console or json"),
     ],
 )
-def test_wrong_environment(variable: str, text: str, path: str, found: str, allowed: str) -> None:
+def test_a_wrong_variable_is_named_as_the_source(
+    variable: str, text: str, path: str, found: str, allowed: str
+) -> None:
     """A variable that doesn't fit is named as the source, with the key it sets."""
     with pytest.raises(ConfigError) as caught:
         load_config(None, {variable: text})
@@ -572,7 +578,7 @@ def test_an_unusable_base_url_is_refused_by_name(url: str, shown: str) -> None:
 KEEP_ALIVE = ("sse", "keep_alive_interval_seconds")
 
 
-def test_precedence(file: Path) -> None:
+def test_flags_precede_environment_file_and_defaults(file: Path) -> None:
     """Flags go before the environment, that before the file, that before the defaults."""
     environ = {"SSE_KEEP_ALIVE_INTERVAL": "2"}
     flags = {KEEP_ALIVE: 3}
@@ -599,7 +605,7 @@ def test_a_variable_mends_the_files_value(file: Path) -> None:
     assert config.server.port == 1
 
 
-def test_wrong_flag() -> None:
+def test_a_wrong_flag_is_blamed_on_the_command_line() -> None:
     """A flag that doesn't fit is blamed on the command line."""
     with pytest.raises(ConfigError) as caught:
         load_config(None, {}, {("server", "port"): 70000, ("server", "host"): "192.0.2.1"})
@@ -607,7 +613,7 @@ def test_wrong_flag() -> None:
     assert str(caught.value) == expected
 
 
-def test_problems_of_several_sources_at_once(file: Path) -> None:
+def test_each_problem_names_its_source(file: Path) -> None:
     """Each line names its own source."""
     file.write_text("sse: 5\ndatabase: {pool_max_size: 0}")
     with pytest.raises(ConfigError) as caught:
@@ -620,7 +626,7 @@ def test_problems_of_several_sources_at_once(file: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_hosts(file: Path, host: str) -> None:
+def test_loopback_hosts_need_no_key(file: Path, host: str) -> None:
     """What only this machine can reach may be listened on."""
     assert is_loopback(host)
     assert load(file, {"server": {"host": host}}).server.host == host
@@ -629,7 +635,7 @@ def test_loopback_hosts(file: Path, host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "192.168.1.2", "10.0.0.1", "example.com", "127.0.0.1.example.com"]
 )
-def test_other_hosts(file: Path, host: str) -> None:
+def test_other_hosts_are_refused_without_a_key(file: Path, host: str) -> None:
     """Anything else is refused while no caller is asked for a key, and the way out is named."""
     (line,) = tree_problems(file, {"server": {"host": host}})
     assert line.startswith(f"{file}: server.host: found {host!r}, allowed: a loopback address")
@@ -638,7 +644,7 @@ def test_other_hosts(file: Path, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.com"])
-def test_other_hosts_with_keys(file: Path, host: str) -> None:
+def test_other_hosts_are_allowed_with_a_key(file: Path, host: str) -> None:
     """With a key in the file or the environment any address will do."""
     server = {"host": host}
     key = {"name": "somebody", "sha256": "0" * 64}
@@ -651,14 +657,14 @@ def test_other_hosts_with_keys(file: Path, host: str) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_dump_can_be_loaded(file: Path, key: str) -> None:
+def test_a_printed_configuration_can_be_loaded(file: Path, key: str) -> None:
     """What `--print-config` prints is a file that gives the same configuration."""
     config = load(file, tree_with(key, KEYS[key][0]))
     file.write_text(dump_config(config), "utf-8")
     assert load_config(file, {}) == config
 
 
-def test_dump_of_the_defaults(file: Path) -> None:
+def test_the_defaults_can_be_printed_and_loaded(file: Path) -> None:
     """The defaults, agents included, can be printed and read."""
     file.write_text(dump_config(load_config(None, {})), "utf-8")
     config = load_config(file, {})
@@ -721,7 +727,7 @@ def test_errors_mask_passwords_too(file: Path) -> None:
         ({"seed": {"when": "!!timestamp"}}, None),
     ],
 )
-def test_parameters_that_no_request_can_carry(
+def test_parameters_that_no_request_can_carry_are_refused(
     file: Path, parameters: dict[str, Any], found: str | None
 ) -> None:
     """Default parameters go into every request, so they are refused at start if they can't."""
@@ -733,7 +739,7 @@ def test_parameters_that_no_request_can_carry(
     assert bool(lines) is (found is not None)
 
 
-def test_parameters_that_json_cannot_say(file: Path) -> None:
+def test_parameters_that_are_no_json_are_refused(file: Path) -> None:
     """YAML knows dates and bytes, JSON doesn't."""
     text = "agents: [{name: a, kind: openai, parameters: {seed: 2026-01-01}}]"
     (line,) = problems(file, text)

@@ -73,8 +73,8 @@ def wait_until_heeded(process: Process) -> None:
 # --- as a process -----------------------------------------------------------------------------
 
 
-def test_running_streams_go_on(spawn: Any, database_url: str) -> None:
-    """What runs says all that it began with, new requests get the new agent, each row is right."""
+def test_running_streams_keep_the_agents_they_began_with(spawn: Any, database_url: str) -> None:
+    """A running stream goes on with the old agent, a new one gets the new, and each row is right."""
     old, new = "old " * 40, "new " * 5
     process = spawn(config(database_url, reply=old, tokens_per_second=20))
     running = [process.ask() for _ in range(5)]
@@ -94,7 +94,7 @@ def test_running_streams_go_on(spawn: Any, database_url: str) -> None:
     assert sorted(answers(database_url)) == sorted(saved)
 
 
-def test_ten_in_a_row(spawn: Any, database_url: str) -> None:
+def test_the_last_of_many_reloads_is_in_force(spawn: Any, database_url: str) -> None:
     """However many signals come at once, the last file is in force and no stream is lost."""
     process = spawn(config(database_url, reply="word " * 30, tokens_per_second=15))
     running = [process.ask() for _ in range(3)]
@@ -110,7 +110,7 @@ def test_ten_in_a_row(spawn: Any, database_url: str) -> None:
     assert process.lines_of(NOT_RELOADED) == []
 
 
-def test_invalid_file(spawn: Any, database_url: str) -> None:
+def test_an_invalid_file_changes_nothing(spawn: Any, database_url: str) -> None:
     """Every problem is logged with file, key, found and allowed, secrets are not; nothing changes."""
     process = spawn(config(database_url, reply="As before.", tokens_per_second=200))
     process.line("serving")
@@ -135,7 +135,7 @@ def test_invalid_file(spawn: Any, database_url: str) -> None:
     assert process.stop() == 0
 
 
-def test_precedence_holds(spawn: Any, database_url: str) -> None:
+def test_flags_and_environment_still_precede_the_file(spawn: Any, database_url: str) -> None:
     """Flags and environment still win over the file; what needs a restart is said, each time."""
     settings = config("postgresql://ignored/", reply="Hi.")
     process = spawn(settings, DATABASE_URL=database_url, SSE_KEEP_ALIVE_INTERVAL="7")
@@ -153,7 +153,7 @@ def test_precedence_holds(spawn: Any, database_url: str) -> None:
     assert process.stop() == 0
 
 
-def test_keys_and_limits(spawn: Any, database_url: str) -> None:
+def test_keys_and_limits_change_for_the_next_request(spawn: Any, database_url: str) -> None:
     """A key that is taken out stops working, one that is put in works, and limits tighten, while
     the stream of the key that is gone goes on to its end; nothing of a key is logged."""
 
@@ -192,7 +192,7 @@ def test_keys_and_limits(spawn: Any, database_url: str) -> None:
     assert hashlib.sha256(b"key of eve").hexdigest() not in process.log.read_text()
 
 
-def test_log_level(spawn: Any, database_url: str) -> None:
+def test_a_new_log_level_holds_at_once(spawn: Any, database_url: str) -> None:
     """The new level holds from the reload on."""
     settings = config(database_url, reply="Hi.", tokens_per_second=200)
     process = spawn(settings)
@@ -211,7 +211,7 @@ def test_log_level(spawn: Any, database_url: str) -> None:
     assert len(process.lines_of("completion finished")) == 1
 
 
-def test_during_start(spawn: Any, database_url: str) -> None:
+def test_a_reload_during_the_start_is_not_lost(spawn: Any, database_url: str) -> None:
     """A signal while the service starts kills nothing, and what the file then says is in force."""
     process = spawn(config(database_url, reply="old"))
     wait_until_heeded(process)
@@ -224,8 +224,8 @@ def test_during_start(spawn: Any, database_url: str) -> None:
     assert process.stop() == 0
 
 
-def test_during_drain(spawn: Any, database_url: str) -> None:
-    """It neither shortens a drain nor keeps it from ending."""
+def test_a_reload_neither_shortens_nor_prolongs_a_drain(spawn: Any, database_url: str) -> None:
+    """A SIGHUP neither shortens a drain nor keeps it from ending."""
     process = spawn(config(database_url, reply="word " * 20, tokens_per_second=20))
     response = process.ask()
     first = response.read1()
@@ -237,7 +237,7 @@ def test_during_drain(spawn: Any, database_url: str) -> None:
     assert process.popen.wait(PATIENCE_SECONDS) == 0
 
 
-def test_terminal_that_closes(tmp_path: Path, database_url: str) -> None:
+def test_a_closing_terminal_stops_the_service(tmp_path: Path, database_url: str) -> None:
     """On a terminal SIGHUP rereads like anywhere; the terminal's closing drains and exits with 0."""
     path = tmp_path / "config.yaml"
     settings = config(database_url, reply="word " * 1000, tokens_per_second=50)
@@ -285,7 +285,7 @@ async def reload(service: Service, **fields: Any) -> bool:
     return await service.app[RELOADER].reload(lambda: evolve(current, **fields))
 
 
-async def test_old_agent_is_closed_after_its_last_stream(
+async def test_an_old_agent_is_closed_after_its_last_stream(
     service: Service, backend: Backend
 ) -> None:
     """A stream's connection is not closed under it; once the stream ended its agent is closed."""
@@ -302,8 +302,8 @@ async def test_old_agent_is_closed_after_its_last_stream(
             await asyncio.sleep(0.01)
 
 
-async def test_idle_old_agent_is_closed_at_once(service: Service) -> None:
-    """Nobody holds it, so nothing is waited for."""
+async def test_an_idle_old_agent_is_closed_at_once(service: Service) -> None:
+    """An agent that no completion holds is closed as soon as it is replaced."""
     (agent,) = service.app[DIRECTORY].agents
     assert await reload(service, agents=(DEMO,))
     await asyncio.sleep(0)
@@ -339,7 +339,7 @@ async def test_attempts_go_on_with_the_old_agents(
     assert (streamed.text, streamed.is_done) == ("At last", True)
 
 
-async def test_unchanged_agent_stays(service: Service, backend: Backend) -> None:
+async def test_an_unchanged_agent_keeps_its_connections(service: Service, backend: Backend) -> None:
     """An agent whose configuration is the same keeps its connections."""
     (agent,) = service.app[DIRECTORY].agents
     assert await reload(service, agents=(DEMO, agent_for(backend)))
@@ -347,7 +347,7 @@ async def test_unchanged_agent_stays(service: Service, backend: Backend) -> None
     assert (await service.stream()).is_done
 
 
-async def test_model_list_outlives_its_agent(service: Service, backend: Backend) -> None:
+async def test_a_model_list_outlives_its_agent(service: Service, backend: Backend) -> None:
     """A list of models that is being asked for comes although its agent is replaced meanwhile."""
     reached, go = asyncio.Event(), asyncio.Event()
 
@@ -365,7 +365,9 @@ async def test_model_list_outlives_its_agent(service: Service, backend: Backend)
         assert [model["id"] for model in (await response.json())["data"]] == ["slow"]
 
 
-async def test_agent_that_cannot_be_made(service: Service, log_lines: Any) -> None:
+async def test_an_agent_that_cannot_be_made_changes_nothing(
+    service: Service, log_lines: Any
+) -> None:
     """A configuration that only turns out to be useless when it is used changes nothing either."""
     before = service.app[CONFIG].value
     broken = OpenAIAgentConfig("x", "openai", base_url="http://u:secret@h:port", api_key_env=None)
@@ -377,7 +379,7 @@ async def test_agent_that_cannot_be_made(service: Service, log_lines: Any) -> No
     assert "secret" not in str(line)
 
 
-async def test_limits_and_pings(make_service: ServiceMaker) -> None:
+async def test_new_requests_go_by_the_new_limit_and_interval(make_service: ServiceMaker) -> None:
     """New requests go by the new limit and the new interval."""
     slow = evolve(DEMO, first_token_delay_seconds=0.5, tokens_per_second=1000)
     service = await make_service(slow)
@@ -435,7 +437,9 @@ async def test_a_drain_has_the_newest_grace(make_service: ServiceMaker) -> None:
     assert (await service.kept.one()).failure.code == "draining"
 
 
-async def test_closing_waits_for_nobody(service: Service, backend: Backend) -> None:
+async def test_a_stop_closes_old_agents_that_are_still_held(
+    service: Service, backend: Backend
+) -> None:
     """When the service stops, replaced agents that are still held are closed too."""
     (agent,) = service.app[DIRECTORY].agents
     task: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -465,7 +469,7 @@ OLD = Config()
         ),
     ],
 )
-def test_changed_keys(new: Config, keys: list[str]) -> None:
+def test_changes_are_named_by_key_path(new: Config, keys: list[str]) -> None:
     """Changes are named by key path, an agent by its name; one that came or went as a whole."""
     assert changed_keys(OLD, new) == keys
 
@@ -494,7 +498,7 @@ def test_what_would_be_in_force_is_checked(log_lines: Any) -> None:
     assert "server.host" in line["problems"][0]
 
 
-async def test_no_request_is_forgotten() -> None:
+async def test_a_request_during_a_reload_causes_another() -> None:
     """One that comes while a reload reads the file has it read once more."""
     loads = 0
 
@@ -520,7 +524,7 @@ async def test_no_request_is_forgotten() -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_reload_disturbs_no_reader(service: Service, backend: Backend) -> None:
+async def test_a_reload_disturbs_no_reader(service: Service, backend: Backend) -> None:
     """Connections that wait for their next token stay open through any number of reloads."""
     go = asyncio.Event()
 
