@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 _EXPOSED = ", ".join(
-    ["x-request-id", "x-trace-id", "retry-after"]
+    ["x-request-id", "x-trace-id", "retry-after", "x-should-retry"]
     + [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
     + [f"x-ratelimit-{what}-tokens" for what in ("limit", "remaining", "reset")]
 )

@@ -74,9 +74,9 @@ def allowed_headers(response: Any) -> dict[str, str]:
 MARKS = {
     "access-control-allow-origin": PAGE,
     "access-control-expose-headers": (
-        "x-request-id, x-trace-id, retry-after, x-ratelimit-limit-requests, "
-        "x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
-        "x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+        "x-request-id, x-trace-id, retry-after, x-should-retry, "
+        "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+        "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
     ),
 }
 
