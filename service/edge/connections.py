@@ -25,6 +25,8 @@ _HEADERS_TOO_LARGE = Failure(
 )
 _NOT_HTTP = invalid_request("The request is not valid HTTP.").failure
 _TCP_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+_MOST_MILLISECONDS = 2**31 - 1
+"""The largest value of a socket option, a C int; some 25 days."""
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _TOO_MANY_HEADERS = "Too many headers"
 """aiohttp 3.14's message for it; there is no class to tell it by."""
@@ -83,7 +85,8 @@ class ClientConnection(RequestHandler):
         if _TCP_USER_TIMEOUT is None or sock is None or sock.family not in _INTERNET:
             return
         with suppress(OSError):  # already closed
-            sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, int(seconds * 1000))
+            milliseconds = min(int(seconds * 1000), _MOST_MILLISECONDS)
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)
 
     def handle_error(
         self,

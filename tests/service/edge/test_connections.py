@@ -10,7 +10,7 @@ import pytest
 
 from service.edge.errors import ERROR_CODES
 from service.settings.access import AuthConfig
-from service.settings.config import ServerConfig
+from service.settings.config import ServerConfig, SseConfig
 from tests.service.callers.test_auth import ANNE, api_key
 from tests.service.conftest import Service, ServiceMaker
 
@@ -200,3 +200,9 @@ async def test_a_stream_is_not_idle(make_service: ServiceMaker) -> None:
     service = await make_service(server=ServerConfig(idle_timeout_seconds=0.2))
     streamed = await service.stream()
     assert streamed.is_done
+
+
+async def test_a_send_timeout_beyond_any_system_is_no_limit(make_service: ServiceMaker) -> None:
+    """A deadline of months, which means none, is more than the kernel's own can be."""
+    service = await make_service(sse=SseConfig(send_timeout_seconds=1e7))
+    assert (await service.stream()).is_done
