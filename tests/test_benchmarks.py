@@ -222,8 +222,8 @@ def test_what_is_added_is_added_to_the_backends_median() -> None:
     """Not to its time in the same round; a round without an answer adds nothing."""
     results = Results()
     times = {DIRECT: (1.0, 2.0, 30.0, None), "ours": (5.0, 31.0, None)}
-    for name, rounds in times.items():
-        for time in rounds:
+    for name, of_each_round in times.items():
+        for time in of_each_round:
             results.add("arrival-100", name, {"ttft_p50_ms": time, "ttft_p99_ms": None})
     note_added(results, "arrival-100")
     rounds = results.rounds["arrival-100"]

@@ -93,8 +93,8 @@ def default_of(field: "attrs.Attribute[Any]") -> str:
     default = field.default
     if default is attrs.NOTHING:
         return "required"
-    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        default = default.factory()
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # a class, though not to mypy
+        default = default.factory()  # type: ignore[union-attr]
     if isinstance(default, float) and default.is_integer():
         default = int(default)
     match default:

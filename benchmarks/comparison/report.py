@@ -124,7 +124,7 @@ def _markdown_list(values: Mapping[str, str]) -> str:
 
 
 def _markdown_table(corner: str, rows: Rows) -> str:
-    columns = list(max(rows.values(), key=len))
+    columns = max(map(list, rows.values()), key=len)
     lines = [f"| {corner} | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
     for name, row in rows.items():
         lines.append(f"| {name} | {' | '.join(short(row.get(key)) for key in columns)} |")

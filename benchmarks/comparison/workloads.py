@@ -5,7 +5,8 @@ all alike. Every turn stops by itself when a contender can't keep up. What needs
 `idle` and `endings`, is in `benchmarks.comparison.holding`.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from attrs import frozen
 
@@ -14,7 +15,7 @@ from benchmarks.contenders import Target
 from benchmarks.stand.client import steer
 from benchmarks.stand.plan import Plan, Shape
 
-Turn = Callable[[Target], Awaitable[Load]]
+Turn = Callable[[Target], Coroutine[Any, Any, Load]]
 
 
 @frozen

@@ -114,7 +114,7 @@ def _bare(place: Place) -> AbstractContextManager[tuple[int, int]]:
 
 def _passthrough(place: Place) -> AbstractContextManager[tuple[int, int]]:
     base_url = f"http://127.0.0.1:{place.upstream_port}"
-    command = [sys.executable, HERE / "passthrough.py", base_url]
+    command = [sys.executable, str(HERE / "passthrough.py"), base_url]
 
     def find_port(log: str) -> int | None:
         found = re.search(r"^port (\d+)$", log, re.MULTILINE)
@@ -178,7 +178,7 @@ def _nginx(place: Place) -> Iterator[tuple[int, int]]:
     )
     path = place.directory / "nginx.conf"
     path.write_text(config)
-    command = [program, "-p", place.directory, "-c", path]
+    command = [program, "-p", str(place.directory), "-c", str(path)]
     url = f"http://127.0.0.1:{port}/v1/models"
     with process(command, place.directory, lambda _: port if answers(url) else None) as running:
         yield running
@@ -208,7 +208,7 @@ def _pinned(name: str, package: str) -> str:
 @contextmanager
 def _textbook(place: Place) -> Iterator[tuple[int, int]]:
     uvicorn = _installed("textbook", place) / "uvicorn"
-    command = [uvicorn, "--app-dir", HERE, "textbook:app", "--port", "0"]
+    command = [str(uvicorn), "--app-dir", str(HERE), "textbook:app", "--port", "0"]
     environ = {
         "DATABASE_URL": place.dsn,
         "OPENAI_BASE_URL": f"http://127.0.0.1:{place.upstream_port}/v1",
@@ -243,7 +243,7 @@ def _litellm(place: Place) -> Iterator[tuple[int, int]]:
     place.directory.mkdir(parents=True)
     path = place.directory / "config.yaml"
     path.write_text(_LITELLM.format(upstream_port=place.upstream_port))
-    command = [program, "--config", path, "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(program), "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
     environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     url = f"http://127.0.0.1:{port}/health/liveliness"
     place.tell("LiteLLM is starting (about half a minute)")

@@ -40,7 +40,7 @@ class _Stream(asyncio.Protocol):
     def __init__(self, request: bytes) -> None:
         self.chunks = 0
         self.is_done = False
-        self.ended = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request = request
         self._tail = b""
 
@@ -68,14 +68,15 @@ def _request(key: str) -> bytes:
     return head.encode() + body
 
 
+async def _ask(port: int, request: bytes) -> _Stream:
+    stream = _Stream(request)
+    await asyncio.get_running_loop().create_connection(lambda: stream, "127.0.0.1", port)
+    return stream
+
+
 async def _turn(port: int, pid: int, streams: int, name: str) -> dict[str, float]:
-    loop = asyncio.get_running_loop()
     before, started = cpu_seconds(pid), time.monotonic()
-    running = []
-    for number in range(streams):
-        stream = _Stream(_request(f"{name}-{number}"))
-        await loop.create_connection(lambda stream=stream: stream, "127.0.0.1", port)
-        running.append(stream)
+    running = [await _ask(port, _request(f"{name}-{number}")) for number in range(streams)]
     await asyncio.gather(*(stream.ended for stream in running))
     seconds = time.monotonic() - started
     await asyncio.sleep(_COOL_SECONDS)
@@ -128,12 +129,16 @@ def throughput(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 def _accepting(listener: socket.socket) -> int:
     """A process that accepts, and says how many when it is told to end."""
 
-    accepted = []
+    accepted: list[asyncio.Protocol] = []
+
+    def accept() -> asyncio.Protocol:
+        accepted.append(asyncio.Protocol())
+        return accepted[-1]
 
     async def run() -> int:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, done.set)
-        await loop.create_server(lambda: accepted.append(1) or asyncio.Protocol(), sock=listener)
+        await loop.create_server(accept, sock=listener)
         await done.wait()
         return len(accepted)
 

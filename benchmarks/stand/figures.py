@@ -37,7 +37,7 @@ def short(value: Any) -> str:
 
 def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Rows under a title; a row may lack the last columns."""
-    columns = list(max(rows.values(), key=len))
+    columns = max(map(list, rows.values()), key=len)
     table = [["", *columns]]
     table += [[name, *(short(row.get(key)) for key in columns)] for name, row in rows.items()]
     widths = [max(len(line[place]) for line in table) for place in range(len(columns) + 1)]

@@ -38,7 +38,7 @@ class DidNotStart(Exception):
 
 @contextmanager
 def process(
-    command: Sequence[str | Path],
+    command: Sequence[str],
     directory: Path,
     find_port: Callable[[str], int | None],
     environ: Mapping[str, str] | None = None,
@@ -76,7 +76,7 @@ def process(
 
 
 def _start(
-    command: Sequence[str | Path],
+    command: Sequence[str],
     directory: Path,
     log: Path,
     environ: Mapping[str, str],
@@ -215,9 +215,9 @@ def environment(name: str, requirements: Path, tell: Callable[[str], None]) -> P
         tell(f"installing {name} into {directory.relative_to(ROOT)} (once; this can take minutes)")
         started = time.monotonic()
         subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
-        pip = [directory / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         subprocess.run(
-            [*pip, "--disable-pip-version-check", "--requirement", requirements], check=True
+            [*pip, "--disable-pip-version-check", "--requirement", str(requirements)], check=True
         )
         made.write_text(wanted, "utf-8")
         tell(f"installed {name} in {time.monotonic() - started:.0f} s")

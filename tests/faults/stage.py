@@ -163,7 +163,7 @@ class Stage:
         """Let clients read all of these to their ends."""
         await asyncio.gather(*(self.start(service, plan, client) for plan in plans))
 
-    async def harm(self, act: Callable[..., None], *arguments: Any) -> None:
+    async def harm(self, act: Callable[..., object], *arguments: Any) -> None:
         """Do something that blocks, to the database mostly, while streams go on."""
         await asyncio.to_thread(act, *arguments)
 

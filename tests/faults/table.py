@@ -57,7 +57,7 @@ class Table:
 
     def clear(self) -> None:
         for held in (self.rows, self.failures, self.complaints, self.skipped):
-            held.clear()  # type: ignore[attr-defined]
+            held.clear()
 
     def failures_by_row(self) -> dict[tuple[str, str], list[Verdict]]:
         found: dict[tuple[str, str], list[Verdict]] = {}

@@ -1,31 +1,30 @@
 """Upstreams that break in every way we know, at every moment of a stream."""
 
+from collections.abc import Sequence
+
 from tests.faults import upstream
-from tests.faults.plans import COMPLETED, Plan, failed
+from tests.faults.plans import COMPLETED, Outcome, Plan, failed
 from tests.faults.scenario import scenario
 from tests.faults.stage import Stage
 from tests.faults.upstream import MOMENTS, Misdeed
 
 _LOST = failed("upstream_unreachable", "upstream_incomplete")
+_CUT = failed("upstream_incomplete")
+_SLOW = failed("first_token_timeout")
+_ENDED = frozenset((COMPLETED,))
 _GARBLED = failed("upstream_unreachable", "upstream_incomplete", "upstream_malformed")
 
 # misdeed, name, its truth before headers, before the first token, mid-stream, after the finish
 # reason: what breaks off once everything was said has ended well.
-BREAKS: tuple[tuple[Misdeed, str, *tuple[frozenset, ...]], ...] = (
-    (upstream.reset, "RST", _LOST, *[failed("upstream_incomplete")] * 2, {COMPLETED}),
-    (upstream.fin, "FIN", _LOST, *[failed("upstream_incomplete")] * 2, {COMPLETED}),
-    (upstream.truncated, "truncated", _LOST, *[failed("upstream_incomplete")] * 2, {COMPLETED}),
-    (upstream.malformed, "malformed JSON", _GARBLED, *[failed("upstream_malformed")] * 3),
-    (upstream.bad_utf8, "bad UTF-8", *[failed("upstream_malformed")] * 4),
-    (upstream.error_event, "error event", *[failed("overloaded")] * 4),
-    (
-        upstream.stall,
-        "stall",
-        *[failed("first_token_timeout")] * 2,
-        failed("idle_timeout"),
-        {COMPLETED},
-    ),
-    (upstream.dribble, "byte by byte", *[frozenset((COMPLETED,))] * 4),
+BREAKS: tuple[tuple[Misdeed, str, Sequence[frozenset[Outcome]]], ...] = (
+    (upstream.reset, "RST", (_LOST, _CUT, _CUT, _ENDED)),
+    (upstream.fin, "FIN", (_LOST, _CUT, _CUT, _ENDED)),
+    (upstream.truncated, "truncated", (_LOST, _CUT, _CUT, _ENDED)),
+    (upstream.malformed, "malformed JSON", (_GARBLED, *[failed("upstream_malformed")] * 3)),
+    (upstream.bad_utf8, "bad UTF-8", [failed("upstream_malformed")] * 4),
+    (upstream.error_event, "error event", [failed("overloaded")] * 4),
+    (upstream.stall, "stall", (_SLOW, _SLOW, failed("idle_timeout"), _ENDED)),
+    (upstream.dribble, "byte by byte", [_ENDED] * 4),
 )
 _TRUTH_AT = dict(zip(MOMENTS, (0, 1, 1, 2, 3), strict=True))
 
@@ -35,10 +34,10 @@ async def break_everywhere(stage: Stage) -> None:
     """Every misdeed at every moment, all at once, streaming and plain, one choice or two."""
     service = await stage.serve()
     plans: list[Plan] = []
-    for misdeed, name, *truths in BREAKS:
+    for misdeed, name, truths in BREAKS:
         for moment in MOMENTS:
             truth = truths[_TRUTH_AT[moment]]
-            plans.append(_plan(stage, misdeed, f"upstream: {name}", moment, frozenset(truth)))
+            plans.append(_plan(stage, misdeed, f"upstream: {name}", moment, truth))
     for number in (400, 429, 500):
         fault, truth = f"upstream: status {number}", failed(f"no_{number}")
         plans.append(_plan(stage, upstream.status(number), fault, MOMENTS[0], truth))
