@@ -164,7 +164,7 @@ class ChunkReceived(Event):
     run: ChunkRun
 
     # One for each chunk: attrs' frozen classes and converters cost four times this `__init__`.
-    def __init__(self, run: ChunkRun | dict[str, Any]) -> None:
+    def __init__(self, run: ChunkRun | JsonObject) -> None:
         self.run = ParsedChunk(run) if type(run) is dict else run  # type: ignore[assignment]
 
 
@@ -227,7 +227,7 @@ class SendChunk(Effect):
 
     run: ChunkRun
 
-    def __init__(self, run: ChunkRun | dict[str, Any]) -> None:
+    def __init__(self, run: ChunkRun | JsonObject) -> None:
         self.run = ParsedChunk(run) if type(run) is dict else run  # type: ignore[assignment]
 
 

@@ -14,6 +14,8 @@ from statemachine import (
     Effect,
     Event,
     Failure,
+    JsonObject,
+    ParsedChunk,
     Save,
     SendChunk,
     SendDone,
@@ -49,6 +51,12 @@ def names(effects: list[Effect]) -> list[str]:
 def saved(effects: list[Effect]) -> SessionRecord:
     (save,) = (effect for effect in effects if isinstance(effect, Save))
     return save.record
+
+
+def payload_of(effect: SendChunk) -> JsonObject:
+    """The one chunk that is to be sent."""
+    assert isinstance(effect.run, ParsedChunk)
+    return effect.run.payload
 
 
 def test_whole_answer() -> None:
@@ -261,7 +269,7 @@ def test_usage_comes_once_and_last_for_those_who_asked() -> None:
         UpstreamFinished(),
     )
     assert names(effects) == ["OpenStream", "SendChunk", "SendChunk", "Save", "SendDone"]
-    sent = [effect.run.payload for effect in effects if isinstance(effect, SendChunk)]
+    sent = [payload_of(effect) for effect in effects if isinstance(effect, SendChunk)]
     assert sent[-1] == frame
 
 
@@ -270,7 +278,7 @@ def test_usage_is_estimated_and_says_so() -> None:
     effects = play(
         session(include_usage=True), ChunkReceived(text_chunk("x" * 40)), UpstreamFinished()
     )
-    sent = [effect.run.payload for effect in effects if isinstance(effect, SendChunk)][-1]
+    sent = [payload_of(effect) for effect in effects if isinstance(effect, SendChunk)][-1]
     assert sent == {
         "choices": [],
         "usage": {
