@@ -45,7 +45,7 @@ from tests.db.journal.journals import (
     words,
 )
 from tests.statemachine.conftest import asked, chunk, finish_chunk, text_chunk
-from tests.statemachine.test_walks import steps as plain_steps
+from tests.statemachine.test_walks import walks as plain_steps
 
 OWN_FAULT = Failure("internal_error", "The service made a mistake and could not go on.")
 odd_deltas = st.sampled_from(
