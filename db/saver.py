@@ -142,7 +142,7 @@ class Saver:
         while True:
             await self._has_work.wait()
             await self._gather()
-            batch = await self._next_batch()
+            batch = self._take_waiting() if self._is_turn_of_memory() else await self._read_back()
             self._committing = len(batch)
             await self._commit(batch)
             self._committing = 0
@@ -158,14 +158,14 @@ class Saver:
             await asyncio.sleep(wait)
         self._next_commit_at = loop.time() + COMMIT_INTERVAL_SECONDS
 
-    async def _next_batch(self) -> list[_Waiting]:
+    def _is_turn_of_memory(self) -> bool:
         """See rule 3. While the journal can't be read, memory has every turn."""
-        is_unreadable = asyncio.get_running_loop().time() < self._read_again_at
-        if self._waiting and (self._was_read_back or not self._on_disk or is_unreadable):
-            self._was_read_back = False
-            return self._take_waiting()
-        self._was_read_back = True
-        return await self._read_back()
+        if not self._waiting or not self._on_disk:
+            self._was_read_back = not self._waiting
+        else:
+            can_be_read = asyncio.get_running_loop().time() >= self._read_again_at
+            self._was_read_back = can_be_read and not self._was_read_back
+        return not self._was_read_back
 
     def _take_waiting(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
