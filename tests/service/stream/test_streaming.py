@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,32 @@ async def test_an_ended_stream_leaves_no_garbage(
                 await asyncio.sleep(0.01)
     finally:
         gc.enable()
+
+
+async def test_a_word_is_in_the_journal_before_the_client_has_it(
+    service: Service, backend: Backend, tmp_path: Path
+) -> None:
+    """Also one that takes the shortcut past the relay's task."""
+    texts = [f"word-{number}" for number in range(6)]
+    seen = b""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start()
+        for text in texts:
+            await exchange.words(text)
+            while text.encode() not in seen:
+                await asyncio.sleep(0.001)
+        await exchange.finish()
+
+    backend.script = script
+    async with service.post() as response:
+        for text in texts:
+            async with asyncio.timeout(5):
+                while text.encode() not in seen:
+                    seen += await response.content.readany()
+            segments = (tmp_path / "journal").rglob("*.jsonl")
+            assert text.encode() in b"".join(path.read_bytes() for path in segments)
+        await response.read()
 
 
 async def test_plain_request_is_the_same_session(service: Service) -> None:
