@@ -54,6 +54,7 @@ class OpenAIAnswer:
             try:
                 data = await self._response.content.readany()
             except (aiohttp.ClientError, OSError) as error:
+                error.__traceback__ = None  # aiohttp keeps the error, which would keep this frame
                 return self._reader.close(self._backend.body_failure(error))
             finally:
                 if lane is not None and lane.listener is listener:

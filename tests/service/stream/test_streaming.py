@@ -1,9 +1,7 @@
 """The main job over real sockets: a backend's tokens reach the client and the store."""
 
 import asyncio
-import gc
 import json
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -65,39 +63,6 @@ async def test_first_token_leaves_before_the_second_is_made(
         client_has_it.set()
         seen += await response.read()
     assert b" second" in seen
-
-
-@pytest.mark.parametrize("ending", ["completed", "client_gone"])
-async def test_an_ended_stream_leaves_no_garbage(
-    service: Service, backend: Backend, ending: str
-) -> None:
-    """What a stream held is free when it has ended; nobody need look for rings."""
-    may_end = asyncio.Event()
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.start()
-        await exchange.words("Hello", " world")
-        await may_end.wait()
-        await exchange.finish()
-
-    backend.script = script
-    gc.collect()
-    gc.disable()
-    try:
-        async with service.post() as response:
-            await response.content.readany()
-            relay = weakref.ref(service.relays[0])
-            if ending == "client_gone":
-                response.close()
-            else:
-                may_end.set()
-                await response.read()
-        assert (await service.kept.one()).state.value == ending
-        async with asyncio.timeout(5):
-            while service.relays or relay() is not None:
-                await asyncio.sleep(0.01)
-    finally:
-        gc.enable()
 
 
 async def test_a_word_is_in_the_journal_before_the_client_has_it(
