@@ -128,6 +128,7 @@ class Relay:
         try:
             await self._drive()
             await self._part()
+            self._is_running = False  # a ping that waited for its turn is not to interrupt the rest
             return await self._client.close()
         except BaseException:
             self._client.abort()  # a client left without an end must not wait for one

@@ -31,6 +31,7 @@ from statemachine import (
     State,
     StopRequested,
     StreamSession,
+    TimePassed,
     UpstreamFailed,
     UpstreamFinished,
 )
@@ -478,6 +479,26 @@ async def test_breaks_off_after_the_finish_reason() -> None:
     stage = Stage().start()
     stage.upstream.say(*words("a"), ChunkReceived(finish_chunk()), broken)
     assert (await stage.end()).state is State.COMPLETED
+
+
+async def test_a_ping_that_comes_with_the_end_does_not_cut_a_slow_client_off() -> None:
+    """A ping that waited for its turn until all was carried out has nothing more to interrupt."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        stage = Stage(SessionPolicy(keep_alive_interval_seconds=15.0)).start()
+        stage.upstream.say(*words("a"))
+        await stage.settle()
+        clock.tick(15.1)
+        stage.upstream.say(UpstreamFinished())
+        close = stage.writer.close
+
+        async def close_slowly() -> web.StreamResponse:
+            await stage.settle()
+            return await close()
+
+        stage.writer.close = close_slowly  # type: ignore[method-assign]
+        stage.relay.post(TimePassed())  # before the relay's task has taken the end in
+        await stage.end()
+    assert stage.writer.calls[2:] == ["ping", "done", "close"]
 
 
 @pytest.mark.parametrize("breaks", ["read", "write"])
