@@ -266,9 +266,14 @@ class Relay:
 
     async def _ping(self) -> None:
         """Carry out what waits, up to the session's end, which is left to the relay's own task."""
-        async with self._carrying:
-            while self._effects and not self.session.state.is_final:
-                await self._carry_out_next()
+        try:
+            async with self._carrying:
+                while self._effects and not self.session.state.is_final:
+                    await self._carry_out_next()
+        except Exception:
+            log.exception("relay failed")
+            if not self.session.state.is_final:
+                self._admit(UpstreamFailed(_OWN_FAULT))
         if self.session.state.is_final:
             self._interrupt()
 

@@ -501,16 +501,17 @@ async def test_a_ping_that_comes_with_the_end_does_not_cut_a_slow_client_off() -
     assert stage.writer.calls[2:] == ["ping", "done", "close"]
 
 
-@pytest.mark.parametrize("breaks", ["read", "write"])
+@pytest.mark.parametrize("breaks", ["read", "write", "ping"])
 async def test_a_fault_of_our_own_keeps_the_text(breaks: str) -> None:
     """A mistake in our own code fails the completion; its words are saved and the client told."""
-    stage = Stage().start()
+    stage = Stage(SessionPolicy(keep_alive_interval_seconds=0.05)).start()
     stage.upstream.say(*words("a"))
     await stage.settle()
     if breaks == "read":
         stage.upstream.events.put_nowait(ZeroDivisionError())
     else:
         stage.writer.fails = ZeroDivisionError()
+    if breaks == "write":
         stage.upstream.say(*words("b"))
     record = await stage.end()
     assert record.failure is not None
