@@ -9,8 +9,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core check matrix format faults fuzz bench instructions key psql dead-letters \
-	architecture docs wheel lock clean
+.PHONY: help run test core coverage check matrix format faults fuzz bench instructions key psql \
+	dead-letters architecture docs wheel lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ check: $(VENV)/.dev-ready ## lint, check formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+coverage: $(VENV)/.dev-ready ## run every test, then show each module's share of lines and branches run
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 matrix: ## check and test on every Python from 3.11 that is here (some: ARGS="tests/db -k save")
 	@.ci/matrix check test ARGS='$(ARGS)'
@@ -73,7 +79,7 @@ lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
 
 clean: ## remove .venv and caches; data under var/ stays
-	rm -rf $(VENV) .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/it)." >&2; exit 1; }

@@ -37,7 +37,8 @@ class Service:
         path = directory / f"config-{number}.yaml"
         path.write_text(json.dumps(config))  # JSON is YAML
         log = directory / f"service-{number}.log"
-        environ = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+        kept = ("PATH", "HOME", "COVERAGE_PROCESS_CONFIG")
+        environ = {key: os.environ[key] for key in kept if key in os.environ}
         with log.open("wb") as output:
             popen = subprocess.Popen(
                 [sys.executable, str(ROOT / "run.py"), "--config", str(path), "--port", "0"],

@@ -24,7 +24,8 @@ class Process:
     ) -> None:
         self.path = directory / "config.yaml"
         self.write(config)
-        clean = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+        kept = ("PATH", "HOME", "COVERAGE_PROCESS_CONFIG")
+        clean = {key: os.environ[key] for key in kept if key in os.environ}
         self.log = directory / "log"
         with self.log.open("wb") as output:
             self.popen = subprocess.Popen(
