@@ -1,1 +1,1 @@
-"""Measurements, repeatable with a command; never tests. `make bench` runs `benchmarks.__main__`."""
+"""Measures; never tests. `make bench` runs `benchmarks.__main__`, the comparison."""

@@ -1,4 +1,4 @@
-"""Our service beside nginx, a textbook service and LiteLLM, under the same load on this machine.
+"""Compares our service with nginx, a textbook service and LiteLLM under one load on this machine.
 
 Backend, client and PostgreSQL share one core, the server that is measured has one of its own.
 Every answer's chunks are counted and timed one by one; CPU time is the server's own, from /proc.

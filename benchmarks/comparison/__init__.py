@@ -1,1 +1,1 @@
-"""Contenders side by side under one load: workloads, rounds, tables, targets and plots of `make bench`."""
+"""Loads contenders alike and prints how they did: workloads, rounds, tables, targets and plots."""

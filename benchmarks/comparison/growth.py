@@ -1,8 +1,8 @@
-"""Does a stream cost more when many are open? Our service with 10 to 5,000 streams.
+"""Measures what a stream costs when 10 to 5,000 are open, of our service alone.
 
 `python -m benchmarks --growth`. The backend's chunks per second stay the same at every level, only
 spread over more streams, so that whatever grows is the price of a stream being open. Each level is
-a fresh process. Called by `__main__`.
+a fresh process.
 """
 
 import asyncio

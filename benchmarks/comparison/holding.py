@@ -1,7 +1,7 @@
-"""Open, silent streams: what one costs in memory, what a ping costs, and how they end together.
+"""Holds streams open in silence: memory for each, CPU for a ping, and how they end together.
 
-`idle` and `endings` of the comparison, and a part of `benchmarks.comparison.growth`. Memory can only be
-measured in a fresh process, so that every turn starts one.
+These are `idle` and `endings` of the comparison, and a part of `benchmarks.comparison.growth`.
+Memory can only be measured in a fresh process, so every turn starts one.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What a client does to a server, and what came of it. The workloads are made of these.
+"""Loads a server as clients do, and records what came back. The workloads are made of these.
 
 A `Load` is one turn: requests, their answers, the delay of every chunk, and the CPU time that the
 server took for them.

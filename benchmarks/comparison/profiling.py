@@ -1,6 +1,6 @@
-"""Where the service's time goes: py-spy beside a load, and the functions by self time.
+"""Samples the service with py-spy under a load, and prints the functions by self time.
 
-`python -m benchmarks --workloads paced --contenders ours --profile`. Called by `__main__`.
+`python -m benchmarks --workloads paced --contenders ours --profile`.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Results as people read them: tables for a terminal, the same as Markdown, and a plot."""
+"""Prints results: tables for a terminal, the same as Markdown, and a plot."""
 
 import math
 from collections.abc import Mapping, Sequence

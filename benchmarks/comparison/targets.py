@@ -1,4 +1,4 @@
-"""What the project wants to hold, and whether a run held it."""
+"""Judges a run by the project's targets."""
 
 import math
 from collections.abc import Iterator

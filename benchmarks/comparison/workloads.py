@@ -1,8 +1,8 @@
-"""What is done to each contender: the cases, and how one turn of each is run.
+"""Defines the cases: what is asked of each contender, and how one turn of each is run.
 
 They run in rounds, the contenders one after the other in each, so that a drift of the machine hits
-all alike. Every turn stops by itself when a contender can't keep up. What needs a fresh process,
-`idle` and `endings`, is in `benchmarks.comparison.holding`.
+all alike. Every turn stops by itself when a contender can't keep up. Cases that need a fresh
+process, `idle` and `endings`, are in `benchmarks.comparison.holding`.
 """
 
 from collections.abc import Callable, Coroutine

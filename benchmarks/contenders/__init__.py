@@ -1,4 +1,4 @@
-"""Who is compared: how each is started, on the server's core, in front of the same backend."""
+"""Starts each contender, on the server's core, in front of the same backend."""
 
 import re
 import shutil

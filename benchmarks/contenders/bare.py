@@ -1,4 +1,4 @@
-"""Our service with nothing kept: the same program, with a store that throws records away.
+"""Runs our service without persistence: the same program, whose store throws records away.
 
 `python benchmarks/contenders/bare.py --config PATH --port 0`; with `journal.directory: null` it is
 what persistence is compared with. Requests, the state machine and the queue of records stay.

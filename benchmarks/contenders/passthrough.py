@@ -1,5 +1,6 @@
-"""The least that a service on aiohttp does: it passes the bytes on. Nothing of them is read, checked,
-kept or logged, so what it costs is the framework's part in our figures.
+"""Passes bytes on, the least that a service on aiohttp does.
+
+Nothing is read, checked, kept or logged: what it costs is the framework's part in our figures.
 
 `python benchmarks/contenders/passthrough.py http://127.0.0.1:PORT` prints the port it listens on.
 """

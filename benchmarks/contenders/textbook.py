@@ -1,4 +1,4 @@
-"""A streaming chat backend as the tutorials write it: FastAPI, the openai SDK, asyncpg.
+"""Serves chat completions as tutorials do: FastAPI, the openai SDK, asyncpg.
 
 What it leaves out is part of the comparison: nothing is kept of an answer that doesn't end well,
 or when the client leaves. Runs in an environment of its own (`textbook.txt`):

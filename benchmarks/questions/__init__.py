@@ -1,1 +1,1 @@
-"""One program, one question: `python -m benchmarks.questions.NAME`."""
+"""Programs that answer one question each: `python -m benchmarks.questions.NAME`."""

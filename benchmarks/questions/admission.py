@@ -1,8 +1,9 @@
-"""What it costs to let a caller in, and to turn one away: microseconds, in one process.
+"""Measures what it costs to let a caller in, and to turn one away: microseconds, in one process.
 
-Run: .venv/bin/python -m benchmarks.questions.admission. Each figure is the best of five rounds. The last
-two are of whole HTTP exchanges on loopback with keep-alive, client included, over the same
-exchange with `/healthz`, which asks for nothing.
+    python -m benchmarks.questions.admission
+
+Each figure is the best of five rounds. The last three are of whole HTTP exchanges on loopback with
+keep-alive, client included; the first of them asks for nothing, so compare the others with it.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Many streams that end within a second: how they are committed, and how long `[DONE]` waits.
+"""Ends many streams within a second: how are they committed, and how long does `[DONE]` wait?
 
     python -m benchmarks.questions.endings                       # 2,000 streams
     python -m benchmarks.questions.endings --streams 500 --json

@@ -1,4 +1,5 @@
-"""Conversations of ten turns of five owners, in SQL: what `benchmarks.questions.history` reads.
+"""Fills a database with conversations of ten turns of five owners: `benchmarks.questions.history`
+reads them.
 
 Two messages a turn; every other conversation is the caller's, one in fifty is hidden.
 """

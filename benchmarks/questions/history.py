@@ -1,4 +1,4 @@
-"""How do lists, completions and threads read when much is stored?
+"""Measures how lists, completions and threads read when much is stored.
 
     python -m benchmarks.questions.history                       # at 1,000 and at 1,000,000 messages
     python -m benchmarks.questions.history --messages 1000 20000 --requests 100

@@ -1,9 +1,9 @@
-"""What the journal costs: the service's CPU time per chunk without it and with it.
+"""Measures what the journal costs: the service's CPU time per chunk without it and with it.
 
     python -m benchmarks.questions.journal_cost
     python -m benchmarks.questions.journal_cost --rounds 3 --json
 
-How it is measured stands in `benchmarks/questions/pair.py`.
+`benchmarks/questions/pair.py` says how.
 """
 
 from benchmarks.questions.pair import Variant, compare

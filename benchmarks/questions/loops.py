@@ -1,9 +1,9 @@
-"""What uvloop gains: the service's CPU time per chunk on asyncio's own event loop and on it.
+"""Measures what uvloop gains: the service's CPU time per chunk on asyncio's event loop and on it.
 
     python -m benchmarks.questions.loops
     python -m benchmarks.questions.loops --rounds 3 --json
 
-How it is measured stands in `benchmarks/questions/pair.py`.
+`benchmarks/questions/pair.py` says how.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Does an outage of PostgreSQL slow streams down, and is anything missing afterwards?
+"""Stops PostgreSQL under load: do streams slow down, and is anything missing afterwards?
 
     python -m benchmarks.questions.outage                # a minute's outage under 50 streams a second
     python -m benchmarks.questions.outage --seconds 10 --json

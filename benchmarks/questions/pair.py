@@ -1,10 +1,9 @@
-"""Two of our services, alike but for one thing, side by side: CPU time per chunk of each.
+"""Compares two of our services that differ in one thing: CPU time per chunk of each.
 
-Both services run on one backend and one
-PostgreSQL. Load goes to them in turns, so that both see the same weather; each turn's CPU time
-(user and system, of the process, from /proc) is divided by the chunks that its clients read. A
-turn includes whatever a stream costs besides its chunks: request, commit, end. The first round
-warms up and isn't counted. Compare the two, not with other machines.
+Both run on one backend and one PostgreSQL. They are loaded in turns, so that a drift of the machine
+hits both; each turn's CPU time (user and system, of the process, from /proc) is divided by the
+chunks that its clients read. A turn includes whatever a stream costs besides its chunks: request,
+commit, end. The first round warms up and isn't counted. Don't compare with other machines.
 """
 
 import argparse

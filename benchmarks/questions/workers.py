@@ -1,8 +1,8 @@
-"""What more workers bring: chunks a second with one and with two, and how evenly connections spread.
+"""Measures what more workers bring: chunks a second, and how evenly connections spread.
 
-    python -m benchmarks.questions.workers                     # throughput with 1 and 2 workers
-    python -m benchmarks.questions.workers --words 1 --streams 500 # what a stream costs besides its chunks
-    python -m benchmarks.questions.workers --balance           # 100 connections, both ways to share a port
+    python -m benchmarks.questions.workers                          # with 1 and with 2 workers
+    python -m benchmarks.questions.workers --words 1 --streams 500  # a stream without its chunks
+    python -m benchmarks.questions.workers --balance                # both ways to share a port
 
 Throughput: the built-in agent without any pace, streams that are read as fast as they come,
 PostgreSQL and journal on; so a worker is busy all the time. The client and PostgreSQL take CPU of

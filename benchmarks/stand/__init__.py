@@ -1,1 +1,1 @@
-"""What every measurement stands on: the backend, the client, the services as processes, the machine."""
+"""Provides what every measurement needs: backend, client, services as processes, the machine."""

@@ -1,9 +1,8 @@
-"""The client: cheap, on bare sockets, and strict about what arrives.
+"""Asks for answers on bare sockets, cheaply, and checks and times every chunk.
 
 A `Connection` asks for one answer at a time; an `Answer` is what came of it. Chunks carry their
 number and the moment at which the backend sent them (`benchmarks.stand.plan`), so that every lost,
-doubled or misplaced one is seen, and every one's delay is known. Called by the workloads; knows no
-contender.
+doubled or misplaced one is seen, and every one's delay is known. Knows no contender.
 """
 
 import asyncio

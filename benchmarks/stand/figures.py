@@ -1,4 +1,4 @@
-"""Numbers from lists of numbers, and tables for a terminal. Knows nothing of what they measure."""
+"""Computes percentiles and prints tables. Knows nothing of what they measure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import quantiles

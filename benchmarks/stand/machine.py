@@ -1,4 +1,4 @@
-"""The machine: what it is, who runs on which core, and what processes cost (proc(5)). Linux only."""
+"""Describes the machine, gives processes their cores, reads what they cost (proc(5)). Linux only."""
 
 import os
 import platform

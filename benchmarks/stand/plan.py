@@ -1,4 +1,4 @@
-"""What a client asks the stand-in backend for, and how a chunk says when it was sent.
+"""Encodes what a client asks of the stand-in backend, and when each chunk was sent.
 
 The plan stands in the user's message and the stamp in the answer's text: the two things that every
 service in between passes on untouched. Shared by the backend and the client; no I/O.

@@ -1,4 +1,4 @@
-"""A stand-in for a model's backend, cheap enough not to be what is measured.
+"""Stands in for a model's backend, cheaply enough not to be what is measured.
 
 Run as its own process, `python -m benchmarks.stand.upstream` prints its port. It answers every chat
 completion as the plan in its message says (`benchmarks.stand.plan`). Two more calls steer it:
