@@ -4,7 +4,7 @@
     python -m db.dead_letters DIRECTORY retry [--database URL]
 
 One JSON file per completion under `dead-letters/` in the journal's directory: the reason and the
-whole record. Behind each is a mistake of ours or an odd limit of the database's; once that is
+whole record. Behind each is a mistake of the service's or an odd limit of the database's; once that is
 mended, `retry` saves the record and deletes the file. Never decides what is refused.
 """
 

@@ -213,8 +213,8 @@ def with_rows(statement: str, columns: Columns, values: Sequence[Any]) -> bytes:
     """An insert into a table with these columns, with a row for each value in it.
 
     Args:
-        values: have an attribute of each column's name, but for those that are made of an exact
-            text, and a `__dict__`.
+        values: objects with a `__dict__` and an attribute for each column, except for the column
+            beside an exact text.
     """
     try:
         source = rows_json([vars(value) for value in values])
