@@ -120,7 +120,7 @@ class Cluster:
 
     def _pids(self) -> set[int]:
         """The server's processes: only they have the cluster's directory as their own."""
-        import psutil  # type: ignore[import-untyped]  # comes with the wheel, without types
+        import psutil  # comes with the wheel
 
         pids = set()
         for process in psutil.process_iter():

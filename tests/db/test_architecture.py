@@ -3,7 +3,8 @@
 import ast
 from pathlib import Path
 
-from tests.test_architecture import ROOT, imports_of, name_of, tree_of
+from tests.architecture import ROOT, imports_of, tree_of
+from tests.test_architecture import name_of
 
 FILES = sorted((ROOT / "db").rglob("*.py"))
 ARROWS = {

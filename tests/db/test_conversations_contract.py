@@ -43,7 +43,7 @@ async def test_edits_and_regenerations_are_branches_of_a_tree(store: Store) -> N
     assert ["A", "1", "2", "B", "3", "B!", "4", "(nothing)"] == [text_of(n.message) for n in nodes]
     above = {node.node_id: node.parent_id for node in nodes}
     names = [node.node_id for node in nodes]
-    parents = [None if above[name] is None else names.index(above[name]) for name in names]
+    parents = [None if (it := above[name]) is None else names.index(it) for name in names]
     assert [None, 0, 0, 2, 3, 2, 5, 5] == parents
     answers = [node.completion.completion_id for node in nodes if node.completion]
     assert [record.completion_id for record in records] == answers

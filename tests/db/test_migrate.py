@@ -11,7 +11,8 @@ import pytest
 
 import db.migrate as module
 from db.migrate import main, migrate
-from db.postgres.store import PostgresStore, sql
+from db.postgres import sql
+from db.postgres.store import PostgresStore
 from db.store import CompletionFilter, Paging, StoreUnavailable
 from tests.postgres import execute
 

@@ -298,7 +298,7 @@ async def test_content_that_is_no_text_comes_back(store: Store) -> None:
 async def test_a_record_that_makes_no_rows_is_rejected_and_nothing_kept(store: Store) -> None:
     """A record that can never be kept is rejected, with all of its call."""
     good = make_record()
-    bad = make_record(request=make_request(messages=["no object"]))  # type: ignore[list-item]
+    bad = make_record(request=make_request(messages=["no object"]))
     with pytest.raises(RecordRejected):
         await store.save([good, bad])
     assert await store.find(good.completion_id) is None

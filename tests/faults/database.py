@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import psutil  # type: ignore[import-untyped]  # published without types
+import psutil
 import psycopg2
 
 from db.embedded import EmbeddedPostgres

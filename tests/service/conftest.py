@@ -34,7 +34,7 @@ from tests.service.stage.process import Process
 # Fixtures of a plugin that isn't loaded (pyproject.toml says why).
 __all__ = ["aiohttp_client", "aiohttp_client_cls"]
 
-QUESTION = [{"role": "user", "content": "Say hello."}]
+QUESTION: Any = [{"role": "user", "content": "Say hello."}]
 
 
 class Kept(MemoryStore):
@@ -78,7 +78,8 @@ class Service:
 
     @property
     def relays(self) -> list[Relay]:
-        return list(self.app[STREAMS])
+        streams = self.app[STREAMS]
+        return list(streams)
 
     async def start(self) -> "Service":
         await self.runner.setup()

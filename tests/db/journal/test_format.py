@@ -40,7 +40,7 @@ from statemachine import (
 from tests.statemachine.conftest import asked, text_chunk
 
 NASTY = 'NUL \0, lone \ud800 and \udc00, "quotes", \\, \n, \r\n, \u2028, é, 漢, 😀'
-INFINITIES = {"allow_nan": False, "allow_infinity": False}
+INFINITIES: Any = {"allow_nan": False, "allow_infinity": False}
 
 
 def joined(text: str) -> str:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,6 +87,10 @@ class Keeper:
         for future in self.waiting:
             future.set_result(None)
         self.waiting.clear()
+
+
+def has_waiting(keeper: Keeper, count: int) -> bool:
+    return len(keeper.waiting) == count
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -267,7 +272,7 @@ async def test_records_in_flight_are_bounded(tmp_path: Path) -> None:
     with capture_logs() as logs:
         running = asyncio.create_task(Recovery(tmp_path, None, keeper.save).run())
         for expected in (200, 200, 50):
-            await until(lambda expected=expected: len(keeper.waiting) == expected)
+            await until(partial(has_waiting, keeper, expected))
             await asyncio.sleep(0.01)
             assert expected == len(keeper.waiting)
             keeper.commit()

@@ -16,11 +16,13 @@ from db.journal.format import dump_json, events_record, saved_line
 from db.journal.replay import JOURNAL_DAMAGED, PROCESS_DIED, Replay
 from db.memory.store import MemoryStore
 from db.postgres.store import PostgresStore
+from db.store import Store
 from statemachine import (
     AttemptStarted,
     ChunkReceived,
     ClientGone,
     ClientLeft,
+    Effect,
     Event,
     Failure,
     Save,
@@ -63,7 +65,9 @@ odd_deltas = st.sampled_from(
     ]
 ).map(ChunkReceived)
 odd_steps = st.lists(st.tuples(odd_deltas, st.floats(0, 100)), max_size=6)
-walks = st.tuples(plain_steps, odd_steps).flatmap(lambda both: st.permutations(both[0] + both[1]))
+walks = st.tuples(plain_steps, odd_steps).flatmap(
+    lambda both: st.permutations([*both[0], *both[1]])
+)
 
 
 def write(directory: Path, *lines: bytes) -> Path:
@@ -113,14 +117,15 @@ def test_a_replayed_session_ends_in_the_record_that_it_saved(
     """Whatever happened, the record replayed is the record that the session saved; of a session
     that saved none it is its words so far, failed as `process_died`."""
     request = asked(include_usage=include_usage, choices_expected=choices, created_at=1e9 + 0.1)
-    session, now, effects = StreamSession(request, policy), request.created_at, []
+    session, now = StreamSession(request, policy), request.created_at
+    effects: list[Effect] = []
     with TemporaryDirectory(prefix="verbatim-") as path, segments_of(limit):
         journal = open_journal(Path(path))
         assert journal.begin(request, policy)
         last_at = now
         for event, delay in walk:
             now += delay
-            if type(event).__name__ in transitions(policy.client_gone)[session.state]:
+            if type(event) in transitions(policy.client_gone)[session.state]:
                 if not isinstance(event, TimePassed) and not session.state.is_final:
                     last_at = now
                 journal.append(request.completion_id, [event], now)
@@ -236,11 +241,13 @@ async def test_words_without_their_beginning_are_saved(tmp_path: Path, database_
     (record,) = await collect(replay)
     assert ("one two three", "chatcmpl-x") == (words(record), record.completion_id)
     store = await PostgresStore.open(database_url)
-    for kept in (store, MemoryStore()):
-        await kept.save([record])  # type: ignore[attr-defined]  # both are stores
-        (answer,) = await kept.answer("chatcmpl-x")  # type: ignore[attr-defined]
+    stores: list[Store] = [store, MemoryStore()]
+    for kept in stores:
+        await kept.save([record])
+        (answer,) = await kept.answer("chatcmpl-x")
         assert ("one two three", "partial") == (answer.content, answer.state)
-        found = await kept.find("chatcmpl-x")  # type: ignore[attr-defined]
+        found = await kept.find("chatcmpl-x")
+        assert found is not None and found.error is not None
         assert "journal_damaged" == found.error["code"]
     await store.close()
 

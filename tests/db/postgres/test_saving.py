@@ -109,7 +109,7 @@ def test_two_processes_saving_the_same_ids_at_once_keep_one_copy(database_url: s
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    assert [("", None), ("", None)] == [process.communicate(timeout=30) for process in processes]
+    assert ["", ""] == [process.communicate(timeout=30)[0] for process in processes]
     assert [0, 0] == [process.returncode for process in processes]
     assert {"conversations": 1, "tool_sets": 0, "completions": 50, "messages": 51} == counts(
         database_url
@@ -140,7 +140,8 @@ async def test_a_long_chat_costs_by_the_turn(
 
     async def counted(cursor: Any, *arguments: Any) -> None:
         seen.append(Counter())
-        await save(Counting(cursor), *arguments)
+        counting: Any = Counting(cursor)
+        await save(counting, *arguments)
 
     monkeypatch.setattr(saving, "save", counted)
     history: list[dict[str, Any]] = []

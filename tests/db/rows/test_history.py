@@ -28,7 +28,7 @@ def last_sent(record: SessionRecord) -> str:
 
 def sent_back(record: SessionRecord, copy: dict[str, Any]) -> SessionRecord:
     """The follow-up to a record, with this as the client's copy of its answer."""
-    return make_record(*record.request.messages, copy, user("And then?"))
+    return make_record(*map(dict, record.request.messages), copy, user("And then?"))
 
 
 # --- what is the same message ---------------------------------------------------------------
@@ -274,6 +274,7 @@ def test_equal_tools_are_one_set() -> None:
     one = make_record(request={"tools": [{"type": "function", "name": "a"}]})
     other = make_record(request={"tools": [{"name": "a", "type": "function"}]})
     assert rows_of(one).completion.tools_digest == rows_of(other).completion.tools_digest
-    for empty in (None, []):
+    nothing: list[Any] = [None, []]
+    for empty in nothing:
         rows = rows_of(make_record(request={"tools": empty}))
         assert (None, None) == (rows.tool_set, rows.completion.tools_digest)

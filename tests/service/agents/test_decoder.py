@@ -131,7 +131,7 @@ field_lines = st.sampled_from(
 def chunk_lines(draw: st.DrawFn) -> tuple[list[bytes], list[Any]]:
     """The lines of one event with a chunk in it, and that chunk."""
     extra = {"vendor": draw(texts)} if draw(st.booleans()) else {}
-    payload = chunk({"content": draw(texts)}, **extra)
+    payload = {**chunk({"content": draw(texts)}), **extra}
     text = json.dumps(payload, ensure_ascii=draw(st.booleans()))
     try:
         data = text.encode()
@@ -478,7 +478,8 @@ LIMIT = len(SMALL) - 2
 @pytest.mark.parametrize("after", [b"", event({})])
 def test_size_limit_is_exact(before: bytes, after: bytes) -> None:
     """An event exactly at the limit passes, one byte more fails, however they are cut."""
-    empty, large = {}, {"a": "x" * 50}
+    empty: dict[str, str] = {}
+    large = {"a": "x" * 50}
     leading = [empty] if b"{" in before else []
     trailing = [empty] if after else []
     body = before + SMALL + after
@@ -497,7 +498,7 @@ def test_oversized_event_ends_before_it_is_whole() -> None:
     """The limit holds while bytes come in, so an endless event can't fill the memory."""
     decoder = SseDecoder(1000)
     assert decoder.feed(event(text_chunk("a")) + b"data: " + b"x" * 900) == [text_chunk("a")]
-    assert decoder.ending is None
+    assert not decoder.ending
     decoder.feed(b"x" * 200)
     assert isinstance(decoder.ending, UpstreamFailed)
     assert decoder.feed(b"\n\n" + event(text_chunk("b"))) == []

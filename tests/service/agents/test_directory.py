@@ -7,7 +7,7 @@ import pytest
 from service.agents.directory import AgentDirectory
 from service.agents.openai.agent import OpenAIAgent
 from service.edge.errors import ApiError
-from service.settings.config import ScriptedAgentConfig, load_config
+from service.settings.config import AgentConfig, ScriptedAgentConfig, load_config
 from statemachine import (
     Failure,
 )
@@ -106,7 +106,7 @@ async def test_model_not_found_is_brief() -> None:
 @pytest.mark.parametrize("environ", [{}, {"OPENAI_API_KEY": ""}, {"OTHER": "x"}])
 async def test_agents_without_their_key_are_off(environ: dict[str, str]) -> None:
     """A missing or empty key turns the agent off, and the directory says why."""
-    configs = [
+    configs: list[AgentConfig] = [
         ScriptedAgentConfig(name="demo", kind="scripted"),
         openai_config(name="openai"),
         openai_config(name="local", api_key_env=None),

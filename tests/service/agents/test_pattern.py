@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.agents.openai.decoder import SseDecoder
 from service.wire import decode_json, encode_json
-from statemachine import JsonObject, RepeatedChunks
+from statemachine import RepeatedChunks
 from statemachine.chunks import PADDING
 from tests.service.agents.test_decoder import (
     DONE,
@@ -44,12 +44,12 @@ Write = Callable[[Any], bytes]
 WRITERS: list[Write] = [encode_json, ascii_compact, ascii_spaced, unicode_spaced]
 
 
-def expanded(received: RepeatedChunks) -> list[JsonObject]:
+def expanded(received: RepeatedChunks) -> list[dict[str, Any]]:
     """The chunks that it stands for, after checking that whoever writes them from its bytes writes
     the same, and a line each."""
     pattern = received.pattern
     literals = received.literals.split(b"\n")
-    chunks = [pattern.chunk(text) for text in received.texts]
+    chunks = [dict(pattern.chunk(text)) for text in received.texts]
     written = [pattern.before + literal + pattern.after for literal in literals]
     if pattern.between:  # and a padding of its own each
         for chunk, text in zip(chunks, written, strict=True):
@@ -159,7 +159,8 @@ def chunks_around_a_text(draw: st.DrawFn) -> tuple[Write, bytes, bytes, bytes]:
     after = after[:-1] + b",%b}" % write({PADDING: PADDED})[1:-1]
     if draw(st.booleans()):
         after = after[:-1] + b",%b}" % write(draw(members))[1:-1]
-    return write, before, *after.split(write(PADDED))
+    between, after = after.split(write(PADDED))
+    return write, before, between, after
 
 
 def with_member(text: bytes, member: bytes) -> st.SearchStrategy[bytes]:

@@ -121,11 +121,11 @@ def test_pieces_that_were_sent_apart() -> None:
     ):
         reader = EventReader(NO_LIMIT)
         reader.read(event(text_chunk("first")) + event(text_chunk("second")))
-        run, count = reader.take(pieces)
+        found, count = reader.take(pieces)
         assert count == taken
-        assert (run is None) == (taken == 0)
-        if run is not None:
-            assert expanded(run) == list(map(text_chunk, WORDS[: len(run.texts)]))
+        assert (found is None) == (taken == 0)
+        if found is not None:
+            assert expanded(found) == list(map(text_chunk, WORDS[: len(found.texts)]))
         rest = [
             payload
             for piece in pieces[count:]
@@ -133,7 +133,9 @@ def test_pieces_that_were_sent_apart() -> None:
             if isinstance(one, ChunkReceived)
             for payload in payloads_of(one)
         ]
-        assert len(rest) + (len(run.texts) if run else 0) == sum(b'"choices"' in p for p in pieces)
+        assert len(rest) + (len(found.texts) if found else 0) == sum(
+            b'"choices"' in p for p in pieces
+        )
 
 
 async def test_a_first_token_far_behind_in_a_large_read() -> None:

@@ -317,7 +317,7 @@ def test_a_session_is_read_back_from_the_journal(told: list[list[Event]]) -> Non
     request, policy = asked(), SessionPolicy()
     begun: list[list[Event]] = [[ChunkReceived(one.payload)] for one in SOME_PATTERNS]
     twice = [events for read in told for events in (read, read)]
-    reads = [*begun, *twice, [UpstreamFinished()]]
+    reads: list[list[Event]] = [*begun, *twice, [UpstreamFinished()]]
     with TemporaryDirectory() as directory:
         journal = Journal.open(Path(directory), Fsync.NEVER, 2**30)
         assert journal.begin(request, policy)

@@ -16,9 +16,9 @@ import yaml
 from service.app import KEYRING
 from service.callers.auth import ANONYMOUS, Keyring
 from service.settings.access import ApiKeyConfig, AuthConfig
+from service.settings.checking import ConfigError
 from service.settings.config import (
     Config,
-    ConfigError,
     LoggingConfig,
     ServerConfig,
     dump_config,

@@ -22,9 +22,8 @@ from service.edge.errors import ERROR_CODES
 from service.endpoints.conversations import NODES
 from service.endpoints.lists import Limits
 from service.endpoints.openapi import DOCUMENT, as_json
-from service.settings.access import ApiKeyConfig, LimitsConfig
+from service.settings.access import ApiKeyConfig, AuthConfig, LimitsConfig
 from service.settings.config import (
-    AuthConfig,
     Config,
     JournalConfig,
     OpenAIAgentConfig,
@@ -247,7 +246,7 @@ async def test_every_good_answer_is_as_described(
     await store.close()
 
 
-FAULTS = {
+FAULTS: dict[str, dict[str, Any]] = {
     "incomplete": {"fail_with": "truncate"},
     "malformed": {"fail_with": "malformed"},
     "reported": {"fail_with": "error"},
@@ -258,13 +257,8 @@ IMPATIENT = Timeouts(first_token_seconds=0.05, idle_seconds=0.1)
 
 
 def faulty(name: str) -> ScriptedAgentConfig:
-    return ScriptedAgentConfig(
-        name=name,
-        kind="scripted",
-        retries=0,
-        timeouts=IMPATIENT,
-        **{"fail_after_tokens": 0, **FAULTS[name]},
-    )
+    fields: dict[str, Any] = {"fail_after_tokens": 0, **FAULTS[name]}
+    return ScriptedAgentConfig(name=name, kind="scripted", retries=0, timeouts=IMPATIENT, **fields)
 
 
 async def test_failures_of_backends_are_as_described(make_service: ServiceMaker) -> None:
@@ -391,9 +385,10 @@ class Broken(Kept):
         super().__init__()
         self._error = error
 
-    async def _fail(self, *_: Any) -> Any:
+    async def _raise(self, *_: Any) -> Any:
         raise self._error
 
+    _fail: Any = _raise
     list_completions = view = list_prompt = set_metadata = delete = _fail
     list_conversations = view_conversation = _fail
 

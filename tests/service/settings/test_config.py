@@ -8,10 +8,10 @@ import attrs
 import pytest
 import yaml
 
+from service.settings.checking import ConfigError
 from service.settings.config import (
     AgentConfig,
     Config,
-    ConfigError,
     OpenAIAgentConfig,
     ScriptedAgentConfig,
     dump_config,
@@ -74,7 +74,20 @@ LEVELS = "debug or info or warning or error"
 FAILURES = "reset or stall or error or truncate or malformed"
 
 # key: a value other than its default, and wrong values with what is said to be allowed instead
-KEYS: dict[str, tuple[Any, list[tuple[Any, str]]]] = {
+Row = tuple[Any, list[tuple[Any, str]]]
+FOR_EVERY_AGENT: dict[str, Row] = {
+    "name": ("other", NAMES),
+    "models": (["x", "y-*"], LISTS),
+    "timeouts.connect_seconds": (0.1, SECONDS),
+    "timeouts.first_token_seconds": (0.1, SECONDS),
+    "timeouts.idle_seconds": (0.1, SECONDS),
+    "timeouts.total_seconds": (0.1, SECONDS),
+    "retries": (7, WHOLE_FROM_0),
+    "fallbacks": (["second"], LISTS),
+    "client_gone": ("finish", GONE_OR_NONE),
+    "max_event_bytes": (1, COUNT),
+}
+KEYS: dict[str, Row] = {
     "server.host": ("::1", NAMES),
     "server.port": (0, PORTS),
     "server.workers": (2, COUNT),
@@ -111,18 +124,7 @@ KEYS: dict[str, tuple[Any, list[tuple[Any, str]]]] = {
     **{
         f"agents.{kind}.{key}": row
         for kind in ("scripted", "openai")
-        for key, row in {
-            "name": ("other", NAMES),
-            "models": (["x", "y-*"], LISTS),
-            "timeouts.connect_seconds": (0.1, SECONDS),
-            "timeouts.first_token_seconds": (0.1, SECONDS),
-            "timeouts.idle_seconds": (0.1, SECONDS),
-            "timeouts.total_seconds": (0.1, SECONDS),
-            "retries": (7, WHOLE_FROM_0),
-            "fallbacks": (["second"], LISTS),
-            "client_gone": ("finish", GONE_OR_NONE),
-            "max_event_bytes": (1, COUNT),
-        }.items()
+        for key, row in FOR_EVERY_AGENT.items()
     },
     "agents.scripted.kind": (
         "openai",
@@ -581,7 +583,7 @@ KEEP_ALIVE = ("sse", "keep_alive_interval_seconds")
 def test_flags_precede_environment_file_and_defaults(file: Path) -> None:
     """Flags go before the environment, that before the file, that before the defaults."""
     environ = {"SSE_KEEP_ALIVE_INTERVAL": "2"}
-    flags = {KEEP_ALIVE: 3}
+    flags: dict[tuple[str, ...], int] = {KEEP_ALIVE: 3}
     file.write_text("sse: {keep_alive_interval_seconds: 1, send_timeout_seconds: 9}")
 
     def seconds(path: Path | None, *others: Any) -> float:
@@ -599,7 +601,7 @@ def test_flags_precede_environment_file_and_defaults(file: Path) -> None:
 def test_a_variable_mends_the_files_value(file: Path) -> None:
     """Only the value in force is judged: an override hides a wrong one in the file."""
     file.write_text("sse: {keep_alive_interval_seconds: soon}\nserver:\n")
-    flags = {("server", "port"): 1}
+    flags: dict[tuple[str, ...], int] = {("server", "port"): 1}
     config = load_config(file, {"SSE_KEEP_ALIVE_INTERVAL": "2"}, flags)
     assert config.sse.keep_alive_interval_seconds == 2
     assert config.server.port == 1

@@ -247,7 +247,9 @@ def test_a_closing_terminal_stops_the_service(tmp_path: Path, database_url: str)
     flags = ["--config", str(path), "--port", "0"]
     popen = subprocess.Popen(
         [sys.executable, "-c", ON_A_TERMINAL, str(ROOT / "run.py"), *flags],
-        **{"stdin": other_end, "stdout": other_end, "stderr": other_end},
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
         env={"PATH": os.environ["PATH"], "TERM": "dumb"},
         start_new_session=True,
     )
@@ -434,7 +436,8 @@ async def test_a_drain_has_the_newest_grace(make_service: ServiceMaker) -> None:
     async with asyncio.timeout(4), service.post(model="demo") as response:
         await response.content.readuntil(b"\n")
         await service.runner.cleanup()
-    assert (await service.kept.one()).failure.code == "draining"
+    failure = (await service.kept.one()).failure
+    assert failure is not None and failure.code == "draining"
 
 
 async def test_a_stop_closes_old_agents_that_are_still_held(

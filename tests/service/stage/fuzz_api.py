@@ -17,9 +17,8 @@ from aiohttp import web
 
 from service.app import build_app
 from service.edge.connections import Runner
-from service.settings.access import ApiKeyConfig
+from service.settings.access import ApiKeyConfig, AuthConfig
 from service.settings.config import (
-    AuthConfig,
     Config,
     DatabaseConfig,
     JournalConfig,

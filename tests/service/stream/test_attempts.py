@@ -323,7 +323,7 @@ async def test_empty_answer() -> None:
 async def test_number_of_attempts(retries: int, announced: list[Event]) -> None:
     """An agent is asked once and `retries` times more, each of those announced, and the last
     failure is what is reported."""
-    attempts = [
+    attempts: list[list[Step]] = [
         [AgentError(Failure("upstream_error", f"No. {n}"), is_retryable=True)] for n in range(9)
     ]
     agent = FakeAgent("a", *attempts, retries=retries)
@@ -608,7 +608,8 @@ async def test_closed_before_anything() -> None:
 
 async def test_a_bug_in_an_agent_is_not_hidden() -> None:
     """An exception that no agent should raise comes out of `read`, and nothing stays open."""
-    for steps in ([ZeroDivisionError()], [event(ROLE), ZeroDivisionError()]):
+    broken: list[list[Step]] = [[ZeroDivisionError()], [event(ROLE), ZeroDivisionError()]]
+    for steps in broken:
         agent, fallback = FakeAgent("a", steps, ANSWER, retries=3), FakeAgent("b", ANSWER)
         upstream = attempts_of(agent, fallback)
         with pytest.raises(ZeroDivisionError):

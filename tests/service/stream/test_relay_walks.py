@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.agents.protocol import Sink
 from service.stream.client import ClientSide
-from service.stream.moments import Moments
+from service.stream.moments import Moments, Watchers
 from service.stream.ports import RelayLimits
 from service.stream.relay import Relay
 from service.stream.writers import ClientConnectionLost
@@ -35,8 +35,9 @@ from statemachine import (
 from tests.service.stream.test_relay import FakeSaver, Noted
 from tests.statemachine.conftest import asked, finish_chunk, text_after, text_chunk
 
-PATTERN = text_after(text_chunk(""), "x").run.pattern
-assert PATTERN is not None
+REPEATED = text_after(text_chunk(""), "x").run
+assert isinstance(REPEATED, RepeatedChunks)
+PATTERN = REPEATED.pattern
 PING_SECONDS = 15.0
 BROKE_OFF = UpstreamFailed(Failure("upstream_incomplete", "It broke off."))
 BROKE = UpstreamFailed(Failure("upstream_error", "It broke."))
@@ -88,7 +89,7 @@ class World:
             self.saver,
             RelayLimits(send_timeout_seconds=1e6, commit_timeout_seconds=1.0),
             self.clock,
-            Moments(self.session.request, (self.noted,)),
+            Moments(self.session.request, Watchers((self.noted,))),
         )
 
     def clock(self) -> float:

@@ -149,7 +149,7 @@ def test_deepest_nesting_is_read_and_written() -> None:
 
 def test_many_brackets_are_not_deep() -> None:
     """A wide value is not a deep one."""
-    wide = [[{}] for _ in range(DEEPEST_NESTING * 10)]
+    wide: list[Any] = [[{}] for _ in range(DEEPEST_NESTING * 10)]
     assert decode_json(encode_json(wide)) == wide
     assert decode_json(encode_json("[" * 1000)) == "[" * 1000
 
