@@ -285,6 +285,17 @@ def test_nothing_imports_the_printer() -> None:
     assert [path for path in house.files if ROOT / PRINTER in house.imported_by(path)] == []
 
 
+def test_no_part_of_the_service_is_false() -> None:
+    """An empty part is a part all the same: `part or another` must never choose the other."""
+    falsy = [
+        f"{name_of(path)}:{node.name}"
+        for path in source_files()
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef) and node.name in ("__len__", "__bool__")
+    ]
+    assert [] == falsy
+
+
 def test_imports_are_absolute() -> None:
     """A line of imports says where things are without counting dots."""
     relative = [name_of(path) for path in source_files() if "a relative import" in imports_of(path)]

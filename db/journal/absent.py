@@ -14,6 +14,9 @@ class NoJournal:
 
     settles_ends = settles_chunks = False
 
+    def start(self) -> None:
+        """Nothing is to be made."""
+
     def begin(self, request: SessionRequest, policy: SessionPolicy) -> bool:
         """True: nothing keeps a session from beginning."""
         return True

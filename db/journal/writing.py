@@ -355,8 +355,9 @@ class Journal:
 
     # --- what others ask --------------------------------------------------------------------
 
-    def __len__(self) -> int:
-        """Completions that are not committed yet, running ones included."""
+    @property
+    def uncommitted(self) -> int:
+        """How many completions are not committed yet, running ones included."""
         return len(self._entries)
 
     def check(self) -> str | None:

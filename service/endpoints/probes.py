@@ -46,7 +46,7 @@ class Probes:
             {
                 "ready": not reasons,
                 "reasons": reasons,
-                "streams": len(self._streams),
+                "streams": self._streams.count,
                 "unsaved": self._unsaved(),
             },
             status=503 if reasons else 200,

@@ -34,7 +34,9 @@ class RunningStreams:
         self._hurry = asyncio.Event()
         self.is_draining = False
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many run."""
         return len(self._relays)
 
     def __iter__(self) -> Iterator[Relay]:

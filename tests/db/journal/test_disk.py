@@ -59,7 +59,7 @@ def _fill_and_free(directory: Path, make_room: Callable[[], None], reason: str) 
     assert f"the journal can't be written: {reason}" == journal.check()
     assert not journal.has_whole("a")
     assert not begin(journal, "b", messages=[{"role": "user", "content": "x" * 5000}])
-    assert 1 == len(journal)
+    assert 1 == journal.uncommitted
     make_room()
     say(journal, "a", "after", 301.0)
     assert journal.check() is None
@@ -160,7 +160,7 @@ def test_a_segment_that_can_not_be_deleted_stops_nobody(
         with capture_logs() as logs:
             journal.forget(["a"])
         assert {"journal segment not deleted"} == {entry["event"] for entry in logs}
-        assert 0 == len(journal)
+        assert 0 == journal.uncommitted
         begin(journal, "b")
         journal.close()
     assert ["b"] == ids(replayed(journal.directory))

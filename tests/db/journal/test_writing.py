@@ -52,7 +52,7 @@ def test_a_line_is_in_the_file_when_append_returns(tmp_path: Path) -> None:
     assert [{"chunk": text_chunk("two")}] == lines(journal.directory)[-1]["events"]
     assert 3.0 == lines(journal.directory)[-1]["at"]
     assert size_on_disk(journal.directory) == journal.size
-    assert 2 == len(journal)
+    assert 2 == journal.uncommitted
     journal.close()
 
 
@@ -92,7 +92,7 @@ def test_a_completion_begins_once(tmp_path: Path) -> None:
         assert not begin(journal, "a")
         say(journal, "a", "x")
         journal.forget(["a"])
-        assert 0 == len(journal)
+        assert 0 == journal.uncommitted
         assert 1 == len(segments(journal.directory))  # nothing holds the others
         journal.close()
 
@@ -105,7 +105,7 @@ def test_forgetting_is_for_those_that_began_here(tmp_path: Path) -> None:
     journal.forget(["c", "a", "c"])
     journal.forget(["a"])
     assert [["a"]] == [line["saved"] for line in lines(journal.directory) if "saved" in line]
-    assert 1 == len(journal)
+    assert 1 == journal.uncommitted
     journal.close()
 
 

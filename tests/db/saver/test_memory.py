@@ -48,7 +48,7 @@ async def test_past_the_bound_records_wait_in_the_journal(
     again.close()
     committed = {record.completion_id: record for record in store.committed}
     assert expected == [committed[record.completion_id] for record in expected]
-    assert 0 == len(journal)
+    assert 0 == journal.uncommitted
     await finish(saver)
     journal.close()
     assert not journal.directory.exists()
