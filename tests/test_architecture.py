@@ -244,13 +244,13 @@ def test_rules_are_about_rooms_that_are_there() -> None:
 @pytest.mark.parametrize("each_file", [False, True])
 def test_there_are_no_circles(each_file: bool) -> None:
     """What is needed for one room is understood without that room; the same holds for files."""
-    assert circles(House().boxes(each_file)) == []
+    assert [] == circles(House().boxes(each_file))
 
 
 def test_no_arrow_goes_up() -> None:
     """The command knows the service, the service the database, both the machine; none the other
     way round."""
-    assert upward(BOXES) == []
+    assert [] == upward(BOXES)
 
 
 @pytest.mark.parametrize("room", PURE_ROOMS)
@@ -282,7 +282,7 @@ def test_pure_rooms_do_no_io() -> None:
 def test_nothing_imports_the_printer() -> None:
     """The printer's impurity stays its own."""
     house = House()
-    assert [path for path in house.files if ROOT / PRINTER in house.imported_by(path)] == []
+    assert [] == [path for path in house.files if ROOT / PRINTER in house.imported_by(path)]
 
 
 def test_no_part_of_the_service_is_false() -> None:
@@ -299,7 +299,7 @@ def test_no_part_of_the_service_is_false() -> None:
 def test_imports_are_absolute() -> None:
     """A line of imports says where things are without counting dots."""
     relative = [name_of(path) for path in source_files() if "a relative import" in imports_of(path)]
-    assert relative == []
+    assert [] == relative
 
 
 LOADED_BY_THE_MACHINES_TESTS = """\
@@ -315,7 +315,7 @@ def test_the_machines_tests_are_alone() -> None:
     they run at once and prove that it needs nothing of those."""
     command = [sys.executable, "-c", LOADED_BY_THE_MACHINES_TESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 == done.returncode, done.stdout + done.stderr
     loaded = set(done.stdout.rpartition("loaded:")[2].split())
     assert "statemachine" in loaded
     assert loaded & {*DOORS, *WIDE_DOORS, "db", "service", "run"} - {"attrs"} == set()
@@ -339,7 +339,7 @@ def test_every_foreign_package_has_its_door() -> None:
 def test_foreign_package_has_one_door(package: str) -> None:
     """Each outside thing is seen by one file in each place named for it, and by no other."""
     importers = importers_of(package)
-    assert [name for name in importers if not is_in(name, DOORS[package])] == []
+    assert [] == [name for name in importers if not is_in(name, DOORS[package])]
     for place in DOORS[package]:
         assert len([name for name in importers if is_in(name, {place})]) <= 1, place
 
@@ -349,7 +349,7 @@ def test_foreign_package_stays_in_its_rooms(package: str) -> None:
     """What a framework brings may be seen by many files, in the rooms that are named."""
     places = WIDE_DOORS[package]
     strangers = [name for name in importers_of(package) if not is_in(name, places)]
-    assert places is ANYWHERE or strangers == []
+    assert places is ANYWHERE or [] == strangers
 
 
 def test_foreign_packages_are_declared() -> None:
@@ -372,7 +372,7 @@ def test_records_are_handed_over_in_one_place() -> None:
     """A stream calls the hook that keeps its record once in the code; whoever else has `save` in
     its name there only passes it on."""
     calls = [call for call in calls_of("service/stream", "save") if not call.endswith(".save")]
-    assert len(calls) == 1, calls
+    assert 1 == len(calls), calls
 
 
 def test_one_file_writes_to_clients() -> None:
@@ -414,7 +414,7 @@ def test_file_is_not_too_long(path: Path) -> None:
 def test_exceptions_are_needed() -> None:
     """A file that became short again leaves the list of the long ones."""
     needless = [name for name in LONGER_FILES if lines_of(ROOT / name) <= LONGEST_FILE]
-    assert needless == []
+    assert [] == needless
 
 
 @pytest.mark.parametrize("path", source_files(), ids=name_of)
@@ -434,4 +434,4 @@ def test_tests_state_their_rule(path: Path) -> None:
         for name, node in functions_of(tree_of(path))
         if name.rpartition(".")[2].startswith("test_") and not ast.get_docstring(node)  # type: ignore[arg-type]
     ]
-    assert silent == []
+    assert [] == silent

@@ -136,7 +136,7 @@ async def test_an_honest_server_is_complete(backend: int, piece: int) -> None:
     """However the bytes are cut on their way, every chunk is found."""
     async with proxy(backend, unchanged, piece) as port:
         answer, delays = await ask(port, Plan(10, 1_000))
-    assert (answer.chunks, answer.is_complete, len(delays)) == (10, True, 10)
+    assert (10, True, 10) == (answer.chunks, answer.is_complete, len(delays))
     assert min(delays) > 0
 
 
@@ -148,7 +148,7 @@ async def test_pings_are_counted(backend: int) -> None:
 
     async with proxy(backend, pinging, piece=1) as port:
         answer, _ = await ask(port, Plan(5, 1_000))
-    assert (answer.pings, answer.is_complete) == (1, True)
+    assert (1, True) == (answer.pings, answer.is_complete)
 
 
 @pytest.mark.parametrize("shape", ["paced", "unlike", "big", "small"])
@@ -172,7 +172,7 @@ async def test_held_streams_end_when_told(backend: int) -> None:
     answers = [connection.ask(Plan(2, shape="held")) for connection in connections]
     for answer in answers:
         await answer.started.wait()
-    assert [answer.chunks for answer in answers] == [1, 1, 1]
+    assert [1, 1, 1] == [answer.chunks for answer in answers]
     await steer(backend, "/end?within_ms=10")
     assert await wait_all(answers, 20)
     assert all(answer.is_complete for answer in answers)
@@ -182,7 +182,7 @@ async def test_held_streams_end_when_told(backend: int) -> None:
 async def test_a_server_that_hangs_does_not_hang_the_benchmark(backend: int) -> None:
     """A turn ends at its limit, and says what was delivered until then."""
     load = await spread(Target("direct", backend, None), Plan(2, shape="held"), 2, 0.0, 0.3)
-    assert (load.figures()["delivered_percent"], load.complete) == (50.0, 0)
+    assert (50.0, 0) == (load.figures()["delivered_percent"], load.complete)
     await asyncio.sleep(0)
 
 
@@ -195,9 +195,9 @@ def test_our_service_is_measured(backend: int, postgres: EmbeddedPostgres, tmp_p
         bench = Bench(tmp_path, backend, postgres.dsn, print)
         held = asyncio.run(hold(bench, target, Held("idle", "", 10, ()), 10))
     figures = load.figures()
-    assert (load.complete, load.chunks, figures["delivered_percent"]) == (10, 200, 100.0)
+    assert (10, 200, 100.0) == (load.complete, load.chunks, figures["delivered_percent"])
     assert figures["cpu_us_per_chunk"] and figures["ttft_p50_ms"] and figures["delay_p99_ms"]
-    assert (held["streams"], held["complete_percent"]) == (10, 100.0)
+    assert (10, 100.0) == (held["streams"], held["complete_percent"])
 
 
 def some_results(ours: float, nginx: float) -> Results:
@@ -212,10 +212,10 @@ def some_results(ours: float, nginx: float) -> Results:
 def test_targets_are_judged() -> None:
     """The medians are compared with the limits; what wasn't measured is said to be so."""
     verdicts = {target.what: target.verdict for target in targets(some_results(59.0, 20.0))}
-    assert verdicts["paced: CPU per chunk ≤ 3 × nginx's"] == "ok"
-    assert verdicts["paced: CPU per chunk ≤ 1/15 of LiteLLM's"] == "not measured"
-    assert targets(some_results(61.0, 20.0))[0].verdict == "missed"
-    assert targets(some_results(61.0, -0.1))[0].verdict == "missed"
+    assert "ok" == verdicts["paced: CPU per chunk ≤ 3 × nginx's"]
+    assert "not measured" == verdicts["paced: CPU per chunk ≤ 1/15 of LiteLLM's"]
+    assert "missed" == targets(some_results(61.0, 20.0))[0].verdict
+    assert "missed" == targets(some_results(61.0, -0.1))[0].verdict
 
 
 def test_what_is_added_is_added_to_the_backends_median() -> None:
@@ -227,8 +227,8 @@ def test_what_is_added_is_added_to_the_backends_median() -> None:
             results.add("arrival-100", name, {"ttft_p50_ms": time, "ttft_p99_ms": None})
     note_added(results, "arrival-100")
     rounds = results.rounds["arrival-100"]
-    assert [it.get("added_ttft_p50_ms") for it in rounds["ours"]] == [3.0, 29.0, None]
-    assert [it.get("added_ttft_p50_ms") for it in rounds[DIRECT]] == [-1.0, 0.0, 28.0, None]
+    assert [3.0, 29.0, None] == [it.get("added_ttft_p50_ms") for it in rounds["ours"]]
+    assert [-1.0, 0.0, 28.0, None] == [it.get("added_ttft_p50_ms") for it in rounds[DIRECT]]
     assert not any("added_ttft_p99_ms" in it for it in rounds["ours"])
 
 
@@ -265,7 +265,7 @@ totals: 12345678
 
 def test_instructions_are_read_from_a_profile() -> None:
     """A callgrind file's count is its total, whatever its lines say."""
-    assert total(PROFILE) == 12_345_678
+    assert 12_345_678 == total(PROFILE)
 
 
 @pytest.mark.parametrize(
@@ -300,8 +300,8 @@ def test_environments_have_figures_of_their_own(tmp_path: Path) -> None:
     record(here, {"chunk": 1, "save": 2}, file)
     record(there, {"chunk": 3}, file)
     record(here, {"chunk": 4}, file)
-    assert recorded(here, file) == {"chunk": 4, "save": 2}
-    assert recorded(there, file) == {"chunk": 3}
+    assert {"chunk": 4, "save": 2} == recorded(here, file)
+    assert {"chunk": 3} == recorded(there, file)
     assert recorded({"python": "3.13"}, file) is None
 
 
@@ -311,8 +311,8 @@ def test_what_is_over_fails_and_is_named(
     """The status is 1 if one figure is over, by the median of its windows, and it is named."""
     file, where = tmp_path / "figures.json", {"python": "3.11"}
     record(where, {"chunk": 1000, "save": 1000}, file)
-    assert report({"chunk": [9.0, 1000.0, 1e6], "save": [1010.0]}, {}, where, file, False) == 0
-    assert report({"chunk": [1000.0], "save": [1030.0]}, {}, where, file, False) == 1
+    assert 0 == report({"chunk": [9.0, 1000.0, 1e6], "save": [1010.0]}, {}, where, file, False)
+    assert 1 == report({"chunk": [1000.0], "save": [1030.0]}, {}, where, file, False)
     assert capsys.readouterr().out.endswith("save: 1.030 of what is recorded; 1.02 is allowed\n")
 
 
@@ -321,17 +321,17 @@ def test_an_unknown_environment_is_no_failure(
 ) -> None:
     """Where nothing is recorded the status is 0, with a word on how to record; then it is known."""
     file, where = tmp_path / "figures.json", {"python": "4.0"}
-    assert report({"chunk": [1000.0]}, {}, where, file, False) == 0
+    assert 0 == report({"chunk": [1000.0]}, {}, where, file, False)
     said = capsys.readouterr().out
     assert "Nothing to compare with" in said and "--save" in said and "4.0" in said
-    assert report({"chunk": [1000.0]}, {}, where, file, True) == 0
-    assert report({"chunk": [1030.0]}, {}, where, file, False) == 1
+    assert 0 == report({"chunk": [1000.0]}, {}, where, file, True)
+    assert 1 == report({"chunk": [1030.0]}, {}, where, file, False)
 
 
 def test_another_tree_is_only_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The other tree's figures give ratios, also where one is missing, and change no status."""
     here, there = {"chunk": [1100.0], "save": [5.0]}, {"chunk": [1000.0]}
-    assert report(here, there, {"python": "4.0"}, tmp_path / "none.json", False) == 0
+    assert 0 == report(here, there, {"python": "4.0"}, tmp_path / "none.json", False)
     assert "1.1000" in capsys.readouterr().out
 
 
@@ -340,9 +340,9 @@ def test_valgrind_is_asked_for(
 ) -> None:
     """Without valgrind the command says in one line what to install, with status 2."""
     monkeypatch.setenv("PATH", "")
-    assert main([]) == 2
+    assert 2 == main([])
     said = capsys.readouterr().err
-    assert "apt install valgrind" in said and said.count("\n") == 1
+    assert "apt install valgrind" in said and 1 == said.count("\n")
 
 
 async def test_chunks_come_one_by_one() -> None:
@@ -372,7 +372,7 @@ async def test_chunks_come_one_by_one() -> None:
             await turns.end()
             await turns.close()
             await ended.wait()
-    assert reads == [1] * 8
+    assert [1] * 8 == reads
 
 
 @pytest.mark.parametrize(("kind", "is_quick"), [("alike", True), ("parsed", False)])
@@ -386,7 +386,7 @@ def test_chunks_take_the_way_that_is_counted(kind: Kind, is_quick: bool) -> None
         if not taken[-1]:
             decoder.feed(chunk)
     assert taken == [False] * 2 + [is_quick] * 298
-    assert len({*map(len, chunks)}) == 1
+    assert 1 == len({*map(len, chunks)})
 
 
 def test_modules_are_found_wherever_they_are(tmp_path: Path) -> None:
@@ -399,11 +399,11 @@ def test_modules_are_found_wherever_they_are(tmp_path: Path) -> None:
         (tmp_path / path).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / path).write_text(text)
     names = {name: module_of(tmp_path, name) for name in ("Saver", "PostgresStore", "migrate")}
-    assert names == {
+    assert {
         "Saver": "db.saver",
         "PostgresStore": "db.postgres.store",
         "migrate": "db.postgres",
-    }
+    } == names
     with pytest.raises(LookupError):
         module_of(tmp_path, "Journal")
 

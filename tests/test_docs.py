@@ -149,7 +149,7 @@ def test_the_union_of_agents_is_known() -> None:
 
 def test_config_yaml_holds_the_defaults() -> None:
     """The file that ships changes nothing: deleting it leaves the same configuration."""
-    assert configuration.load_config(ROOT / "config.yaml", environ={}) == Config()
+    assert Config() == configuration.load_config(ROOT / "config.yaml", environ={})
 
 
 def test_config_yaml_shows_every_key() -> None:
@@ -161,7 +161,7 @@ def test_config_yaml_shows_every_key() -> None:
             assert set(tree[field.name]) == {key.name for key in attrs.fields(field.type)}
     shown = set(tree["agents"][1])
     all_keys = {field.name for field in attrs.fields(OpenAIAgentConfig)}
-    assert all_keys - shown == {"client_gone", "max_event_bytes"}
+    assert {"client_gone", "max_event_bytes"} == all_keys - shown
 
 
 def test_environment_variables_are_documented() -> None:
@@ -255,14 +255,14 @@ def tables() -> dict[str, list[str]]:
 
 def test_there_are_tables() -> None:
     """The migrations are found and read."""
-    assert set(tables()) == {
+    assert {
         "completion_labels",
         "completions",
         "conversations",
         "deletions",
         "messages",
         "tool_sets",
-    }
+    } == set(tables())
 
 
 @pytest.mark.parametrize("table", sorted(tables()))
@@ -354,7 +354,7 @@ def test_pages_of_rooms_are_alike(page: Path) -> None:
     """Each says first what its neighbours may rely on, and last, if anything, why it is so."""
     headings = re.findall(r"^## (.*)$", page.read_text("utf-8"), re.MULTILINE)
     ordered = [heading for heading in headings if heading in PARTS_OF_A_PAGE]
-    assert ordered == PARTS_OF_A_PAGE
+    assert PARTS_OF_A_PAGE == ordered
     assert "Why it is so" not in headings[:-1]
 
 
@@ -432,7 +432,7 @@ def test_named_files_exist(path: Path) -> None:
     named = re.findall(
         r"`((?:statemachine|service|db|tests|docs|benchmarks)/[\w./-]*)`", path.read_text("utf-8")
     )
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [] == [name for name in named if not (ROOT / name).exists()]
 
 
 def test_versions_agree() -> None:
@@ -440,5 +440,5 @@ def test_versions_agree() -> None:
     with it."""
     (in_metadata,) = re.findall(r"^version = (.+)", document("setup.cfg"), re.MULTILINE)
     in_changelog = re.findall(r"^## (\S+)", document("CHANGELOG.md"), re.MULTILINE)
-    assert in_metadata == "attr: service.__version__"
+    assert "attr: service.__version__" == in_metadata
     assert in_changelog[0] == service.__version__

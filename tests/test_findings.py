@@ -32,13 +32,13 @@ def head(path: Path) -> list[str]:
 def test_the_table_lists_every_finding() -> None:
     """The README's table has a row of four cells for each script, and no other."""
     assert list(table()) == [path.stem for path in FINDINGS]
-    assert {len(cells) for cells in table().values()} == {3}
+    assert {3} == {len(cells) for cells in table().values()}
 
 
 def test_files_named_in_the_table_exist() -> None:
     """Where our code deals with a finding, the README names a file that is there."""
     named = re.findall(r"`([\w/]+\.py)`", (ROOT / "findings/README.md").read_text("utf-8"))
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [] == [name for name in named if not (ROOT / name).exists()]
 
 
 @each_finding
@@ -54,7 +54,7 @@ def test_a_finding_has_its_headings(path: Path) -> None:
     """Each begins with a sentence, and tells the rest under the same headings in the same order."""
     lines = head(path)
     found = [name for line in lines for name in HEADINGS if re.match(rf"{name}( [\d-]+)?:", line)]
-    assert found == HEADINGS
+    assert HEADINGS == found
     assert " ".join(lines[: lines.index("")]).endswith(".")
 
 

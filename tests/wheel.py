@@ -70,7 +70,7 @@ def check_contents(wheel: Path) -> int:
     assert {"db/py.typed", "service/endpoints/openapi.json"} <= expected
     with ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
-    assert set(names) == expected, set(names) ^ expected
+    assert expected == set(names), set(names) ^ expected
     return len(names)
 
 
@@ -94,10 +94,10 @@ def _pip(*arguments: str) -> None:
 def check_command(command: Path, directory: Path) -> None:
     """It says its version, and finds its own defaults good."""
     assert _said(command, "--version", directory) == f"verbatim {__version__}"
-    assert _said(command, "--check", directory) == "The default configuration is fine."
+    assert "The default configuration is fine." == _said(command, "--check", directory)
     (directory / "config.yaml").write_text("server: {port: none}")
     refused = subprocess.run([command, "--check"], cwd=directory, capture_output=True, text=True)
-    assert (refused.returncode, "config.yaml" in refused.stderr) == (2, True), refused
+    assert (2, True) == (refused.returncode, "config.yaml" in refused.stderr), refused
     (directory / "config.yaml").unlink()
 
 
@@ -125,7 +125,7 @@ def check_service(command: Path, directory: Path) -> None:
         assert described["info"]["title"], described
         connection.close()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert 0 == process.wait(60)
     except BaseException:
         print((directory / "log").read_text(), file=sys.stderr)
         raise
@@ -152,7 +152,7 @@ def _asked(
     connection.request(method, path, body, headers)
     response = connection.getresponse()
     text = response.read().decode()
-    assert response.status == 200, text
+    assert 200 == response.status, text
     return text
 
 

@@ -48,7 +48,7 @@ async def test_nothing_is_lost(clean: Ground, name: str) -> None:
     """Every word that a client was shown is in PostgreSQL, once, with a truthful state."""
     await play(clean, BY_NAME[name], seed=SEED, scale=0.25)
     table = clean.table
-    assert [*map(str, table.failures), *table.complaints] == []
+    assert [] == [*map(str, table.failures), *table.complaints]
     assert table.total[0] > 0
 
 
@@ -89,13 +89,13 @@ async def test_a_lie_would_be_seen(clean: Ground) -> None:
 
     await play(clean, Scenario("tampered", tampered, 1), seed=SEED)
     table = clean.table
-    assert table.complaints == []
+    assert [] == table.complaints
     assert {verdict.plan.moment for verdict in table.failures} == set("01234")
-    assert {(row.lost > 0, row.duplicates > 0, row.wrong > 0) for row in table.rows.values()} == {
+    assert {
         (True, False, True),
         (True, True, True),
         (False, False, True),
-    }
+    } == {(row.lost > 0, row.duplicates > 0, row.wrong > 0) for row in table.rows.values()}
 
 
 TAMPERING = (

@@ -15,5 +15,5 @@ def test_everything_is_made_before_anything_starts(
     leaves no file behind until it is started."""
     monkeypatch.chdir(tmp_path)
     app = build_app(Config(), environ={"OPENAI_API_KEY": "sk-1"})
-    assert [agent.name for agent in app[DIRECTORY].agents] == ["demo", "openai"]
-    assert [*tmp_path.iterdir()] == []
+    assert ["demo", "openai"] == [agent.name for agent in app[DIRECTORY].agents]
+    assert [] == [*tmp_path.iterdir()]

@@ -27,7 +27,7 @@ async def logged_by_migrating(
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         group.create_task(persistence._migrate("postgresql://", tried))
         await tried.wait()
-        assert len(log_lines) == 1
+        assert 1 == len(log_lines)
     return [(line["event"], line.get("attempt")) for line in log_lines]
 
 
@@ -37,8 +37,8 @@ async def test_migrating_goes_on_until_the_database_is_there(
     """Each attempt that finds no database is logged; the one that does is the last."""
     failures: list[StoreError] = [StoreUnavailable("nothing listens there")] * 2
     found = await logged_by_migrating(failures, monkeypatch, log_lines)
-    assert found == [("database not ready", 1), ("database not ready", 2), ("database ready", None)]
-    assert log_lines[0]["reason"] == "nothing listens there"
+    assert [("database not ready", 1), ("database not ready", 2), ("database ready", None)] == found
+    assert "nothing listens there" == log_lines[0]["reason"]
 
 
 async def test_a_migration_that_the_data_refuse_is_said_and_tried_again(
@@ -46,4 +46,4 @@ async def test_a_migration_that_the_data_refuse_is_said_and_tried_again(
 ) -> None:
     """Whatever the store's error, nobody is left to wonder why the tables don't come."""
     found = await logged_by_migrating([RecordRejected("SQLSTATE 23505")], monkeypatch, log_lines)
-    assert found == [("database not ready", 1), ("database ready", None)]
+    assert [("database not ready", 1), ("database ready", None)] == found

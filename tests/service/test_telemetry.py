@@ -104,7 +104,7 @@ def test_invalid_traces_begin_a_new_one(header: str | None) -> None:
     trace = adopt_trace(header)
     assert trace.trace_id != TRACE_ID
     assert adopt_trace(trace.traceparent).trace_id == trace.trace_id
-    assert trace.flags == "01"
+    assert "01" == trace.flags
 
 
 @given(st.text(max_size=80))
@@ -160,7 +160,7 @@ async def test_other_request_ids_are_replaced(client: Any, request_id: str) -> N
     response = await client.get("/", headers={"X-Request-Id": request_id})
     ours = response.headers["x-request-id"]
     assert ours.startswith("req_")
-    assert len(ours) == 28
+    assert 28 == len(ours)
     assert (await response.json())["request_id"] == ours
 
 
@@ -175,17 +175,17 @@ async def test_both_ids_are_in_every_line_and_response(client: Any) -> None:
     header = f"00-{TRACE_ID}-{PARENT_ID}-01"
     response = await client.get("/", headers={"traceparent": header, "X-Request-Id": "r"})
     body = await response.json()
-    assert body["bound"] == {"request_id": "r", "trace_id": TRACE_ID}
+    assert {"request_id": "r", "trace_id": TRACE_ID} == body["bound"]
     assert body["traceparent"].startswith(f"00-{TRACE_ID}-")
-    assert response.headers["x-trace-id"] == TRACE_ID
+    assert TRACE_ID == response.headers["x-trace-id"]
 
 
 async def test_errors_carry_the_ids(client: Any) -> None:
     """Answers that no handler made carry both ids, too."""
     response = await client.get("/nowhere", headers={"X-Request-Id": "r"})
-    assert response.status == 404
-    assert response.headers["x-request-id"] == "r"
-    assert len(response.headers["x-trace-id"]) == 32
+    assert 404 == response.status
+    assert "r" == response.headers["x-request-id"]
+    assert 32 == len(response.headers["x-trace-id"])
 
 
 # --- log lines ------------------------------------------------------------------------------------
@@ -232,17 +232,17 @@ def test_a_json_line_begins_with_time_level_and_event() -> None:
     stream = configured()
     structlog.get_logger("x").warning("it happened", agent="demo", count=2, ratio=0.5, nothing=None)
     (line,) = json_lines(stream)
-    assert list(line) == ["timestamp", "level", "event", "agent", "count", "ratio", "nothing"]
+    assert ["timestamp", "level", "event", "agent", "count", "ratio", "nothing"] == list(line)
     assert line["timestamp"].endswith("Z")
     del line["timestamp"]
-    assert line == {
+    assert {
         "level": "warning",
         "event": "it happened",
         "agent": "demo",
         "count": 2,
         "ratio": 0.5,
         "nothing": None,
-    }
+    } == line
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
@@ -250,7 +250,7 @@ def test_odd_text_stays_on_its_json_line(text: str) -> None:
     """Whatever is in a value, the line is one line and the value comes back."""
     stream = configured()
     structlog.get_logger().info("it happened", model=text)
-    assert stream.getvalue().count("\n") == 1
+    assert 1 == stream.getvalue().count("\n")
     assert json_lines(stream)[0]["model"] == text
 
 
@@ -259,7 +259,7 @@ def test_a_value_that_is_no_json_is_logged_as_text() -> None:
     stream = configured()
     structlog.get_logger().info("it happened", path=io.StringIO, error=ValueError("no"))
     (line,) = json_lines(stream)
-    assert (line["path"], line["error"]) == ("<class '_io.StringIO'>", "no")
+    assert ("<class '_io.StringIO'>", "no") == (line["path"], line["error"])
 
 
 def test_a_traceback_is_a_field_of_its_json_line() -> None:
@@ -270,7 +270,7 @@ def test_a_traceback_is_a_field_of_its_json_line() -> None:
     except ZeroDivisionError:
         structlog.get_logger().exception("it broke")
     (line,) = json_lines(stream)
-    assert line["level"] == "error"
+    assert "error" == line["level"]
     assert line["exception"].endswith("ZeroDivisionError: of course")
 
 
@@ -280,7 +280,7 @@ def test_bound_ids_are_in_the_line() -> None:
     structlog.contextvars.bind_contextvars(request_id="r")
     structlog.get_logger().info("ours")
     logging.getLogger("theirs").warning("theirs")
-    assert [line["request_id"] for line in json_lines(stream)] == ["r", "r"]
+    assert ["r", "r"] == [line["request_id"] for line in json_lines(stream)]
 
 
 def test_foreign_lines_are_json_too() -> None:
@@ -292,9 +292,9 @@ def test_foreign_lines_are_json_too() -> None:
     except ZeroDivisionError:
         logging.getLogger("aiohttp").exception("it broke")
     warning, error = json_lines(stream)
-    assert list(warning)[:3] == ["timestamp", "level", "event"]
-    assert (warning["level"], warning["event"], warning["task"]) == ("warning", "took 5 s", "x")
-    assert (error["level"], error["event"]) == ("error", "it broke")
+    assert ["timestamp", "level", "event"] == list(warning)[:3]
+    assert ("warning", "took 5 s", "x") == (warning["level"], warning["event"], warning["task"])
+    assert ("error", "it broke") == (error["level"], error["event"])
     assert "ZeroDivisionError" in error["exception"]
 
 
@@ -340,7 +340,7 @@ def test_odd_text_cannot_command_a_console(text: str) -> None:
     structlog.get_logger().info("it happened", model=text)
     logging.getLogger("theirs").warning("it happened", extra={"model": text})
     lines = stream.getvalue().split("\n")
-    assert len(lines) == 3
+    assert 3 == len(lines)
     assert not any(set(line) & set("\x00\x1b\r\u2028") for line in lines)
 
 
@@ -386,7 +386,7 @@ def test_no_text_breaks_the_log(format: str, encoding: str, text: str) -> None:
     logging.getLogger("theirs").warning("it happened: %s", text)
     stream.flush()
     lines = raw.getvalue().decode(encoding).splitlines()
-    assert len(lines) == 2
+    assert 2 == len(lines)
     if format == "json":
         assert json.loads(lines[0])["model"] == text
 
@@ -409,7 +409,7 @@ def test_a_log_that_cannot_be_written_stops_nobody(
     configured(Broken(), format=format)
     CompletionLog().ended(record_of(*WHOLE))
     logging.getLogger("theirs").warning("it happened")
-    assert capsys.readouterr() == ("", "")
+    assert ("", "") == capsys.readouterr()
 
 
 def test_a_second_configuration_replaces_the_first() -> None:
@@ -420,8 +420,8 @@ def test_a_second_configuration_replaces_the_first() -> None:
     log.info("quiet")
     log.warning("loud")
     logging.getLogger("theirs").warning("theirs")
-    assert first.getvalue() == ""
-    assert [line["event"] for line in json_lines(second)] == ["loud", "theirs"]
+    assert "" == first.getvalue()
+    assert ["loud", "theirs"] == [line["event"] for line in json_lines(second)]
 
 
 # --- the canonical line ---------------------------------------------------------------------------
@@ -465,9 +465,9 @@ def test_the_canonical_line_has_exactly_its_fields() -> None:
     stream = configured()
     CompletionLog().ended(record_of(*WHOLE))
     (line,) = json_lines(stream)
-    assert list(line) == ["timestamp", "level", "event", *FIELDS]
+    assert ["timestamp", "level", "event", *FIELDS] == list(line)
     del line["timestamp"]
-    assert line == {
+    assert {
         "level": "info",
         "event": "completion finished",
         "completion_id": "chatcmpl-1",
@@ -483,7 +483,7 @@ def test_the_canonical_line_has_exactly_its_fields() -> None:
         "ttft_ms": 333.3,
         "duration_ms": 1000.0,
         "error": None,
-    }
+    } == line
     assert SECRET not in stream.getvalue()
 
 
@@ -492,9 +492,9 @@ def test_a_failures_canonical_line_is_a_warning() -> None:
     stream = configured()
     CompletionLog().ended(record_of(FAILED))
     (line,) = json_lines(stream)
-    assert list(line) == ["timestamp", "level", "event", *FIELDS]
-    assert (line["level"], line["state"], line["error"]) == ("warning", "failed", "rate_limit")
-    assert (line["ttft_ms"], line["finish_reason"], line["usage_source"]) == (None, None, "unknown")
+    assert ["timestamp", "level", "event", *FIELDS] == list(line)
+    assert ("warning", "failed", "rate_limit") == (line["level"], line["state"], line["error"])
+    assert (None, None, "unknown") == (line["ttft_ms"], line["finish_reason"], line["usage_source"])
     assert SECRET not in stream.getvalue()
 
 
@@ -502,9 +502,9 @@ def test_canonical_fields_are_plain_json() -> None:
     """The fields are JSON's own types, whatever the record holds, so that every log store takes them."""
     for record in (record_of(*WHOLE), record_of(FAILED)):
         fields = completion_fields(evolve(record, ttft_ms=1.25, duration_ms=2.349))
-        assert list(fields) == FIELDS
+        assert FIELDS == list(fields)
         assert {type(value) for value in fields.values()} <= {str, int, float, type(None)}
-        assert (fields["ttft_ms"], fields["duration_ms"]) == (1.2, 2.3)
+        assert (1.2, 2.3) == (fields["ttft_ms"], fields["duration_ms"])
 
 
 def test_a_traces_header_is_made_of_its_parts() -> None:

@@ -186,7 +186,7 @@ def test_a_killed_recovery_is_started_again(tmp_path: Path) -> None:
             assert started.poll() is None
             os.sched_yield()
             signal.sigtimedwait([], 0.02)
-        assert len({first, second} & set(journals.iterdir())) == 1
+        assert 1 == len({first, second} & set(journals.iterdir()))
         started.send_signal(signal.SIGKILL)
     with process(RECOVERING, journals, kept, 1000) as started:
         pipes(started)[0].write("\n")

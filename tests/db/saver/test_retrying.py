@@ -194,6 +194,6 @@ async def test_nothing_is_set_aside_while_a_store_refuses_every_save(
             await asyncio.sleep(0.01)
     store.poison = {}
     await asyncio.gather(*futures)
-    assert letters == []
+    assert [] == letters
     assert sorted(ids(store.committed)) == sorted(ids(records))
     await finish(saver)

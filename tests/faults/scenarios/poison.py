@@ -136,7 +136,7 @@ async def _all_saved(
     await stage.settle(service, patience_seconds=60)
     await stage.judge([*large, *neighbours])
     if len(stage.table.complaints) == complaints:
-        assert await service.stop() == 0
+        assert 0 == await service.stop()
     service.kill()
 
 

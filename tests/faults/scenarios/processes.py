@@ -92,7 +92,7 @@ async def two_successors(stage: Stage) -> None:
     await asyncio.gather(*(service.ready() for service in successors))
     adopted = _adopted(stage)
     await asyncio.wait_for(adopted, 30)
-    assert await successors[0].stop() == 0
+    assert 0 == await successors[0].stop()
     await stage.finish(successors[1], plans)
 
 

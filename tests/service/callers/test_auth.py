@@ -73,8 +73,8 @@ async def test_a_listed_key_owns_the_answer(closed: Service, anne: openai.AsyncO
     """A key that is listed works, and its name owns the answer."""
     stream = await anne.chat.completions.create(model="m", messages=QUESTION, stream=True)
     text = "".join([item.choices[0].delta.content or "" async for item in stream])
-    assert text == "Hello world!"
-    assert (await closed.kept.one()).request.owner == "anne"
+    assert "Hello world!" == text
+    assert "anne" == (await closed.kept.one()).request.owner
 
 
 async def test_an_unlisted_key_is_refused_and_nothing_kept(closed: Service) -> None:
@@ -83,11 +83,11 @@ async def test_an_unlisted_key_is_refused_and_nothing_kept(closed: Service) -> N
         with pytest.raises(openai.AuthenticationError) as caught:
             await carl.chat.completions.create(model="m", messages=QUESTION, stream=True)
     error = caught.value
-    assert (error.code, error.type) == ("invalid_api_key", "invalid_request_error")
-    assert error.response.headers["WWW-Authenticate"] == "Bearer"
+    assert ("invalid_api_key", "invalid_request_error") == (error.code, error.type)
+    assert "Bearer" == error.response.headers["WWW-Authenticate"]
     assert error.response.headers["x-request-id"]
     assert "carl" not in error.response.text
-    assert closed.kept.records == []
+    assert [] == closed.kept.records
 
 
 @pytest.mark.parametrize(
@@ -110,26 +110,26 @@ async def test_an_unlisted_key_is_refused_and_nothing_kept(closed: Service) -> N
 )
 async def test_only_one_bearer_header_lets_anybody_in(closed: Service, headers: Any) -> None:
     """One header, `Authorization: Bearer <key>`: nothing else lets anybody in."""
-    assert await status_with(closed, headers) == 401
+    assert 401 == await status_with(closed, headers)
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 async def test_the_schemes_name_has_no_case(closed: Service, scheme: str) -> None:
     """RFC 9110: the scheme's name is the same in capitals."""
-    assert await status_with(closed, {"Authorization": f"{scheme} {ANNE}"}) == 200
+    assert 200 == await status_with(closed, {"Authorization": f"{scheme} {ANNE}"})
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/nowhere", "/metrics"])
 async def test_every_path_asks_for_a_key(closed: Service, path: str) -> None:
     """Without a key no path says even whether it is there."""
-    assert await status_with(closed, {}, path) == 401
+    assert 401 == await status_with(closed, {}, path)
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 async def test_probes_need_no_key(closed: Service, path: str) -> None:
     """Load balancers have no key, and learn nobody's name."""
     async with closed.http.get(closed.url + path) as response:
-        assert response.status == 200
+        assert 200 == response.status
         assert "anne" not in await response.text()
 
 
@@ -140,12 +140,12 @@ async def test_a_browser_can_read_why_it_was_refused(make_service: ServiceMaker)
     origin = {"Origin": "https://chat.example"}
     ask = {**origin, "Access-Control-Request-Method": "POST"}
     async with closed.http.options(f"{closed.url}/v1/chat/completions", headers=ask) as response:
-        assert response.status == 204
+        assert 204 == response.status
     async with closed.http.options(f"{closed.url}/v1/chat/completions") as response:
-        assert response.status == 405
+        assert 405 == response.status
     async with closed.http.get(f"{closed.url}/v1/models", headers=origin) as response:
-        assert response.status == 401
-        assert response.headers["Access-Control-Allow-Origin"] == "https://chat.example"
+        assert 401 == response.status
+        assert "https://chat.example" == response.headers["Access-Control-Allow-Origin"]
         assert "x-request-id" in response.headers["Access-Control-Expose-Headers"]
 
 
@@ -158,7 +158,7 @@ async def test_a_wrong_key_is_refused_before_the_body_is_read(closed: Service) -
 
     told = asyncio.Event()
     async with closed.http.post(f"{closed.url}/v1/chat/completions", data=endless()) as response:
-        assert response.status == 401
+        assert 401 == response.status
         told.set()
 
 
@@ -166,7 +166,7 @@ async def test_without_keys_everybody_is_anonymous(service: Service) -> None:
     """While none is listed, whatever key an SDK brings is ignored."""
     async with sdk(service, "whatever") as client:
         await client.chat.completions.create(model="m", messages=QUESTION)
-    assert (await service.kept.one()).request.owner == ANONYMOUS
+    assert ANONYMOUS == (await service.kept.one()).request.owner
 
 
 # --- two owners -----------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ async def test_another_owners_completion_cannot_be_stopped(
         bobs, annes = ({"Authorization": f"Bearer {key}"} for key in (BOB, ANNE))
         async with closed.http.post(url, headers=bobs) as refused:
             body = await refused.json()
-            assert (refused.status, body["error"]["code"]) == (404, "not_found")
+            assert (404, "not_found") == (refused.status, body["error"]["code"])
         async with closed.http.post(
             url.replace(completion_id, "chatcmpl-none"), headers=bobs
         ) as other:
@@ -194,7 +194,7 @@ async def test_another_owners_completion_cannot_be_stopped(
             == (none["error"]["message"])
         )
         async with closed.http.post(url, headers=annes) as stopped:
-            assert stopped.status == 200
+            assert 200 == stopped.status
 
 
 # --- changing keys --------------------------------------------------------------------------------
@@ -208,16 +208,16 @@ async def test_a_deleted_key_is_refused_and_its_answers_go_on(
     closed.key = ANNE
     async with closed.post() as response:
         closed.app[KEYRING].replace([api_key("carl", "sk-vb-carl-0123456789")])
-        assert response.status == 200
+        assert 200 == response.status
         assert b"[DONE]" in await response.read()
-    assert await status_with(closed, {"Authorization": f"Bearer {ANNE}"}) == 401
-    assert await status_with(closed, {"Authorization": "Bearer sk-vb-carl-0123456789"}) == 200
+    assert 401 == await status_with(closed, {"Authorization": f"Bearer {ANNE}"})
+    assert 200 == await status_with(closed, {"Authorization": "Bearer sk-vb-carl-0123456789"})
 
 
 def test_an_old_key_is_as_good_as_the_new_one() -> None:
     """While callers change over, the old key is as good as the new one, under one name."""
     ring = Keyring([api_key("anne", ANNE, old_sha256=KEYS[1].sha256)])
-    assert [ring.owner_of_key(key) for key in (ANNE, BOB, "")] == ["anne", "anne", None]
+    assert ["anne", "anne", None] == [ring.owner_of_key(key) for key in (ANNE, BOB, "")]
 
 
 async def test_deleting_every_key_opens_nothing_to_the_network() -> None:
@@ -252,10 +252,10 @@ def test_the_printed_configuration_masks_hashes() -> None:
     """`--print-config` names the callers and shows neither keys nor hashes."""
     config = Config(auth=AuthConfig((api_key("anne", ANNE, old_sha256="0" * 64), KEYS[1])))
     shown = yaml.safe_load(dump_config(config))["auth"]["api_keys"]
-    assert [(key["name"], key["sha256"], key["old_sha256"]) for key in shown] == [
+    assert [
         ("anne", "***", "***"),
         ("bob", "***", None),
-    ]
+    ] == [(key["name"], key["sha256"], key["old_sha256"]) for key in shown]
 
 
 # --- the configuration ----------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_keys_of_the_environment_replace_the_files(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"auth": {"api_keys": [{"name": "x", "sha256": "0" * 64}]}}))
     config = load_config(path, {"API_KEYS": f"anne:{ANNE}, bob:with:colons:0123456789"})
     assert config.auth.api_keys == (KEYS[0], api_key("bob", "with:colons:0123456789"))
-    assert [key.name for key in load_config(path, {"API_KEYS": ""}).auth.api_keys] == ["x"]
+    assert ["x"] == [key.name for key in load_config(path, {"API_KEYS": ""}).auth.api_keys]
 
 
 # --- making keys ----------------------------------------------------------------------------------
@@ -403,13 +403,13 @@ def command(*arguments: str, given: str = "") -> "subprocess.CompletedProcess[st
 def test_a_new_key_can_be_pasted_as_printed(tmp_path: Path) -> None:
     """What the command prints can be pasted: the entry into the file, the key into a client."""
     done = command("new", "open-webui")
-    assert done.returncode == 0
+    assert 0 == done.returncode
     (key,) = [line.strip() for line in done.stdout.splitlines() if line.startswith("  sk-vb-")]
     (entry,) = [line for line in done.stdout.splitlines() if line.startswith("  - {")]
     path = tmp_path / "c.yaml"
     path.write_text(f"auth:\n  api_keys:\n{entry}\n")
     ring = Keyring(load_config(path, {}).auth.api_keys)
-    assert ring.owner_of_key(key) == "open-webui"
+    assert "open-webui" == ring.owner_of_key(key)
     assert len(key) >= 40
     assert key not in command("new", "open-webui").stdout
 
@@ -428,7 +428,7 @@ def test_a_key_from_elsewhere_is_hashed_and_not_printed() -> None:
 def test_a_bad_name_or_key_is_refused_with_status_2(arguments: tuple[str, ...], given: str) -> None:
     """A name or a key that won't do is refused with exit status 2 and without a traceback."""
     done = command(*arguments, given=given)
-    assert done.returncode == 2
+    assert 2 == done.returncode
     assert "Traceback" not in done.stderr
 
 

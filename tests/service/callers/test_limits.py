@@ -44,7 +44,7 @@ async def end_at_once(exchange: Exchange) -> None:
 async def refused(service: Service) -> tuple[str, dict[str, str]]:
     """Ask, be refused: the code, and the headers in small letters."""
     streamed = await service.stream()
-    assert streamed.status == 429
+    assert 429 == streamed.status
     return streamed.error["code"], {key.lower(): value for key, value in streamed.headers.items()}
 
 
@@ -55,7 +55,7 @@ def test_a_full_budget_may_be_used_at_once() -> None:
     """As many as the minute has are there at the start, and then none."""
     budget = Budget(3)
     for left in (2, 1, 0):
-        assert budget.wait_seconds(100.0) == 0
+        assert 0 == budget.wait_seconds(100.0)
         budget.take(1, 100.0)
         assert budget.left(100.0) == left
     assert budget.wait_seconds(100.0) == pytest.approx(20)
@@ -65,16 +65,16 @@ def test_a_budget_refills_evenly() -> None:
     """Each comes back after its share of the minute; the last after the whole."""
     budget = Budget(3)
     budget.take(3, 0.0)
-    assert [budget.left(now) for now in (19.9, 20.0, 39.9, 40.0, 60.0, 1e9)] == [0, 1, 1, 2, 3, 3]
-    assert budget.full_in_seconds(15.0) == 45
+    assert [0, 1, 1, 2, 3, 3] == [budget.left(now) for now in (19.9, 20.0, 39.9, 40.0, 60.0, 1e9)]
+    assert 45 == budget.full_in_seconds(15.0)
 
 
 def test_an_overdrawn_budget_refills_its_debt_first() -> None:
     """What was used beyond the budget has to come back first."""
     budget = Budget(60)
     budget.take(90, 0.0)
-    assert (budget.left(0.0), budget.wait_seconds(0.0)) == (0, 31)
-    assert (budget.left(31.0), budget.wait_seconds(31.0)) == (1, 0)
+    assert (0, 31) == (budget.left(0.0), budget.wait_seconds(0.0))
+    assert (1, 0) == (budget.left(31.0), budget.wait_seconds(31.0))
 
 
 @given(
@@ -89,8 +89,8 @@ def test_a_minute_has_no_more_than_a_burst_and_a_refill(limit: int, pauses: list
         now += pause
         wait = budget.wait_seconds(now)
         if wait:
-            assert budget.left(now) == 0
-            assert budget.wait_seconds(now + wait) == 0
+            assert 0 == budget.left(now)
+            assert 0 == budget.wait_seconds(now + wait)
         else:
             assert budget.left(now) >= 1
             budget.take(1, now)
@@ -110,7 +110,7 @@ def test_a_resized_budget_keeps_what_is_used(
     budget.resize(after, 0.0)
     assert budget.per_minute == after
     if left is None:
-        assert budget.wait_seconds(0.0) == 0
+        assert 0 == budget.wait_seconds(0.0)
     else:
         assert budget.left(0.0) == left
 
@@ -120,7 +120,7 @@ def test_a_limit_that_comes_later_begins_full() -> None:
     budget = Budget(None)
     budget.take(10**6, 0.0)
     budget.resize(5, 0.0)
-    assert budget.left(0.0) == 5
+    assert 5 == budget.left(0.0)
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_a_ticket_counts_once() -> None:
     """However often it is closed, one place becomes free and one answer is charged."""
     account = Account(LimitsConfig(tokens_per_minute=100))
     ticket = Ticket(account, lambda: 0.0)
-    assert account.streams == 1
+    assert 1 == account.streams
     for tokens in (30, 50, 0):
         ticket.close(tokens)
-    assert (account.streams, account.tokens.left(0.0)) == (0, 70)
+    assert (0, 70) == (account.streams, account.tokens.left(0.0))
 
 
 @pytest.mark.parametrize(
@@ -187,19 +187,19 @@ async def test_requests_past_the_budget_are_refused(
         ask = client.chat.completions.with_raw_response.create
         for left, stream in (("1", True), ("0", False)):
             response = await ask(model="m", messages=QUESTION, stream=stream)
-            assert response.headers["x-ratelimit-limit-requests"] == "2"
+            assert "2" == response.headers["x-ratelimit-limit-requests"]
             assert response.headers["x-ratelimit-remaining-requests"] == left
             assert "x-ratelimit-limit-tokens" not in response.headers
             await response.http_response.aread()
         with pytest.raises(openai.RateLimitError) as caught:
             await ask(model="m", messages=QUESTION)
     headers = caught.value.response.headers
-    assert (caught.value.code, caught.value.type) == ("rate_limited", "rate_limit_error")
+    assert ("rate_limited", "rate_limit_error") == (caught.value.code, caught.value.type)
     assert 28 <= int(headers["retry-after"]) <= 30
-    assert headers["x-ratelimit-remaining-requests"] == "0"
+    assert "0" == headers["x-ratelimit-remaining-requests"]
     assert re.fullmatch(r"59\.\d+s|1m0s", headers["x-ratelimit-reset-requests"])
     assert "2 requests a minute" in caught.value.message
-    assert len(backend.exchanges) == 2
+    assert 2 == len(backend.exchanges)
 
 
 async def test_the_sdks_retry_is_admitted(make_service: ServiceMaker, backend: Backend) -> None:
@@ -209,7 +209,7 @@ async def test_the_sdks_retry_is_admitted(make_service: ServiceMaker, backend: B
     async with sdk(service, "any", max_retries=1) as client:
         since = time.monotonic()
         answer = await client.chat.completions.create(model="m", messages=QUESTION)
-    assert answer.choices[0].message.content == "Hello world!"
+    assert "Hello world!" == answer.choices[0].message.content
     assert 0.9 < time.monotonic() - since < 5
     assert account.requests.left(time.monotonic()) <= 4
 
@@ -232,14 +232,14 @@ async def test_refused_requests_cost_nothing(make_service: ServiceMaker, backend
     assert max(waits) <= 60
     (account,) = service.app[ADMISSION]._accounts.values()
     assert account.requests.full_in_seconds(time.monotonic()) <= 60
-    assert account.streams == 0
+    assert 0 == account.streams
 
 
 async def test_an_admitted_bad_request_counts(make_service: ServiceMaker) -> None:
     """A request that was admitted counts, whatever turns out to be wrong with it."""
     service = await make_service(limits=LimitsConfig(requests_per_minute=1))
-    assert (await service.stream(b"{oops")).status == 400
-    assert (await refused(service))[0] == "rate_limited"
+    assert 400 == (await service.stream(b"{oops")).status
+    assert "rate_limited" == (await refused(service))[0]
 
 
 async def test_a_caller_over_its_limit_is_refused_before_the_body_is_read(
@@ -251,7 +251,7 @@ async def test_a_caller_over_its_limit_is_refused_before_the_body_is_read(
     async with connect(service) as client:
         client.send(POST + "Content-Length: 1000\r\n\r\n")
         status, headers, _ = await client.answer()
-    assert (status, headers["x-ratelimit-remaining-requests"]) == (429, "0")
+    assert (429, "0") == (status, headers["x-ratelimit-remaining-requests"])
 
 
 async def test_other_calls_are_not_limited(make_service: ServiceMaker) -> None:
@@ -259,9 +259,9 @@ async def test_other_calls_are_not_limited(make_service: ServiceMaker) -> None:
     service = await make_service(limits=LimitsConfig(requests_per_minute=1))
     await service.stream(b"{oops")
     async with service.http.get(f"{service.url}/v1/models") as response:
-        assert response.status == 200
+        assert 200 == response.status
         assert "x-ratelimit-limit-requests" not in response.headers
-    assert (await cancel(service, "chatcmpl-none"))[0] == 404
+    assert 404 == (await cancel(service, "chatcmpl-none"))[0]
 
 
 # --- tokens a minute ------------------------------------------------------------------------------
@@ -277,11 +277,11 @@ async def test_tokens_are_charged_when_the_answer_ends(
     for left in ("150", "50"):
         streamed = await service.stream()
         assert streamed.is_done
-        assert streamed.headers["x-ratelimit-limit-tokens"] == "150"
+        assert "150" == streamed.headers["x-ratelimit-limit-tokens"]
         assert int(streamed.headers["x-ratelimit-remaining-tokens"]) - int(left) in range(3)
     code, headers = await refused(service)
-    assert code == "rate_limited"
-    assert headers["x-ratelimit-remaining-tokens"] == "0"
+    assert "rate_limited" == code
+    assert "0" == headers["x-ratelimit-remaining-tokens"]
     assert re.fullmatch(r"1m1\d\.?\d*s|1m20s", headers["x-ratelimit-reset-tokens"])
     assert 15 <= int(headers["retry-after"]) <= 21  # 50 too many of 150 a minute, and one more
 
@@ -299,7 +299,7 @@ async def test_uncounted_answers_are_charged_by_estimate(
     assert record.usage is not None
     assert record.usage["estimated"] is True
     assert tokens_of(record) > 1
-    assert (await refused(service))[0] == "rate_limited"
+    assert "rate_limited" == (await refused(service))[0]
 
 
 async def test_a_failure_before_the_first_token_costs_no_tokens(
@@ -309,7 +309,7 @@ async def test_a_failure_before_the_first_token_costs_no_tokens(
     backend.script = end_at_once
     service = await make_service(agent_for(backend), limits=LimitsConfig(tokens_per_minute=1))
     for _ in range(3):
-        assert (await service.stream()).status == 502
+        assert 502 == (await service.stream()).status
 
 
 # --- streams at once ------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ async def narrow(backend: Backend, make_service: ServiceMaker) -> Service:
 
 async def opened(service: Service) -> aiohttp.ClientResponse:
     response = await service.post()
-    assert response.status == 200, await response.text()
+    assert 200 == response.status, await response.text()
     return response
 
 
@@ -339,7 +339,7 @@ async def test_each_caller_has_its_own_streams_at_once(narrow: Service, backend:
         narrow.key = key
         streams += [await opened(narrow) for _ in range(places)]
         code, headers = await refused(narrow)
-        assert (code, headers["retry-after"]) == ("too_many_streams", "1")
+        assert ("too_many_streams", "1") == (code, headers["retry-after"])
     for response in streams:
         response.close()
 
@@ -349,7 +349,7 @@ async def test_a_place_is_free_once_the_end_was_seen(narrow: Service) -> None:
     narrow.key = ANNE
     for _ in range(20):
         streamed = await narrow.stream()
-        assert (streamed.status, streamed.is_done) == (200, True)
+        assert (200, True) == (streamed.status, streamed.is_done)
 
 
 async def settled(service: Service) -> None:
@@ -371,7 +371,7 @@ async def test_a_client_that_leaves_gives_its_place_back(narrow: Service, backen
         async with asyncio.timeout(5):
             while not account.streams:
                 await asyncio.sleep(0.01)
-        assert (await refused(narrow))[0] == "too_many_streams"
+        assert "too_many_streams" == (await refused(narrow))[0]
     await settled(narrow)
     (await opened(narrow)).close()
     await settled(narrow)
@@ -402,7 +402,7 @@ async def test_an_answer_that_goes_on_keeps_its_place(
     async with asyncio.timeout(5):
         while service.relays[0].session.attached:
             await asyncio.sleep(0.01)
-    assert (await refused(service))[0] == "too_many_streams"
+    assert "too_many_streams" == (await refused(service))[0]
     await cancel(service, completion_id)
     (await opened(service)).close()
 
@@ -414,7 +414,7 @@ async def test_a_bad_request_gives_its_place_back(narrow: Service, body: bytes) 
     """What is refused after all holds no place."""
     narrow.key = ANNE
     for _ in range(3):
-        assert (await narrow.stream(body)).status == 400
+        assert 400 == (await narrow.stream(body)).status
     assert (await narrow.stream()).is_done
 
 
@@ -430,9 +430,9 @@ async def test_a_full_service_refuses_without_charging(
     )
     first = await opened(service)
     for _ in range(20):
-        assert (await refused(service))[0] == "too_many_streams"
+        assert "too_many_streams" == (await refused(service))[0]
     (account,) = service.app[ADMISSION]._accounts.values()
-    assert account.requests.left(time.monotonic()) == 9
+    assert 9 == account.requests.left(time.monotonic())
     first.close()
 
 
@@ -448,9 +448,9 @@ async def test_replaced_limits_hold_for_the_next_request(narrow: Service, backen
     narrow.app[ADMISSION].replace(LimitsConfig(requests_per_minute=10), [anne])
     second = await opened(narrow)
     code, headers = await refused(narrow)
-    assert (code, headers["x-ratelimit-remaining-requests"]) == ("too_many_streams", "9")
+    assert ("too_many_streams", "9") == (code, headers["x-ratelimit-remaining-requests"])
     narrow.app[ADMISSION].replace(LimitsConfig(max_concurrent_streams=1), [])
-    assert (await refused(narrow))[0] == "too_many_streams"
+    assert "too_many_streams" == (await refused(narrow))[0]
     narrow.app[ADMISSION].replace(LimitsConfig(), [])
     third = await opened(narrow)
     for response in (first, second, third):

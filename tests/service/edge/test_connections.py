@@ -94,7 +94,7 @@ async def test_invalid_http_is_answered_in_openais_shape(
         assert (found, json.loads(body)["error"]["code"]) == (status, code)
         assert headers["content-type"].startswith("application/json")
         assert headers["x-request-id"].startswith("req_")
-        assert len(bytes.fromhex(headers["x-trace-id"])) == 16
+        assert 16 == len(bytes.fromhex(headers["x-trace-id"]))
         assert await client.closed_after() < 2
 
 
@@ -131,7 +131,7 @@ async def test_an_announced_size_over_the_limit_is_refused_unread(
     async with connect(service) as client:
         client.send(POST + "Content-Length: 1001\r\n\r\n")
         status, _, body = await client.answer()
-    assert (status, json.loads(body)["error"]["code"]) == (413, "body_too_large")
+    assert (413, "body_too_large") == (status, json.loads(body)["error"]["code"])
 
 
 async def test_a_refused_client_is_never_asked_for_its_body(make_service: ServiceMaker) -> None:
@@ -140,14 +140,14 @@ async def test_a_refused_client_is_never_asked_for_its_body(make_service: Servic
     head = POST + "Expect: 100-continue\r\nContent-Length: 1\r\n"
     async with connect(service) as client:
         client.send(head + "\r\n")
-        assert (await client.answer())[0] == 401
+        assert 401 == (await client.answer())[0]
     async with connect(service) as client:
         client.send(f"{head}Authorization: Bearer {ANNE}\r\n\r\n")
         async with asyncio.timeout(5):
             asked = await client.reader.readuntil(b"\r\n\r\n")
-        assert asked == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert b"HTTP/1.1 100 Continue\r\n\r\n" == asked
         client.send("{")
-        assert (await client.answer())[0] == 400
+        assert 400 == (await client.answer())[0]
 
 
 # --- what comes too slowly ------------------------------------------------------------------------
@@ -165,9 +165,9 @@ async def test_a_slow_body_is_refused(make_service: ServiceMaker) -> None:
             await asyncio.wait((answer,), timeout=0.05)
         status, _, body = answer.result()
     assert 0.4 < time.monotonic() - since < 2
-    assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
+    assert (408, "request_timeout") == (status, json.loads(body)["error"]["code"])
     assert "0.5 s" in body
-    assert service.relays == []
+    assert [] == service.relays
 
 
 async def test_the_bodys_deadline_does_not_hold_for_the_answer(make_service: ServiceMaker) -> None:
@@ -190,7 +190,7 @@ async def test_a_connection_without_a_whole_request_is_closed(
     async with connect(service) as client:
         if start:
             client.send(start)
-            assert (await client.answer())[0] == 200
+            assert 200 == (await client.answer())[0]
         client.send("GET /healthz HTTP/1.1\r\nX-Slow: " if trickle else "")
         assert 0.4 < await client.closed_after(trickle) < 2
 

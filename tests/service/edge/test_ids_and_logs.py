@@ -23,17 +23,17 @@ async def test_the_callers_trace_is_in_every_place(
     body = {"model": "m", "messages": QUESTION}
     url = f"{service.url}/v1/chat/completions"
     async with service.http.post(url, json=body, headers=headers) as response:
-        assert response.headers["x-trace-id"] == TRACE_ID
-        assert response.headers["x-request-id"] == "mine-1"
+        assert TRACE_ID == response.headers["x-trace-id"]
+        assert "mine-1" == response.headers["x-request-id"]
         completion = await service.store.find((await response.json())["id"])
     assert completion is not None
-    assert completion.trace_id == TRACE_ID
+    assert TRACE_ID == completion.trace_id
     version, trace_id, span_id, _ = backend.exchanges[0].headers["traceparent"].split("-")
-    assert (version, trace_id) == ("00", TRACE_ID)
+    assert ("00", TRACE_ID) == (version, trace_id)
     assert span_id != "00f067aa0ba902b7"
     assert log_lines
-    assert {line["trace_id"] for line in log_lines} == {TRACE_ID}
-    assert {line["request_id"] for line in log_lines} == {"mine-1"}
+    assert {TRACE_ID} == {line["trace_id"] for line in log_lines}
+    assert {"mine-1"} == {line["request_id"] for line in log_lines}
 
 
 async def test_ids_are_made_where_none_came(service: Service) -> None:
@@ -42,7 +42,7 @@ async def test_ids_are_made_where_none_came(service: Service) -> None:
     for path in ("/healthz", "/readyz", "/nowhere", "/v1/chat/completions"):
         async with service.http.get(service.url + path) as response:
             seen.add((response.headers["x-request-id"], response.headers["x-trace-id"]))
-    assert len(seen) == 4
+    assert 4 == len(seen)
     assert all(re.fullmatch("[0-9a-f]{32}", trace_id) for _, trace_id in seen)
 
 
@@ -62,12 +62,12 @@ async def test_each_completion_logs_one_line_without_its_text(
     record = await service.kept.one()
     assert set(completion_fields(record)) <= set(line)
     assert line["completion_id"] == record.completion_id
-    assert (line["state"], line["error"], line["log_level"]) == (
+    assert (
         "failed",
         "upstream_incomplete",
         "warning",
-    )
-    assert (line["chunk_count"], line["token_count"], line["usage_source"]) == (2, 4, "estimated")
+    ) == (line["state"], line["error"], line["log_level"])
+    assert (2, 4, "estimated") == (line["chunk_count"], line["token_count"], line["usage_source"])
     assert 0 < line["ttft_ms"] <= line["duration_ms"]
     assert "secret" not in str(log_lines)
     assert "backend-key" not in str(log_lines)
@@ -99,9 +99,9 @@ async def test_bad_requests_are_answered_in_openais_shape(
         assert response.status == status
         assert ("Allow" in response.headers) == (status == 405)
         error = (await response.json())["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert {"message", "type", "param", "code"} == set(error)
     assert (error["type"], error["code"]) == ("invalid_request_error", code)
-    assert service.kept.records == []
+    assert [] == service.kept.records
 
 
 async def test_a_stream_over_the_services_limit_is_refused(
@@ -120,6 +120,6 @@ async def test_a_stream_over_the_services_limit_is_refused(
     async with service.post() as response:
         await response.content.readany()
         refused = await service.stream()
-        assert (refused.status, refused.error["code"]) == (429, "too_many_streams")
-        assert refused.headers["Retry-After"] == "1"
-        assert len(service.relays) == 1
+        assert (429, "too_many_streams") == (refused.status, refused.error["code"])
+        assert "1" == refused.headers["Retry-After"]
+        assert 1 == len(service.relays)

@@ -43,7 +43,7 @@ async def test_a_stopped_stream_ends_without_error_or_done(
     completion = await service.store.find(completion_id)
     assert completion is not None
     assert completion.error is not None
-    assert (completion.state, completion.error["code"]) == (State.CLIENT_GONE, "stopped")
+    assert (State.CLIENT_GONE, "stopped") == (completion.state, completion.error["code"])
     assert completion.client_left_at is None
     async with asyncio.timeout(1):
         await backend.exchanges[0].client_closed.wait()
@@ -61,10 +61,10 @@ async def test_an_answer_whose_client_left_can_be_stopped(
     async with asyncio.timeout(5):
         while service.relays[0].session.attached:
             await asyncio.sleep(0.01)
-    assert (await cancel(service, completion_id))[0] == 200
+    assert 200 == (await cancel(service, completion_id))[0]
     record = await service.kept.one()
     assert record.failure is not None
-    assert (record.state, record.failure.code) == (State.CLIENT_GONE, "stopped")
+    assert (State.CLIENT_GONE, "stopped") == (record.state, record.failure.code)
     assert record.client_left_at is not None
 
 
@@ -77,22 +77,22 @@ async def test_a_stopped_plain_request_is_a_409(service: Service, backend: Backe
             await asyncio.sleep(0.01)
     status, _ = await cancel(service, service.relays[0].session.request.completion_id)
     answered = await asking
-    assert (status, answered.status, answered.error["code"]) == (200, 409, "stopped")
-    assert answered.headers["x-should-retry"] == "false"
+    assert (200, 409, "stopped") == (status, answered.status, answered.error["code"])
+    assert "false" == answered.headers["x-should-retry"]
 
 
 @pytest.mark.parametrize("completion_id", ["chatcmpl-unknown", "x" * 300])
 async def test_an_id_that_does_not_run_is_not_found(service: Service, completion_id: str) -> None:
     """An id that doesn't run, or never did, is a 404 in OpenAI's shape."""
     status, body = await cancel(service, completion_id)
-    assert (status, body["error"]["code"]) == (404, "not_found")  # type: ignore[index]
+    assert (404, "not_found") == (status, body["error"]["code"])  # type: ignore[index]
 
 
 async def test_an_ended_completion_cannot_be_stopped(service: Service) -> None:
     """What has ended can't be stopped any more, and stays as it ended."""
     streamed = await service.stream()
     completion_id = streamed.chunks[0]["id"]
-    assert (await cancel(service, completion_id))[0] == 404
+    assert 404 == (await cancel(service, completion_id))[0]
     completion = await service.store.find(completion_id)
     assert completion is not None
     assert completion.state is State.COMPLETED

@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 async def say(service: Service, history: list[dict[str, Any]]) -> dict[str, Any]:
     """Ask for the next answer the way a stateless client does: with all that was said."""
     async with service.post(stream=False, messages=history) as response:
-        assert response.status == 200
+        assert 200 == response.status
         return assistant((await response.json())["choices"][0]["message"]["content"])
 
 
@@ -99,6 +99,6 @@ async def run_example(make_service: ServiceMaker, program: str, name: str) -> No
         stderr=subprocess.STDOUT,
     )
     output, _ = await process.communicate()
-    assert process.returncode == 0, output.decode()
+    assert 0 == process.returncode, output.decode()
     assert b"a deleted one is gone" in output
     assert b"WRONG" not in output

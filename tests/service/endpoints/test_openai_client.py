@@ -62,7 +62,7 @@ async def test_the_sdks_text_is_that_of_the_row(
 ) -> None:
     """What the SDK collects is what `messages` holds, and the completion is there with it."""
     text, completion_id, reason = await read(client)
-    assert (text, reason) == ("Hello world!", "stop")
+    assert ("Hello world!", "stop") == (text, reason)
     completion = await store.find(completion_id)
     assert completion is not None
     assert completion.state is State.COMPLETED
@@ -81,7 +81,7 @@ async def test_nul_and_surrogates_survive_postgres(
     """PostgreSQL refuses NUL and half characters; the answer comes back exactly all the same."""
     backend.script = say("a\x00b", "\ud83d", "c")
     text, completion_id, _ = await read(client)
-    assert text == "a\x00b\ud83dc"
+    assert "a\x00b\ud83dc" == text
     (answer,) = await store.answer(completion_id)
     assert answer.content == text
 
@@ -103,12 +103,12 @@ async def test_a_broken_answer_raises_and_its_words_are_kept(
         async for item in stream:
             text += item.choices[0].delta.content or ""
             completion_id = item.id
-    assert (text, caught.value.code) == ("Hello", "upstream_incomplete")
+    assert ("Hello", "upstream_incomplete") == (text, caught.value.code)
     completion = await store.find(completion_id)
     assert completion is not None
-    assert (completion.state, completion.finish_reason) == (State.FAILED, None)
+    assert (State.FAILED, None) == (completion.state, completion.finish_reason)
     (answer,) = await store.answer(completion_id)
-    assert (answer.content, answer.state) == ("Hello", "partial")
+    assert ("Hello", "partial") == (answer.content, answer.state)
 
 
 async def test_leaving_the_loop_keeps_the_partial_answer(
@@ -130,7 +130,7 @@ async def test_leaving_the_loop_keeps_the_partial_answer(
             await asyncio.sleep(0.01)
     assert completion.state is State.CLIENT_GONE
     (answer,) = await store.answer(item.id)
-    assert (answer.content, answer.state) == ("Hello", "partial")
+    assert ("Hello", "partial") == (answer.content, answer.state)
 
 
 async def test_pings_are_invisible_to_the_sdk(client: openai.AsyncOpenAI, backend: Backend) -> None:
@@ -146,7 +146,7 @@ async def test_pings_are_invisible_to_the_sdk(client: openai.AsyncOpenAI, backen
 
     backend.script = script
     text, _, reason = await read(client)
-    assert (text, reason) == ("Hello", "stop")
+    assert ("Hello", "stop") == (text, reason)
 
 
 async def test_usage_comes_in_one_last_chunk(client: openai.AsyncOpenAI) -> None:
@@ -155,9 +155,9 @@ async def test_usage_comes_in_one_last_chunk(client: openai.AsyncOpenAI) -> None
         model="m", messages=QUESTION, stream=True, stream_options={"include_usage": True}
     )
     items = [item async for item in stream]
-    assert items[-1].choices == []
+    assert [] == items[-1].choices
     assert items[-1].usage is not None
-    assert items[-1].usage.completion_tokens == 3
+    assert 3 == items[-1].usage.completion_tokens
     assert all(item.usage is None for item in items[:-1])
 
 
@@ -167,7 +167,7 @@ async def test_a_plain_completion_is_parsed_by_the_sdk(
     """Without streaming the SDK parses our object, usage and ids included."""
     response = await client.chat.completions.with_raw_response.create(model="m", messages=QUESTION)
     completion = response.parse()
-    assert completion.choices[0].message.content == "Hello world!"
+    assert "Hello world!" == completion.choices[0].message.content
     assert completion._request_id == response.headers["x-request-id"]
     assert await store.find(completion.id) is not None
 
@@ -191,11 +191,11 @@ async def test_tool_calls_stream_in_pieces_and_are_kept_whole(
     async with client.chat.completions.stream(model="m", messages=QUESTION) as stream:
         final = await stream.get_final_completion()
     (tool_call,) = final.choices[0].message.tool_calls or []
-    assert tool_call.function.arguments == '{"a": 1}'
+    assert '{"a": 1}' == tool_call.function.arguments
     (answer,) = await store.answer(final.id)
     assert answer.content is None
     assert answer.parts is not None
-    assert answer.parts["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
+    assert {"name": "add", "arguments": '{"a": 1}'} == answer.parts["tool_calls"][0]["function"]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ async def test_an_upstreams_refusal_raises_its_own_class(
     backend.script = script
     with pytest.raises(error) as caught:
         await read(client)
-    assert (caught.value.code, caught.value.type) == ("c", "t")
+    assert ("c", "t") == (caught.value.code, caught.value.type)
     assert caught.value.request_id
 
 
@@ -226,7 +226,7 @@ async def test_a_refused_request_names_the_field(client: openai.AsyncOpenAI) -> 
     """What we refuse ourselves names the field."""
     with pytest.raises(openai.BadRequestError) as caught:
         await client.chat.completions.create(model="m", messages=[])
-    assert caught.value.param == "messages"
+    assert "messages" == caught.value.param
 
 
 async def test_the_sdk_lists_the_models(client: openai.AsyncOpenAI, backend: Backend) -> None:
@@ -236,7 +236,7 @@ async def test_the_sdk_lists_the_models(client: openai.AsyncOpenAI, backend: Bac
         await exchange.json(200, {"object": "list", "data": [{"id": "llama"}]})
 
     backend.script = script
-    assert [model.id async for model in client.models.list()] == ["llama"]
+    assert ["llama"] == [model.id async for model in client.models.list()]
 
 
 async def test_a_hundred_streams_do_not_mix(

@@ -121,7 +121,7 @@ def test_every_example_fits_its_schema() -> None:
     """Every example fits the schema beside it, and every schema's own example fits the schema."""
     description = Description(is_strict=False)
     for _, schema, value in examples(description):
-        assert description.complaints(value, schema) == []
+        assert [] == description.complaints(value, schema)
     for name, schema in description.document["components"]["schemas"].items():
         if "example" in schema:
             assert description.complaints(schema["example"], f"#/components/schemas/{name}") == []
@@ -136,7 +136,7 @@ def test_every_error_code_has_its_response(description: Description) -> None:
     }
     expected = {(code, str(status)) for code, status in ERROR_CODES.items()}
     assert shown - expected == set()
-    assert {code for code, _ in expected - shown} == ROWS_ONLY | NO_OPERATION
+    assert ROWS_ONLY | NO_OPERATION == {code for code, _ in expected - shown}
 
 
 def test_limits_are_those_of_the_code(description: Description) -> None:
@@ -171,7 +171,7 @@ def test_a_wrong_answer_is_noticed(description: Description, fault: dict[str, An
     """What holds the answers to the document can tell right from wrong."""
     pointer = "#/components/schemas/StoredChatCompletion"
     right = description.at(pointer)["example"]
-    assert description.complaints(right, pointer) == []
+    assert [] == description.complaints(right, pointer)
     assert description.complaints({**right, **fault}, pointer) != []
 
 
@@ -181,7 +181,7 @@ async def test_the_document_is_served_without_a_key_and_cached_by_version(
     """The document needs no key, has an ETag, and isn't sent to a client that has it already."""
     service = await make_service(QUICK, auth=KEYS)
     async with service.http.get(f"{service.url}/openapi.json") as response:
-        assert (response.status, response.content_type) == (200, "application/json")
+        assert (200, "application/json") == (response.status, response.content_type)
         assert await response.read() == DOCUMENT.read_bytes()
         etag = response.headers["ETag"]
     for known, status in ((etag, 304), (f'"other", W/{etag}', 304), ('"other"', 200)):
@@ -225,7 +225,7 @@ async def test_every_good_answer_is_as_described(
     assert stream.endswith(b"data: [DONE]\n\n")
     page = await ask("GET", f"{PATH}?limit=2&order=desc&model=demo&metadata[a]=b")
     assert [item["id"] for item in page["data"]] == [plain["id"]]
-    assert len((await ask("GET", PATH))["data"]) == 2
+    assert 2 == len((await ask("GET", PATH))["data"])
     mine = f"{PATH}/{plain['id']}"
     await ask("GET", mine)
     await ask("POST", mine, json={"metadata": {"c": "d"}})
@@ -313,9 +313,9 @@ async def test_errors_of_backends_are_as_described(
     service = await make_service(agent_for(backend))
     for stream in (False, True):
         body = await description.ask(service, "POST", PATH, status, **asked(stream=stream))
-        assert body == {"error": {"message": "No.", "type": "odd", "param": None, "code": "7"}}
+        assert {"error": {"message": "No.", "type": "odd", "param": None, "code": "7"}} == body
     (item, _) = (await description.ask(service, "GET", PATH, 200))["data"]
-    assert item["error"]["kind"] == "upstream_error"
+    assert "upstream_error" == item["error"]["kind"]
 
 
 async def test_refusals_are_as_described(make_service: ServiceMaker, tmp_path: Path) -> None:
@@ -465,4 +465,4 @@ async def test_fuzzing_finds_nothing(make_service: ServiceMaker, database_url: s
         service.url, "--seed", "1", "--max-examples", "3", key=KEY, output=subprocess.PIPE
     )
     await store.close()
-    assert status == 0, said
+    assert 0 == status, said

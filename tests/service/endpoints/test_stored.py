@@ -192,7 +192,7 @@ async def test_only_the_list_of_completions_has_filters(stored: Service) -> None
     for path in (f"{PATH}/{name}/messages", "/v1/conversations", f"/v1/conversations/{talk}"):
         assert (400, "invalid_request", "model") == await refused(stored, f"{path}?model=x")
         assert (400, "invalid_request", "after") == await refused(stored, f"{path}?after=x")
-    assert (await call(stored, f"/v1/conversations/{talk}?limit=1000"))[0] == 200
+    assert 200 == (await call(stored, f"/v1/conversations/{talk}?limit=1000"))[0]
 
 
 @pytest.mark.parametrize("key", ["it's 100%", "a[b]", "]", "ключ&=?", " ", "\0", "😀"])
@@ -389,14 +389,14 @@ async def test_no_key_sees_what_another_made(make_service: ServiceMaker) -> None
         ("DELETE", path, None),
     ]
     for method, url, json in calls:
-        assert (await call(service, url, method, json=json, headers=bob))[0] == 404
+        assert 404 == (await call(service, url, method, json=json, headers=bob))[0]
     for url in (PATH, "/v1/conversations"):
         assert [] == (await call(service, url, headers=bob))[1]["data"]
         cursor = f"{url}?after={made['id']}"
         expected = (400, "invalid_request", "after")
         assert expected == await refused(service, cursor, headers=bob)
     for method, url, json in calls:
-        assert (await call(service, url, method, json=json, headers=alice))[0] == 200
+        assert 200 == (await call(service, url, method, json=json, headers=alice))[0]
 
 
 class Unreachable(Kept):
@@ -441,8 +441,8 @@ async def test_a_completion_that_waits_to_be_saved_is_not_found(make_service: Se
     assert (404, "not_found", "completion_id") == await refused(service, path, "DELETE")
     store.is_back = True
     record = await store.one()
-    assert (await call(service, path))[0] == 200
-    assert (await call(service, path, "DELETE"))[0] == 200
+    assert 200 == (await call(service, path))[0]
+    assert 200 == (await call(service, path, "DELETE"))[0]
     await store.save([record])
     assert (404, "not_found", "completion_id") == await refused(service, path)
 
@@ -496,7 +496,7 @@ async def test_another_owners_stream_is_not_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(completions, "owner_of", lambda _request: "bob")
         assert (404, "not_found", "completion_id") == await refused(service, path, "POST")
-    assert (await call(service, path, "POST"))[0] == 200
+    assert 200 == (await call(service, path, "POST"))[0]
     (await asking).close()
 
 
@@ -507,7 +507,7 @@ async def test_the_calls_work_over_postgres(make_service: ServiceMaker, database
     async with service.post(stream=False) as response:
         name = (await response.json())["id"]
     assert [name] == [item["id"] for item in (await call(service, PATH))[1]["data"]]
-    assert (await call(service, f"{PATH}/{name}"))[1]["state"] == "completed"
+    assert "completed" == (await call(service, f"{PATH}/{name}"))[1]["state"]
     deleted = {"id": name, "object": "chat.completion.deleted", "deleted": True}
     assert (200, deleted) == await call(service, f"{PATH}/{name}", "DELETE")
     assert (404, "not_found", "completion_id") == await refused(service, f"{PATH}/{name}")

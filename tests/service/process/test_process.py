@@ -23,13 +23,13 @@ def test_a_service_starts_answers_and_stops(spawn: Any, database_url: str) -> No
     process = spawn(config(database_url, reply="Hello there.", tokens_per_second=200))
     body = process.ask().read()
     assert body.endswith(b"data: [DONE]\n\n")
-    assert process.get("/healthz") == (200, {"status": "ok"})
+    assert (200, {"status": "ok"}) == process.get("/healthz")
     status, ready = process.get("/readyz")
-    assert (status, ready["ready"]) == (200, True)
-    assert process.stop() == 0
-    assert answers(database_url) == [("completed", None, "Hello there.", "complete")]
+    assert (200, True) == (status, ready["ready"])
+    assert 0 == process.stop()
+    assert [("completed", None, "Hello there.", "complete")] == answers(database_url)
     finished = process.line("completion finished")
-    assert (finished["state"], finished["token_count"]) == ("completed", 2)
+    assert ("completed", 2) == (finished["state"], finished["token_count"])
     assert finished["ttft_ms"] < 800
     assert "Hello" not in process.log.read_text()
 
@@ -45,14 +45,14 @@ def test_a_drain_refuses_new_completions_and_lets_running_ones_end(
     process.popen.send_signal(number)
     process.line("draining")
     status, body = process.get("/readyz")
-    assert (status, body["ready"]) == (503, False)
+    assert (503, False) == (status, body["ready"])
     refused = process.ask()
-    assert refused.status == 503
-    assert json.loads(refused.read())["error"]["code"] == "draining"
+    assert 503 == refused.status
+    assert "draining" == json.loads(refused.read())["error"]["code"]
     whole = first + response.read()
     assert whole.endswith(b"data: [DONE]\n\n")
-    assert process.popen.wait(PATIENCE_SECONDS) == 0
-    assert answers(database_url) == [("completed", None, "a b c d e f g h i j", "complete")]
+    assert 0 == process.popen.wait(PATIENCE_SECONDS)
+    assert [("completed", None, "a b c d e f g h i j", "complete")] == answers(database_url)
 
 
 @pytest.mark.parametrize("second_signal", [False, True])
@@ -70,8 +70,8 @@ def test_a_stream_that_outlasts_the_grace_is_told_why_and_kept(
     if second_signal:
         process.popen.send_signal(signal.SIGTERM)
     whole = first + response.read()
-    assert json.loads(whole.decode().rsplit("data: ", 1)[1])["error"]["code"] == "draining"
-    assert process.popen.wait(PATIENCE_SECONDS) == 0
+    assert "draining" == json.loads(whole.decode().rsplit("data: ", 1)[1])["error"]["code"]
+    assert 0 == process.popen.wait(PATIENCE_SECONDS)
     assert answers(database_url) == [("failed", "draining", text_of(whole), "partial")]
 
 
@@ -84,7 +84,7 @@ def test_the_embedded_database_starts_and_stops_with_the_service(
     for _ in range(2):
         process = spawn(settings)
         assert process.ask().read().endswith(b"data: [DONE]\n\n")
-        assert process.stop() == 0
+        assert 0 == process.stop()
     look = [sys.executable, "-m", "db.embedded", "--data-dir", str(tmp_path / "data"), "psql"]
     found = subprocess.run(
         [*look, "-Atc", "SELECT count(*) FROM completions"],
@@ -93,7 +93,7 @@ def test_the_embedded_database_starts_and_stops_with_the_service(
         text=True,
         check=True,
     )
-    assert found.stdout.strip() == "2"
+    assert "2" == found.stdout.strip()
     servers = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert str(tmp_path / "data") not in servers.stdout
 
@@ -105,7 +105,7 @@ def test_an_unreachable_database_does_not_stop_the_start(spawn: Any) -> None:
     process = spawn(config(f"postgresql://me:secret@127.0.0.1:{port}/none", reply="Hi."))
     assert process.ask().read().endswith(b"data: [DONE]\n\n")
     status, body = process.get("/readyz")
-    assert (status, body["ready"]) == (503, False)
+    assert (503, False) == (status, body["ready"])
     assert "DATABASE_URL" in body["reasons"][0]
     process.stop()
     assert "secret" not in process.log.read_text()
@@ -117,7 +117,7 @@ def test_the_service_runs_without_uvloop(spawn: Any, tmp_path: Path, database_ur
     settings = config(database_url, reply="Hello.", tokens_per_second=200)
     process = spawn(settings, PYTHONPATH=str(tmp_path))
     assert process.ask().read().endswith(b"data: [DONE]\n\n")
-    assert process.stop() == 0
+    assert 0 == process.stop()
 
 
 def test_a_busy_port_ends_the_start(spawn: Any, database_url: str) -> None:
@@ -125,7 +125,7 @@ def test_a_busy_port_ends_the_start(spawn: Any, database_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = spawn(config(database_url), "--port", str(port))
-        assert process.popen.wait(PATIENCE_SECONDS) == 1
+        assert 1 == process.popen.wait(PATIENCE_SECONDS)
     message = process.log.read_text()
     assert f"127.0.0.1:{port}" in message
     assert "--port" in message
@@ -134,7 +134,7 @@ def test_a_busy_port_ends_the_start(spawn: Any, database_url: str) -> None:
 def test_an_unreadable_database_address_ends_the_start(spawn: Any) -> None:
     """An address that no driver understands is said at once, without its password; exit status 1."""
     process = spawn({}, DATABASE_URL="postgresql://me:secret@[::1/chat")
-    assert process.popen.wait(PATIENCE_SECONDS) == 1
+    assert 1 == process.popen.wait(PATIENCE_SECONDS)
     message = process.log.read_text()
     assert "DATABASE_URL" in message
     assert "Traceback" not in message
@@ -144,7 +144,7 @@ def test_an_unreadable_database_address_ends_the_start(spawn: Any) -> None:
 def test_an_unwritable_journal_ends_the_start(spawn: Any, database_url: str) -> None:
     """A journal that can't be written is said at once, with what to do; exit status 1."""
     process = spawn(config(database_url), JOURNAL_DIR="/proc/nowhere")
-    assert process.popen.wait(PATIENCE_SECONDS) == 1
+    assert 1 == process.popen.wait(PATIENCE_SECONDS)
     message = process.log.read_text()
     assert "/proc/nowhere" in message
     assert "JOURNAL_DIR" in message
@@ -167,15 +167,15 @@ def test_a_bad_configuration_ends_the_start_with_status_2(
 ) -> None:
     """A bad configuration is refused with the key and what is allowed; exit status 2."""
     process = spawn(settings, **environ)
-    assert process.popen.wait(PATIENCE_SECONDS) == 2
+    assert 2 == process.popen.wait(PATIENCE_SECONDS)
     assert message in process.log.read_text()
 
 
 def test_check_and_print_config_start_nothing(spawn: Any) -> None:
     """`--check` and `--print-config` start nothing; the printed configuration hides passwords."""
-    assert spawn({}, "--check").popen.wait(PATIENCE_SECONDS) == 0
+    assert 0 == spawn({}, "--check").popen.wait(PATIENCE_SECONDS)
     printed = spawn({}, "--print-config", DATABASE_URL="postgresql://me:secret@h/d")
-    assert printed.popen.wait(PATIENCE_SECONDS) == 0
+    assert 0 == printed.popen.wait(PATIENCE_SECONDS)
     assert "postgresql://me:***@h/d" in printed.log.read_text()
 
 
@@ -186,7 +186,7 @@ def test_backends_keys_stay_secret(spawn: Any, database_url: str) -> None:
         settings, OPENAI_API_KEY="sk-very-secret", OPENAI_BASE_URL="http://127.0.0.1:9/v1"
     )
     process.get("/v1/models")
-    assert process.stop() == 0
+    assert 0 == process.stop()
     assert "sk-very-secret" not in process.log.read_text()
 
 
@@ -201,11 +201,11 @@ def test_callers_keys_stay_secret(spawn: Any, database_url: str) -> None:
         connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
         response = connection.getresponse()
         assert (response.status, b"0123456789" in response.read()) == (status, False)
-    assert process.stop() == 0
-    assert process.line("serving")["api_keys"] == 1
+    assert 0 == process.stop()
+    assert 1 == process.line("serving")["api_keys"]
     assert "0123456789" not in process.log.read_text()
     printed = spawn({}, "--print-config", API_KEYS=f"me:{good}")
-    assert printed.popen.wait(PATIENCE_SECONDS) == 0
+    assert 0 == printed.popen.wait(PATIENCE_SECONDS)
     assert "name: me" in printed.log.read_text()
     assert good not in printed.log.read_text()
     assert hashlib.sha256(good.encode()).hexdigest() not in printed.log.read_text()
@@ -230,7 +230,7 @@ def test_a_start_on_a_terminal_prints_a_line_to_paste(tmp_path: Path, database_u
         while "messages" not in seen:
             seen += os.read(main, 4096).decode()
         popen.send_signal(signal.SIGINT)
-        assert popen.wait(PATIENCE_SECONDS) == 0
+        assert 0 == popen.wait(PATIENCE_SECONDS)
     finally:
         with contextlib.suppress(OSError):
             os.close(main)

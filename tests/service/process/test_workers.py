@@ -60,12 +60,12 @@ def test_two_workers_are_one_service(spawn: Any, database_url: str) -> None:
     for _ in range(6):
         assert process.ask().read().endswith(b"data: [DONE]\n\n")
     workers = pids(process)
-    assert process.stop() == 0
-    assert answers(database_url) == [("completed", None, "Hello there.", "complete")] * 6
+    assert 0 == process.stop()
+    assert [("completed", None, "Hello there.", "complete")] * 6 == answers(database_url)
     (serving,) = process.lines_of("serving")
     assert (serving["workers"], serving["pid"]) == (2, process.popen.pid)
     assert not any(map(is_alive, workers))
-    assert process.lines_of("worker died") == []
+    assert [] == process.lines_of("worker died")
 
 
 def test_workers_share_one_embedded_database(spawn: Any, tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_workers_share_one_embedded_database(spawn: Any, tmp_path: Path) -> None
     first["server"]["workers"] = 3
     process = spawn(first)
     assert process.ask().read().endswith(b"data: [DONE]\n\n")
-    assert sum(len(line["migrations_applied"]) > 0 for line in ready_databases(process)) == 1
-    assert process.stop() == 0
+    assert 1 == sum(len(line["migrations_applied"]) > 0 for line in ready_databases(process))
+    assert 0 == process.stop()
     assert not (tmp_path / "data/cluster/postmaster.pid").exists()
 
 
@@ -97,10 +97,10 @@ def test_a_drain_reaches_every_worker(spawn: Any, database_url: str, second_sign
     texts = [
         text_of(begun + response.read()) for begun, response in zip(first, running, strict=True)
     ]
-    assert process.popen.wait(PATIENCE_SECONDS) == 0
+    assert 0 == process.popen.wait(PATIENCE_SECONDS)
     end = ("failed", "draining", "partial") if second_signal else ("completed", None, "complete")
     assert sorted(answers(database_url)) == sorted((*end[:2], text, end[2]) for text in texts)
-    assert second_signal or set(texts) == {WORDS}
+    assert second_signal or {WORDS} == set(texts)
 
 
 def test_a_killed_workers_words_are_saved_by_its_successor(spawn: Any, database_url: str) -> None:
@@ -115,7 +115,7 @@ def test_a_killed_workers_words_are_saved_by_its_successor(spawn: Any, database_
         try:
             while data := response.read1():
                 seen[number] += data
-            assert text_of(seen[number]) == WORDS
+            assert WORDS == text_of(seen[number])
         except (OSError, http.client.HTTPException):
             broken += 1
     assert 0 < broken < 16
@@ -124,7 +124,7 @@ def test_a_killed_workers_words_are_saved_by_its_successor(spawn: Any, database_
     assert (died["worker"], died["status"], died["next_in_seconds"]) == (0, -signal.SIGKILL, 0.0)
     rows = until(lambda: (found := answers(database_url))[15:] and found, process)
     whole = [row for row in rows if row == ("completed", None, WORDS, "complete")]
-    assert len(rows) == 16
+    assert 16 == len(rows)
     assert len(whole) == 16 - broken
     kept = sorted(row[2] for row in rows if row[:2] == ("failed", "process_died"))
     assert len(kept) == broken
@@ -132,8 +132,8 @@ def test_a_killed_workers_words_are_saved_by_its_successor(spawn: Any, database_
     assert all(word.startswith(text) for word, text in zip(kept, shown, strict=True))
     until(lambda: is_alive(successor), process)
     assert all(process.get("/readyz")[0] == 200 for _ in range(8))
-    assert process.stop() == 0
-    assert len(answers(database_url)) == 16
+    assert 0 == process.stop()
+    assert 16 == len(answers(database_url))
 
 
 def test_a_dead_workers_queue_is_answered_by_its_successor(spawn: Any, database_url: str) -> None:
@@ -146,9 +146,9 @@ def test_a_dead_workers_queue_is_answered_by_its_successor(spawn: Any, database_
     os.kill(worker, signal.SIGKILL)
     for connection in connections:
         response = connection.getresponse()
-        assert text_of(response.read()) == "Hello."
+        assert "Hello." == text_of(response.read())
         connection.close()
-    assert process.stop() == 0
+    assert 0 == process.stop()
 
 
 def test_a_worker_that_keeps_dying_waits_ever_longer(spawn: Any, database_url: str) -> None:
@@ -159,24 +159,24 @@ def test_a_worker_that_keeps_dying_waits_ever_longer(spawn: Any, database_url: s
         os.kill(pids(process, count)[-1 if count > 2 else 0], signal.SIGKILL)
         process.line("worker died", count - 1)
     waits = [line["next_in_seconds"] for line in process.lines_of("worker died")]
-    assert waits == [0.0, 0.5, 1.0, 2.0]
+    assert [0.0, 0.5, 1.0, 2.0] == waits
     for _ in range(8):
         assert process.ask().read().endswith(b"data: [DONE]\n\n")
-    assert len(process.lines_of("worker started")) == 5  # so its place was empty all the while
+    assert 5 == len(process.lines_of("worker started"))  # so its place was empty all the while
     pids(process, 6)
-    assert process.stop() == 0
+    assert 0 == process.stop()
 
 
 def test_workers_that_cannot_start_end_the_start(spawn: Any, database_url: str) -> None:
     """Workers that can't even start are not started again: the reason, exit status 1, no orphans."""
     process = spawn(settings(database_url), JOURNAL_DIR="/proc/nowhere")
-    assert process.popen.wait(PATIENCE_SECONDS) == 1
+    assert 1 == process.popen.wait(PATIENCE_SECONDS)
     message = process.log.read_text()
     assert "/proc/nowhere" in message
     assert "before the service was up" in message
     assert "Traceback" not in message
     started = [json.loads(line) for line in message.splitlines() if "worker started" in line]
-    assert len(started) == 2
+    assert 2 == len(started)
     assert not any(is_alive(line["pid"]) for line in started)
 
 
@@ -189,10 +189,10 @@ def test_workers_drain_when_their_supervisor_is_killed(spawn: Any, database_url:
     process.popen.kill()
     process.popen.wait()
     for begun, response in zip(first, running, strict=True):
-        assert text_of(begun + response.read()) == WORDS
+        assert WORDS == text_of(begun + response.read())
     until(lambda: not any(map(is_alive, workers)), process)
-    assert answers(database_url) == [("completed", None, WORDS, "complete")] * 6
-    assert len(process.lines_of("supervisor gone")) == 2
+    assert [("completed", None, WORDS, "complete")] * 6 == answers(database_url)
+    assert 2 == len(process.lines_of("supervisor gone"))
 
 
 def test_a_worker_that_is_stopped_is_replaced(spawn: Any, database_url: str) -> None:
@@ -200,11 +200,11 @@ def test_a_worker_that_is_stopped_is_replaced(spawn: Any, database_url: str) -> 
     process = spawn(settings(database_url, reply="Hello.", tokens_per_second=200))
     process.line("serving")
     os.kill(pids(process)[1], signal.SIGTERM)
-    assert process.line("worker died")["status"] == 0
+    assert 0 == process.line("worker died")["status"]
     pids(process, 3)
     for _ in range(8):
         assert process.ask().read().endswith(b"data: [DONE]\n\n")
-    assert process.stop() == 0
+    assert 0 == process.stop()
 
 
 def test_a_reload_reaches_every_worker_and_its_successors(spawn: Any, database_url: str) -> None:
@@ -221,10 +221,10 @@ def test_a_reload_reaches_every_worker_and_its_successors(spawn: Any, database_u
     process.write(bad)  # a successor must not read this
     os.kill(pids(process)[0], signal.SIGKILL)
     pids(process, 3)
-    assert {text_of(process.ask().read()) for _ in range(12)} == {"new"}
-    assert process.stop() == 0
-    assert len(process.lines_of("configuration not reloaded")) == 1
-    assert len(process.lines_of("configuration reloaded")) == 2
+    assert {"new"} == {text_of(process.ask().read()) for _ in range(12)}
+    assert 0 == process.stop()
+    assert 1 == len(process.lines_of("configuration not reloaded"))
+    assert 2 == len(process.lines_of("configuration reloaded"))
 
 
 def test_cancel_reaches_the_right_worker(spawn: Any, database_url: str) -> None:
@@ -234,16 +234,16 @@ def test_cancel_reaches_the_right_worker(spawn: Any, database_url: str) -> None:
     for response in running:
         first = response.read1()
         completion_id = json.loads(first.partition(b"\n")[0].removeprefix(b"data: "))["id"]
-        assert cancel(process, completion_id)[0] == 200
+        assert 200 == cancel(process, completion_id)[0]
         rest = response.read()
         assert b"[DONE]" not in rest
         assert b"error" not in rest
-        assert cancel(process, completion_id)[0] == 404
+        assert 404 == cancel(process, completion_id)[0]
     status, body = cancel(process, "chatcmpl-unknown")
-    assert (status, body["error"]["code"]) == (404, "not_found")
-    assert process.stop() == 0
+    assert (404, "not_found") == (status, body["error"]["code"])
+    assert 0 == process.stop()
     states = execute(database_url, "SELECT DISTINCT state, error->>'code' FROM completions")
-    assert states == [("client_gone", "stopped")]
+    assert [("client_gone", "stopped")] == states
 
 
 def cancel(process: Process, completion_id: str) -> tuple[int, Any]:
@@ -261,7 +261,7 @@ def test_a_port_shared_by_workers_is_busy_for_a_second_service(
     """A second service is told that the port is taken, although workers share theirs."""
     first = spawn(settings(database_url))
     process = spawn(settings(database_url), "--port", str(first.port))
-    assert process.popen.wait(PATIENCE_SECONDS) == 1
+    assert 1 == process.popen.wait(PATIENCE_SECONDS)
     assert f"127.0.0.1:{first.port}" in process.log.read_text()
 
 

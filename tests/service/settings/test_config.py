@@ -216,7 +216,7 @@ def test_each_key_can_be_set_in_the_file(file: Path, key: str) -> None:
         expected = ClientGone(given)
     default = load_config(None, {}) if not key.startswith("agents") else None
     found = value_of(load(file, tree_with(key, given)), key)
-    assert found == expected
+    assert expected == found
     assert type(found) is type(expected)
     assert default is None or found != value_of(default, key)
 
@@ -230,7 +230,7 @@ def test_a_wrong_value_is_refused_and_never_converted(file: Path, key: str) -> N
     for wrong, allowed in wrongs:
         found = repr(wrong) if len(repr(wrong)) <= 80 else repr(wrong)[:77] + "…"
         expected = f"{file}: {path_of(key)}: found {found}, allowed: {allowed}"
-        assert tree_problems(file, tree_with(key, wrong)) == [expected]
+        assert [expected] == tree_problems(file, tree_with(key, wrong))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_wrong_list_item_is_named(file: Path, key: str, value: list[Any], wher
     """In a list, the item at fault is named."""
     found = repr(value[int(where[1])])
     expected = f"{file}: {path_of(key)}{where}: found {found}, allowed: {NAME}"
-    assert tree_problems(file, tree_with(key, value)) == [expected]
+    assert [expected] == tree_problems(file, tree_with(key, value))
 
 
 @pytest.mark.parametrize("section", ["server", "sse", "database", "logging"])
@@ -255,7 +255,7 @@ def test_a_wrong_list_item_is_named(file: Path, key: str, value: list[Any], wher
 def test_a_section_must_be_a_mapping(file: Path, section: str, wrong: Any) -> None:
     """A section is a mapping of keys."""
     expected = f"{file}: {section}: found {wrong!r}, allowed: a mapping of keys"
-    assert tree_problems(file, {section: wrong}) == [expected]
+    assert [expected] == tree_problems(file, {section: wrong})
 
 
 @pytest.mark.parametrize(
@@ -352,25 +352,25 @@ def test_all_problems_are_named_at_once(file: Path) -> None:
         "agents": [{"name": "", "kind": "scripted"}, {"kind": "gone"}],
     }
     lines = tree_problems(file, tree)
-    assert sorted(line.split(": ")[1] for line in lines) == [
+    assert [
         "agents[0].name",
         "agents[1].kind",
         "client_gone",
         "server.nope",
         "server.port",
-    ]
+    ] == sorted(line.split(": ")[1] for line in lines)
 
 
 def test_all_problems_between_keys_are_named_at_once(file: Path) -> None:
     """The same holds for what no single key can tell."""
     agent = {"name": "a", "kind": "scripted", "fallbacks": ["x"]}
     lines = tree_problems(file, {"server": {"host": "0.0.0.0"}, "agents": [agent, agent]})
-    assert [line.split(": ")[1] for line in lines] == [
+    assert [
         "agents[0].fallbacks",
         "agents[1].name",
         "agents[1].fallbacks",
         "server.host",
-    ]
+    ] == [line.split(": ")[1] for line in lines]
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ def test_odd_yaml_never_ends_in_a_traceback(file: Path, text: str) -> None:
 def test_a_file_must_be_a_mapping(file: Path, text: str) -> None:
     """The file's top is a mapping."""
     expected = f"{file}: found {yaml.safe_load(text)!r}, allowed: a mapping of keys"
-    assert problems(file, text) == [expected]
+    assert [expected] == problems(file, text)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "{}"])
@@ -451,11 +451,11 @@ def test_merge_keys_are_no_duplicates(file: Path) -> None:
         "  timeouts: {<<: *slower, idle_seconds: 900}\n"
     )
     found = [agent.timeouts for agent in load_config(file, {}).agents]
-    assert [(it.idle_seconds, it.total_seconds) for it in found] == [
+    assert [
         (600, 900),
         (600, 1800),
         (900, 1800),
-    ]
+    ] == [(it.idle_seconds, it.total_seconds) for it in found]
 
 
 def test_a_missing_file_is_an_error(file: Path) -> None:
@@ -501,7 +501,7 @@ def test_the_file_in_the_root_is_the_defaults() -> None:
 def test_each_variable_sets_its_key(variable: str, text: str, key: str, expected: Any) -> None:
     """Each variable sets its key, in the key's own type."""
     found = value_of(load_config(None, {variable: text}), key)
-    assert found == expected
+    assert expected == found
     assert type(found) is type(expected)
 
 
@@ -526,7 +526,7 @@ def test_a_wrong_variable_is_named_as_the_source(
     with pytest.raises(ConfigError) as caught:
         load_config(None, {variable: text})
     expected = f"environment variable {variable}: {path}: found {found}, allowed: {allowed}"
-    assert str(caught.value) == expected
+    assert expected == str(caught.value)
 
 
 def test_empty_variables_count_as_unset() -> None:
@@ -544,7 +544,7 @@ def test_empty_variables_count_as_unset() -> None:
 def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an environment given, the process's own counts."""
     monkeypatch.setenv("SSE_KEEP_ALIVE_INTERVAL", "1.5")
-    assert load_config(None).sse.keep_alive_interval_seconds == 1.5
+    assert 1.5 == load_config(None).sse.keep_alive_interval_seconds
 
 
 def test_base_url_moves_the_agents_with_openais_key(file: Path) -> None:
@@ -574,7 +574,7 @@ def test_an_unusable_base_url_is_refused_by_name(url: str, shown: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"OPENAI_BASE_URL": url})
     expected = f"environment variable OPENAI_BASE_URL: found {shown!r}, allowed: {URL}"
-    assert str(caught.value) == expected
+    assert expected == str(caught.value)
 
 
 KEEP_ALIVE = ("sse", "keep_alive_interval_seconds")
@@ -589,13 +589,13 @@ def test_flags_precede_environment_file_and_defaults(file: Path) -> None:
     def seconds(path: Path | None, *others: Any) -> float:
         return load_config(path, *others).sse.keep_alive_interval_seconds
 
-    assert seconds(None, {}) == 15
-    assert seconds(file, {}) == 1
-    assert seconds(file, environ) == 2
-    assert seconds(None, environ) == 2
-    assert seconds(file, environ, flags) == 3
-    assert seconds(file, {}, flags) == 3
-    assert load_config(file, environ, flags).sse.send_timeout_seconds == 9
+    assert 15 == seconds(None, {})
+    assert 1 == seconds(file, {})
+    assert 2 == seconds(file, environ)
+    assert 2 == seconds(None, environ)
+    assert 3 == seconds(file, environ, flags)
+    assert 3 == seconds(file, {}, flags)
+    assert 9 == load_config(file, environ, flags).sse.send_timeout_seconds
 
 
 def test_a_variable_mends_the_files_value(file: Path) -> None:
@@ -603,8 +603,8 @@ def test_a_variable_mends_the_files_value(file: Path) -> None:
     file.write_text("sse: {keep_alive_interval_seconds: soon}\nserver:\n")
     flags: dict[tuple[str, ...], int] = {("server", "port"): 1}
     config = load_config(file, {"SSE_KEEP_ALIVE_INTERVAL": "2"}, flags)
-    assert config.sse.keep_alive_interval_seconds == 2
-    assert config.server.port == 1
+    assert 2 == config.sse.keep_alive_interval_seconds
+    assert 1 == config.server.port
 
 
 def test_a_wrong_flag_is_blamed_on_the_command_line() -> None:
@@ -612,7 +612,7 @@ def test_a_wrong_flag_is_blamed_on_the_command_line() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, {}, {("server", "port"): 70000, ("server", "host"): "192.0.2.1"})
     expected = "command line: server.port: found 70000, allowed: a port, 0 to 65535"
-    assert str(caught.value) == expected
+    assert expected == str(caught.value)
 
 
 def test_each_problem_names_its_source(file: Path) -> None:
@@ -707,9 +707,9 @@ def test_passwords_of_backends_are_masked() -> None:
     """The printed configuration shows where a backend is, and no password in its address."""
     config = load_config(None, {"OPENAI_BASE_URL": "https://me:pa55@h:8443/v1"})
     (openai,) = (agent for agent in config.agents if isinstance(agent, OpenAIAgentConfig))
-    assert openai.base_url == "https://me:pa55@h:8443/v1"
+    assert "https://me:pa55@h:8443/v1" == openai.base_url
     printed = [agent.get("base_url") for agent in yaml.safe_load(dump_config(config))["agents"]]
-    assert printed == [None, "https://me:***@h:8443/v1"]
+    assert [None, "https://me:***@h:8443/v1"] == printed
 
 
 def test_errors_mask_passwords_too(file: Path) -> None:

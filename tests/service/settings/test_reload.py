@@ -82,14 +82,14 @@ def test_running_streams_keep_the_agents_they_began_with(spawn: Any, database_ur
     process.write(config(database_url, reply=new, tokens_per_second=200))
     hang_up(process)
     line = process.line(RELOADED)
-    assert line["changed"] == ["agents[demo].reply", "agents[demo].tokens_per_second"]
-    assert line["needs_restart"] == []
+    assert ["agents[demo].reply", "agents[demo].tokens_per_second"] == line["changed"]
+    assert [] == line["needs_restart"]
     assert text_of(process.ask().read()) == new
     for begun, response in zip(first, running, strict=True):
         whole = begun + response.read()
         assert text_of(whole) == old
         assert whole.endswith(b"data: [DONE]\n\n")
-    assert process.stop() == 0
+    assert 0 == process.stop()
     saved = [("completed", None, text, "complete") for text in (new, *[old] * 5)]
     assert sorted(answers(database_url)) == sorted(saved)
 
@@ -105,9 +105,9 @@ def test_the_last_of_many_reloads_is_in_force(spawn: Any, database_url: str) -> 
     while text_of(process.ask().read()) != "version 9":
         assert time.monotonic() < deadline, process.log.read_text()
     for response in running:
-        assert text_of(response.read()) == "word " * 30
-    assert process.stop() == 0
-    assert process.lines_of(NOT_RELOADED) == []
+        assert "word " * 30 == text_of(response.read())
+    assert 0 == process.stop()
+    assert [] == process.lines_of(NOT_RELOADED)
 
 
 def test_an_invalid_file_changes_nothing(spawn: Any, database_url: str) -> None:
@@ -125,14 +125,14 @@ def test_an_invalid_file_changes_nothing(spawn: Any, database_url: str) -> None:
     assert any(
         text.startswith(f"{path}: sse.keep_alive: found an unknown key") for text in problems
     )
-    assert len(problems) == 3
+    assert 3 == len(problems)
     assert "very-secret" not in process.log.read_text()
-    assert text_of(process.ask().read()) == "As before."
+    assert "As before." == text_of(process.ask().read())
     process.path.unlink()
     hang_up(process)
     assert "no such file" in process.line(NOT_RELOADED, 2)["problems"][0]
-    assert text_of(process.ask().read()) == "As before."
-    assert process.stop() == 0
+    assert "As before." == text_of(process.ask().read())
+    assert 0 == process.stop()
 
 
 def test_flags_and_environment_still_precede_the_file(spawn: Any, database_url: str) -> None:
@@ -148,9 +148,9 @@ def test_flags_and_environment_still_precede_the_file(spawn: Any, database_url: 
         hang_up(process)
         line = process.line(RELOADED, count)
         assert line["changed"] == (["sse.send_timeout_seconds"] if count == 1 else [])
-        assert line["needs_restart"] == ["server.max_body_bytes"]
-        assert line["level"] == "warning"
-    assert process.stop() == 0
+        assert ["server.max_body_bytes"] == line["needs_restart"]
+        assert "warning" == line["level"]
+    assert 0 == process.stop()
 
 
 def test_keys_and_limits_change_for_the_next_request(spawn: Any, database_url: str) -> None:
@@ -175,19 +175,19 @@ def test_keys_and_limits_change_for_the_next_request(spawn: Any, database_url: s
         return response.status
 
     process = spawn(with_keys("ann", "bob"))
-    assert [status_for(name) for name in ("ann", "bob", "eve")] == [200, 200, 401]
+    assert [200, 200, 401] == [status_for(name) for name in ("ann", "bob", "eve")]
     running = ask(process.port, key="key of ann")
     response = running.getresponse()
     first = response.read1()
     process.write(with_keys("bob", "eve", requests_per_minute=1))
     hang_up(process)
-    assert process.line(RELOADED)["changed"] == ["auth.api_keys", "limits.requests_per_minute"]
-    assert [status_for(name) for name in ("ann", "bob", "eve")] == [401, 200, 200]
+    assert ["auth.api_keys", "limits.requests_per_minute"] == process.line(RELOADED)["changed"]
+    assert [401, 200, 200] == [status_for(name) for name in ("ann", "bob", "eve")]
     completions = "/v1/chat/completions"
-    assert [status_for("eve", "POST", completions) for _ in range(2)] == [200, 429]
-    assert text_of(first + response.read()) == "word " * 40
+    assert [200, 429] == [status_for("eve", "POST", completions) for _ in range(2)]
+    assert "word " * 40 == text_of(first + response.read())
     running.close()
-    assert process.stop() == 0
+    assert 0 == process.stop()
     assert "key of" not in process.log.read_text()
     assert hashlib.sha256(b"key of eve").hexdigest() not in process.log.read_text()
 
@@ -207,8 +207,8 @@ def test_a_new_log_level_holds_at_once(spawn: Any, database_url: str) -> None:
         hang_up(process)
         time.sleep(0.05)
     process.ask().read()
-    assert process.stop() == 0
-    assert len(process.lines_of("completion finished")) == 1
+    assert 0 == process.stop()
+    assert 1 == len(process.lines_of("completion finished"))
 
 
 def test_a_reload_during_the_start_is_not_lost(spawn: Any, database_url: str) -> None:
@@ -220,8 +220,8 @@ def test_a_reload_during_the_start_is_not_lost(spawn: Any, database_url: str) ->
         assert process.popen.poll() is None, process.log.read_text()
         hang_up(process)
         time.sleep(0.01)
-    assert text_of(process.ask().read()) == "new"
-    assert process.stop() == 0
+    assert "new" == text_of(process.ask().read())
+    assert 0 == process.stop()
 
 
 def test_a_reload_neither_shortens_nor_prolongs_a_drain(spawn: Any, database_url: str) -> None:
@@ -232,9 +232,9 @@ def test_a_reload_neither_shortens_nor_prolongs_a_drain(spawn: Any, database_url
     process.popen.send_signal(signal.SIGTERM)
     process.line("draining")
     hang_up(process)
-    assert process.line(NOT_RELOADED)["problems"] == ["the service is stopping"]
-    assert text_of(first + response.read()) == "word " * 20
-    assert process.popen.wait(PATIENCE_SECONDS) == 0
+    assert ["the service is stopping"] == process.line(NOT_RELOADED)["problems"]
+    assert "word " * 20 == text_of(first + response.read())
+    assert 0 == process.popen.wait(PATIENCE_SECONDS)
 
 
 def test_a_closing_terminal_stops_the_service(tmp_path: Path, database_url: str) -> None:
@@ -264,7 +264,7 @@ def test_a_closing_terminal_stops_the_service(tmp_path: Path, database_url: str)
             read_until(terminal, RELOADED)
             os.close(terminal)
             whole = first + response.read()
-        assert popen.wait(PATIENCE_SECONDS) == 0
+        assert 0 == popen.wait(PATIENCE_SECONDS)
     finally:
         popen.kill()
         popen.wait()
@@ -338,7 +338,7 @@ async def test_attempts_go_on_with_the_old_agents(
     assert await reload(service, agents=(DEMO,))
     go.set()
     streamed = await asking
-    assert (streamed.text, streamed.is_done) == ("At last", True)
+    assert ("At last", True) == (streamed.text, streamed.is_done)
 
 
 async def test_an_unchanged_agent_keeps_its_connections(service: Service, backend: Backend) -> None:
@@ -364,7 +364,7 @@ async def test_a_model_list_outlives_its_agent(service: Service, backend: Backen
     assert await reload(service, agents=(DEMO,))
     go.set()
     async with await asking as response:
-        assert [model["id"] for model in (await response.json())["data"]] == ["slow"]
+        assert ["slow"] == [model["id"] for model in (await response.json())["data"]]
 
 
 async def test_an_agent_that_cannot_be_made_changes_nothing(
@@ -389,9 +389,9 @@ async def test_new_requests_go_by_the_new_limit_and_interval(make_service: Servi
     server = evolve(service.app[CONFIG].value.server, max_concurrent_streams=1)
     assert await reload(service, sse=SseConfig(keep_alive_interval_seconds=0.1), server=server)
     async with service.post(model="demo") as response:
-        assert (await service.stream(model="demo")).error["code"] == "too_many_streams"
+        assert "too_many_streams" == (await service.stream(model="demo")).error["code"]
         assert b": keep-alive" in await response.read()
-    assert service.app[STREAMS].limit == 1
+    assert 1 == service.app[STREAMS].limit
 
 
 async def test_new_completions_go_by_the_new_policy(make_service: ServiceMaker) -> None:
@@ -402,7 +402,7 @@ async def test_new_completions_go_by_the_new_policy(make_service: ServiceMaker) 
         await response.content.readuntil(b"\n")
         response.close()
     record = await service.kept.one()
-    assert (record.state, record.choices[0].message["content"]) == (State.COMPLETED, "word " * 20)
+    assert (State.COMPLETED, "word " * 20) == (record.state, record.choices[0].message["content"])
 
 
 class Held(Kept):
@@ -425,7 +425,7 @@ async def test_new_completions_wait_as_long_as_now_configured(make_service: Serv
     assert await reload(service, database=DatabaseConfig(commit_timeout_seconds=0.05))
     async with asyncio.timeout(DatabaseConfig().commit_timeout_seconds):
         assert (await service.stream(model="demo")).is_done
-    assert store.records == []
+    assert [] == store.records
     store.may_commit.set()
 
 
@@ -437,7 +437,7 @@ async def test_a_drain_has_the_newest_grace(make_service: ServiceMaker) -> None:
         await response.content.readuntil(b"\n")
         await service.runner.cleanup()
     failure = (await service.kept.one()).failure
-    assert failure is not None and failure.code == "draining"
+    assert failure is not None and "draining" == failure.code
 
 
 async def test_a_stop_closes_old_agents_that_are_still_held(
@@ -489,7 +489,7 @@ def test_only_reloadable_keys_change() -> None:
     )
     merged = in_force(OLD, wanted, RELOADABLE)
     assert merged == evolve(OLD, server=ServerConfig(max_concurrent_streams=3))
-    assert changed_keys(merged, wanted) == ["server.port", "journal.max_bytes"]
+    assert ["server.port", "journal.max_bytes"] == changed_keys(merged, wanted)
 
 
 def test_what_would_be_in_force_is_checked(log_lines: Any) -> None:
@@ -522,7 +522,7 @@ async def test_a_request_during_a_reload_causes_another() -> None:
         while loads < 2:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
-    assert loads == 2
+    assert 2 == loads
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
@@ -547,5 +547,5 @@ async def test_a_reload_disturbs_no_reader(service: Service, backend: Backend) -
         for number in range(10):
             assert await reload(service, agents=(evolve(DEMO, reply=str(number)),))
         go.set()
-    assert {task.result().text for task in asking} == {"one two"}
+    assert {"one two"} == {task.result().text for task in asking}
     assert all(task.result().is_done for task in asking)

@@ -128,7 +128,7 @@ class Backend:
         for exchange in self.exchanges:
             exchange.close()
         await self._server.wait_closed()
-        assert self.failures == []
+        assert [] == self.failures
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -109,7 +109,7 @@ class Description:
         self._check_headers(pointer, headers)
         content = self.at(pointer).get("content")
         if content is None:
-            assert (body, headers.get("Content-Type")) == (b"", None)
+            assert (b"", None) == (body, headers.get("Content-Type"))
             self.seen.add((name, key, None))
             return
         media = headers["Content-Type"].partition(";")[0]
@@ -117,7 +117,7 @@ class Description:
         if media == "text/event-stream":
             self._check_stream(status, headers, body, schema)
         else:
-            assert self.complaints(json.loads(body), schema) == []
+            assert [] == self.complaints(json.loads(body), schema)
         self.seen.add((name, key, media))
 
     def _check_headers(self, response: str, headers: Any) -> None:
@@ -129,7 +129,7 @@ class Description:
             if name in headers:
                 is_number = self.at(pointer)["schema"].get("type") == "integer"
                 value = int(headers[name]) if is_number else headers[name]
-                assert self.complaints(value, f"{pointer}/schema") == [], name
+                assert [] == self.complaints(value, f"{pointer}/schema"), name
             else:
                 assert not self.at(pointer).get("required"), f"{name} is missing"
 
@@ -137,7 +137,7 @@ class Description:
         events = Streamed(status, headers, body).data
         assert events
         for position, data in enumerate(events):
-            assert self.complaints({"data": data}, schema) == []
+            assert [] == self.complaints({"data": data}, schema)
             if data == "[DONE]":
                 assert position == len(events) - 1
                 continue
