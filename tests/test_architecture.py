@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "statemachine": set(),
     "db/store.py": set(),
     "db/rows": {"db/store.py"},
-    "db/journal": {"db/store.py"},
+    "db/journal": set(),
     "db/saver.py": {"db/store.py"},
     "db/memory": {"db/rows", "db/store.py"},
     "db/postgres": {"db/rows", "db/store.py"},
@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "service/wire": set(),
     "service/settings": set(),
     "service/telemetry.py": {"service/settings"},
-    "service/edge": {"service/settings", "service/telemetry.py", "service/wire"},
+    "service/edge": {"service/wire"},
     "service/agents": {"service/edge", "service/settings", "service/wire"},
     "service/stream": {"service/agents", "service/edge", "service/wire"},
     "service/completion_log.py": {"service/stream"},
@@ -124,7 +124,6 @@ WIDE_DOORS = {
         "service/agents/openai",
         "service/app.py",
         "service/callers",
-        "service/completion_log.py",
         "service/edge",
         "service/endpoints",
         "service/persistence.py",
@@ -236,9 +235,10 @@ def test_room_imports_what_it_may(room: str) -> None:
     assert BOXES[room] - MAY_IMPORT[room] - everybodys == set()
 
 
-def test_rules_are_about_rooms_that_are_there() -> None:
-    """A room that went away leaves the table of rules."""
+def test_rules_are_about_rooms_and_arrows_that_are_there() -> None:
+    """A room that went away leaves the table of rules, and so does an arrow that nobody draws."""
     assert set(MAY_IMPORT) == set(BOXES)
+    assert [room for room in BOXES if MAY_IMPORT[room] - BOXES[room]] == []
 
 
 @pytest.mark.parametrize("each_file", [False, True])
@@ -341,15 +341,17 @@ def test_foreign_package_has_one_door(package: str) -> None:
     importers = importers_of(package)
     assert [] == [name for name in importers if not is_in(name, DOORS[package])]
     for place in DOORS[package]:
-        assert len([name for name in importers if is_in(name, {place})]) <= 1, place
+        assert 1 == len([name for name in importers if is_in(name, {place})]), place
 
 
 @pytest.mark.parametrize("package", sorted(WIDE_DOORS))
 def test_foreign_package_stays_in_its_rooms(package: str) -> None:
     """What a framework brings may be seen by many files, in the rooms that are named."""
-    places = WIDE_DOORS[package]
-    strangers = [name for name in importers_of(package) if not is_in(name, places)]
-    assert places is ANYWHERE or [] == strangers
+    places, importers = WIDE_DOORS[package], importers_of(package)
+    if places is not ANYWHERE:
+        assert [] == [name for name in importers if not is_in(name, places)]
+        unused = [place for place in places if not any(is_in(name, {place}) for name in importers)]
+        assert [] == unused
 
 
 def test_foreign_packages_are_declared() -> None:
