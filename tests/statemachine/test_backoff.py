@@ -19,6 +19,6 @@ def test_jitter_adds_at_most_the_first_wait(chance: float) -> None:
     assert [1 + chance, 2 + chance, 4 + chance, 8] == waits
 
 
-def test_it_never_ends() -> None:
+def test_waits_never_end_and_never_overflow() -> None:
     """After thousands of tries the wait is still a number, and still the longest."""
     assert {8.0} == {*islice(backoff(0.1, 8.0, lambda: 0.0), 2000, 2010)}

@@ -59,8 +59,8 @@ def payload_of(effect: SendChunk) -> JsonObject:
     return effect.run.payload
 
 
-def test_whole_answer() -> None:
-    """Open, send, save, and only then say done."""
+def test_a_whole_answer_is_saved_before_it_is_done() -> None:
+    """The effects are to open, to send, to save, and only then `SendDone`."""
     effects = play(
         session(),
         ChunkReceived(text_chunk("Hello")),
@@ -75,9 +75,9 @@ def test_whole_answer() -> None:
     assert record.whole
 
 
-def test_empty_answer_is_complete() -> None:
-    """An upstream that ends well without a chunk makes an empty, completed answer, with no
-    invented finish reason."""
+def test_an_empty_answer_is_complete() -> None:
+    """An upstream that ends well without a chunk completes the answer, with no invented finish
+    reason."""
     effects = play(session(), UpstreamFinished())
     assert names(effects) == ["OpenStream", "Save", "SendDone"]
     record = saved(effects)
@@ -85,8 +85,8 @@ def test_empty_answer_is_complete() -> None:
     assert record.usage_source is UsageSource.UNKNOWN
 
 
-def test_failure_before_the_first_token() -> None:
-    """Nothing was opened, so the error can be an HTTP status; the failure is kept all the same."""
+def test_a_failure_before_the_first_token_opens_nothing() -> None:
+    """The error can be an HTTP status then, and the failure is kept all the same."""
     target = session()
     effects = play(target, UpstreamFailed(FAILURE))
     assert names(effects) == ["Save", "SendError"]
@@ -94,8 +94,8 @@ def test_failure_before_the_first_token() -> None:
     assert saved(effects).failure == FAILURE
 
 
-def test_failure_mid_stream_keeps_the_text() -> None:
-    """The partial text is saved before the client hears of the error, and nothing says stop."""
+def test_a_failure_mid_stream_keeps_the_text() -> None:
+    """The partial text is saved before the client gets the error, without a finish reason."""
     effects = play(session(), ChunkReceived(text_chunk("Hel")), UpstreamFailed(FAILURE))
     assert names(effects) == ["OpenStream", "SendChunk", "Save", "SendError"]
     record = saved(effects)
@@ -111,15 +111,15 @@ def test_failure_mid_stream_keeps_the_text() -> None:
     ],
 )
 def test_our_own_endings_stop_the_upstream_first(event: Event, state: State, code: str) -> None:
-    """Deadlines and drains stop the upstream, save, then tell the client."""
+    """Deadlines and drains stop the upstream, save, and then send the client the error."""
     effects = play(session(), ChunkReceived(text_chunk("Hel")), event)
     assert names(effects)[2:] == ["StopUpstream", "Save", "SendError"]
     record = saved(effects)
     assert (record.state, record.failure.code if record.failure else None) == (state, code)
 
 
-def test_client_leaves_under_cancel() -> None:
-    """Stop the upstream, keep the partial text, send nothing more."""
+def test_under_cancel_a_client_that_leaves_stops_the_upstream() -> None:
+    """The partial text is kept, and nothing more is sent."""
     effects = play(session(), ChunkReceived(text_chunk("Hel")), ClientLeft(), at=3.0)
     assert names(effects)[2:] == ["StopUpstream", "Save"]
     record = saved(effects)
@@ -128,8 +128,8 @@ def test_client_leaves_under_cancel() -> None:
     assert record.failure.code == "client_left"
 
 
-def test_client_leaves_under_finish() -> None:
-    """The answer goes on without a client, and is kept whole with the moment it was left."""
+def test_under_finish_the_answer_goes_on_without_its_client() -> None:
+    """The whole answer is kept, with the moment when the client left first."""
     target = session(SessionPolicy(client_gone=ClientGone.FINISH))
     play(target, ChunkReceived(text_chunk("Hel")))
     assert play(target, ClientLeft(), at=2.0) == []
@@ -142,8 +142,9 @@ def test_client_leaves_under_finish() -> None:
     assert record.choices[0].message["content"] == "Hello"
 
 
-def test_stop_is_told_from_leaving() -> None:
-    """An explicit stop is `stopped`, also under finish; the stream just ends, without [DONE]."""
+def test_a_stop_is_no_client_that_left() -> None:
+    """An explicit stop is `stopped`, also under `finish`, and the stream just ends, without
+    `[DONE]`."""
     target = session(SessionPolicy(client_gone=ClientGone.FINISH))
     effects = play(target, ChunkReceived(text_chunk("Hel")), StopRequested())
     assert names(effects)[2:] == ["StopUpstream", "Save"]
@@ -162,8 +163,8 @@ def test_finish_reasons_survive_a_late_failure() -> None:
     assert (record.state, record.finish_reason, record.whole) == (State.FAILED, "length", True)
 
 
-def test_two_choices_end_one_by_one() -> None:
-    """With n: 2 an answer is whole only when both choices have ended."""
+def test_an_answer_is_whole_once_every_choice_has_ended() -> None:
+    """With `n: 2` one choice's finish reason isn't enough."""
     target = session(choices_expected=2)
     play(target, ChunkReceived(chunk({}, "stop", index=1)))
     assert not target.transcript.is_whole
@@ -172,7 +173,7 @@ def test_two_choices_end_one_by_one() -> None:
     assert target.transcript.is_whole
 
 
-def test_ping_before_the_first_token_opens_the_stream() -> None:
+def test_a_ping_before_the_first_token_opens_the_stream() -> None:
     """After an interval of silence the 200 is committed by a ping; not a moment earlier."""
     target = session(SessionPolicy(keep_alive_interval_seconds=15.0))
     assert play(target, TimePassed(), at=14.9) == []
@@ -190,7 +191,7 @@ def test_chunks_put_pings_off() -> None:
     assert names(play(target, TimePassed(), at=25.0)) == ["SendPing"]
 
 
-def test_no_pings_without_interval_or_client() -> None:
+def test_without_an_interval_or_a_client_there_are_no_pings() -> None:
     """A plain request gets no pings, nor does a client that left."""
     plain = session(SessionPolicy(keep_alive_interval_seconds=None, total_seconds=None))
     assert play(plain, TimePassed(), at=1e6) == []
@@ -200,7 +201,7 @@ def test_no_pings_without_interval_or_client() -> None:
     assert play(left, TimePassed(), at=1e6) == []
 
 
-def test_idle_deadline_counts_tokens_only() -> None:
+def test_the_idle_deadline_counts_tokens_only() -> None:
     """The idle deadline starts with the first token, and an empty delta doesn't feed it."""
     policy = SessionPolicy(keep_alive_interval_seconds=None, idle_seconds=10.0, total_seconds=None)
     target = session(policy)
@@ -216,7 +217,7 @@ def test_idle_deadline_counts_tokens_only() -> None:
     assert "10 s" in event.failure.message
 
 
-def test_total_deadline_counts_from_the_beginning() -> None:
+def test_the_total_deadline_counts_from_the_beginning() -> None:
     """However lively the stream, `total_seconds` after its creation it is over."""
     target = session(SessionPolicy(keep_alive_interval_seconds=None, total_seconds=600.0))
     play(target, ChunkReceived(text_chunk("Hel")), at=599.0)
@@ -225,7 +226,7 @@ def test_total_deadline_counts_from_the_beginning() -> None:
     assert event.failure.code == "total_timeout"
 
 
-def test_whole_answer_does_not_wait_for_a_dawdling_upstream() -> None:
+def test_a_whole_answer_doesnt_wait_for_a_dawdling_upstream() -> None:
     """After every finish reason the trailer gets some seconds; then the answer has ended well."""
     target = session(SessionPolicy(keep_alive_interval_seconds=None))
     play(target, ChunkReceived(text_chunk("Hel")), ChunkReceived(finish_chunk()), at=1.0)
@@ -233,8 +234,8 @@ def test_whole_answer_does_not_wait_for_a_dawdling_upstream() -> None:
     assert target.due(1.0 + TRAILER_SECONDS) == UpstreamFinished()
 
 
-def test_attempts_name_the_agent_and_its_patience() -> None:
-    """The record names the agent that answered; its idle deadline counts."""
+def test_the_last_attempts_agent_and_idle_deadline_count() -> None:
+    """The record names the agent that answered."""
     target = session(SessionPolicy(keep_alive_interval_seconds=None, total_seconds=None))
     play(target, AttemptStarted("first", 5.0), AttemptStarted("second", 9.0))
     play(target, ChunkReceived(text_chunk("Hi")), at=1.0)
@@ -273,7 +274,7 @@ def test_usage_comes_once_and_last_for_those_who_asked() -> None:
     assert sent[-1] == frame
 
 
-def test_usage_is_estimated_and_says_so() -> None:
+def test_an_estimated_usage_is_marked_as_such() -> None:
     """A client that asked gets an estimate from an upstream that doesn't count."""
     effects = play(
         session(include_usage=True), ChunkReceived(text_chunk("x" * 40)), UpstreamFinished()
@@ -292,8 +293,8 @@ def test_usage_is_estimated_and_says_so() -> None:
 
 
 def test_heartbeat_chunks_are_not_passed_on() -> None:
-    """A chunk that says nothing would make clients stumble over `choices[0]`; one with fields of
-    its own goes through."""
+    """A chunk without choices would make clients stumble over `choices[0]`; one with fields of its
+    own goes through."""
     heartbeat = {"id": "x", "object": "chat.completion.chunk", "choices": []}
     filters = {"id": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
     effects = play(session(), ChunkReceived(heartbeat), ChunkReceived(filters))
@@ -301,7 +302,8 @@ def test_heartbeat_chunks_are_not_passed_on() -> None:
 
 
 def test_times_are_measured_from_the_request() -> None:
-    """TTFT ends with the first text, not with the role; the duration with the end."""
+    """The time to first token ends with the first text, not with the role, and the duration with
+    the end."""
     target = session(created_at=100.0)
     play(target, ChunkReceived(chunk({"role": "assistant", "content": ""})), at=100.1)
     play(target, ChunkReceived(text_chunk("Hi")), at=100.25)
@@ -311,7 +313,7 @@ def test_times_are_measured_from_the_request() -> None:
 
 
 def test_done_and_error_exclude_each_other() -> None:
-    """Whoever failed is never told done."""
+    """A session that failed has no `SendDone`, and one that completed no `SendError`."""
     failed = play(session(), ChunkReceived(text_chunk("Hi")), UpstreamFailed(FAILURE))
     assert not any(isinstance(effect, SendDone) for effect in failed)
     done = play(session(), ChunkReceived(text_chunk("Hi")), UpstreamFinished())

@@ -81,7 +81,7 @@ def test_the_policies_differ_in_one_row() -> None:
 
 
 @pytest.mark.parametrize(("policy", "state", "event", "cell"), CELLS)
-def test_session_obeys_the_cell(
+def test_a_session_obeys_every_cell(
     policy: ClientGone, state: State, event: type[Event], cell: object
 ) -> None:
     """A cell decides the session's next state; ignored and illegal events change nothing; a
@@ -126,7 +126,7 @@ def test_an_upstream_that_breaks_off_after_every_finish_reason_has_ended_well(st
         assert session.state is end
 
 
-def test_state_values_are_the_contract() -> None:
+def test_the_states_values_are_a_contract() -> None:
     """Columns, log fields and metric labels use these words."""
     assert [state.value for state in State] == [
         "pending",

@@ -30,7 +30,7 @@ def test_text_is_the_deltas_joined(pieces: list[str]) -> None:
     assert content == "".join(pieces)
 
 
-def test_reasoning_under_its_vendors_names() -> None:
+def test_reasoning_folds_under_each_vendors_name() -> None:
     """`reasoning_content` (DeepSeek, llama.cpp) and `reasoning` (OpenRouter) fold like content."""
     transcript = folded(
         chunk({"role": "assistant", "reasoning_content": "Let "}),
@@ -45,14 +45,14 @@ def test_reasoning_under_its_vendors_names() -> None:
     }
 
 
-def test_refusal() -> None:
-    """A refusal is text of its own; content stays null."""
+def test_a_refusal_is_text_of_its_own() -> None:
+    """Content stays null beside it."""
     message = folded(chunk({"refusal": "I "}), chunk({"refusal": "can't."})).choices()[0].message
     assert message == {"role": "assistant", "content": None, "refusal": "I can't."}
 
 
 def test_tool_calls_fold_by_index() -> None:
-    """Id, type and name are said once; arguments come in pieces, calls interleaved."""
+    """Id, type and name come once; arguments come in pieces, with calls interleaved."""
 
     def call(index: int, **fields: Any) -> Any:
         return chunk({"tool_calls": [{"index": index, **fields}]})
@@ -107,7 +107,7 @@ def test_unknown_fields_are_kept() -> None:
     assert transcript.extra == {"citations": ["u"], "service_tier": "default"}
 
 
-def test_content_in_parts_after_text() -> None:
+def test_text_becomes_a_part_where_parts_follow() -> None:
     """An upstream that switches from text to parts loses neither."""
     part = {"type": "image_url", "image_url": {"url": "data:"}}
     message = folded(text_chunk("See: "), chunk({"content": [part]}), text_chunk("!")).choices()[0]
@@ -161,7 +161,7 @@ def test_odd_deltas_never_raise(deltas: list[dict[str, Any]]) -> None:
     transcript.choices()
 
 
-def test_estimates_count_bytes() -> None:
+def test_token_estimates_count_utf8_bytes() -> None:
     """Four UTF-8 bytes are about a token; anything at all is at least one."""
     assert estimate_tokens("x" * 400) == 100
     assert estimate_tokens("你好") == 2

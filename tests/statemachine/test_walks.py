@@ -70,7 +70,7 @@ def text_in(run: ChunkRun) -> str:
 
 
 @pytest.mark.parametrize("client_gone", ClientGone)
-def test_promises_hold_on_every_short_walk(client_gone: ClientGone) -> None:
+def test_the_sessions_promises_hold_on_every_short_walk(client_gone: ClientGone) -> None:
     """Every walk of three events there is, with a silence after each that is long enough for a
     ping."""
     for walk in product(STEPS, repeat=3):
@@ -79,7 +79,7 @@ def test_promises_hold_on_every_short_walk(client_gone: ClientGone) -> None:
 
 @made_up(25)
 @given(walk=walks, client_gone=st.sampled_from(ClientGone), include_usage=st.booleans())
-def test_promises_hold_on_long_walks(
+def test_the_sessions_promises_hold_on_long_walks(
     walk: list[tuple[Event, float]], client_gone: ClientGone, include_usage: bool
 ) -> None:
     """The same of walks that go on."""
@@ -89,8 +89,8 @@ def test_promises_hold_on_long_walks(
 def promises_hold(
     walk: list[tuple[Event, float]], client_gone: ClientGone, include_usage: bool
 ) -> None:
-    """One Save per ended life and none before; the text saved is the text received; nothing is
-    sent before opening, after the end's last word, or to a client that left."""
+    """One `Save` per ended life and none before; the text saved is the text received; nothing is
+    sent before opening, after the save but its end, or to a client that left."""
     session = StreamSession(
         asked(include_usage=include_usage), SessionPolicy(client_gone=client_gone)
     )

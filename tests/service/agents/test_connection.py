@@ -70,16 +70,18 @@ BROKE = UpstreamFailed(
 UNREACHABLE = Failure("upstream_unreachable", "The backend of agent 'o' could not be reached.")
 
 
-async def test_connection_refused(make_agent: MakeAgent) -> None:
-    """A backend that isn't there may come back: the attempt may be repeated."""
+async def test_a_backend_that_isnt_there_may_be_asked_again(make_agent: MakeAgent) -> None:
+    """A refused connection is `upstream_unreachable`, which is retryable and not final."""
     error = await refusal(make_agent(base_url=f"http://127.0.0.1:{unused_port()}/v1"))
     assert error.failure == UNREACHABLE
     assert (error.is_retryable, error.is_final) == (True, False)
 
 
 @pytest.mark.parametrize("data", [b"", b"HTTP/1.1 200 OK\r\nContent-"])
-async def test_no_answer_at_all(make_agent: MakeAgent, data: bytes) -> None:
-    """A connection that closes before its headers are whole is the same as none."""
+async def test_a_connection_that_closes_within_the_head_is_as_good_as_none(
+    make_agent: MakeAgent, data: bytes
+) -> None:
+    """Whether the head has begun or not, the backend is unreachable and may be asked again."""
 
     async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(data)
@@ -90,8 +92,8 @@ async def test_no_answer_at_all(make_agent: MakeAgent, data: bytes) -> None:
     assert error.is_retryable
 
 
-async def test_answer_that_is_not_http(make_agent: MakeAgent) -> None:
-    """Something else that listens there is a failure like others, not a fault of ours."""
+async def test_a_server_that_speaks_no_http_is_a_failure_like_others(make_agent: MakeAgent) -> None:
+    """Something else that listens there is the upstream's failure, not a fault of ours."""
 
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-server\r\n")
@@ -102,11 +104,9 @@ async def test_answer_that_is_not_http(make_agent: MakeAgent) -> None:
     assert error.is_retryable
 
 
-async def test_connect_timeout(make_agent: MakeAgent) -> None:
-    """A backend that can't be connected to in time has its own code, and may be asked again.
-
-    On Linux, a listener whose queue of connections is full answers no more.
-    """
+async def test_a_connection_that_takes_too_long_has_its_own_code(make_agent: MakeAgent) -> None:
+    """A backend that can't be connected to in time may be asked again."""
+    # On Linux, a listener whose queue of connections is full answers no more.
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -136,8 +136,10 @@ async def test_connect_timeout(make_agent: MakeAgent) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + EVENT, b"data:"),
     ],
 )
-async def test_body_breaks_off(make_agent: MakeAgent, head: bytes, rest: bytes) -> None:
-    """A body that ends against HTTP's rules is a connection that broke; what came before is kept."""
+async def test_a_body_that_ends_against_http_is_a_broken_connection(
+    make_agent: MakeAgent, head: bytes, rest: bytes
+) -> None:
+    """What came before such an end is kept."""
     go_on = asyncio.Event()
 
     async def break_off(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -152,8 +154,8 @@ async def test_body_breaks_off(make_agent: MakeAgent, head: bytes, rest: bytes) 
             assert [BROKE] == await answer.read()
 
 
-async def test_connection_reset(make_agent: MakeAgent) -> None:
-    """So is a reset."""
+async def test_a_reset_within_the_body_is_a_broken_connection(make_agent: MakeAgent) -> None:
+    """A reset is reported like a body that ends against HTTP's rules."""
     go_on = asyncio.Event()
 
     async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -168,8 +170,10 @@ async def test_connection_reset(make_agent: MakeAgent) -> None:
             assert [BROKE] == await answer.read()
 
 
-async def test_compressed_all_the_same(backend: Backend, make_agent: MakeAgent) -> None:
-    """A backend that compresses unasked is understood; if it does so wrongly, it is malformed."""
+async def test_a_body_compressed_unasked_is_understood(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """A backend that compresses unasked is read, and one that does so wrongly is malformed."""
     backend.answers(200, gzip.compress(EVENT), content_encoding="gzip")
     first, *_ = await collect(make_agent())
     assert [ChunkReceived({"choices": []})] == first
@@ -180,7 +184,7 @@ async def test_compressed_all_the_same(backend: Backend, make_agent: MakeAgent) 
 
 
 @pytest.mark.parametrize("data", [b"", HEAD, HEAD + chunked(EVENT)])
-async def test_leaving_hangs_up_at_once(make_agent: MakeAgent, data: bytes) -> None:
+async def test_leaving_an_answer_hangs_up_at_once(make_agent: MakeAgent, data: bytes) -> None:
     """Cancelled in whatever phase, or left between two reads, the connection closes, so that the
     backend stops working."""
     hung_up = asyncio.Event()
@@ -211,7 +215,9 @@ async def test_leaving_hangs_up_at_once(make_agent: MakeAgent, data: bytes) -> N
                 await hung_up.wait()
 
 
-async def test_many_connections_at_once(backend: Backend, make_agent: MakeAgent) -> None:
+async def test_more_than_100_connections_may_be_open_at_once(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
     """The HTTP client's usual limit of 100 connections is lifted."""
     count = 120
     all_here = asyncio.Event()

@@ -85,7 +85,7 @@ FIXED_BODIES = {
 
 
 @pytest.mark.parametrize("body", FIXED_BODIES.values(), ids=list(FIXED_BODIES))
-def test_every_cut_in_two_gives_the_same(body: bytes) -> None:
+def test_a_body_cut_in_two_is_read_as_the_whole(body: bytes) -> None:
     """Wherever a body is cut in two, its chunks and its ending are those of the whole."""
     whole = read([body])
     for position in range(len(body) + 1):
@@ -93,13 +93,13 @@ def test_every_cut_in_two_gives_the_same(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("body", FIXED_BODIES.values(), ids=list(FIXED_BODIES))
-def test_single_bytes_give_the_same(body: bytes) -> None:
+def test_a_body_in_single_bytes_is_read_as_the_whole(body: bytes) -> None:
     """A body that arrives byte by byte gives what it gives in one piece."""
     assert read([body]) == read(one_byte_at_a_time(body))
 
 
-def test_what_the_fixed_bodies_say() -> None:
-    """The bodies that are cut above are read as meant, so that cutting them proves something."""
+def test_the_fixed_bodies_are_read_as_meant() -> None:
+    """Cutting these bodies proves something only if they are read right in one piece."""
     endings = {name: read([body]) for name, body in FIXED_BODIES.items()}
     surrogates = {"index": 0, "delta": {"content": "🙂\ud83d\x00"}}
     assert endings["everything"] == (
@@ -179,8 +179,10 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, list[Any], UpstreamFinished | Upstre
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), body_and_meaning=bodies())
-def test_random_bodies_in_random_pieces(data: st.DataObject, body_and_meaning: Any) -> None:
-    """A well-formed body is read as it was meant, whole, in random pieces and byte by byte."""
+def test_random_bodies_in_random_pieces_are_read_as_meant(
+    data: st.DataObject, body_and_meaning: Any
+) -> None:
+    """A well-formed body is read the same whole, in random pieces and byte by byte."""
     body, payloads, ending = body_and_meaning
     assert (payloads, ending) == read([body])
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=12)))
@@ -202,8 +204,10 @@ def test_random_bodies_in_random_pieces(data: st.DataObject, body_and_meaning: A
     ),
     st.integers(4, 30),
 )  # fmt: skip
-def test_rubbish_in_any_pieces(parts: list[bytes], max_event_bytes: int) -> None:
-    """Whatever comes, nothing is raised, an ending is named, and cutting changes neither."""
+def test_rubbish_never_raises_and_always_has_an_ending(
+    parts: list[bytes], max_event_bytes: int
+) -> None:
+    """Whatever comes, cutting it changes neither chunks nor ending."""
     whole = read([b"".join(parts)], max_event_bytes)
     assert whole[1] is not None
     assert whole == read(parts, max_event_bytes)
@@ -248,26 +252,26 @@ def test_closing_twice_changes_nothing() -> None:
     assert decoder.ending == INCOMPLETE
 
 
-def test_last_event_without_blank_line() -> None:
-    """A whole event counts although the body ends right after it; so does `[DONE]`."""
+def test_a_last_event_without_its_blank_line_counts() -> None:
+    """A whole event counts although the body ends right after it, and so does `[DONE]`."""
     assert read([event(text_chunk("a"))[:-2]]) == ([text_chunk("a")], INCOMPLETE)
     assert read([event(text_chunk("a")) + DONE[:-2]]) == ([text_chunk("a")], FINISHED)
 
 
 @pytest.mark.parametrize("missing", range(3, len(event(text_chunk("b"))) + 1))
-def test_truncated_last_event(missing: int) -> None:
-    """An event cut short is an answer broken off, and everything before it is kept."""
+def test_a_truncated_last_event_is_an_answer_broken_off(missing: int) -> None:
+    """Everything before the event that was cut short is kept."""
     body = event(text_chunk("a")) + event(text_chunk("b"))[:-missing]
     assert read([body]) == ([text_chunk("a")], INCOMPLETE)
 
 
-def test_cut_inside_a_character() -> None:
-    """A body that ends within a character of several bytes broke off; it isn't bad UTF-8."""
+def test_a_body_cut_within_a_character_is_incomplete() -> None:
+    """Half a character at the end is no bad UTF-8."""
     assert failure('data: {"a": "🙂'.encode()[:-2]) == INCOMPLETE.failure
 
 
-def test_empty_body() -> None:
-    """A 200 without a body is a failure, not an empty answer."""
+def test_a_200_without_a_body_is_a_failure() -> None:
+    """Neither an empty body nor a comment alone is an empty answer."""
     assert failure() == INCOMPLETE.failure
     assert failure(b"") == INCOMPLETE.failure
     assert failure(b": only a comment\n\n") == INCOMPLETE.failure
@@ -298,12 +302,13 @@ def test_empty_body() -> None:
         BOM + b'{"error": {"message": "No."}}',
     ],
 )
-def test_error_in_every_dress(body: bytes) -> None:
-    """An error is the upstream's, in its own words, however it is dressed."""
+def test_an_error_is_the_upstreams_in_its_own_words(body: bytes) -> None:
+    """An error may come as an object, a text, beside choices, under `event: error`, or as a plain
+    JSON body."""
     assert failure(body) == Failure("upstream_error", "No.", type="upstream_error")
 
 
-def test_error_keeps_its_fields() -> None:
+def test_an_error_keeps_its_type_param_and_code() -> None:
     """Type, param and code reach the client as the upstream gave them."""
     error = {"message": "Slow down.", "type": "rate_limit_error", "param": "n", "code": "limit"}
     expected = Failure(
@@ -330,8 +335,8 @@ def test_numeric_codes_become_text(code: Any, reported: str) -> None:
 
 
 @pytest.mark.parametrize("error", [{}, {"message": None}, {"message": 5}, "", [], 0, False])
-def test_error_without_words(error: Any) -> None:
-    """An error is one even without a message; it gets a sentence of ours."""
+def test_an_error_without_a_message_gets_one_of_ours(error: Any) -> None:
+    """An error is one even if it is empty or no object."""
     found = failure(event({"error": error}))
     assert found.code == "upstream_error"
     assert found.message.endswith("without a message.")
@@ -355,8 +360,8 @@ def test_long_error_texts_are_cut() -> None:
     assert len(failure(event({"error": "x" * 1000})).message) == 200
 
 
-def test_text_before_an_error_is_kept() -> None:
-    """Chunks that came before the error, in the same packet even, are handed out."""
+def test_chunks_before_an_error_are_kept() -> None:
+    """Chunks that came before the error are handed out, even those of the same packet."""
     body = event(text_chunk("a")) + event({"error": "No."})
     payloads, ending = read([body])
     assert payloads == [text_chunk("a")]
@@ -401,8 +406,8 @@ def test_text_before_an_error_is_kept() -> None:
         b'{"choices": [{"index": 0, "delta": {}}, 5]}',
     ],
 )
-def test_malformed_data(data: bytes) -> None:
-    """Data that no chunk can be made of fails the answer and keeps what came before."""
+def test_malformed_data_fails_the_answer(data: bytes) -> None:
+    """Data that no chunk can be made of is the ending, and what came before is kept."""
     good = event(text_chunk("a"))
     payloads, ending = read([good + b"data: " + data + b"\n\n" + event(text_chunk("b"))])
     assert payloads == [text_chunk("a")]
@@ -414,8 +419,8 @@ def test_malformed_data(data: bytes) -> None:
 @pytest.mark.parametrize(
     "body", [b'{"id": "x", "choices": []}', b"{oops}", b"{", b'{"error": null}', b'{"a": 1}\n\n']
 )
-def test_json_instead_of_a_stream(body: bytes) -> None:
-    """A 200 whose body is JSON without an error is said to be no stream."""
+def test_json_instead_of_a_stream_is_said_to_be_no_stream(body: bytes) -> None:
+    """A 200 may have JSON without an error as its body."""
     found = failure(body)
     assert (found.code, found.message) == (
         "upstream_malformed",
@@ -426,7 +431,7 @@ def test_json_instead_of_a_stream(body: bytes) -> None:
 @pytest.mark.parametrize(
     "body", [b"<!DOCTYPE html>\n\n<html><p>Hi</p></html>\n", b"Internal Server Error"]
 )
-def test_something_else_instead_of_a_stream(body: bytes) -> None:
+def test_a_page_instead_of_a_stream_is_malformed(body: bytes) -> None:
     """A web page or a greeting is a failure, whatever its lines look like."""
     assert failure(body).code == "upstream_malformed"
 
@@ -456,14 +461,14 @@ def test_every_chunk_passes_untouched(payload: Any) -> None:
     assert read([body]) == ([payload, text_chunk("a"), payload], FINISHED)
 
 
-def test_other_event_names_are_chunks_all_the_same() -> None:
-    """The `event:` field of a data event means nothing, except for `error`."""
+def test_event_names_other_than_error_mean_nothing() -> None:
+    """A data event is a chunk whatever its `event:` field is, except for `error`."""
     body = b"event: completion.chunk\n" + event(text_chunk("a")) + DONE
     assert read([body]) == ([text_chunk("a")], FINISHED)
 
 
-def test_empty_data_says_nothing() -> None:
-    """`data:` alone is a heartbeat."""
+def test_data_without_a_value_is_a_heartbeat() -> None:
+    """`data:` alone brings neither a chunk nor an ending."""
     assert read([b"data:\n\ndata: \n\ndata\n\n" + DONE]) == ([], FINISHED)
 
 
@@ -476,7 +481,7 @@ LIMIT = len(SMALL) - 2
 
 @pytest.mark.parametrize("before", [b"", event({}), b"\n", b"data: {}\r\n\r\n\r\n"])
 @pytest.mark.parametrize("after", [b"", event({})])
-def test_size_limit_is_exact(before: bytes, after: bytes) -> None:
+def test_the_size_limit_is_exact(before: bytes, after: bytes) -> None:
     """An event exactly at the limit passes, one byte more fails, however they are cut."""
     empty: dict[str, str] = {}
     large = {"a": "x" * 50}
@@ -494,7 +499,7 @@ def test_size_limit_is_exact(before: bytes, after: bytes) -> None:
         assert str(LIMIT - 1) in ending.failure.message
 
 
-def test_oversized_event_ends_before_it_is_whole() -> None:
+def test_an_oversized_event_fails_before_it_is_whole() -> None:
     """The limit holds while bytes come in, so an endless event can't fill the memory."""
     decoder = SseDecoder(1000)
     assert decoder.feed(event(text_chunk("a")) + b"data: " + b"x" * 900) == [text_chunk("a")]
@@ -512,12 +517,8 @@ def test_many_events_in_one_packet_may_exceed_the_limit_together() -> None:
 
 
 @pytest.mark.timeout(20)
-def test_large_event_in_many_pieces() -> None:
-    """A 4 MB event takes work in proportion to its size, not to its size times its pieces.
-
-    Quadratic work (rescanning or recopying the buffer for each of 65,536 pieces) would take
-    minutes; linear work takes well under a second.
-    """
+def test_a_large_event_costs_work_in_proportion_to_its_size() -> None:
+    """The number of pieces doesn't count: quadratic work for these 65,536 would take minutes."""
     body = event({"a": "x" * (4 << 20)})
     pieces = [body[start : start + 64] for start in range(0, len(body), 64)]
     payloads, _ = read(pieces, max_event_bytes=8 << 20)

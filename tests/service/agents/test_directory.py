@@ -32,17 +32,17 @@ from tests.service.agents.conftest import (
         (("gpt-[45]*",), "gpt-3", False),
     ],
 )
-async def test_serves(
+async def test_agents_serve_by_name_and_by_pattern(
     models: tuple[str, ...], model: str, serves: bool, closing_agents: Any
 ) -> None:
-    """Both kinds go by name and by patterns, in which case counts."""
+    """Both kinds go by their name and by patterns, in which case counts."""
     assert scripted(name="it", models=models).serves(model) is serves
     agent = closing_agents(OpenAIAgent(openai_config(name="it", models=models), None))
     assert agent.serves(model) is serves
 
 
-async def test_scripted_models() -> None:
-    """It lists its own name and the names it was given, each once; patterns are no names."""
+async def test_the_built_in_agent_lists_each_literal_name_once() -> None:
+    """The agent's own name comes first, and patterns are no names."""
     agent = scripted(name="demo", models=("x", "y-*", "z?", "w[1]", "demo", "x"))
     expected = [
         {"id": name, "object": "model", "created": 0, "owned_by": "verbatim"}
@@ -51,7 +51,7 @@ async def test_scripted_models() -> None:
     assert await agent.models() == expected
 
 
-async def test_pick_by_name_before_pattern() -> None:
+async def test_an_agents_name_goes_before_anothers_pattern() -> None:
     """An agent asked for by its name answers, though another's pattern comes first."""
     first, second = scripted(name="a", models=("*",)), scripted(name="b")
     directory = AgentDirectory([first, second])
@@ -59,7 +59,7 @@ async def test_pick_by_name_before_pattern() -> None:
     assert directory.pick("a") == (first,)
 
 
-async def test_pick_by_pattern_in_order() -> None:
+async def test_of_several_patterns_that_fit_the_first_agents_wins() -> None:
     """Of several agents whose patterns fit, the first in the configuration answers."""
     first, second = scripted(name="a", models=("gpt-4*",)), scripted(name="b", models=("gpt-*",))
     directory = AgentDirectory([first, second])
@@ -68,9 +68,8 @@ async def test_pick_by_pattern_in_order() -> None:
     assert AgentDirectory([second, first]).pick("gpt-4o") == (second,)
 
 
-async def test_fallbacks_that_are_on() -> None:
-    """Fallbacks come after the agent in its own order; those that are off are left out, and a
-    fallback's fallbacks aren't its."""
+async def test_fallbacks_come_in_order_without_those_that_are_off() -> None:
+    """The agent itself comes first, and its fallbacks' own fallbacks don't count."""
     third = scripted(name="c", fallbacks=("a",))
     first = scripted(name="a", fallbacks=("off", "c", "b"))
     second = scripted(name="b")
@@ -80,8 +79,8 @@ async def test_fallbacks_that_are_on() -> None:
     assert directory.pick("c") == (third, first)
 
 
-async def test_model_not_found() -> None:
-    """The error names the agents that could be asked, and why others can't."""
+async def test_model_not_found_names_the_agents_that_are_on() -> None:
+    """Of agents that are off, the error says why."""
     directory = AgentDirectory([scripted(name="a"), scripted(name="b")], {"o": "KEY is not set"})
     with pytest.raises(ApiError) as caught:
         directory.pick("gpt-4o")
@@ -92,7 +91,7 @@ async def test_model_not_found() -> None:
     assert caught.value.failure == expected
 
 
-async def test_model_not_found_is_brief() -> None:
+async def test_model_not_found_stays_brief() -> None:
     """Neither a long name nor many agents make a long message."""
     directory = AgentDirectory([scripted(name=f"agent-{number}") for number in range(30)])
     with pytest.raises(ApiError) as caught:
@@ -139,8 +138,10 @@ async def test_directory_lists_each_model_once(closing_agents: Any) -> None:
 
 
 @pytest.mark.parametrize("key", ["sk-schlüssel", "sk-1\n"])
-async def test_a_key_that_no_header_can_carry(key: str, closing_agents: Any) -> None:
-    """A mangled key turns its agent off at start, with the reason, instead of failing requests."""
+async def test_a_key_that_no_header_can_carry_turns_its_agent_off(
+    key: str, closing_agents: Any
+) -> None:
+    """A mangled key is noticed at start, with the reason, instead of failing requests."""
     directory = AgentDirectory.from_config([openai_config(api_key_env="KEY")], {"KEY": key})
     assert directory.agents == ()
     assert list(directory.off.values()) == ["KEY holds characters that no HTTP header can"]

@@ -35,7 +35,7 @@ odd_bits = st.tuples(bits, st.sampled_from(ODD_PARTS), bits).map(b"".join)
 
 
 def chunks(sizes: Sequence[bytes]) -> st.SearchStrategy[tuple[bytes, bytes]]:
-    """What a chunk says, and how it is sent, its size written in one of these ways."""
+    """The data of a frame, and how it is sent, its size written in one of these ways."""
 
     def sent(data: bytes, size: bytes) -> tuple[bytes, bytes]:
         for number in (b"%x", b"%X"):
@@ -52,7 +52,7 @@ turnings = st.sampled_from([[4], [0]]) | st.lists(st.integers(0, 3), min_size=1,
 
 @st.composite
 def chunked_bodies(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """What a body says, and how it is sent."""
+    """A body, and how it is sent in frames."""
     is_odd = draw(st.integers(0, 3)) == 0
     drawn = draw(st.lists(chunks(ODD_SIZES if is_odd else SIZES), max_size=8))
     sent = b"".join(raw for _, raw in drawn) + draw(st.sampled_from(ENDS))
@@ -91,7 +91,8 @@ async def test_every_byte_comes_once_and_in_order(
 async def test_a_body_that_breaks_off_is_kept_and_reported(
     data: st.DataObject, body: tuple[bytes, bytes], takes: list[int]
 ) -> None:
-    """Cut short anywhere, it gives what it gives without the lane, and then an error."""
+    """Cut short anywhere, a body gives the bytes that it gives without the lane, and the same
+    error."""
     sent = body[1][: data.draw(st.integers(0, len(body[1]) - 1))]
     pieces = [HEAD, *data.draw(pieces_of(sent))]
     expected, plain_ending, _ = await answer(pieces, kind=ResponseHandler)
@@ -117,8 +118,8 @@ async def test_damaged_bodies_are_left_to_aiohttp(
 
 
 @pytest.mark.parametrize("before", [b"", http_chunk(EVENT)[:-2]])
-async def test_chunks_within_a_chunk_are_its_text(before: bytes) -> None:
-    """What looks like a chunk in a chunk's data is data, wherever the body is cut."""
+async def test_what_looks_like_a_frame_within_a_frame_is_data(before: bytes) -> None:
+    """A frame's data may hold the bytes of other frames, wherever the body is cut."""
     said = EVENT + b"a" + b"\r\n5\r\nhello" * 2 + b"\r\n"
     sent = (b"\r\n" if before else b"") + http_chunk(said) + LAST
     for cuts in combinations(range(len(sent) - len(LAST)), 2):
@@ -129,8 +130,10 @@ async def test_chunks_within_a_chunk_are_its_text(before: bytes) -> None:
 
 @pytest.mark.parametrize("takes", [ALL, NONE])
 @pytest.mark.parametrize("event", [EVENT, b"data: {}\r\n\r\n", b"data: {}\r\r", b"data: {}\n\r"])
-async def test_an_event_that_is_there_is_not_held_back(event: bytes, takes: list[int]) -> None:
-    """Of a chunk that has come in part, what could already be read is given at once."""
+async def test_a_whole_event_in_half_a_frame_is_not_held_back(
+    event: bytes, takes: list[int]
+) -> None:
+    """Of a frame that has come in part, what could already be read is given at once."""
     size, data = b"%x\r\n" % 99, event + b"data: and more of it"
     for length in range(len(event), len(data) + 1):
         line = Line(takes)
@@ -141,7 +144,7 @@ async def test_an_event_that_is_there_is_not_held_back(event: bytes, takes: list
 
 @pytest.mark.parametrize("takes", [ALL, NONE])
 async def test_the_second_half_of_a_blank_line_is_not_held_back(takes: list[int]) -> None:
-    """An event may end with the first byte of the next chunk."""
+    """An event may end with the first byte of the next frame."""
     line = Line(takes)
     await line.receive([HEAD, http_chunk(EVENT[:-1]), b"%x\r\n" % 99 + EVENT[-1:] + b"data: more"])
     assert line.body.startswith(EVENT)
@@ -150,10 +153,10 @@ async def test_the_second_half_of_a_blank_line_is_not_held_back(takes: list[int]
 
 @pytest.mark.parametrize("takes", [ALL, NONE])
 @pytest.mark.parametrize("missing", [1, 2])
-async def test_a_chunk_that_lacks_its_line_end_is_not_held_back(
+async def test_a_frame_that_lacks_its_line_end_is_not_held_back(
     takes: list[int], missing: int
 ) -> None:
-    """Some servers send the line end after a chunk along with the next one."""
+    """Some servers send the line end after a frame along with the next one."""
     line = Line(takes)
     sent = http_chunk(EVENT) * 3
     await line.receive([HEAD, sent[:-missing]])
@@ -163,8 +166,8 @@ async def test_a_chunk_that_lacks_its_line_end_is_not_held_back(
     assert line.reading.done()
 
 
-async def test_a_chunk_without_a_blank_line_is_held_for_some_time_only() -> None:
-    """A chunk longer than anybody's event is handed on as it comes."""
+async def test_a_frame_without_a_blank_line_is_held_up_to_a_limit() -> None:
+    """A frame that is longer than any event may be is handed on as it comes."""
     line = Line(ALL)
     await line.receive([HEAD, b"%x\r\n" % (1 << 20)] + [b"x" * (1 << 16)] * 5)
     assert len(line.body) == 5 << 16

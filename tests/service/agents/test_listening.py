@@ -25,8 +25,9 @@ from tests.service.stage.line import (
 # --- what a listener gets -------------------------------------------------------------------------
 
 
-async def test_whole_chunks_go_to_the_listener() -> None:
-    """Whether they come alone, together, in parts or with the last one: it gets each by itself."""
+async def test_whole_frames_go_to_the_listener() -> None:
+    """Whether frames come alone, together, in parts or with the last one, the listener gets each
+    by itself."""
     said = [b"one", b"two, which is longer", b"three"]
     one, two, three = map(http_chunk, said)
     for pieces in (
@@ -39,8 +40,9 @@ async def test_whole_chunks_go_to_the_listener() -> None:
         assert line.listened == said
 
 
-async def test_what_it_leaves_goes_to_the_reader() -> None:
-    """It takes from the first on; once it left some it is asked no more until somebody waits."""
+async def test_what_the_listener_leaves_goes_to_the_reader() -> None:
+    """The listener takes from the first on, and once it left some it is asked no more until
+    somebody waits."""
     line = Line([1, *ALL])
     a, b, c, d, e = map(http_chunk, (b"a", b"b", b"c", b"d", b"e"))
     await line.receive([HEAD, a + b + c, d, e], [4, 0, 4])
@@ -49,8 +51,8 @@ async def test_what_it_leaves_goes_to_the_reader() -> None:
     await line.lose()
 
 
-async def test_a_late_line_end_is_the_reader_s_and_what_follows_the_listener_s() -> None:
-    """A chunk that came without its line end is read; those behind it are listened to again."""
+async def test_frames_behind_a_late_line_end_go_to_the_listener_again() -> None:
+    """The frame that came without its line end is the reader's."""
     a, b, c, d = map(http_chunk, (EVENT, b"b", b"c", b"d"))
     for late in (
         [a[:-2], a[-2:] + b, c],
@@ -113,8 +115,8 @@ OTHER_HEADS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("head", OTHER_HEADS.values(), ids=list(OTHER_HEADS))
-async def test_other_responses_go_the_ordinary_way(head: bytes) -> None:
-    """Only chunked bodies of a 200, not compressed, are listened to; any other is aiohttp's."""
+async def test_only_chunked_bodies_of_a_200_are_listened_to(head: bytes) -> None:
+    """Any other response, and a compressed one, is aiohttp's from its first byte on."""
     pieces = [head + b"\r\n", body_of(head)[:-5], LAST]
     expected, plain_ending, _ = await answer(pieces, kind=ResponseHandler)
     body, ending, line = await answer(pieces)
@@ -184,7 +186,7 @@ async def read_and_listen(response: aiohttp.ClientResponse, heard: list[bytes]) 
         read += data
 
 
-async def test_a_connection_is_used_again() -> None:
+async def test_a_connection_that_was_listened_to_is_used_again() -> None:
     """The connector's connections have the lane, and go back to the pool after every body,
     listened to or not."""
     responses: list[tuple[list[bytes], bytes, list[bytes]]] = [

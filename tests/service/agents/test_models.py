@@ -29,8 +29,10 @@ def ids(models: list[dict[str, Any]]) -> list[str]:
     return [model["id"] for model in models]
 
 
-async def test_models(backend: Backend, make_agent: MakeAgent) -> None:
-    """The backend's own model objects are listed as they are, with what they lack filled in."""
+async def test_a_backends_models_are_listed_as_they_are(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """The backend's own objects keep their fields and get what they lack."""
     backend.answers(200, model_list({"id": "x", "created": 5, "vendor": 1}, {"id": "y"}))
     assert await make_agent().models() == [
         {"id": "x", "object": "model", "created": 5, "owned_by": "o", "vendor": 1},
@@ -41,7 +43,9 @@ async def test_models(backend: Backend, make_agent: MakeAgent) -> None:
     assert request.headers["Authorization"] == f"Bearer {KEY}"
 
 
-async def test_models_are_those_it_serves(backend: Backend, make_agent: MakeAgent) -> None:
+async def test_only_models_that_the_agent_serves_are_listed(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
     """Patterns filter the backend's list; literal names are there though the backend hides them."""
     backend.answers(200, model_list({"id": "gpt-5"}, {"id": "whisper"}, {"id": "extra"}))
     agent = make_agent(models=("hidden", "gpt-*", "extra"))
@@ -51,7 +55,7 @@ async def test_models_are_those_it_serves(backend: Backend, make_agent: MakeAgen
 async def test_an_agent_with_a_model_of_its_own_is_listed(
     backend: Backend, make_agent: MakeAgent
 ) -> None:
-    """It can be asked for by its name, so its name is a model."""
+    """Such an agent can be asked for by its name, so its name is a model."""
     backend.answers(200, model_list({"id": "llama3"}))
     assert ids(await make_agent(parameters={"model": "llama3"}).models()) == ["o", "llama3"]
 
@@ -72,24 +76,23 @@ async def test_an_agent_with_a_model_of_its_own_is_listed(
         (200, b'{"data": [{"id": 5}, {"name": "x"}]}'),
     ],
 )
-async def test_models_that_cannot_be_listed(
+async def test_a_backend_without_a_good_list_adds_literal_names_alone(
     backend: Backend, make_agent: MakeAgent, status: int, body: bytes
 ) -> None:
-    """A backend that has no list, or a bad one, contributes the literal names alone."""
+    """Literal names are those of the configuration, without its patterns."""
     backend.answers(status, body)
     assert ids(await make_agent(models=("a", "b-*")).models()) == ["a"]
 
 
-async def test_models_of_an_absent_backend(make_agent: MakeAgent) -> None:
-    """A backend that isn't there doesn't hide the others' models."""
+async def test_an_absent_backend_doesnt_hide_the_others_models(make_agent: MakeAgent) -> None:
+    """The absent backend's own literal names are listed too."""
     absent = make_agent(base_url=f"http://127.0.0.1:{unused_port()}/v1", models=("a",))
     directory = AgentDirectory([absent, scripted(name="demo")])
     assert ids(await directory.models()) == ["a", "demo"]
 
 
-async def test_models_are_cached(backend: Backend, make_agent: MakeAgent) -> None:
-    """Pages ask at every load; the backend is asked once a minute. One that can't be asked keeps
-    its last list and is asked again after some seconds."""
+async def test_models_are_cached_for_a_minute(backend: Backend, make_agent: MakeAgent) -> None:
+    """A backend that can't be asked keeps its last list, and is asked again after some seconds."""
     agent = make_agent(models=("*",))
     with freeze_time(real_asyncio=True) as frozen:
         backend.answers(200, model_list({"id": "x"}))
@@ -106,8 +109,10 @@ async def test_models_are_cached(backend: Backend, make_agent: MakeAgent) -> Non
     assert len(backend.requests) == 3
 
 
-async def test_models_for_many_at_once(backend: Backend, make_agent: MakeAgent) -> None:
-    """Pages that load together get the same whole list, for one question to the backend."""
+async def test_callers_at_the_same_time_share_one_question(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """Pages that load together get the same whole list, for one request to the backend."""
     go_on = asyncio.Event()
 
     async def slowly(_request: web.Request) -> web.StreamResponse:
@@ -124,8 +129,10 @@ async def test_models_for_many_at_once(backend: Backend, make_agent: MakeAgent) 
     assert len(backend.requests) == 1
 
 
-async def test_models_after_a_caller_left(backend: Backend, make_agent: MakeAgent) -> None:
-    """A page that is closed while the list is on its way takes it from nobody else."""
+async def test_a_caller_that_leaves_takes_the_list_from_nobody_else(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """A page that is closed while the list is on its way doesn't spoil the next one's."""
 
     async def never(_request: web.Request) -> web.StreamResponse:
         await asyncio.Event().wait()
@@ -143,8 +150,8 @@ async def test_models_after_a_caller_left(backend: Backend, make_agent: MakeAgen
     assert ids(await agent.models()) == ["x"]
 
 
-async def test_both_kinds_are_agents(make_agent: MakeAgent) -> None:
-    """What the service reads of an agent, both kinds have from their configuration."""
+async def test_both_kinds_of_agents_have_what_the_service_reads(make_agent: MakeAgent) -> None:
+    """Timeouts, retries, fallbacks and `client_gone` are those of the configuration."""
     common = {
         "timeouts": Timeouts(idle_seconds=1),
         "retries": 4,

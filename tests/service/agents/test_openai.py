@@ -29,8 +29,10 @@ from tests.service.agents.conftest import (
 from tests.statemachine.conftest import finish_chunk, text_chunk
 
 
-async def test_events_come_as_soon_as_their_bytes(backend: Backend, make_agent: MakeAgent) -> None:
-    """An event is read when it is whole, and doesn't wait for more of the body."""
+async def test_an_event_is_read_as_soon_as_it_is_whole(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """An event doesn't wait for more of the body."""
     go_on = asyncio.Event()
 
     async def in_two_parts(request: web.Request) -> web.StreamResponse:
@@ -51,10 +53,10 @@ async def test_events_come_as_soon_as_their_bytes(backend: Backend, make_agent: 
 
 
 @pytest.mark.parametrize("uses_shortcut", [True, False])
-async def test_the_shortcut_is_an_ordinary_value(
+async def test_without_the_shortcut_the_same_chunks_are_read(
     backend: Backend, closing_agents: Any, uses_shortcut: bool
 ) -> None:
-    """Without it the same chunks are read, each parsed."""
+    """The shortcut can be turned off by a value, and then each chunk is parsed."""
     words = [text_chunk(word) for word in "abcdef"]
     said = [*words, finish_chunk()]
     data = b"".join(b"data: %b\n\n" % encode_json(payload) for payload in said)
@@ -72,8 +74,10 @@ async def test_the_shortcut_is_an_ordinary_value(
         assert [ParsedChunk(payload) for payload in said] == runs
 
 
-async def test_request_as_sent(backend: Backend, make_agent: MakeAgent) -> None:
-    """The backend gets the client's body on top of the agent's parameters, our key and trace."""
+async def test_a_request_is_the_clients_on_top_of_the_agents_parameters(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """Our key and trace go along, and the SDK's talk about itself doesn't."""
     agent = make_agent(parameters={"temperature": 0.5, "seed": 1}, preamble="Be kind.")
     await collect(agent, call(seed=2, top_k=40, stream=False, x={"y": None}))
     (request,) = backend.requests
@@ -108,14 +112,16 @@ async def test_odd_text_reaches_the_backend(backend: Backend, make_agent: MakeAg
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-async def test_large_body_reaches_the_backend(backend: Backend, make_agent: MakeAgent) -> None:
+async def test_a_body_of_megabytes_reaches_the_backend(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
     """Pictures in a message make requests of megabytes."""
     messages = [{"role": "user", "content": "x" * (4 << 20)}]
     await collect(make_agent(), call(messages=messages))
     assert json.loads(backend.bodies[0])["messages"] == messages
 
 
-async def test_environment_of_the_sdk_does_not_count(
+async def test_the_sdks_environment_variables_dont_count(
     backend: Backend, make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backend that wants no key never sees the process's own, nor is it replaced by another."""
@@ -134,9 +140,9 @@ async def test_environment_of_the_sdk_does_not_count(
         ({"model": 5}, "o", "o"),
     ],
 )
-async def test_model_sent(
+async def test_an_agent_asked_by_its_own_name_sends_its_own_model(
     backend: Backend, make_agent: MakeAgent, parameters: Any, model: str, expected: str
 ) -> None:
-    """An agent asked for by its own name uses its model, if it has one; else the client's."""
+    """An agent without a model of its own, or asked for another, sends the client's."""
     await collect(make_agent(parameters=parameters), call(model=model))
     assert json.loads(backend.bodies[0])["model"] == expected

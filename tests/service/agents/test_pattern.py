@@ -204,10 +204,11 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[int]]:
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), stream=streams(), limit=st.sampled_from([NO_LIMIT, NO_LIMIT, 170, 200, 300]))
-def test_the_quick_way_reads_what_the_ordinary_way_reads(
+def test_the_shortcut_reads_what_the_parser_reads(
     data: st.DataObject, stream: tuple[bytes, list[int]], limit: int
 ) -> None:
-    """Whatever comes, however cut, `take` and `feed` give the chunks and the ending of `feed`."""
+    """Whatever comes, however it is cut, `take` and `feed` give the chunks and the ending of
+    `feed` alone."""
     body, ends = stream
     anywhere = st.integers(0, len(body))
     cuts = data.draw(
@@ -232,8 +233,8 @@ def test_well_formed_bodies_are_read_as_meant(data: st.DataObject, body_and_mean
 
 
 @pytest.mark.parametrize("body", FIXED_BODIES.values(), ids=list(FIXED_BODIES))
-def test_every_cut_of_a_body_after_a_run_gives_the_same(body: bytes) -> None:
-    """Cut anywhere, whatever follows a run is read as it would be without the shortcut."""
+def test_what_follows_a_run_is_read_as_without_the_shortcut(body: bytes) -> None:
+    """The body behind the run may be cut anywhere."""
     run = [event(text_chunk(text)) for text in "abc"]
     whole = b"".join([event(text_chunk("d")), body])
     for position in range(len(whole) + 1):
@@ -259,8 +260,8 @@ PADDED_RUN = [padded_event_of(b'"a"'), padded_event_of(b'"b"', b'"xy"'), padded_
 BETWEEN = PADDED_RUN[0].partition(b'"a"')[2].rpartition(b'"x"')[0]
 
 
-def test_chunks_with_a_padding_are_read_quickly_from_the_second_on() -> None:
-    """Alone and together, whatever stands in text and padding."""
+def test_padded_chunks_take_the_shortcut_from_the_second_on() -> None:
+    """Alone and together, whatever stands in text and padding is read right."""
     decoder = SseDecoder(NO_LIMIT)
     for piece in PADDED_RUN[:2]:
         assert decoder.take(piece) is None
@@ -313,8 +314,9 @@ def test_what_is_no_literal_is_not_read_as_one(literal: bytes) -> None:
 
 
 @pytest.mark.parametrize("run", [RUN, PADDED_RUN])
-def test_what_has_no_chunk_around_it_is_not_read_as_one(run: list[bytes]) -> None:
-    """A literal by itself, or with half of what belongs around it, between events of the pattern."""
+def test_a_literal_without_its_chunk_is_not_read_as_one(run: list[bytes]) -> None:
+    """A literal by itself, or with half of what belongs around it, is parsed, also between events
+    of the pattern."""
     before, after = run[0].split(b'"a"')
     for odd in (b'"a"\n\n', before + b'"a"\n\n', b'"a"' + after, b'data: "a"' + after):
         pieces = [*run, run[0], odd, run[0]]
@@ -335,7 +337,7 @@ def test_lines_around_the_chunk_are_not_overlooked(start: bytes, end: bytes) -> 
 
 @pytest.mark.parametrize("frame", [b"", b"\n", b"\n\n"])
 def test_line_ends_where_a_text_should_be_do_not_fill_the_memory(frame: bytes) -> None:
-    """They are no text, which is found out before anything is put between them."""
+    """Line ends are found to be no text before anything is put between them."""
     odd = event_of(b'"a"' + b"\n" * 100_000 + b'"b"') + frame * 50_000 + event_of(b'"c"')
     for pieces in ([odd], odd.split(b"\n")[:2] + [b"\n"] * 100_000):
         decoder = SseDecoder(NO_LIMIT)
@@ -361,7 +363,7 @@ def test_a_line_end_cut_in_two_takes_nothing_from_what_follows() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_size_limit_holds_on_the_quick_way(count: int) -> None:
+def test_the_size_limit_holds_on_the_shortcut(count: int) -> None:
     """An event past the limit fails, whole or in two pieces, and one that just fits doesn't."""
     good = event_of(b'"d"')
     big = event_of(b'"%b"' % (b"d" * 50))

@@ -32,7 +32,7 @@ def taken(pieces: Iterable[bytes]) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("delta", [{"content": "a"}, {"role": "assistant", "reasoning": "a"}])
-def test_a_run_is_read_quickly_from_its_second_chunk_on(write: Write, delta: Any) -> None:
+def test_a_run_takes_the_shortcut_from_its_second_chunk_on(write: Write, delta: Any) -> None:
     """The first chunk of an answer is like no other; one like the rest is enough to learn from."""
 
     def said(text: str) -> bytes:
@@ -44,14 +44,15 @@ def test_a_run_is_read_quickly_from_its_second_chunk_on(write: Write, delta: Any
     assert taken(pieces) == [(), (), ('"é\n',), ("b", "", "c"), ("d",)]
 
 
-def test_events_that_were_cut_are_read_quickly_once_they_are_whole() -> None:
+def test_events_that_were_cut_take_the_shortcut_once_they_are_whole() -> None:
     """Neither a beginning that waits nor one that comes along keeps the rest from the shortcut."""
     pieces = [*RUN[:2], b"".join(RUN)[:-9], RUN[2][-9:] + RUN[0][:9], RUN[0][9:], RUN[1]]
     assert taken(pieces) == [(), (), ("a", "b"), ("c",), ("a",), ("b",)]
 
 
 def test_a_change_of_what_was_constant_is_learned() -> None:
-    """After another kind of chunk, or none at all, runs go on quickly from their second chunk on."""
+    """After another kind of chunk, or none at all, a run takes the shortcut from its second chunk
+    on."""
     thought = [event(chunk({"reasoning": text})) for text in "abc"]
     said = [event(chunk({"content": text}, created=8)) for text in "abc"]
     pieces = [
@@ -64,8 +65,8 @@ def test_a_change_of_what_was_constant_is_learned() -> None:
     assert taken(pieces) == [(), (), ("b",), ("c",), (), *[(), ("b",), ("c",)] * 2]
 
 
-def test_now_and_then_another_chunk_costs_the_quick_way_little() -> None:
-    """A run with strangers in it, however long, is read quickly for the greater part."""
+def test_a_stranger_now_and_then_costs_the_shortcut_little() -> None:
+    """A run with strangers in it, however long, takes the shortcut for the greater part."""
     strange = event(chunk({"content": "a", "tool_calls": []}))
     pieces = [strange if number % 10 == 0 else RUN[0] for number in range(1000)]
     assert sum(map(len, taken(pieces))) > 700
@@ -85,14 +86,14 @@ def lessons(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def test_chunks_that_come_together_are_one_lesson(lessons: list[bytes]) -> None:
-    """Nothing is learned of those that what was learned fits."""
+    """Nothing is learned of chunks that fit what was learned before."""
     first = event(chunk({"role": "assistant"}))
     assert taken([first + b"".join(RUN) * 5, RUN[0]]) == [(), ("a",)]
     assert len(lessons) == 1
 
 
 def test_a_change_between_text_and_padding_is_learned() -> None:
-    """Though it begins and ends as before."""
+    """Such a chunk begins and ends as before, and is learned from all the same."""
     one, other = (
         [event(chunk({"content": text}, vendor=vendor, obfuscation="x")) for text in "abc"]
         for vendor in "yz"
@@ -136,8 +137,11 @@ def test_chunks_that_vary_each_time_are_seldom_learned_from(lessons: list[bytes]
         ({"choices": [{"delta": {"content": "a"}}]}, {}, "content"),
     ],
 )
-def test_which_chunks_are_told_by_their_text(fields: Any, delta: Any, key: str | None) -> None:
-    """One choice that goes on, with one text besides the role, and nothing that adds up."""
+def test_only_a_chunk_with_one_growing_text_has_a_text_field(
+    fields: Any, delta: Any, key: str | None
+) -> None:
+    """The chunk has one choice that goes on, with one text besides the role and nothing that adds
+    up."""
     assert key == text_field({**chunk(delta), **fields})
 
 
@@ -187,9 +191,10 @@ def test_a_place_is_learned_only_if_it_is_the_right_one(text: bytes, is_found: b
         (b'{"choices":[{"delta":{"content":"a"}}],"obfuscation":null}', b""),
     ],
 )
-def test_where_a_padding_is_learned(text: bytes, between: bytes) -> None:
-    """Behind the text, also in what clients are sent, and where it is what counts; elsewhere it is
-    constant like all the rest."""
+def test_a_padding_is_learned_only_where_it_stands_behind_the_text(
+    text: bytes, between: bytes
+) -> None:
+    """A padding elsewhere, or one that doesn't count, is constant like all the rest."""
     pattern = learn(text, decode_json(text), "content")
     assert pattern is not None
     assert between == pattern.between
@@ -197,15 +202,15 @@ def test_where_a_padding_is_learned(text: bytes, between: bytes) -> None:
     assert text == pattern.before + b'"a"' + between + padding + pattern.after
 
 
-def test_a_run_with_paddings_is_read_quickly_from_its_second_chunk_on() -> None:
-    """As OpenAI's are; the chunk before them that has none is no obstacle."""
+def test_a_padded_run_takes_the_shortcut_from_its_second_chunk_on() -> None:
+    """OpenAI's runs are like this, and the chunk before them without a padding is no obstacle."""
     run = [event(chunk({"content": text}, obfuscation=text * 3)) for text in "abcd"]
     first = event(chunk({"role": "assistant", "content": ""}))
     assert taken([first, *run[:2], run[2] + run[3]]) == [(), (), ("b",), ("c", "d")]
 
 
 def test_events_that_were_sent_apart_are_read_together() -> None:
-    """Each with its blank line; one that is cut makes them none of this way's business."""
+    """Each must have its blank line: if one is cut, none of them is taken."""
     decoder = SseDecoder(NO_LIMIT)
     decoder.feed(b"".join(RUN))
     received = decoder.take_events(RUN)
@@ -216,8 +221,9 @@ def test_events_that_were_sent_apart_are_read_together() -> None:
 
 
 @pytest.mark.parametrize("before", [RUN[0][:-9], RUN[0][:-1] + b"\r", b"data: [DONE]\n\n"])
-def test_events_go_the_ordinary_way_after_what_they_may_belong_to(before: bytes) -> None:
-    """The rest of an event, the second half of a line end, what follows the end."""
+def test_nothing_is_taken_behind_what_it_may_belong_to(before: bytes) -> None:
+    """The rest of an event, the second half of a line end, and what follows the end are left to
+    `feed`."""
     decoder = SseDecoder(NO_LIMIT)
     decoder.feed(b"".join(RUN) + before)
     assert decoder.take_events(RUN) is None

@@ -1,4 +1,4 @@
-"""A read of many events tells the session what a read for each would, in fewer words."""
+"""A read of many events brings what a read for each would bring, in fewer events."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ ENDS = b"".join(map(event, ENDING)) + DONE
 
 
 def payloads_of(event: Event) -> list[Any]:
-    """The chunks that an event tells of."""
+    """The chunks of an event."""
     assert isinstance(event, ChunkReceived)
     run = event.run
     return expanded(run) if isinstance(run, RepeatedChunks) else [run.payload]
@@ -66,10 +66,11 @@ def kinds(found: Sequence[Event]) -> list[str]:
     large=st.sampled_from([0, 150, 400]),
     lesson=st.sampled_from([0, 1, 200, 500]),
 )
-def test_large_reads_say_what_small_ones_say(
+def test_large_reads_bring_what_small_ones_bring(
     data: st.DataObject, stream: tuple[bytes, list[int]], limit: int, large: int, lesson: int
 ) -> None:
-    """Whatever comes, however cut, and wherever a read begins to be large."""
+    """Whatever comes, however it is cut, and from whatever size on a read is large, the chunks and
+    the ending are the same."""
     body, ends = stream
     anywhere = st.lists(st.integers(0, len(body)), max_size=6)
     pieces = in_pieces(body, data.draw(anywhere | st.lists(st.sampled_from(ends), max_size=3)))
@@ -78,23 +79,24 @@ def test_large_reads_say_what_small_ones_say(
 
 
 @pytest.mark.parametrize("body", FIXED_BODIES.values(), ids=list(FIXED_BODIES))
-def test_whatever_follows_a_long_run(body: bytes) -> None:
-    """In the same read, or cut anywhere within the two."""
+def test_what_follows_a_long_run_is_read_as_it_would_be_alone(body: bytes) -> None:
+    """In the same read or cut anywhere within the two, chunks and ending are the decoder's."""
     for position in range(len(body) + 1):
         pieces = [RUN + body[:position], body[position:]]
         assert told(pieces) == read(pieces), position
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
-def test_a_whole_answer_in_one_read(line_end: bytes) -> None:
-    """With whatever line ends."""
+def test_a_whole_answer_may_come_in_one_read(line_end: bytes) -> None:
+    """One read may bring everything from the role to `[DONE]`, with any of SSE's line ends."""
     body = (event(ROLE) + RUN + ENDS).replace(b"\n", line_end)
     expected = [ROLE, *map(text_chunk, WORDS), *ENDING]
     assert told([body]) == (expected, FINISHED)
 
 
-def test_a_long_run_is_one_event_but_for_its_beginning() -> None:
-    """Alone, before what an answer ends with, and cut in the middle of an event."""
+def test_a_long_run_becomes_one_event_after_its_first_chunks() -> None:
+    """Repeats become one event alone, before an answer's last events, and where the read ends
+    within an event."""
     for rest, after in (
         (b"", []),
         (ENDS, ["ParsedChunk"] * 2 + ["UpstreamFinished"]),
@@ -107,8 +109,9 @@ def test_a_long_run_is_one_event_but_for_its_beginning() -> None:
         assert found[start + 1 :] == after
 
 
-def test_pieces_that_were_sent_apart() -> None:
-    """Text alone is taken, up to what an answer ends with; and nothing, if there is more."""
+def test_repeats_are_taken_from_pieces_up_to_the_answers_end() -> None:
+    """All pieces are taken, or all but an answer's last three, or none if anything else is among
+    them."""
     run = [event(text_chunk(word)) for word in WORDS]
     ending = [*map(event, ENDING), DONE]
     for pieces, taken in (
@@ -138,8 +141,8 @@ def test_pieces_that_were_sent_apart() -> None:
         )
 
 
-async def test_a_first_token_far_behind_in_a_large_read() -> None:
-    """It ends the wait like any other, though it is one text of many that say nothing."""
+async def test_a_token_behind_many_empty_texts_is_the_first() -> None:
+    """One text of a run that isn't empty ends the wait for the first token."""
     silent = event(text_chunk("")) * 100
     agent = FakeAgent("a", [silent + event(text_chunk("Hi")), HANG], first_token_seconds=5)
     upstream = attempts_of(agent)
@@ -150,8 +153,8 @@ async def test_a_first_token_far_behind_in_a_large_read() -> None:
     await upstream.close()
 
 
-async def test_a_large_read_without_a_token_goes_on_waiting() -> None:
-    """Empty texts are no token, however many; they are handed out with the first."""
+async def test_empty_texts_are_no_token_however_many() -> None:
+    """Empty texts are held back, and handed out with the first token."""
     silent = event(text_chunk("")) * 100
     agent = FakeAgent("a", [silent, event(text_chunk("Hi")), HANG], first_token_seconds=5)
     upstream = attempts_of(agent)

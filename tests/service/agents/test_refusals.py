@@ -80,10 +80,10 @@ NO_MESSAGE = "The model's backend reported an error without a message."
         ),
     ],
 )
-async def test_status_errors(
+async def test_a_refusal_keeps_the_backends_status_and_words(
     backend: Backend, make_agent: MakeAgent, status: int, body: bytes, expected: Failure
 ) -> None:
-    """A refusal keeps the backend's status and words, whatever dress they come in."""
+    """The words may be OpenAI's error object, another object, a text, or none."""
     backend.answers(status, body)
     assert (await refusal(make_agent())).failure == expected
 
@@ -106,7 +106,7 @@ async def test_status_errors(
         (529, True, False),
     ],
 )
-async def test_what_a_status_means(
+async def test_the_status_decides_who_may_be_asked_again(
     backend: Backend, make_agent: MakeAgent, status: int, is_retryable: bool, is_final: bool
 ) -> None:
     """What may pass is retried; what is wrong with the request itself isn't asked elsewhere."""
@@ -130,10 +130,10 @@ async def test_what_a_status_means(
         ("nan", None),
     ],
 )
-async def test_retry_after(
+async def test_a_retry_after_in_seconds_is_passed_on(
     backend: Backend, make_agent: MakeAgent, text: str, seconds: float | None
 ) -> None:
-    """A `Retry-After` in seconds is passed on; what is no time to wait counts as none."""
+    """What is no time to wait, such as a date, counts as none."""
     backend.answers(429, error_json(message="Slow down."), retry_after=text)
     assert (await refusal(make_agent())).failure.retry_after_seconds == seconds
 
@@ -149,14 +149,14 @@ async def test_retry_after(
     ],
 )
 async def test_quoted_keys_are_masked(backend: Backend, make_agent: MakeAgent, body: bytes) -> None:
-    """A backend that quotes our key doesn't tell the client, not even a part of it."""
+    """A backend that quotes our key doesn't give it away to the client, not even in part."""
     backend.answers(401, body)
     message = (await refusal(make_agent())).failure.message
     assert "***" in message
     assert KEY[:5] not in message
 
 
-async def test_refusal_without_a_key(backend: Backend, make_agent: MakeAgent) -> None:
-    """Where there is no key there is nothing to mask."""
+async def test_without_a_key_nothing_is_masked(backend: Backend, make_agent: MakeAgent) -> None:
+    """A backend that wants no key may quote what it is sent instead."""
     backend.answers(401, b"no-key-needed? No!")
     assert (await refusal(make_agent(key=None))).failure.message == "no-key-needed? No!"

@@ -143,7 +143,7 @@ repeats_received = st.builds(ChunkReceived, repeated_chunks())
     repeats=st.integers(1, 2),
     include_usage=st.booleans(),
 )
-def test_clients_read_the_same_chunks(
+def test_repeats_are_encoded_as_their_chunks_would_be(
     runs: list[ChunkRun], repeats: int, include_usage: bool
 ) -> None:
     """Encoded together or one by one, each text is the event that its chunk would be."""
@@ -159,7 +159,7 @@ def test_clients_read_the_same_chunks(
 @pytest.mark.parametrize("said", ["", "\0", "\0\0", '\0"'])
 @pytest.mark.parametrize("field", ["", "\0", "\0\0", "\0\0\0"])
 def test_a_text_is_put_in_its_own_place(field: str, said: str) -> None:
-    """Whatever else a chunk says, also just what the text's place is looked for by."""
+    """Other fields may hold anything, even what the text's place is looked for by."""
     payload = {**text_chunk("a"), "system_fingerprint": field, field: field}
     pattern = pattern_of(payload, json_of)
     encoder = ChunkEncoder("\0", "\0\0", 1, False)
@@ -244,11 +244,11 @@ def visible(session: StreamSession) -> Any:
     expected=st.integers(1, 2),
     leaves_after=st.integers(0, 20),
 )
-def test_sessions_end_in_the_same_record(
+def test_repeats_give_a_session_what_single_chunks_give(
     told: list[Event], stream: bool, expected: int, leaves_after: int
 ) -> None:
-    """Told by text or chunk by chunk, in whatever order with others, a session says the same, looks
-    the same at every moment, and keeps the same record."""
+    """In any order with others, a session has the same effects, looks the same at every moment,
+    and keeps the same record."""
     request = asked(stream=stream, choices_expected=expected, include_usage=True)
     policy = SessionPolicy(client_gone=ClientGone.FINISH)
     quick, slow = (StreamSession(request, policy) for _ in range(2))
@@ -265,7 +265,7 @@ def test_sessions_end_in_the_same_record(
     assert kept.keys() >= {0, 1}
 
 
-def test_only_text_that_says_something_is_a_token() -> None:
+def test_only_a_text_that_isnt_empty_is_a_token() -> None:
     """Empty texts neither end the wait for the first token nor show that the model lives."""
     session = StreamSession(asked(), SessionPolicy(idle_seconds=7.0))
 
@@ -300,7 +300,7 @@ times = st.floats(0, 1e10)
 def test_the_journal_reads_back_every_chunk(
     completion_id: str, number: int, told: list[Event], now: float
 ) -> None:
-    """A record with text in it, among others or not, holds the chunks that were meant."""
+    """A record with repeats in it, among other events or not, holds each of their chunks."""
     line = events_record(completion_id, number, told, now)
     assert line.count(b"\n") == 1
     (record,) = read_lines(line)
@@ -311,9 +311,9 @@ def test_the_journal_reads_back_every_chunk(
 
 @settings(max_examples=150, deadline=None)
 @given(told=st.lists(st.lists(steps, min_size=1, max_size=2), max_size=12))
-def test_a_session_is_read_back_from_the_journal(told: list[list[Event]]) -> None:
-    """Where only texts are written of chunks that are like those before, a session that is fed with
-    what was written keeps the record of one that was told."""
+def test_a_session_read_back_from_texts_alone_ends_the_same(told: list[list[Event]]) -> None:
+    """Where only texts were written of chunks like those before, what was written gives the record
+    that the chunks gave."""
     request, policy = asked(), SessionPolicy()
     begun: list[list[Event]] = [[ChunkReceived(one.payload)] for one in SOME_PATTERNS]
     twice = [events for read in told for events in (read, read)]

@@ -47,12 +47,12 @@ def test_tokens_joined_are_the_text(text: str) -> None:
     ],
 )
 def test_a_token_is_a_word_with_the_space_before_it(text: str, tokens: list[str]) -> None:
-    """That is how models' tokens look too."""
+    """Models' own tokens look like this too: the space comes with the word behind it."""
     assert split_tokens(text) == tokens
 
 
-async def test_scripted_answer() -> None:
-    """The whole answer: the reply word by word, a finish reason, usage, `[DONE]`."""
+async def test_an_answer_is_the_reply_word_by_word_a_reason_and_usage() -> None:
+    """The reads are the role, one for each word, and three for the end."""
     reads = await collect(scripted(reply="Say  it\nagain. 🙂\ud83d"))
     transcript, ending = folded(reads)
     (choice,) = transcript.choices()
@@ -67,8 +67,8 @@ async def test_scripted_answer() -> None:
     assert len(reads) == 1 + 4 + 3  # the role, a read per word, and the end's three
 
 
-async def test_scripted_introduction() -> None:
-    """Without a reply it introduces itself; an empty reply is one."""
+async def test_without_a_reply_the_agent_introduces_itself() -> None:
+    """An empty reply is a reply of its own: only a missing one means the introduction."""
     transcript, _ = folded(await collect(scripted()))
     assert transcript.choices()[0].message["content"] == INTRODUCTION
     transcript, ending = folded(await collect(scripted(reply="")))
@@ -76,8 +76,8 @@ async def test_scripted_introduction() -> None:
     assert (transcript.is_whole, ending) == (True, UpstreamFinished())
 
 
-async def test_same_configuration_same_answer() -> None:
-    """Two runs, and two agents of one configuration, say the same."""
+async def test_the_same_configuration_gives_the_same_answer() -> None:
+    """Two runs of one agent, and two agents of one configuration, give equal events."""
     first, second = scripted(reply="a b c"), scripted(reply="a b c")
     expected = await collect(first)
     assert expected == await collect(first)
@@ -85,8 +85,8 @@ async def test_same_configuration_same_answer() -> None:
     assert expected != await collect(scripted(reply="a b d"))
 
 
-async def test_scripted_choices() -> None:
-    """Every choice asked for gets the whole reply, and each of its tokens is counted."""
+async def test_every_choice_gets_the_whole_reply() -> None:
+    """Each of the `n` choices gets every token, and each of those is counted."""
     transcript, _ = folded(await collect(scripted(reply="a b"), call(n=3)), 3)
     found = [(it.index, it.message["content"], it.finish_reason) for it in transcript.choices()]
     assert found == [(0, "a b", "stop"), (1, "a b", "stop"), (2, "a b", "stop")]
@@ -95,16 +95,16 @@ async def test_scripted_choices() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"include_usage": None}, {"include_usage": True}])
-async def test_scripted_usage(options: Any) -> None:
-    """It counts for all but those who say no; prompt and answer add up to the total."""
+async def test_usage_is_given_unless_it_is_refused(options: Any) -> None:
+    """Yes, null and nothing all bring usage, whose prompt and answer add up to its total."""
     transcript, _ = folded(await collect(scripted(), call(stream_options=options)))
     assert transcript.usage is not None
     counted = transcript.usage
     assert counted["prompt_tokens"] + counted["completion_tokens"] == counted["total_tokens"]
 
 
-async def test_scripted_usage_refused() -> None:
-    """A client that says no gets no usage chunk."""
+async def test_a_client_that_refuses_usage_gets_none() -> None:
+    """An explicit no leaves the usage chunk out, and the answer ends well all the same."""
     refused = call(stream_options={"include_usage": False})
     transcript, ending = folded(await collect(scripted(), refused))
     assert transcript.usage is None
@@ -120,9 +120,11 @@ async def test_scripted_usage_refused() -> None:
         ("malformed", "upstream_malformed"),
     ],
 )
-async def test_scripted_failures(fail_with: str, code: str, after: int, text: str) -> None:
-    """It fails in the way it is told to, after the tokens it is told to say first, and never
-    finishes."""
+async def test_a_failure_comes_after_the_tokens_it_is_set_to(
+    fail_with: str, code: str, after: int, text: str
+) -> None:
+    """Each way to fail has its own code, keeps the tokens before it and brings no finish
+    reason."""
     agent = scripted(reply="a b c", fail_after_tokens=after, fail_with=fail_with)
     transcript, ending = folded(await collect(agent))
     assert transcript.choices()[0].message["content"] == text
@@ -131,8 +133,8 @@ async def test_scripted_failures(fail_with: str, code: str, after: int, text: st
     assert ending.failure.code == code
 
 
-async def test_scripted_reset() -> None:
-    """A reset is what a broken connection is, after the tokens."""
+async def test_a_reset_is_reported_as_a_broken_connection() -> None:
+    """The failure names the agent, and the tokens before it stand."""
     agent = scripted(reply="a b c", fail_after_tokens=2, fail_with="reset")
     transcript, ending = folded(await collect(agent))
     message = "The connection to the backend of agent 'demo' broke."
@@ -140,8 +142,8 @@ async def test_scripted_reset() -> None:
     assert transcript.choices()[0].message["content"] == "a b"
 
 
-async def test_scripted_stall() -> None:
-    """A stall says its tokens and then nothing, and can be left."""
+async def test_a_stalled_answer_falls_silent_and_can_be_left() -> None:
+    """After its tokens nothing comes, and whoever waits can leave."""
     agent = scripted(reply="a b c", fail_after_tokens=2, fail_with="stall")
     reads: list[Sequence[Event]] = []
     with pytest.raises(TimeoutError):
@@ -151,8 +153,9 @@ async def test_scripted_stall() -> None:
     assert folded(reads)[0].choices()[0].message["content"] == "a b"
 
 
-async def test_scripted_pace() -> None:
-    """No word comes before its time, counted from the start, so that the pace doesn't drift."""
+async def test_the_pace_doesnt_drift() -> None:
+    """No word comes before its time, which is counted from the start and not from the word
+    before."""
     agent = scripted(reply="a b c d", tokens_per_second=50, first_token_delay_seconds=0.05)
     started = time.monotonic()
     moments: list[float] = []
@@ -166,8 +169,8 @@ async def test_scripted_pace() -> None:
     assert words[-1] < 1.0
 
 
-async def test_scripted_stops_when_left() -> None:
-    """Whoever leaves in the middle leaves nothing running."""
+async def test_an_answer_that_was_left_yields_nothing_more() -> None:
+    """Leaving in the middle closes the generator behind the answer."""
     agent = scripted(reply="a b c")
     async with agent.open(call()) as answer:
         await answer.read()

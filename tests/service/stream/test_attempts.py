@@ -225,17 +225,17 @@ WHOLE = [*received(text_chunk("Hi"), finish_chunk()), UpstreamFinished()]
 # --- one attempt ----------------------------------------------------------------------------------
 
 
-async def test_answer(announced: list[Event]) -> None:
-    """An agent that answers is asked once, which goes without saying, and every event comes in
-    order."""
+async def test_an_agent_that_answers_is_asked_once(announced: list[Event]) -> None:
+    """Every event comes in order; the first attempt is no event, since a session begins with
+    it."""
     agent = FakeAgent("a", ANSWER, retries=5)
     assert await ask(agent, announced=announced) == WHOLE
     assert agent.asked == 1
     assert announced == []
 
 
-async def test_what_came_together_stays_together() -> None:
-    """Each read gives the events of one socket read; those that bring none are passed over."""
+async def test_each_read_gives_the_events_of_one_socket_read() -> None:
+    """Socket reads that complete no event are passed over."""
     agent = FakeAgent(
         "a",
         [
@@ -256,8 +256,8 @@ async def test_what_came_together_stays_together() -> None:
     await upstream.close()
 
 
-async def test_end_without_done() -> None:
-    """A body that just ends is reported as incomplete; the session knows if that is enough."""
+async def test_a_body_that_just_ends_is_reported_as_incomplete() -> None:
+    """Only the session knows if its finish reasons make that a good end."""
     events = await ask(FakeAgent("a", [event(text_chunk("Hi"), finish_chunk())]))
     assert events[:-1] == received(text_chunk("Hi"), finish_chunk())
     assert isinstance(events[-1], UpstreamFailed)
@@ -277,8 +277,8 @@ async def test_end_without_done() -> None:
         chunk({}, "length", index=3),
     ],
 )
-async def test_first_token(payload: Any) -> None:
-    """Any text, any other field of a delta, or a finish reason ends the wait for the first token."""
+async def test_a_text_another_field_or_a_finish_reason_is_a_first_token(payload: Any) -> None:
+    """Each of these ends the wait for the first token."""
     agent = FakeAgent("a", [event(payload), HANG], first_token_seconds=5)
     upstream = attempts_of(agent)
     assert await upstream.read() == received(payload)
@@ -300,16 +300,16 @@ async def test_first_token(payload: Any) -> None:
         {"choices": [], "prompt_filter_results": [1]},
     ],
 )
-async def test_not_yet_a_token(payload: Any) -> None:
-    """What says nothing is held back, and handed out with the first token."""
+async def test_what_is_no_token_is_held_back_until_the_first_comes(payload: Any) -> None:
+    """Roles, empty deltas and heartbeats are handed out together with the first token."""
     agent = FakeAgent("a", [event(payload), event(payload), event(text_chunk("Hi")), HANG])
     upstream = attempts_of(agent)
     assert await upstream.read() == received(payload, payload, text_chunk("Hi"))
     await upstream.close()
 
 
-async def test_empty_answer() -> None:
-    """`[DONE]` without a token is an answer, if an empty one: nobody else is asked."""
+async def test_done_without_a_token_is_an_answer() -> None:
+    """After an empty answer that ended well nobody else is asked."""
     agent, fallback = FakeAgent("a", [event(ROLE), DONE], retries=3), FakeAgent("b", ANSWER)
     assert await ask(agent, fallback) == [*received(ROLE), UpstreamFinished()]
     assert (agent.asked, fallback.asked) == (1, 0)
@@ -320,9 +320,10 @@ async def test_empty_answer() -> None:
 
 @pytest.mark.usefixtures("no_back_off")
 @pytest.mark.parametrize("retries", [0, 1, 3])
-async def test_number_of_attempts(retries: int, announced: list[Event]) -> None:
-    """An agent is asked once and `retries` times more, each of those announced, and the last
-    failure is what is reported."""
+async def test_an_agent_is_asked_once_and_retries_times_more(
+    retries: int, announced: list[Event]
+) -> None:
+    """Each retry is announced, and the last failure is the one reported."""
     attempts: list[list[Step]] = [
         [AgentError(Failure("upstream_error", f"No. {n}"), is_retryable=True)] for n in range(9)
     ]
@@ -348,7 +349,7 @@ async def test_number_of_attempts(retries: int, announced: list[Event]) -> None:
         [event({"a": "x" * 2000})],
     ],
 )
-async def test_retry_leaves_no_trace(failed: list[Step]) -> None:
+async def test_a_retry_leaves_no_trace_of_the_attempt_before(failed: list[Step]) -> None:
     """An attempt that broke before its first token is forgotten, held chunks and all."""
     second = {**ROLE, "id": "second"}
     answer = [event(second), *ANSWER]
@@ -378,8 +379,10 @@ async def test_what_will_not_pass_is_not_retried(failed: list[Step]) -> None:
 @pytest.mark.parametrize(
     ("seconds", "asked"), [(0.0, 2), (LONGEST_RETRY_WAIT_SECONDS, 2), (8.1, 1)]
 )
-async def test_retry_after_has_a_limit(seconds: float, asked: int) -> None:
-    """An agent that asks for more than 8 s isn't asked again; the client is told the time."""
+async def test_a_retry_after_of_more_than_8_seconds_ends_the_retries(
+    seconds: float, asked: int
+) -> None:
+    """The client is told the time that the agent asked for."""
     agent = FakeAgent("a", [busy(seconds)], [busy(seconds)], retries=1)
     (ending,) = await ask(agent)
     assert isinstance(ending, UpstreamFailed)
@@ -387,7 +390,7 @@ async def test_retry_after_has_a_limit(seconds: float, asked: int) -> None:
     assert agent.asked == asked
 
 
-async def test_retry_after_is_obeyed() -> None:
+async def test_a_retry_after_is_obeyed() -> None:
     """The wait is what the agent asked for, here longer than any first back-off (0.25 to 0.5 s)."""
     agent = FakeAgent("a", [busy(0.6)], ANSWER, retries=1)
     started = time.monotonic()
@@ -395,8 +398,8 @@ async def test_retry_after_is_obeyed() -> None:
     assert time.monotonic() - started >= 0.59
 
 
-async def test_back_off() -> None:
-    """Without a `Retry-After`, the first retry waits for a quarter of a second at least."""
+async def test_the_first_retry_waits_a_quarter_of_a_second_at_least() -> None:
+    """This is the back-off's wait, for an agent that names none."""
     agent = FakeAgent("a", [busy()], ANSWER, retries=1)
     started = time.monotonic()
     assert await ask(agent) == WHOLE
@@ -425,15 +428,15 @@ async def test_nothing_is_retried_after_the_first_token(broken: list[Step], code
     assert (agent.asked, fallback.asked) == (1, 0)
 
 
-async def test_connection_breaks_right_after_an_event() -> None:
-    """A whole event without its blank line is kept; how the connection ended is the agent's word."""
+async def test_an_event_right_before_a_break_is_kept() -> None:
+    """A whole event counts without its blank line, and the failure is the connection's."""
     agent = FakeAgent("a", [event(text_chunk("Hi")), event(text_chunk("you"))[:-2], BROKE])
     events = await ask(agent)
     assert events == [*received(text_chunk("Hi"), text_chunk("you")), UpstreamFailed(BROKE.failure)]
 
 
-async def test_connection_breaks_right_after_done() -> None:
-    """An answer that said `[DONE]`, with or without its blank line, has ended well."""
+async def test_a_break_right_after_done_is_a_good_end() -> None:
+    """`[DONE]` counts with or without its blank line."""
     assert (
         await ask(FakeAgent("a", [event(text_chunk("Hi"), finish_chunk()), DONE[:-2], BROKE]))
         == WHOLE
@@ -444,8 +447,8 @@ async def test_connection_breaks_right_after_done() -> None:
 
 
 @pytest.mark.usefixtures("no_back_off")
-async def test_fallbacks_in_order(announced: list[Event]) -> None:
-    """Each agent has its own retries; the next is asked when they are used up."""
+async def test_fallbacks_are_asked_in_order_each_with_its_retries(announced: list[Event]) -> None:
+    """The next agent is asked when the retries of the one before are used up."""
     first = FakeAgent("a", [busy()], [busy()], retries=1)
     second = FakeAgent("b", [refusal()], retries=2)
     third = FakeAgent("c", [busy()], [busy()], ANSWER, retries=2)
@@ -458,7 +461,8 @@ async def test_fallbacks_in_order(announced: list[Event]) -> None:
 
 @pytest.mark.usefixtures("no_back_off")
 async def test_every_attempt_is_announced_with_how_it_went() -> None:
-    """Watchers hear of each attempt once: whose it was, which of that agent's, and why it failed."""
+    """Watchers learn of each attempt once: whose it was, which of that agent's, and why it
+    failed."""
     first = FakeAgent("a", [busy()], [busy()], retries=1)
     second = FakeAgent("b", ANSWER)
     watcher = Tries()
@@ -469,8 +473,8 @@ async def test_every_attempt_is_announced_with_how_it_went() -> None:
 
 
 @pytest.mark.usefixtures("no_back_off")
-async def test_all_fail() -> None:
-    """The last agent's failure is the one reported."""
+async def test_the_last_agents_failure_is_the_one_reported() -> None:
+    """What the agents before it failed with isn't shown."""
     agents = [FakeAgent("a", [refusal("upstream_unreachable")]), FakeAgent("b", [refusal()])]
     assert await ask(*agents) == [UpstreamFailed(refusal().failure)]
 
@@ -493,16 +497,16 @@ SHORT = 0.05
 @pytest.mark.parametrize(
     "silent", [[HANG], [OPENED, HANG], [event(ROLE), HANG], [b"data: {", HANG]]
 )
-async def test_first_token_timeout_goes_to_the_fallback(silent: list[Step]) -> None:
-    """An agent that says nothing in time, in whatever phase, isn't asked again; the next one is."""
+async def test_a_first_token_timeout_goes_to_the_fallback(silent: list[Step]) -> None:
+    """An agent without a token in time, in whatever phase, isn't asked again; the next one is."""
     agent = FakeAgent("a", silent, ANSWER, retries=3, first_token_seconds=SHORT)
     fallback = FakeAgent("b", ANSWER)
     assert await ask(agent, fallback) == WHOLE
     assert (agent.asked, fallback.asked) == (1, 1)
 
 
-async def test_first_token_timeout_of_the_last() -> None:
-    """With nobody left, the deadline itself is reported, with the agent's name and the figure."""
+async def test_the_last_agents_first_token_timeout_is_reported() -> None:
+    """The message names the agent and the figure."""
     (ending,) = await ask(FakeAgent("slow", [HANG], first_token_seconds=SHORT))
     message = "The agent 'slow' said nothing within 0.05 s."
     expected = DeadlineExpired(Failure("first_token_timeout", message, type="timeout_error"))
@@ -510,7 +514,7 @@ async def test_first_token_timeout_of_the_last() -> None:
 
 
 async def test_heartbeats_do_not_feed_the_first_token_deadline() -> None:
-    """An upstream that only ever says it is alive is too slow all the same."""
+    """An upstream that only ever shows that it is alive is too slow all the same."""
 
     class Heartbeats(FakeAgent):
         async def _body(self, steps: Iterator[Step]) -> Any:
@@ -523,8 +527,8 @@ async def test_heartbeats_do_not_feed_the_first_token_deadline() -> None:
     assert ending.failure.code == "first_token_timeout"
 
 
-async def test_no_first_token_deadline_after_the_first_token() -> None:
-    """Once it spoke, an agent may pause longer than that; its silence is the session's to judge."""
+async def test_after_its_first_token_an_agent_may_pause_longer() -> None:
+    """Silence after the first token is the session's to judge."""
 
     class Slow(FakeAgent):
         async def _body(self, steps: Iterator[Step]) -> Any:
@@ -536,8 +540,8 @@ async def test_no_first_token_deadline_after_the_first_token() -> None:
 
 
 @pytest.mark.usefixtures("no_back_off")
-async def test_other_timeouts_are_deadlines_too() -> None:
-    """An agent that could not even be connected to in time is retried, then reported as such."""
+async def test_a_connect_timeout_is_retried_and_then_a_deadline() -> None:
+    """Every failure whose code names a timeout ends the session as a deadline does."""
     error = refusal("connect_timeout", is_retryable=True)
     agent = FakeAgent("a", [error], [error], retries=1)
     assert await ask(agent) == [DeadlineExpired(error.failure)]
@@ -557,8 +561,8 @@ async def test_other_timeouts_are_deadlines_too() -> None:
         [event(text_chunk("Hi")) + b"data: ", HANG],
     ],
 )
-async def test_cancelled_while_waiting(steps: list[Step]) -> None:
-    """Whatever a read was waiting for, after its cancellation `close` leaves nothing open."""
+async def test_closing_after_a_cancelled_read_leaves_nothing_open(steps: list[Step]) -> None:
+    """This holds whatever the read was waiting for, and nobody else is asked."""
     agent = FakeAgent("a", steps, retries=3)
     fallback = FakeAgent("b", ANSWER)
     upstream = attempts_of(agent, fallback)
@@ -572,8 +576,8 @@ async def test_cancelled_while_waiting(steps: list[Step]) -> None:
     assert (agent.asked, fallback.asked) == (1, 0)
 
 
-async def test_cancelled_during_back_off() -> None:
-    """A cancelled wait between attempts ends the asking: nobody else is tried."""
+async def test_a_cancelled_wait_between_attempts_ends_the_asking() -> None:
+    """Neither the agent nor its fallback is asked again."""
     agent, fallback = FakeAgent("a", [busy(5.0)], ANSWER, retries=1), FakeAgent("b", ANSWER)
     upstream = attempts_of(agent, fallback)
     reading = asyncio.create_task(upstream.read())
@@ -588,8 +592,8 @@ async def test_cancelled_during_back_off() -> None:
     assert (agent.asked, fallback.asked) == (1, 0)
 
 
-async def test_closed_in_the_middle() -> None:
-    """`close` closes an answer that is still going on, at once, and twice is as good as once."""
+async def test_closing_ends_an_answer_that_still_goes_on() -> None:
+    """`close` does so at once, and twice is as good as once."""
     agent = FakeAgent("a", [event(text_chunk("Hi")), HANG])
     upstream = attempts_of(agent)
     await upstream.read()
@@ -599,8 +603,8 @@ async def test_closed_in_the_middle() -> None:
     await upstream.close()
 
 
-async def test_closed_before_anything() -> None:
-    """An upstream that was never read has nothing to close."""
+async def test_closing_what_was_never_read_closes_nothing() -> None:
+    """Before the first read nobody was asked."""
     agent = FakeAgent("a", ANSWER)
     await attempts_of(agent).close()
     assert agent.asked == 0

@@ -71,7 +71,9 @@ async def silent_until_closed(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize("rudely", [False, True])
-async def test_leaving_mid_stream(service: Service, backend: Backend, rudely: bool) -> None:
+async def test_leaving_mid_stream_closes_the_upstream_and_keeps_the_text(
+    service: Service, backend: Backend, rudely: bool
+) -> None:
     """The upstream is closed within a second, and what was received is kept as partial."""
     backend.script = talk_until_closed
     client = await RawClient.ask(service)
@@ -91,10 +93,10 @@ async def test_leaving_mid_stream(service: Service, backend: Backend, rudely: bo
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_leaving_before_the_first_token(
+async def test_leaving_before_the_first_token_stops_the_upstream_too(
     service: Service, backend: Backend, stream: bool
 ) -> None:
-    """A client that leaves while nothing was said yet stops the upstream too, streaming or not."""
+    """This holds streaming or not, and the completion is kept without a message."""
     backend.script = silent_until_closed
     client = await RawClient.ask(service, stream=stream)
     while not backend.exchanges:
@@ -106,8 +108,10 @@ async def test_leaving_before_the_first_token(
     assert (record.state, record.choices) == (State.CLIENT_GONE, ())
 
 
-async def test_leaving_while_the_upstream_connects(service: Service, backend: Backend) -> None:
-    """Also before the upstream has answered at all."""
+async def test_leaving_before_the_upstream_answers_stops_it_too(
+    service: Service, backend: Backend
+) -> None:
+    """The connection is closed while its response is still awaited."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.client_closed.wait()
@@ -122,8 +126,10 @@ async def test_leaving_while_the_upstream_connects(service: Service, backend: Ba
         await backend.exchanges[0].client_closed.wait()
 
 
-async def test_leaving_under_finish(backend: Backend, make_service: ServiceMaker) -> None:
-    """Under `finish` the upstream may end, and the whole answer is kept, with the moment noted."""
+async def test_under_finish_the_upstream_may_end(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """The whole answer is kept, and so is the moment when the client left."""
     left = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -165,8 +171,10 @@ async def test_an_agent_may_have_its_own_policy(
     assert (await service.kept.one()).choices[0].message["content"] == "a b c d e f g h"
 
 
-async def test_leaving_between_the_last_chunk_and_done(service: Service, backend: Backend) -> None:
-    """A client that leaves once the answer was complete changes nothing about it."""
+async def test_leaving_once_the_answer_is_whole_changes_nothing_about_it(
+    service: Service, backend: Backend
+) -> None:
+    """The finish reason has come and `[DONE]` hasn't."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -194,9 +202,11 @@ async def flood(exchange: Exchange) -> None:
         sent += len(data)
 
 
-async def test_stalled_reader_has_left(backend: Backend, make_service: ServiceMaker) -> None:
-    """A client that takes nothing for `send_timeout_seconds` has left; until then its
-    back-pressure holds the upstream, and what was received is kept."""
+async def test_a_client_that_takes_nothing_has_left(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """Until `send_timeout_seconds` are over its back-pressure holds the upstream, and what was
+    received is kept."""
     backend.script = flood
     service = await make_service(
         agent_for(backend),
@@ -215,7 +225,8 @@ async def test_stalled_reader_has_left(backend: Backend, make_service: ServiceMa
 async def test_the_kernel_gives_up_a_client_that_is_cut_off(
     backend: Backend, make_service: ServiceMaker
 ) -> None:
-    """One whose machine acknowledges nothing any more, within `send_timeout_seconds` too."""
+    """A client whose machine acknowledges nothing any more is given up within
+    `send_timeout_seconds` too."""
     backend.script = silent_until_closed
     sse = SseConfig(keep_alive_interval_seconds=0.05, send_timeout_seconds=7.0)
     service = await make_service(agent_for(backend), sse=sse)
@@ -252,8 +263,10 @@ async def _second(service: Service) -> Any:
     return service.kept.records[1]
 
 
-async def test_nothing_is_left_behind(service: Service, backend: Backend) -> None:
-    """After clients left, no relay is left and no task of one."""
+async def test_clients_that_left_leave_no_relay_and_no_task(
+    service: Service, backend: Backend
+) -> None:
+    """Ten clients that leave in the middle make ten records, and nothing of theirs runs on."""
     backend.script = talk_until_closed
     clients = [await RawClient.ask(service) for _ in range(10)]
     for client in clients:

@@ -79,11 +79,11 @@ BREAKS: list[tuple[Script, str]] = [
 
 
 @pytest.mark.parametrize(("break_off", "code"), BREAKS)
-async def test_break_mid_stream(
+async def test_a_break_mid_stream_keeps_the_words_and_is_told_truthfully(
     backend: Backend, make_service: ServiceMaker, break_off: Script, code: str
 ) -> None:
-    """After some words, whatever breaks: the client keeps them, is told the truth, sees no
-    `[DONE]` and no finish reason; the row holds the same words, as partial."""
+    """The client keeps the words before the break and sees neither `[DONE]` nor a finish reason;
+    the row holds the same words, as partial."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -109,11 +109,11 @@ async def test_break_mid_stream(
 
 @pytest.mark.parametrize(("break_off", "code"), BREAKS)
 @pytest.mark.parametrize("stream", [True, False])
-async def test_break_before_the_first_token(
+async def test_a_break_before_the_first_token_is_an_http_error(
     backend: Backend, make_service: ServiceMaker, break_off: Script, code: str, stream: bool
 ) -> None:
-    """Before the first token the same breaks are an HTTP error, streaming or not; a role and
-    comments don't count as tokens. The failed completion is kept."""
+    """This holds streaming or not, a role and comments count as no token, and the failed
+    completion is kept."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -153,7 +153,7 @@ async def test_break_before_the_first_token(
         (503, {"error": {"message": "Loading model", "code": 503}}, "503", "Loading model"),
     ],
 )
-async def test_upstreams_own_refusals(
+async def test_a_refusal_is_passed_on_with_its_status_message_and_code(
     backend: Backend,
     make_service: ServiceMaker,
     stream: bool,
@@ -162,7 +162,7 @@ async def test_upstreams_own_refusals(
     code: str,
     message: str | None,
 ) -> None:
-    """An upstream's refusal is passed on with its status, message and code, and `Retry-After`."""
+    """The upstream's `Retry-After` goes along."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.json(status, body, Retry_After="7")
@@ -185,10 +185,10 @@ async def test_upstreams_own_refusals(
         (b"<html>Hello</html>", "upstream_malformed"),
     ],
 )
-async def test_two_hundred_that_is_no_stream(
+async def test_a_200_that_is_no_stream_is_a_failure(
     backend: Backend, make_service: ServiceMaker, body: bytes, code: str
 ) -> None:
-    """A 200 with an empty body, an error's JSON, or something else entirely has failed."""
+    """The body may be empty, an error's JSON, or something else entirely."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start(200, "application/json")
@@ -201,10 +201,10 @@ async def test_two_hundred_that_is_no_stream(
     assert (streamed.status, streamed.error["code"]) == (502, code)
 
 
-async def test_error_after_every_finish_reason(
+async def test_an_error_after_every_finish_reason_is_a_failure(
     backend: Backend, make_service: ServiceMaker
 ) -> None:
-    """An explicit error is a failure even after the finish reason; the message is whole."""
+    """The message is whole all the same."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -221,8 +221,10 @@ async def test_error_after_every_finish_reason(
     assert (record.state, record.finish_reason, record.whole) == (State.FAILED, "stop", True)
 
 
-async def test_nobody_listens(make_service: ServiceMaker, backend: Backend) -> None:
-    """A backend that isn't there is `upstream_unreachable`."""
+async def test_a_backend_that_isnt_there_is_unreachable(
+    make_service: ServiceMaker, backend: Backend
+) -> None:
+    """The client gets a 502 with `upstream_unreachable`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     service = await make_service(agent_for(backend, base_url=f"http://127.0.0.1:{port}/v1"))
@@ -230,8 +232,10 @@ async def test_nobody_listens(make_service: ServiceMaker, backend: Backend) -> N
     assert (streamed.status, streamed.error["code"]) == (502, "upstream_unreachable")
 
 
-async def test_first_token_deadline(backend: Backend, make_service: ServiceMaker) -> None:
-    """A backend that says 200 and comments but no token runs into the first-token deadline."""
+async def test_a_backend_without_a_token_runs_into_its_deadline(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """A 200 and comments are no token; the client gets a 504 with `first_token_timeout`."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -246,9 +250,11 @@ async def test_first_token_deadline(backend: Backend, make_service: ServiceMaker
     assert (streamed.status, streamed.error["code"]) == (504, "first_token_timeout")
 
 
-async def test_idle_deadline(backend: Backend, make_service: ServiceMaker) -> None:
-    """Silence between tokens ends the stream with its own code; comments don't feed it; the
-    upstream is closed and the words before are kept."""
+async def test_silence_between_tokens_ends_the_stream(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """Comments don't feed the idle deadline, the upstream is closed, and the words before are
+    kept."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -266,8 +272,10 @@ async def test_idle_deadline(backend: Backend, make_service: ServiceMaker) -> No
     assert (await service.kept.one()).choices[0].message["content"] == "Hel"
 
 
-async def test_total_deadline(make_service: ServiceMaker) -> None:
-    """However lively, a completion ends at `total_seconds`."""
+async def test_a_completion_ends_at_total_seconds_however_lively(
+    make_service: ServiceMaker,
+) -> None:
+    """The words up to then are kept as the client saw them."""
     agent = ScriptedAgentConfig(
         name="demo", kind="scripted", tokens_per_second=50, timeouts=Timeouts(total_seconds=0.3)
     )
@@ -278,7 +286,9 @@ async def test_total_deadline(make_service: ServiceMaker) -> None:
     assert record.choices[0].message["content"] == streamed.text != ""
 
 
-async def test_retry_leaves_no_trace(backend: Backend, make_service: ServiceMaker) -> None:
+async def test_a_retry_leaves_no_trace_at_the_client(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
     """A failure before the first token is retried; the client sees one clean answer."""
 
     async def flaky(exchange: Exchange) -> None:
@@ -295,7 +305,9 @@ async def test_retry_leaves_no_trace(backend: Backend, make_service: ServiceMake
     assert len(backend.exchanges) == 2
 
 
-async def test_no_retry_after_the_first_token(backend: Backend, make_service: ServiceMaker) -> None:
+async def test_nothing_is_retried_once_a_word_was_shown(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
     """Once a word was shown the upstream's failure is the stream's end."""
 
     async def script(exchange: Exchange) -> None:
@@ -309,8 +321,10 @@ async def test_no_retry_after_the_first_token(backend: Backend, make_service: Se
     assert len(backend.exchanges) == 1
 
 
-async def test_fallback_answers(backend: Backend, make_service: ServiceMaker) -> None:
-    """Where the first agent fails before its first token, its fallback answers; the row says who."""
+async def test_a_fallback_answers_where_the_first_agent_fails(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """The row names the agent that answered."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.json(503, {"error": {"message": "Loading"}})
@@ -345,8 +359,10 @@ async def test_a_fallback_uses_its_own_model(backend: Backend, make_service: Ser
 
 
 @pytest.mark.parametrize("fail_with", ["reset", "error", "truncate", "malformed"])
-async def test_scripted_failures(make_service: ServiceMaker, fail_with: Any) -> None:
-    """The built-in agent can be told to fail after some words; they are kept."""
+async def test_words_before_a_scripted_failure_are_kept(
+    make_service: ServiceMaker, fail_with: Any
+) -> None:
+    """The built-in agent can be told to fail in each of these ways."""
     agent = ScriptedAgentConfig(
         name="demo",
         kind="scripted",
@@ -363,8 +379,10 @@ async def test_scripted_failures(make_service: ServiceMaker, fail_with: Any) -> 
     assert record.choices[0].message["content"] == "one two"
 
 
-async def test_nesting_is_limited(backend: Backend, make_service: ServiceMaker) -> None:
-    """A chunk nested more deeply than we can follow is malformed; the words before it are kept."""
+async def test_a_chunk_nested_too_deeply_is_malformed(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """The words before such a chunk are kept."""
     deep = b'{"choices":[{"index":0,"delta":{"x":' + b"[" * 900 + b"]" * 900 + b"}}]}"
 
     async def script(exchange: Exchange) -> None:

@@ -14,11 +14,11 @@ from tests.statemachine.conftest import asked
 PING = b": keep-alive\n"
 
 
-async def test_pings_before_and_between_tokens(
+async def test_silence_brings_comments_on_event_boundaries(
     backend: Backend, make_service: ServiceMaker
 ) -> None:
-    """Silence brings comments on event boundaries, each ending in one newline; the text between
-    them is untouched."""
+    """Each comment ends in one newline, before and between tokens, and the text around it is
+    untouched."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -39,7 +39,7 @@ async def test_pings_before_and_between_tokens(
     assert (streamed.text, streamed.is_done) == ("Hello", True)
 
 
-async def test_first_ping_commits_the_200(backend: Backend, make_service: ServiceMaker) -> None:
+async def test_the_first_ping_commits_the_200(backend: Backend, make_service: ServiceMaker) -> None:
     """Before the first ping a failure is an HTTP status; after it, an error event."""
 
     async def script(exchange: Exchange) -> None:
@@ -84,8 +84,10 @@ async def test_plain_requests_get_no_pings(backend: Backend, make_service: Servi
     assert body.startswith(b"{")
 
 
-async def test_a_ping_finds_out_who_left(backend: Backend, make_service: ServiceMaker) -> None:
-    """Pings don't feed the upstream's deadlines: a silent model still runs into its own."""
+async def test_pings_dont_feed_the_first_token_deadline(
+    backend: Backend, make_service: ServiceMaker
+) -> None:
+    """A silent model runs into its own deadline however many pings went out."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -102,8 +104,8 @@ async def test_a_ping_finds_out_who_left(backend: Backend, make_service: Service
     assert (await service.kept.one()).state is State.FAILED
 
 
-def test_interval_by_the_clock() -> None:
-    """With the clock in hand: nothing at 14.999 s of silence, a ping at 15, the next at 30."""
+def test_a_ping_is_due_after_exactly_an_interval_of_silence() -> None:
+    """At 14.999 s of silence nothing is due, at 15 s a ping, and the next at 30 s."""
     with freeze_time("2026-01-01 12:00:00") as clock:
         session = StreamSession(
             asked(created_at=time.time()), SessionPolicy(keep_alive_interval_seconds=15.0)

@@ -161,7 +161,7 @@ async def test_a_stream_whose_attempts_all_failed_is_free(
 async def test_a_stream_from_the_built_in_agent_is_free_once_it_has_ended(
     make_service: ServiceMaker, fields: Any, state: str
 ) -> None:
-    """Its generator is closed with the answer, also in the middle of a wait."""
+    """The answer's generator is closed with it, also in the middle of a wait."""
     agent = ScriptedAgentConfig(
         name="demo", kind="scripted", reply="a b c", tokens_per_second=20, **fields
     )

@@ -223,8 +223,8 @@ def words(*texts: str) -> list[Event]:
     return [ChunkReceived(text_chunk(text)) for text in texts]
 
 
-async def test_text_that_came_past_the_task() -> None:
-    """Text handed over while the task waits is sent at once, in its place, and is kept."""
+async def test_chunks_past_the_task_are_sent_at_once_and_kept() -> None:
+    """Repeats handed over while the task waits are sent in their place, and are in the record."""
     stage = Stage().start()
     stage.upstream.say(*words("a"))
     await stage.settle()
@@ -241,7 +241,7 @@ async def test_text_that_came_past_the_task() -> None:
 
 @pytest.mark.parametrize("event", [ClientLeft(), StopRequested(), DrainExpired()])
 async def test_nothing_comes_past_the_task_after_the_end(event: Event) -> None:
-    """Once the session has ended, nobody says that text could be sent."""
+    """Once the session has ended, the relay is no longer clear."""
     stage = Stage().start()
     stage.upstream.say(*words("a"))
     await stage.settle()
@@ -253,7 +253,8 @@ async def test_nothing_comes_past_the_task_after_the_end(event: Event) -> None:
 
 
 async def test_a_first_token_past_the_task_starts_the_idle_deadline() -> None:
-    """Also where the chunks before it said nothing, the model's next silence is noticed."""
+    """Where the chunks before it were empty, the model's silence after it is noticed all the
+    same."""
     with freeze_time("2026-01-01 12:00:00") as clock:
         stage = Stage(SessionPolicy(idle_seconds=5.0, keep_alive_interval_seconds=None)).start()
         stage.upstream.say(*words(""))
@@ -288,8 +289,8 @@ async def test_a_fault_of_our_own_past_the_task_keeps_the_text() -> None:
 
 @pytest.mark.parametrize("fate", ["whole", "failed", "left", "cancelled", "not saved"])
 async def test_moments_are_announced_once_and_in_order(fate: str) -> None:
-    """Whatever becomes of a completion, watchers hear of its beginning first and of its closing last;
-    one that raises keeps neither the others nor the answer from going on."""
+    """Whatever becomes of a completion, its beginning is announced first and its closing last, and
+    a watcher that raises holds up neither the others nor the answer."""
     stage = Stage(limits=RelayLimits(60.0, 0.05), watchers=[Broken()])
     stage.saver.is_slow = fate == "not saved"
     stage.start().upstream.say(*words("a"), *words("b"))
@@ -315,7 +316,7 @@ async def test_moments_are_announced_once_and_in_order(fate: str) -> None:
 
 
 async def test_a_save_that_comes_late_is_announced_late() -> None:
-    """A commit after the client was told the end is a moment like any other."""
+    """A commit after the client got its end is a moment like any other."""
     stage = Stage(limits=RelayLimits(60.0, 0.05))
     stage.saver.is_slow = True
     stage.start().upstream.say(*words("a"), UpstreamFinished())
@@ -326,8 +327,8 @@ async def test_a_save_that_comes_late_is_announced_late() -> None:
     assert stage.noted.moments[-1] == "saved chatcmpl-1"
 
 
-async def test_order_of_a_whole_life() -> None:
-    """Chunks of one read leave in one write; the record is saved before done is said."""
+async def test_chunks_of_one_read_leave_together_and_done_comes_last() -> None:
+    """The record is saved and the upstream closed."""
     stage = Stage().start()
     stage.upstream.say(*words("a", "b"))
     await stage.settle()
@@ -357,8 +358,9 @@ async def test_pings_follow_the_clock() -> None:
         assert (await stage.end()).state is State.COMPLETED
 
 
-async def test_idle_deadline_follows_the_clock() -> None:
-    """The timer set for the next ping is brought forward by the first token's idle deadline."""
+async def test_the_first_token_brings_the_timer_forward() -> None:
+    """The timer that was set for the next ping fires for the idle deadline, which is due
+    earlier."""
     with freeze_time("2026-01-01 12:00:00") as clock:
         policy = SessionPolicy(keep_alive_interval_seconds=300.0, idle_seconds=20.0)
         stage = Stage(policy).start()
@@ -376,7 +378,8 @@ async def test_idle_deadline_follows_the_clock() -> None:
     [(StopRequested(), []), (DrainExpired(), ["error draining"]), (ClientLeft(), [])],
 )
 async def test_outside_events_interrupt_a_silent_upstream(event: Event, calls: list[str]) -> None:
-    """An ending from outside doesn't wait for the upstream's next word, and closes it."""
+    """An ending from outside doesn't wait for the upstream's next chunk, and closes the
+    upstream."""
     stage = Stage().start()
     stage.upstream.say(*words("a"))
     await stage.settle()
@@ -388,15 +391,15 @@ async def test_outside_events_interrupt_a_silent_upstream(event: Event, calls: l
 
 
 @pytest.mark.parametrize("event", [StopRequested(), ClientLeft()])
-async def test_an_end_before_the_relay_ran(event: Event) -> None:
-    """A client that leaves in the very moment its relay is made is saved like any other."""
+async def test_an_end_before_the_relay_ran_is_saved_like_any_other(event: Event) -> None:
+    """A client may leave in the very moment its relay is made."""
     stage = Stage().start()
     stage.relay.post(event)
     assert (await stage.end()).state is State.CLIENT_GONE
 
 
-async def test_interrupting_a_stalled_write() -> None:
-    """An ending from outside breaks a write that the client holds up; the record doesn't wait."""
+async def test_an_end_from_outside_breaks_a_stalled_write() -> None:
+    """The record doesn't wait for the client that holds the write up."""
     stage = Stage(limits=RelayLimits(60.0, 0.2, farewell_seconds=0.2)).start()
     stage.writer.free.clear()
     stage.upstream.say(*words("a"))
@@ -473,8 +476,8 @@ async def test_a_ping_that_finds_the_client_gone_ends_the_session() -> None:
     assert stage.upstream.closed
 
 
-async def test_breaks_off_after_the_finish_reason() -> None:
-    """An upstream that breaks after every finish reason has ended well; an error it names has not."""
+async def test_an_upstream_that_breaks_after_its_reason_has_ended_well() -> None:
+    """A connection that breaks after every finish reason has left nothing out."""
     broken = UpstreamFailed(Failure("upstream_incomplete", "It broke."))
     stage = Stage().start()
     stage.upstream.say(*words("a"), ChunkReceived(finish_chunk()), broken)
@@ -503,7 +506,7 @@ async def test_a_ping_that_comes_with_the_end_does_not_cut_a_slow_client_off() -
 
 @pytest.mark.parametrize("breaks", ["read", "write", "ping"])
 async def test_a_fault_of_our_own_keeps_the_text(breaks: str) -> None:
-    """A mistake in our own code fails the completion; its words are saved and the client told."""
+    """A mistake in our own code fails the completion, whose text is saved all the same."""
     stage = Stage(SessionPolicy(keep_alive_interval_seconds=0.05)).start()
     stage.upstream.say(*words("a"))
     await stage.settle()
@@ -519,7 +522,7 @@ async def test_a_fault_of_our_own_keeps_the_text(breaks: str) -> None:
     assert record.choices[0].message["content"] in ("a", "ab")
 
 
-async def test_effects_survive_a_broken_effect() -> None:
+async def test_the_record_is_saved_though_the_clients_side_breaks() -> None:
     """Even if the client's side breaks in an unforeseen way at the very end, the record is saved."""
     stage = Stage().start()
     stage.writer.fails = ZeroDivisionError()

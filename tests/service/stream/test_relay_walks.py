@@ -313,8 +313,8 @@ last_steps = st.lists(st.tuples(st.sampled_from([*RARE, *COMMON]), turns), max_s
 async def test_the_relays_promises_hold_on_every_walk(
     walk: list[tuple[Callable[[World], None], int]], client_gone: ClientGone, settles: bool
 ) -> None:
-    """Every chunk is written down, then shown, in order and once; one record is saved before its end
-    is told; nobody who reads is cut off, and no task is left."""
+    """Every chunk is written down before it is shown, in order and once; one record is saved
+    before the end is sent; nobody who reads is cut off, and no task is left."""
     world = World(client_gone, settles)
     before = asyncio.all_tasks()
     task = world.relay.start()

@@ -95,10 +95,8 @@ def say_slowly(ear: Ear, last: bytes = b"") -> Script:
     return script
 
 
-async def test_text_is_passed_on_while_the_upstream_is_read(
-    backend: Backend, make_ear: MakeEar
-) -> None:
-    """From the third chunk on text goes past `read`, which gives the rest; all in order."""
+async def test_repeats_go_past_a_read_that_waits(backend: Backend, make_ear: MakeEar) -> None:
+    """From the third chunk on texts go to the sink, and `read` gives the rest, all in order."""
     ear = make_ear()
     backend.script = say_slowly(ear)
     assert await ear.listen() == UpstreamFinished()
@@ -106,10 +104,10 @@ async def test_text_is_passed_on_while_the_upstream_is_read(
     assert ear.passed_on == WORDS[2:]
 
 
-async def test_nothing_is_passed_on_while_it_is_not_clear(
+async def test_nothing_goes_past_a_read_while_the_sink_isnt_clear(
     backend: Backend, make_ear: MakeEar
 ) -> None:
-    """Then `read` gives everything; order is kept when that changes from word to word."""
+    """`read` gives everything then, and order is kept when that changes from word to word."""
     ear = make_ear(lambda: False)
     backend.script = say_slowly(ear)
     assert await ear.listen() == UpstreamFinished()
@@ -120,10 +118,11 @@ async def test_nothing_is_passed_on_while_it_is_not_clear(
     assert (ear.words, ear.passed_on) == (WORDS, WORDS[3::3])
 
 
-async def test_text_that_comes_with_the_end_is_passed_on(
+async def test_repeats_that_come_with_the_end_go_past_the_read(
     backend: Backend, make_ear: MakeEar
 ) -> None:
-    """What came in one packet is parted: text first, and then the end by way of `read`."""
+    """What came in one packet is parted: texts to the sink first, and then the end by way of
+    `read`."""
     ear = make_ear()
     events = [event_bytes(chunk({"content": word})) for word in "abcdef"]
     events += [event_bytes(chunk({}, "stop")), b"data: [DONE]\n\n"]
@@ -147,8 +146,9 @@ class Nobody:
         raise AssertionError
 
 
-async def test_nobody_listens_while_nobody_waits(backend: Backend) -> None:
-    """What comes between two reads is for the next one, also after a read that had not to wait."""
+async def test_the_sink_isnt_asked_while_nobody_waits(backend: Backend) -> None:
+    """What comes between two reads is for the next one, also after a read that didn't have to
+    wait."""
     go_on = asyncio.Event()
     first, second = (event_bytes(chunk({"content": word})) for word in "ab")
 
@@ -180,7 +180,7 @@ BAD_CHUNKS = {"no size": b"zz\r\nhello\r\n", "two sizes": b"5 5\r\nhello\r\n0\r\
 async def test_a_body_against_the_rules_is_a_failure(
     backend: Backend, make_ear: MakeEar, bad: bytes, words: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A backend that garbles its body is not waited for, and what it said before is kept."""
+    """A backend that garbles its body is not waited for, and the words before are kept."""
     ear = make_ear()
 
     async def garble(exchange: Exchange) -> None:
@@ -196,10 +196,10 @@ async def test_a_body_against_the_rules_is_a_failure(
 
 
 @pytest.mark.parametrize("last", [b"", b"ff\r\ndata: {", b"5\r\nhello\r"])
-async def test_what_was_passed_on_before_a_break_is_kept(
+async def test_repeats_that_came_before_a_break_are_kept(
     backend: Backend, make_ear: MakeEar, last: bytes
 ) -> None:
-    """A connection that breaks after text was passed on is a failure as ever."""
+    """A connection that breaks after texts went to the sink is a failure as ever."""
     ear = make_ear()
 
     async def break_off(exchange: Exchange) -> None:

@@ -13,7 +13,7 @@ from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for
 from tests.service.stage.backend import Backend, Exchange, chunk, event_bytes, say
 
 
-async def test_stream_in_openais_format(service: Service) -> None:
+async def test_a_stream_is_in_openais_format(service: Service) -> None:
     """Every event is a chunk with one id, our id; the model is the one asked for; `[DONE]` ends."""
     streamed = await service.stream(model="gpt-asked")
     assert streamed.status == 200
@@ -41,7 +41,7 @@ async def test_who_saw_done_can_read_the_record(service: Service) -> None:
     assert record.chunk_count == 4
 
 
-async def test_first_token_leaves_before_the_second_is_made(
+async def test_the_first_word_leaves_before_the_second_is_made(
     service: Service, backend: Backend
 ) -> None:
     """The client has the first word while the backend hasn't thought of the next."""
@@ -68,7 +68,7 @@ async def test_first_token_leaves_before_the_second_is_made(
 async def test_a_word_is_in_the_journal_before_the_client_has_it(
     service: Service, backend: Backend, tmp_path: Path
 ) -> None:
-    """Also one that takes the shortcut past the relay's task."""
+    """A word that takes the shortcut past the relay's task is written down first too."""
     texts = [f"word-{number}" for number in range(6)]
     seen = b""
 
@@ -91,8 +91,8 @@ async def test_a_word_is_in_the_journal_before_the_client_has_it(
         await response.read()
 
 
-async def test_plain_request_is_the_same_session(service: Service) -> None:
-    """Without `stream` the client gets one object; the upstream is streamed and kept all the same."""
+async def test_a_plain_request_gets_one_object_of_the_same_session(service: Service) -> None:
+    """Without `stream` the upstream is streamed and the answer kept all the same."""
     async with service.post(stream=False) as response:
         body = await response.json()
     assert body["object"] == "chat.completion"
@@ -128,8 +128,8 @@ async def test_the_upstream_is_asked_for_a_stream_with_usage(
 async def test_usage_is_for_those_who_asked(
     service: Service, backend: Backend, asked: bool | None
 ) -> None:
-    """Asked: one last chunk with the totals, `usage: null` on the others. Not asked: no trace of
-    it. An explicit no goes upstream too."""
+    """Those who asked get one last chunk with the totals and `usage: null` on the others, the rest
+    no trace of it; an explicit no goes upstream too."""
     usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
 
     async def script(exchange: Exchange) -> None:
@@ -173,8 +173,10 @@ async def test_unknown_fields_pass_untouched(service: Service, backend: Backend)
     assert record.choices[0].message["reasoning_content"] == "Hm."
 
 
-async def test_events_in_one_packet_leave_together(service: Service, backend: Backend) -> None:
-    """What came in one read goes out in one write, every event of it."""
+async def test_every_event_of_one_packet_reaches_the_client(
+    service: Service, backend: Backend
+) -> None:
+    """What came in one read goes out in one write."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -186,8 +188,10 @@ async def test_events_in_one_packet_leave_together(service: Service, backend: Ba
     assert streamed.text == "".join(map(str, range(50)))
 
 
-async def test_any_split_of_the_upstreams_bytes(service: Service, backend: Backend) -> None:
-    """An event cut into single bytes arrives as the same event."""
+async def test_an_event_cut_into_single_bytes_arrives_whole(
+    service: Service, backend: Backend
+) -> None:
+    """An event is the same however its bytes were split."""
     data = event_bytes(chunk({"content": "Grüße 🌍"}))
 
     async def script(exchange: Exchange) -> None:
@@ -211,8 +215,8 @@ async def test_nul_and_surrogates_survive(service: Service, backend: Backend) ->
     assert message.content == text
 
 
-async def test_several_choices(service: Service, backend: Backend) -> None:
-    """Interleaved choices reach the client as they come and are kept one by one."""
+async def test_interleaved_choices_are_kept_one_by_one(service: Service, backend: Backend) -> None:
+    """The client gets them as they come."""
 
     def choice(index: int, text: str | None, reason: str | None = None) -> Any:
         payload = chunk({"content": text} if text else {}, reason)
@@ -233,10 +237,10 @@ async def test_several_choices(service: Service, backend: Backend) -> None:
     assert [(answer.choice_index, answer.content) for answer in answers] == [(0, "ab"), (1, "x")]
 
 
-async def test_end_without_done_but_with_a_finish_reason(
+async def test_a_finish_reason_without_done_ends_an_answer_well(
     service: Service, backend: Backend
 ) -> None:
-    """A finish reason for every choice ends an answer well, with or without `[DONE]`."""
+    """A finish reason for every choice is enough, even if the connection is cut."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -266,8 +270,8 @@ async def test_done_alone_ends_well_and_invents_nothing(service: Service, backen
     assert (record.state, record.finish_reason) == (State.COMPLETED, None)
 
 
-async def test_empty_answer(service: Service, backend: Backend) -> None:
-    """A stream of nothing but `[DONE]` is an empty answer, completed."""
+async def test_done_and_nothing_else_is_an_empty_answer(service: Service, backend: Backend) -> None:
+    """An empty answer is completed, with no tokens."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -280,14 +284,14 @@ async def test_empty_answer(service: Service, backend: Backend) -> None:
     assert (record.state, record.token_count) == (State.COMPLETED, 0)
 
 
-async def test_demo_agent_answers_without_any_key(make_service: ServiceMaker) -> None:
-    """The embedded default says its introduction to whoever asks."""
+async def test_the_demo_agent_answers_without_any_key(make_service: ServiceMaker) -> None:
+    """The embedded default gives its introduction to whoever asks."""
     service = await make_service()
     streamed = await service.stream(model="demo")
     assert streamed.text == INTRODUCTION
 
 
-async def test_models_are_listed(service: Service, backend: Backend) -> None:
+async def test_the_models_of_the_upstreams_are_listed(service: Service, backend: Backend) -> None:
     """`GET /v1/models` lists what the upstreams offer."""
 
     async def script(exchange: Exchange) -> None:
@@ -303,8 +307,8 @@ async def test_models_are_listed(service: Service, backend: Backend) -> None:
 async def test_preamble_and_parameters_are_defaults(
     backend: Backend, make_service: ServiceMaker
 ) -> None:
-    """An agent's preamble and parameters apply where the client says nothing; asked by its own
-    name it uses its own model."""
+    """An agent's preamble and parameters apply where the client's request has none; asked by its
+    own name, the agent uses its own model."""
     agent = agent_for(
         backend,
         name="poet",
@@ -320,8 +324,8 @@ async def test_preamble_and_parameters_are_defaults(
     assert (second["model"], second["temperature"]) == ("other", 0.9)
 
 
-async def test_conversation_keys(service: Service) -> None:
-    """A chat id from a header, or from metadata, names the conversation."""
+async def test_a_header_or_metadata_names_the_conversation(service: Service) -> None:
+    """Requests with the same key are one conversation, and one without a key is its own."""
     ids = []
     for headers, metadata in (
         ({"X-OpenWebUI-Chat-Id": "c1"}, {}),
@@ -338,7 +342,7 @@ async def test_conversation_keys(service: Service) -> None:
     assert ids[0] == ids[1] == ids[2] != ids[3]
 
 
-async def test_body_ends_right_after_done(service: Service) -> None:
+async def test_the_body_ends_right_after_done(service: Service) -> None:
     """Open WebUI keeps a message unfinished until the body ends; it ends with `[DONE]`."""
     streamed = await service.stream()
     assert streamed.body.endswith(b"data: [DONE]\n\n")

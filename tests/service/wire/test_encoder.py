@@ -77,15 +77,14 @@ def test_id_model_and_created_are_ours() -> None:
 
 
 @pytest.mark.parametrize("created", [None, "7", [7], 7.9, 1e300, 0, -1])
-def test_created_that_is_no_whole_number(created: Any) -> None:
-    """An upstream that tells no time in whole seconds gets ours, and keeps it although it tells
-    one later."""
+def test_a_created_that_is_no_whole_number_becomes_ours(created: Any) -> None:
+    """The first chunk decides: ours stays although the upstream tells a time later."""
     first = {**text_chunk("a"), "created": created}
     assert [sent["created"] for sent in encoded(first, text_chunk("b"))] == [100, 100]
 
 
-def test_created_missing() -> None:
-    """A first chunk without `created` has ours."""
+def test_a_first_chunk_without_created_gets_ours() -> None:
+    """Ours is the time when the completion was asked for."""
     assert encoded({"choices": []})[0]["created"] == 100
 
 
@@ -136,8 +135,8 @@ def test_choices_are_always_a_list(payload: Any) -> None:
     assert encoded(payload)[0]["choices"] == []
 
 
-def test_usage_for_those_who_asked() -> None:
-    """Then every chunk has the key, null where the upstream gave none."""
+def test_every_chunk_has_usage_for_those_who_asked() -> None:
+    """The key is null where the upstream gave none."""
     sent = encoded(
         text_chunk("a"),
         {**text_chunk("b"), "usage": USAGE},
@@ -147,8 +146,8 @@ def test_usage_for_those_who_asked() -> None:
     assert [chunk["usage"] for chunk in sent] == [None, USAGE, USAGE]
 
 
-def test_no_usage_for_those_who_did_not_ask() -> None:
-    """Then no chunk has the key, whatever the upstream sends."""
+def test_no_chunk_has_usage_for_those_who_didnt_ask() -> None:
+    """The key is left out whatever the upstream sends."""
     sent = encoded(
         text_chunk("a"), {**text_chunk("b"), "usage": USAGE}, {**text_chunk("c"), "usage": None}
     )
@@ -173,7 +172,7 @@ def test_surrogates_go_out_as_escapes() -> None:
     assert rb'"content":"a\ud83d"' in event
 
 
-def test_model_and_id_may_be_any_text() -> None:
+def test_the_clients_model_may_be_any_text() -> None:
     """The client's own name for the model comes back as it was, even if it is no good text."""
     event = ChunkEncoder("chatcmpl-1", 'a"b\n\udc00', 100, False).encode(text_chunk("x"))
     assert data_of(event)["model"] == 'a"b\n\udc00'
@@ -182,7 +181,7 @@ def test_model_and_id_may_be_any_text() -> None:
 # --- the other lines ------------------------------------------------------------------------------
 
 
-def test_ping_is_a_comment_and_one_newline() -> None:
+def test_a_ping_is_a_comment_and_one_newline() -> None:
     """A blank line after a comment crashes openai-python once events carry `id:`."""
     assert PING.startswith(b":")
     assert PING.count(b"\n") == 1
@@ -194,7 +193,7 @@ def test_done_is_openais() -> None:
     assert DONE == b"data: [DONE]\n\n"
 
 
-def test_error_body_is_openais() -> None:
+def test_an_error_body_is_openais() -> None:
     """All four keys are always there; the upstream's own code goes before ours."""
     ours = Failure("idle_timeout", "It fell silent.", type="timeout_error")
     assert error_body(ours) == {
@@ -212,8 +211,8 @@ def test_error_body_is_openais() -> None:
 
 
 @given(message=texts)
-def test_error_event(message: str) -> None:
-    """An error in the stream is one event with an error object and no `choices` beside it."""
+def test_an_error_event_has_no_choices_beside_the_error(message: str) -> None:
+    """An error in the stream is one event."""
     failure = Failure("upstream_error", message)
     assert data_of(error_event(failure)) == error_body(failure)
 
@@ -231,8 +230,8 @@ def record_of(*payloads: Any, **request: Any) -> SessionRecord:
     return done.record
 
 
-def test_completion_object() -> None:
-    """A plain request gets what the stream would have said, under our id and the asked model."""
+def test_a_completion_object_holds_what_the_stream_would() -> None:
+    """A plain request gets it under our id and the model that it asked for."""
     record = record_of(text_chunk("Hel"), text_chunk("lo"), {**finish_chunk(), "usage": USAGE})
     assert completion_object(record) == {
         "id": "chatcmpl-1",
@@ -251,7 +250,7 @@ def test_completion_object() -> None:
     }
 
 
-def test_completion_object_keeps_what_vendors_add() -> None:
+def test_a_completion_object_keeps_what_vendors_add() -> None:
     """Unknown fields of the answer, of a choice and of a message are in the object too."""
     payload = chunk({"content": "a", "reasoning_content": "Hm."}, "stop", citations=["u"])
     payload["choices"][0]["stop_reason"] = 5
@@ -261,8 +260,8 @@ def test_completion_object_keeps_what_vendors_add() -> None:
     assert found["choices"][0]["message"]["reasoning_content"] == "Hm."
 
 
-def test_completion_object_with_choices_and_a_refusal() -> None:
-    """Every choice is there, by index, each with its own message and finish reason."""
+def test_a_completion_object_has_every_choice_by_index() -> None:
+    """Each choice has its own message, which may be a refusal, and its own finish reason."""
     found = completion_object(
         record_of(
             chunk({"refusal": "No."}, "content_filter", index=1),
@@ -275,8 +274,8 @@ def test_completion_object_with_choices_and_a_refusal() -> None:
     assert [choice["finish_reason"] for choice in found["choices"]] == ["stop", "content_filter"]
 
 
-def test_completion_object_without_an_upstreams_time() -> None:
-    """Then it was created when it was asked for, in whole seconds."""
+def test_without_an_upstreams_time_created_is_the_requests() -> None:
+    """`created` is in whole seconds."""
     payload = text_chunk("a")
     del payload["created"]
     assert completion_object(record_of(payload))["created"] == 99

@@ -64,8 +64,8 @@ def test_surrogates_are_written_as_escapes() -> None:
     assert encode_json({"\udc00": "a\ud800b"}) == b'{"\\udc00":"a\\ud800b"}'
 
 
-def test_why_there_is_a_fallback() -> None:
-    """orjson still refuses what the fallback is for; once it stops, the fallback can go."""
+def test_orjson_still_refuses_what_the_fallback_is_for() -> None:
+    """Once orjson stops refusing these, the fallback can go."""
     with pytest.raises(orjson.JSONDecodeError):
         orjson.loads(b'"\\ud800"')
     for refused in ("\ud800", 2**64, nested(255)):
@@ -73,8 +73,8 @@ def test_why_there_is_a_fallback() -> None:
             orjson.dumps(refused)
 
 
-def test_integers_past_64_bits() -> None:
-    """They are written in full; read, they become the nearest double, as in every browser."""
+def test_integers_past_64_bits_are_written_in_full() -> None:
+    """When they are read, they become the nearest double, as in every browser."""
     assert encode_json([2**70, -(2**64)]) == b"[1180591620717411303424,-18446744073709551616]"
     assert decode_json(b"18446744073709551615") == 2**64 - 1
     assert decode_json(b"18446744073709551617") == 2.0**64
@@ -110,8 +110,8 @@ def test_integers_past_64_bits() -> None:
         b"\xef\xbb\xbf{}",
     ],
 )
-def test_what_is_not_json(text: bytes) -> None:
-    """Every kind of bad text raises ValueError and nothing else, whoever reads it."""
+def test_what_is_no_json_raises_value_error(text: bytes) -> None:
+    """Every kind of bad text raises that and nothing else, whichever library reads it."""
     with pytest.raises(ValueError):
         decode_json(text)
 
@@ -137,8 +137,8 @@ def test_objects_count_as_levels_too() -> None:
                 decode_json(text)
 
 
-def test_deepest_nesting_is_read_and_written() -> None:
-    """What is just not too deep can be read, and written again by either library."""
+def test_the_deepest_nesting_allowed_is_read_and_written() -> None:
+    """What is just not too deep can be written again by either library."""
     text = nested_text(DEEPEST_NESTING)
     assert encode_json(decode_json(text)) == text
     assert decode_json(encode_json(nested(DEEPEST_NESTING))) == nested(DEEPEST_NESTING)

@@ -49,8 +49,8 @@ def asked_upstream(
 # --- parse_request --------------------------------------------------------------------------------
 
 
-def test_the_smallest_request() -> None:
-    """A model and a message are enough; everything else has its default."""
+def test_a_model_and_a_message_are_enough() -> None:
+    """Everything else has its default."""
     body = {"model": "m", "messages": HELLO}
     expected = ChatRequest(
         body=body,
@@ -65,8 +65,8 @@ def test_the_smallest_request() -> None:
     assert parse_request(encode_json(body)) == expected
 
 
-def test_everything_we_use() -> None:
-    """Each field that the service uses is found where it belongs."""
+def test_each_field_that_is_used_is_found_in_its_place() -> None:
+    """What isn't `messages`, `tools` or `metadata` is among the parameters."""
     tools = [{"type": "function", "function": {"name": "f"}}]
     request = parse(
         stream=True,
@@ -106,7 +106,7 @@ def test_everything_we_use() -> None:
         (b"true", "The body must be a JSON object, not a boolean."),
     ],
 )
-def test_bodies_that_are_no_object(data: bytes, begins: str) -> None:
+def test_a_body_that_is_no_object_is_refused(data: bytes, begins: str) -> None:
     """The body as a whole is named by no param, and the sentence says what it is."""
     message, param = refusal(data)
     assert message.startswith(begins)
@@ -146,13 +146,15 @@ def test_model_must_be_named() -> None:
         ([*HELLO, {"role": 1}], ("'messages[1].role' must be a string.", "messages[1].role")),
     ],
 )
-def test_messages(value: Any, expected: tuple[str, str]) -> None:
-    """`messages` is a non-empty list of objects with a role; the first wrong one is named."""
+def test_messages_must_be_a_list_of_objects_with_a_role(
+    value: Any, expected: tuple[str, str]
+) -> None:
+    """The list isn't empty, and the first wrong one is named."""
     assert refused(messages=value) == expected
 
 
-def test_messages_missing() -> None:
-    """A body without `messages` is told so."""
+def test_messages_must_be_there() -> None:
+    """A body without `messages` is refused with that name."""
     expected = ("'messages' is missing.", "messages")
     assert refusal(encode_json({"model": "m"})) == expected
 
@@ -174,8 +176,8 @@ def test_messages_missing() -> None:
         ("n", [1], "an integer, not an array"),
     ],
 )
-def test_wrong_types(field: str, value: Any, found: str) -> None:
-    """A field that we use and that has the wrong type is named, with what it is and should be."""
+def test_a_field_of_the_wrong_type_is_named(field: str, value: Any, found: str) -> None:
+    """The sentence says what the field is and should be."""
     assert refused(**{field: value}) == (f"'{field}' must be {found}.", field)
 
 
@@ -190,14 +192,14 @@ def test_include_usage_must_be_boolean(value: Any, found: str) -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, 129, 2**63])
-def test_n_out_of_range(count: int) -> None:
+def test_n_out_of_its_range_is_refused(count: int) -> None:
     """`n` is from 1 to OpenAI's 128."""
     assert refused(n=count) == (f"'n' must be between 1 and 128, not {count}.", "n")
 
 
 @pytest.mark.parametrize("count", [1, 2, 128, 2.0])
-def test_n_in_range(count: float) -> None:
-    """Both ends of the range are allowed, and JSON's other way to write an integer."""
+def test_both_ends_of_the_range_of_n_are_allowed(count: float) -> None:
+    """JSON's other way to write an integer is allowed too."""
     assert parse(n=count).choices_expected == count
 
 
@@ -222,13 +224,13 @@ def test_null_means_not_given(field: str) -> None:
     [({}, None), ({"include_usage": None}, None), ({"include_usage": False}, False)],
 )
 def test_include_usage_knows_three_answers(options: Any, expected: bool | None) -> None:
-    """Yes, no and nothing said are kept apart."""
+    """Yes, no and neither are kept apart."""
     assert parse(stream_options=options).include_usage is expected
 
 
 @pytest.mark.parametrize("tools", [[], {}, "f", 5])
-def test_tools_that_are_none(tools: Any) -> None:
-    """What is no list of tools isn't kept as one, but goes to the upstream to judge."""
+def test_tools_that_are_no_list_arent_kept(tools: Any) -> None:
+    """What is no list of tools goes to the upstream to judge."""
     request = parse(tools=tools)
     assert request.tools is None
     assert asked_upstream(request)["tools"] == tools
@@ -237,7 +239,7 @@ def test_tools_that_are_none(tools: Any) -> None:
 # --- metadata -------------------------------------------------------------------------------------
 
 
-def test_metadata_at_its_limits() -> None:
+def test_metadata_at_openais_limits_is_accepted() -> None:
     """16 pairs, 64 characters a key, 512 characters a value: characters, not bytes."""
     metadata = {f"{number:02}" + "é" * 62: "🙂" * 512 for number in range(16)}
     assert parse(metadata=metadata).metadata == metadata
@@ -275,8 +277,10 @@ def test_metadata_at_its_limits() -> None:
         ),
     ],
 )
-def test_metadata_beyond_its_limits(metadata: Any, expected: tuple[str, str]) -> None:
-    """Each of OpenAI's limits has its sentence, and the pair at fault is named."""
+def test_metadata_beyond_openais_limits_is_refused(
+    metadata: Any, expected: tuple[str, str]
+) -> None:
+    """Each limit has its sentence, and the pair at fault is named."""
     assert refused(metadata=metadata) == expected
 
 
@@ -351,7 +355,7 @@ def test_a_request_is_understood_or_refused(body: dict[str, Any]) -> None:
 
 
 def test_an_upstream_is_always_asked_for_a_stream_and_usage() -> None:
-    """Also for a plain request: the upstream streams, and counts."""
+    """A plain request's upstream streams and counts too."""
     assert asked_upstream(parse(stream=False), model="theirs") == {
         "model": "theirs",
         "messages": HELLO,
@@ -381,15 +385,16 @@ def test_an_upstream_is_always_asked_for_a_stream_and_usage() -> None:
     ],
 )
 def test_stream_options_are_merged(ours: Any, clients: Any, expected: Any) -> None:
-    """Usage is asked for unless the client says no, or the agent's parameters do and the client
-    says nothing; other options are the client's on top of the agent's."""
+    """Usage is asked for unless the client refuses it, or the agent's parameters do and the client
+    leaves it open; other options are the client's on top of the agent's."""
     request = parse() if clients is None else parse(stream_options=clients)
     sent = asked_upstream(request, parameters={} if ours is None else {"stream_options": ours})
     assert sent["stream_options"] == expected
 
 
 def test_parameters_are_defaults() -> None:
-    """An agent's parameters apply where the client says nothing; even its null is something."""
+    """An agent's parameters apply where the client's request has no such field; even a null
+    counts."""
     parameters = {"temperature": 0.7, "top_k": 40, "seed": 1, "model": "x", "stream": False}
     sent = asked_upstream(parse(temperature=0, seed=None), parameters=parameters)
     assert sent == {
@@ -403,7 +408,7 @@ def test_parameters_are_defaults() -> None:
     }
 
 
-def test_preamble_goes_first() -> None:
+def test_the_preamble_goes_first() -> None:
     """A client without instructions of its own gets the agent's."""
     sent = asked_upstream(parse(), preamble="Be kind.")
     assert sent["messages"] == [{"role": "system", "content": "Be kind."}, *HELLO]
@@ -411,8 +416,8 @@ def test_preamble_goes_first() -> None:
 
 @pytest.mark.parametrize("role", ["system", "developer"])
 @pytest.mark.parametrize("first", [True, False])
-def test_preamble_gives_way(role: str, first: bool) -> None:
-    """A client that brings a system or developer message, anywhere, keeps the word."""
+def test_the_preamble_gives_way_to_the_clients_instructions(role: str, first: bool) -> None:
+    """A client that brings a system or developer message, anywhere, gets no other."""
     instructions = {"role": role, "content": "Be brief."}
     messages = [instructions, *HELLO] if first else [*HELLO, instructions]
     assert asked_upstream(parse(messages=messages), preamble="Be kind.")["messages"] == messages
@@ -441,7 +446,7 @@ def test_store_must_be_boolean(value: Any) -> None:
     assert message.startswith("'store' must be a boolean")
 
 
-def test_messages_are_limited() -> None:
+def test_more_than_ten_thousand_messages_are_refused() -> None:
     """Ten thousand messages are a conversation; more are an attack on the database."""
     message = {"role": "user", "content": ""}
     assert len(parse(messages=[message] * 10_000).messages) == 10_000
