@@ -238,7 +238,7 @@ def test_room_imports_what_it_may(room: str) -> None:
 def test_rules_are_about_rooms_and_arrows_that_are_there() -> None:
     """A room that went away leaves the table of rules, and so does an arrow that nobody draws."""
     assert set(MAY_IMPORT) == set(BOXES)
-    assert [room for room in BOXES if MAY_IMPORT[room] - BOXES[room]] == []
+    assert [] == [room for room in BOXES if MAY_IMPORT[room] - BOXES[room]]
 
 
 @pytest.mark.parametrize("each_file", [False, True])
@@ -426,6 +426,45 @@ def test_functions_are_not_too_long(path: Path) -> None:
         lines = node.end_lineno - node.lineno + 1  # type: ignore[attr-defined]
         full = f"{name_of(path)}:{name}"
         assert lines <= LONGEST_FUNCTION or full in LONGER_FUNCTIONS, f"{full} has {lines} lines"
+
+
+def is_expectation(node: ast.expr) -> bool:
+    """True for what a test writes down: literals, constants, values made of them."""
+    match node:
+        case ast.Constant():
+            return True
+        case ast.List(elts=parts) | ast.Tuple(elts=parts) | ast.Set(elts=parts):
+            return all(map(is_expectation, parts))
+        case ast.Dict(keys=keys, values=values):
+            return all(map(is_expectation, [*filter(None, keys), *values]))
+        case ast.Starred(value=part) | ast.UnaryOp(operand=part):
+            return is_expectation(part)
+        case ast.BinOp(left=left, right=right):
+            return is_expectation(left) and is_expectation(right)
+        case ast.Name(id=name):
+            return name.isupper() or name.startswith("expected")
+        case ast.Attribute(value=ast.Name(id=owner), attr=name):  # a member of an enumeration
+            return owner[:1].isupper() and name.isupper()
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=fields):  # a value's class
+            parts = [*args, *[field.value for field in fields]]
+            return name[:1].isupper() and not name.isupper() and all(map(is_expectation, parts))
+    return False
+
+
+@pytest.mark.parametrize("path", files_of_tests(), ids=name_of)
+def test_what_is_expected_comes_first_in_an_assert(path: Path) -> None:
+    """`assert expected == actual` everywhere, so that all failures read the same way."""
+    turned = [
+        compare.lineno
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Assert)
+        for compare in [node.test]
+        if isinstance(compare, ast.Compare)
+        and [ast.Eq] == [*map(type, compare.ops)]
+        and is_expectation(compare.comparators[0])
+        and not is_expectation(compare.left)
+    ]
+    assert [] == turned
 
 
 @pytest.mark.parametrize("path", files_of_tests(), ids=name_of)

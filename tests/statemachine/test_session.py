@@ -67,11 +67,11 @@ def test_a_whole_answer_is_saved_before_it_is_done() -> None:
         ChunkReceived(finish_chunk()),
         UpstreamFinished(),
     )
-    assert names(effects) == ["OpenStream", "SendChunk", "SendChunk", "Save", "SendDone"]
+    assert ["OpenStream", "SendChunk", "SendChunk", "Save", "SendDone"] == names(effects)
     record = saved(effects)
     assert record.state is State.COMPLETED
-    assert record.finish_reason == "stop"
-    assert record.choices[0].message == {"role": "assistant", "content": "Hello"}
+    assert "stop" == record.finish_reason
+    assert {"role": "assistant", "content": "Hello"} == record.choices[0].message
     assert record.whole
 
 
@@ -79,9 +79,9 @@ def test_an_empty_answer_is_complete() -> None:
     """An upstream that ends well without a chunk completes the answer, with no invented finish
     reason."""
     effects = play(session(), UpstreamFinished())
-    assert names(effects) == ["OpenStream", "Save", "SendDone"]
+    assert ["OpenStream", "Save", "SendDone"] == names(effects)
     record = saved(effects)
-    assert (record.state, record.finish_reason, record.choices) == (State.COMPLETED, None, ())
+    assert (State.COMPLETED, None, ()) == (record.state, record.finish_reason, record.choices)
     assert record.usage_source is UsageSource.UNKNOWN
 
 
@@ -89,18 +89,18 @@ def test_a_failure_before_the_first_token_opens_nothing() -> None:
     """The error can be an HTTP status then, and the failure is kept all the same."""
     target = session()
     effects = play(target, UpstreamFailed(FAILURE))
-    assert names(effects) == ["Save", "SendError"]
+    assert ["Save", "SendError"] == names(effects)
     assert not target.opened
-    assert saved(effects).failure == FAILURE
+    assert FAILURE == saved(effects).failure
 
 
 def test_a_failure_mid_stream_keeps_the_text() -> None:
     """The partial text is saved before the client gets the error, without a finish reason."""
     effects = play(session(), ChunkReceived(text_chunk("Hel")), UpstreamFailed(FAILURE))
-    assert names(effects) == ["OpenStream", "SendChunk", "Save", "SendError"]
+    assert ["OpenStream", "SendChunk", "Save", "SendError"] == names(effects)
     record = saved(effects)
-    assert record.choices[0].message["content"] == "Hel"
-    assert (record.finish_reason, record.whole) == (None, False)
+    assert "Hel" == record.choices[0].message["content"]
+    assert (None, False) == (record.finish_reason, record.whole)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_failure_mid_stream_keeps_the_text() -> None:
 def test_our_own_endings_stop_the_upstream_first(event: Event, state: State, code: str) -> None:
     """Deadlines and drains stop the upstream, save, and then send the client the error."""
     effects = play(session(), ChunkReceived(text_chunk("Hel")), event)
-    assert names(effects)[2:] == ["StopUpstream", "Save", "SendError"]
+    assert ["StopUpstream", "Save", "SendError"] == names(effects)[2:]
     record = saved(effects)
     assert (record.state, record.failure.code if record.failure else None) == (state, code)
 
@@ -121,25 +121,25 @@ def test_our_own_endings_stop_the_upstream_first(event: Event, state: State, cod
 def test_under_cancel_a_client_that_leaves_stops_the_upstream() -> None:
     """The partial text is kept, and nothing more is sent."""
     effects = play(session(), ChunkReceived(text_chunk("Hel")), ClientLeft(), at=3.0)
-    assert names(effects)[2:] == ["StopUpstream", "Save"]
+    assert ["StopUpstream", "Save"] == names(effects)[2:]
     record = saved(effects)
-    assert (record.state, record.client_left_at) == (State.CLIENT_GONE, 3.0)
+    assert (State.CLIENT_GONE, 3.0) == (record.state, record.client_left_at)
     assert record.failure is not None
-    assert record.failure.code == "client_left"
+    assert "client_left" == record.failure.code
 
 
 def test_under_finish_the_answer_goes_on_without_its_client() -> None:
     """The whole answer is kept, with the moment when the client left first."""
     target = session(SessionPolicy(client_gone=ClientGone.FINISH))
     play(target, ChunkReceived(text_chunk("Hel")))
-    assert play(target, ClientLeft(), at=2.0) == []
-    assert play(target, ClientLeft(), at=2.5) == []
-    assert play(target, ChunkReceived(text_chunk("lo")), at=3.0) == []
+    assert [] == play(target, ClientLeft(), at=2.0)
+    assert [] == play(target, ClientLeft(), at=2.5)
+    assert [] == play(target, ChunkReceived(text_chunk("lo")), at=3.0)
     effects = play(target, UpstreamFinished(), at=4.0)
-    assert names(effects) == ["Save"]
+    assert ["Save"] == names(effects)
     record = saved(effects)
-    assert (record.state, record.client_left_at) == (State.COMPLETED, 2.0)
-    assert record.choices[0].message["content"] == "Hello"
+    assert (State.COMPLETED, 2.0) == (record.state, record.client_left_at)
+    assert "Hello" == record.choices[0].message["content"]
 
 
 def test_a_stop_is_no_client_that_left() -> None:
@@ -147,10 +147,10 @@ def test_a_stop_is_no_client_that_left() -> None:
     `[DONE]`."""
     target = session(SessionPolicy(client_gone=ClientGone.FINISH))
     effects = play(target, ChunkReceived(text_chunk("Hel")), StopRequested())
-    assert names(effects)[2:] == ["StopUpstream", "Save"]
+    assert ["StopUpstream", "Save"] == names(effects)[2:]
     record = saved(effects)
     assert record.failure is not None
-    assert (record.state, record.failure.code) == (State.CLIENT_GONE, "stopped")
+    assert (State.CLIENT_GONE, "stopped") == (record.state, record.failure.code)
 
 
 def test_finish_reasons_survive_a_late_failure() -> None:
@@ -160,7 +160,7 @@ def test_finish_reasons_survive_a_late_failure() -> None:
         session(), ChunkReceived(text_chunk("Hello")), ChunkReceived(finish_chunk("length")), error
     )
     record = saved(effects)
-    assert (record.state, record.finish_reason, record.whole) == (State.FAILED, "length", True)
+    assert (State.FAILED, "length", True) == (record.state, record.finish_reason, record.whole)
 
 
 def test_an_answer_is_whole_once_every_choice_has_ended() -> None:
@@ -176,29 +176,29 @@ def test_an_answer_is_whole_once_every_choice_has_ended() -> None:
 def test_a_ping_before_the_first_token_opens_the_stream() -> None:
     """After an interval of silence the 200 is committed by a ping; not a moment earlier."""
     target = session(SessionPolicy(keep_alive_interval_seconds=15.0))
-    assert play(target, TimePassed(), at=14.9) == []
-    assert names(play(target, TimePassed(), at=15.0)) == ["OpenStream", "SendPing"]
+    assert [] == play(target, TimePassed(), at=14.9)
+    assert ["OpenStream", "SendPing"] == names(play(target, TimePassed(), at=15.0))
     assert target.state is State.PENDING
-    assert play(target, TimePassed(), at=29.9) == []
-    assert names(play(target, TimePassed(), at=30.0)) == ["SendPing"]
+    assert [] == play(target, TimePassed(), at=29.9)
+    assert ["SendPing"] == names(play(target, TimePassed(), at=30.0))
 
 
 def test_chunks_put_pings_off() -> None:
     """Silence is counted from the last thing sent, chunk or ping."""
     target = session(SessionPolicy(keep_alive_interval_seconds=15.0))
     play(target, ChunkReceived(text_chunk("Hel")), at=10.0)
-    assert play(target, TimePassed(), at=24.9) == []
-    assert names(play(target, TimePassed(), at=25.0)) == ["SendPing"]
+    assert [] == play(target, TimePassed(), at=24.9)
+    assert ["SendPing"] == names(play(target, TimePassed(), at=25.0))
 
 
 def test_without_an_interval_or_a_client_there_are_no_pings() -> None:
     """A plain request gets no pings, nor does a client that left."""
     plain = session(SessionPolicy(keep_alive_interval_seconds=None, total_seconds=None))
-    assert play(plain, TimePassed(), at=1e6) == []
+    assert [] == play(plain, TimePassed(), at=1e6)
     assert plain.wakes_at == float("inf")
     left = session(SessionPolicy(client_gone=ClientGone.FINISH))
     play(left, ClientLeft())
-    assert play(left, TimePassed(), at=1e6) == []
+    assert [] == play(left, TimePassed(), at=1e6)
 
 
 def test_the_idle_deadline_counts_tokens_only() -> None:
@@ -209,11 +209,11 @@ def test_the_idle_deadline_counts_tokens_only() -> None:
     assert target.wakes_at == float("inf")
     play(target, ChunkReceived(text_chunk("Hel")), at=2.0)
     play(target, ChunkReceived(text_chunk("")), at=9.0)
-    assert target.wakes_at == 12.0
+    assert 12.0 == target.wakes_at
     assert target.due(11.9) is None
     event = target.due(12.0)
     assert isinstance(event, DeadlineExpired)
-    assert event.failure.code == "idle_timeout"
+    assert "idle_timeout" == event.failure.code
     assert "10 s" in event.failure.message
 
 
@@ -223,7 +223,7 @@ def test_the_total_deadline_counts_from_the_beginning() -> None:
     play(target, ChunkReceived(text_chunk("Hel")), at=599.0)
     event = target.due(600.0)
     assert isinstance(event, DeadlineExpired)
-    assert event.failure.code == "total_timeout"
+    assert "total_timeout" == event.failure.code
 
 
 def test_a_whole_answer_doesnt_wait_for_a_dawdling_upstream() -> None:
@@ -231,7 +231,7 @@ def test_a_whole_answer_doesnt_wait_for_a_dawdling_upstream() -> None:
     target = session(SessionPolicy(keep_alive_interval_seconds=None))
     play(target, ChunkReceived(text_chunk("Hel")), ChunkReceived(finish_chunk()), at=1.0)
     assert target.due(1.0 + TRAILER_SECONDS - 0.1) is None
-    assert target.due(1.0 + TRAILER_SECONDS) == UpstreamFinished()
+    assert UpstreamFinished() == target.due(1.0 + TRAILER_SECONDS)
 
 
 def test_the_last_attempts_agent_and_idle_deadline_count() -> None:
@@ -239,8 +239,8 @@ def test_the_last_attempts_agent_and_idle_deadline_count() -> None:
     target = session(SessionPolicy(keep_alive_interval_seconds=None, total_seconds=None))
     play(target, AttemptStarted("first", 5.0), AttemptStarted("second", 9.0))
     play(target, ChunkReceived(text_chunk("Hi")), at=1.0)
-    assert target.wakes_at == 10.0
-    assert saved(play(target, UpstreamFinished())).agent == "second"
+    assert 10.0 == target.wakes_at
+    assert "second" == saved(play(target, UpstreamFinished())).agent
 
 
 def test_usage_is_hidden_from_those_who_did_not_ask() -> None:
@@ -252,10 +252,10 @@ def test_usage_is_hidden_from_those_who_did_not_ask() -> None:
         ChunkReceived({"choices": [], "usage": usage}),
         UpstreamFinished(),
     )
-    assert names(effects) == ["OpenStream", "SendChunk", "Save", "SendDone"]
+    assert ["OpenStream", "SendChunk", "Save", "SendDone"] == names(effects)
     record = saved(effects)
     assert (record.usage, record.usage_source) == (usage, UsageSource.PROVIDER)
-    assert record.token_count == 2
+    assert 2 == record.token_count
 
 
 def test_usage_comes_once_and_last_for_those_who_asked() -> None:
@@ -269,7 +269,7 @@ def test_usage_comes_once_and_last_for_those_who_asked() -> None:
         ChunkReceived(text_chunk("Hi")),
         UpstreamFinished(),
     )
-    assert names(effects) == ["OpenStream", "SendChunk", "SendChunk", "Save", "SendDone"]
+    assert ["OpenStream", "SendChunk", "SendChunk", "Save", "SendDone"] == names(effects)
     sent = [payload_of(effect) for effect in effects if isinstance(effect, SendChunk)]
     assert sent[-1] == frame
 
@@ -280,7 +280,7 @@ def test_an_estimated_usage_is_marked_as_such() -> None:
         session(include_usage=True), ChunkReceived(text_chunk("x" * 40)), UpstreamFinished()
     )
     sent = [payload_of(effect) for effect in effects if isinstance(effect, SendChunk)][-1]
-    assert sent == {
+    assert {
         "choices": [],
         "usage": {
             "prompt_tokens": 3,
@@ -288,7 +288,7 @@ def test_an_estimated_usage_is_marked_as_such() -> None:
             "total_tokens": 13,
             "estimated": True,
         },
-    }
+    } == sent
     assert saved(effects).usage_source is UsageSource.ESTIMATED
 
 
@@ -298,7 +298,7 @@ def test_heartbeat_chunks_are_not_passed_on() -> None:
     heartbeat = {"id": "x", "object": "chat.completion.chunk", "choices": []}
     filters = {"id": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
     effects = play(session(), ChunkReceived(heartbeat), ChunkReceived(filters))
-    assert names(effects) == ["OpenStream", "SendChunk"]
+    assert ["OpenStream", "SendChunk"] == names(effects)
 
 
 def test_times_are_measured_from_the_request() -> None:

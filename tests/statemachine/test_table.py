@@ -96,7 +96,7 @@ def test_a_session_obeys_every_cell(
     effects = session.handle(EVENTS[event], 2.0)
     saves = [effect for effect in effects if isinstance(effect, Save)]
     if cell is IGNORED:
-        assert effects == ()
+        assert () == effects
         assert before == repr(session)
         return
     assert session.state is cell
@@ -128,10 +128,10 @@ def test_an_upstream_that_breaks_off_after_every_finish_reason_has_ended_well(st
 
 def test_the_states_values_are_a_contract() -> None:
     """Columns, log fields and metric labels use these words."""
-    assert [state.value for state in State] == [
+    assert [
         "pending",
         "streaming",
         "completed",
         "failed",
         "client_gone",
-    ]
+    ] == [state.value for state in State]

@@ -37,18 +37,18 @@ def test_reasoning_folds_under_each_vendors_name() -> None:
         chunk({"reasoning_content": "me see.", "reasoning": "Hm"}),
         chunk({"reasoning": "m.", "content": "Yes."}),
     )
-    assert transcript.choices()[0].message == {
+    assert {
         "role": "assistant",
         "content": "Yes.",
         "reasoning_content": "Let me see.",
         "reasoning": "Hmm.",
-    }
+    } == transcript.choices()[0].message
 
 
 def test_a_refusal_is_text_of_its_own() -> None:
     """Content stays null beside it."""
     message = folded(chunk({"refusal": "I "}), chunk({"refusal": "can't."})).choices()[0].message
-    assert message == {"role": "assistant", "content": None, "refusal": "I can't."}
+    assert {"role": "assistant", "content": None, "refusal": "I can't."} == message
 
 
 def test_tool_calls_fold_by_index() -> None:
@@ -66,8 +66,8 @@ def test_tool_calls_fold_by_index() -> None:
         finish_chunk("tool_calls"),
     )
     choice = transcript.choices()[0]
-    assert choice.finish_reason == "tool_calls"
-    assert choice.message["tool_calls"] == [
+    assert "tool_calls" == choice.finish_reason
+    assert [
         {
             "index": 0,
             "id": "a",
@@ -80,7 +80,7 @@ def test_tool_calls_fold_by_index() -> None:
             "type": "function",
             "function": {"name": "mul", "arguments": '{"y":2}'},
         },
-    ]
+    ] == choice.message["tool_calls"]
 
 
 def test_choices_are_kept_apart() -> None:
@@ -91,7 +91,7 @@ def test_choices_are_kept_apart() -> None:
         chunk({"content": "c"}, index=1),
         choices_expected=2,
     )
-    assert [(c.index, c.message["content"]) for c in transcript.choices()] == [(0, "b"), (1, "ac")]
+    assert [(0, "b"), (1, "ac")] == [(c.index, c.message["content"]) for c in transcript.choices()]
 
 
 def test_unknown_fields_are_kept() -> None:
@@ -101,10 +101,10 @@ def test_unknown_fields_are_kept() -> None:
     second = chunk({"images": [{"url": "data:2"}], "audio": {"data": "JD"}}, citations=["u"])
     transcript = folded(first, second, {"service_tier": "default"})
     choice = transcript.choices()[0]
-    assert choice.message["images"] == [{"url": "data:1"}, {"url": "data:2"}]
-    assert choice.message["audio"] == {"id": "a", "data": "QUJD"}
-    assert choice.extra == {"content_filter_results": {"hate": {"filtered": False}}}
-    assert transcript.extra == {"citations": ["u"], "service_tier": "default"}
+    assert [{"url": "data:1"}, {"url": "data:2"}] == choice.message["images"]
+    assert {"id": "a", "data": "QUJD"} == choice.message["audio"]
+    assert {"content_filter_results": {"hate": {"filtered": False}}} == choice.extra
+    assert {"citations": ["u"], "service_tier": "default"} == transcript.extra
 
 
 def test_text_becomes_a_part_where_parts_follow() -> None:
@@ -127,7 +127,7 @@ def test_logprobs_are_joined() -> None:
         return payload
 
     choice = folded(with_logprobs("a"), with_logprobs("b")).choices()[0]
-    assert choice.logprobs == {"content": [{"token": "a"}, {"token": "b"}], "refusal": None}
+    assert {"content": [{"token": "a"}, {"token": "b"}], "refusal": None} == choice.logprobs
 
 
 def test_folding_does_not_touch_the_chunks() -> None:
@@ -136,7 +136,7 @@ def test_folding_does_not_touch_the_chunks() -> None:
     payload = chunk({"tool_calls": [call]})
     folded(payload, chunk({"tool_calls": [{"index": 0, "function": {"arguments": "2"}}]}))
     assert payload == chunk({"tool_calls": [call]})
-    assert call["function"] == {"name": "f", "arguments": "1"}
+    assert {"name": "f", "arguments": "1"} == call["function"]
 
 
 json_values = st.recursive(
@@ -163,7 +163,7 @@ def test_odd_deltas_never_raise(deltas: list[dict[str, Any]]) -> None:
 
 def test_token_estimates_count_utf8_bytes() -> None:
     """Four UTF-8 bytes are about a token; anything at all is at least one."""
-    assert estimate_tokens("x" * 400) == 100
-    assert estimate_tokens("你好") == 2
-    assert estimate_tokens([{"role": "user", "content": "\ud800"}]) == 2
-    assert estimate_tokens([]) == 0
+    assert 100 == estimate_tokens("x" * 400)
+    assert 2 == estimate_tokens("你好")
+    assert 2 == estimate_tokens([{"role": "user", "content": "\ud800"}])
+    assert 0 == estimate_tokens([])

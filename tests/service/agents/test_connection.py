@@ -73,8 +73,8 @@ UNREACHABLE = Failure("upstream_unreachable", "The backend of agent 'o' could no
 async def test_a_backend_that_isnt_there_may_be_asked_again(make_agent: MakeAgent) -> None:
     """A refused connection is `upstream_unreachable`, which is retryable and not final."""
     error = await refusal(make_agent(base_url=f"http://127.0.0.1:{unused_port()}/v1"))
-    assert error.failure == UNREACHABLE
-    assert (error.is_retryable, error.is_final) == (True, False)
+    assert UNREACHABLE == error.failure
+    assert (True, False) == (error.is_retryable, error.is_final)
 
 
 @pytest.mark.parametrize("data", [b"", b"HTTP/1.1 200 OK\r\nContent-"])
@@ -88,7 +88,7 @@ async def test_a_connection_that_closes_within_the_head_is_as_good_as_none(
 
     async with raw_server(hang_up) as url:
         error = await refusal(make_agent(base_url=url))
-    assert error.failure == UNREACHABLE
+    assert UNREACHABLE == error.failure
     assert error.is_retryable
 
 
@@ -194,7 +194,7 @@ async def test_leaving_an_answer_hangs_up_at_once(make_agent: MakeAgent, data: b
         writer.write(data)
         await writer.drain()
         reached.set()
-        assert await reader.read() == b""
+        assert b"" == await reader.read()
         hung_up.set()
 
     async with raw_server(wait_for_the_end) as url:

@@ -34,7 +34,7 @@ def read(pieces: Iterable[bytes], max_event_bytes: int = NO_LIMIT) -> Read:
 def failure(*pieces: bytes, max_event_bytes: int = NO_LIMIT) -> Failure:
     """The failure that a body without any chunk ends in."""
     payloads, ending = read(pieces, max_event_bytes)
-    assert payloads == []
+    assert [] == payloads
     assert isinstance(ending, UpstreamFailed)
     return ending.failure
 
@@ -116,8 +116,8 @@ def test_the_fixed_bodies_are_read_as_meant() -> None:
         [text_chunk("a")],
         UpstreamFailed(Failure("upstream_error", "No.", type="upstream_error")),
     )
-    assert endings["carriage returns"] == ([{"a": 1}, {"b": 2}], FINISHED)
-    assert endings["nothing"] == ([], INCOMPLETE)
+    assert ([{"a": 1}, {"b": 2}], FINISHED) == endings["carriage returns"]
+    assert ([], INCOMPLETE) == endings["nothing"]
 
 
 texts = st.text(st.characters(exclude_categories=()), max_size=8) | st.sampled_from(WORDS)
@@ -221,7 +221,7 @@ def test_chunks_come_as_soon_as_they_are_whole() -> None:
     """A chunk is handed out by the call that brings its blank line, and `ending` stays open."""
     decoder = SseDecoder(NO_LIMIT)
     body = event(text_chunk("a"))
-    assert decoder.feed(body[:-1]) == []
+    assert [] == decoder.feed(body[:-1])
     assert decoder.feed(body[-1:] + event(text_chunk("b"))[:5]) == [text_chunk("a")]
     assert decoder.ending is None
 
@@ -237,9 +237,9 @@ def test_nothing_after_a_failure_counts() -> None:
     """The first failure is the ending; what follows it in the same packet is dropped."""
     body = event({"error": {"message": "First."}}) + event(text_chunk("b")) + DONE
     payloads, ending = read([body])
-    assert payloads == []
+    assert [] == payloads
     assert isinstance(ending, UpstreamFailed)
-    assert ending.failure.message == "First."
+    assert "First." == ending.failure.message
 
 
 def test_closing_twice_changes_nothing() -> None:
@@ -247,9 +247,9 @@ def test_closing_twice_changes_nothing() -> None:
     decoder = SseDecoder(NO_LIMIT)
     decoder.feed(event(finish_chunk())[:-2])
     assert decoder.close() == [finish_chunk()]
-    assert decoder.ending == INCOMPLETE
-    assert decoder.close() == []
-    assert decoder.ending == INCOMPLETE
+    assert INCOMPLETE == decoder.ending
+    assert [] == decoder.close()
+    assert INCOMPLETE == decoder.ending
 
 
 def test_a_last_event_without_its_blank_line_counts() -> None:
@@ -305,7 +305,7 @@ def test_a_200_without_a_body_is_a_failure() -> None:
 def test_an_error_is_the_upstreams_in_its_own_words(body: bytes) -> None:
     """An error may come as an object, a text, beside choices, under `event: error`, or as a plain
     JSON body."""
-    assert failure(body) == Failure("upstream_error", "No.", type="upstream_error")
+    assert Failure("upstream_error", "No.", type="upstream_error") == failure(body)
 
 
 def test_an_error_keeps_its_type_param_and_code() -> None:
@@ -314,7 +314,7 @@ def test_an_error_keeps_its_type_param_and_code() -> None:
     expected = Failure(
         "upstream_error", "Slow down.", "rate_limit_error", param="n", upstream_code="limit"
     )
-    assert failure(event({"error": error})) == expected
+    assert expected == failure(event({"error": error}))
 
 
 @pytest.mark.parametrize(
@@ -338,14 +338,14 @@ def test_numeric_codes_become_text(code: Any, reported: str) -> None:
 def test_an_error_without_a_message_gets_one_of_ours(error: Any) -> None:
     """An error is one even if it is empty or no object."""
     found = failure(event({"error": error}))
-    assert found.code == "upstream_error"
+    assert "upstream_error" == found.code
     assert found.message.endswith("without a message.")
 
 
 def test_odd_error_fields_are_left_out() -> None:
     """A type or param that is no text isn't passed on as one."""
     found = failure(event({"error": {"message": "No.", "type": 5, "param": {"a": 1}}}))
-    assert found == Failure("upstream_error", "No.", type="upstream_error")
+    assert Failure("upstream_error", "No.", type="upstream_error") == found
 
 
 def test_error_null_is_no_error() -> None:
@@ -356,8 +356,8 @@ def test_error_null_is_no_error() -> None:
 
 def test_long_error_texts_are_cut() -> None:
     """Free text from an upstream may be a page of HTML; only its beginning is quoted."""
-    assert len(failure(b"event: error\ndata: " + b"x" * 1000 + b"\n\n").message) == 200
-    assert len(failure(event({"error": "x" * 1000})).message) == 200
+    assert 200 == len(failure(b"event: error\ndata: " + b"x" * 1000 + b"\n\n").message)
+    assert 200 == len(failure(event({"error": "x" * 1000})).message)
 
 
 def test_chunks_before_an_error_are_kept() -> None:
@@ -412,7 +412,7 @@ def test_malformed_data_fails_the_answer(data: bytes) -> None:
     payloads, ending = read([good + b"data: " + data + b"\n\n" + event(text_chunk("b"))])
     assert payloads == [text_chunk("a")]
     assert isinstance(ending, UpstreamFailed)
-    assert ending.failure.code == "upstream_malformed"
+    assert "upstream_malformed" == ending.failure.code
     assert (payloads, ending) == read([good, b"data: " + data + b"\n", b"\n"])
 
 
@@ -422,10 +422,10 @@ def test_malformed_data_fails_the_answer(data: bytes) -> None:
 def test_json_instead_of_a_stream_is_said_to_be_no_stream(body: bytes) -> None:
     """A 200 may have JSON without an error as its body."""
     found = failure(body)
-    assert (found.code, found.message) == (
+    assert (
         "upstream_malformed",
         "The model's backend did not answer with a stream.",
-    )
+    ) == (found.code, found.message)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_json_instead_of_a_stream_is_said_to_be_no_stream(body: bytes) -> None:
 )
 def test_a_page_instead_of_a_stream_is_malformed(body: bytes) -> None:
     """A web page or a greeting is a failure, whatever its lines look like."""
-    assert failure(body).code == "upstream_malformed"
+    assert "upstream_malformed" == failure(body).code
 
 
 # --- what counts as a chunk -----------------------------------------------------------------------
@@ -469,7 +469,7 @@ def test_event_names_other_than_error_mean_nothing() -> None:
 
 def test_data_without_a_value_is_a_heartbeat() -> None:
     """`data:` alone brings neither a chunk nor an ending."""
-    assert read([b"data:\n\ndata: \n\ndata\n\n" + DONE]) == ([], FINISHED)
+    assert ([], FINISHED) == read([b"data:\n\ndata: \n\ndata\n\n" + DONE])
 
 
 # --- the size limit -------------------------------------------------------------------------------
@@ -495,7 +495,7 @@ def test_the_size_limit_is_exact(before: bytes, after: bytes) -> None:
         payloads, ending = read(pieces, max_event_bytes=LIMIT - 1)
         assert payloads == leading
         assert isinstance(ending, UpstreamFailed)
-        assert ending.failure.code == "upstream_malformed"
+        assert "upstream_malformed" == ending.failure.code
         assert str(LIMIT - 1) in ending.failure.message
 
 
@@ -506,14 +506,14 @@ def test_an_oversized_event_fails_before_it_is_whole() -> None:
     assert not decoder.ending
     decoder.feed(b"x" * 200)
     assert isinstance(decoder.ending, UpstreamFailed)
-    assert decoder.feed(b"\n\n" + event(text_chunk("b"))) == []
+    assert [] == decoder.feed(b"\n\n" + event(text_chunk("b")))
 
 
 def test_many_events_in_one_packet_may_exceed_the_limit_together() -> None:
     """The limit is each event's, not the packet's."""
     body = event(text_chunk("word")) * 100 + DONE
     payloads, ending = read([body], max_event_bytes=len(event(text_chunk("word"))))
-    assert (len(payloads), ending) == (100, FINISHED)
+    assert (100, FINISHED) == (len(payloads), ending)
 
 
 @pytest.mark.timeout(20)
@@ -522,4 +522,4 @@ def test_a_large_event_costs_work_in_proportion_to_its_size() -> None:
     body = event({"a": "x" * (4 << 20)})
     pieces = [body[start : start + 64] for start in range(0, len(body), 64)]
     payloads, _ = read(pieces, max_event_bytes=8 << 20)
-    assert payloads == [{"a": "x" * (4 << 20)}]
+    assert [{"a": "x" * (4 << 20)}] == payloads

@@ -48,7 +48,7 @@ async def test_the_built_in_agent_lists_each_literal_name_once() -> None:
         {"id": name, "object": "model", "created": 0, "owned_by": "verbatim"}
         for name in ("demo", "x")
     ]
-    assert await agent.models() == expected
+    assert expected == await agent.models()
 
 
 async def test_an_agents_name_goes_before_anothers_pattern() -> None:
@@ -88,7 +88,7 @@ async def test_model_not_found_names_the_agents_that_are_on() -> None:
         "No agent serves the model 'gpt-4o'. Agents that are on: a, b. (o is off: KEY is not set)"
     )
     expected = Failure("model_not_found", message, type="invalid_request_error", param="model")
-    assert caught.value.failure == expected
+    assert expected == caught.value.failure
 
 
 async def test_model_not_found_stays_brief() -> None:
@@ -111,8 +111,8 @@ async def test_agents_without_their_key_are_off(environ: dict[str, str]) -> None
         openai_config(name="local", api_key_env=None),
     ]
     directory = AgentDirectory.from_config(configs, environ)
-    assert [agent.name for agent in directory.agents] == ["demo", "local"]
-    assert directory.off == {"openai": "OPENAI_API_KEY is not set"}
+    assert ["demo", "local"] == [agent.name for agent in directory.agents]
+    assert {"openai": "OPENAI_API_KEY is not set"} == directory.off
     await directory.close()
 
 
@@ -120,8 +120,8 @@ async def test_agents_with_their_key_are_on() -> None:
     """With its key in the environment an agent is on, under whatever name the key has."""
     configs = [openai_config(name="a"), openai_config(name="b", api_key_env="B_KEY")]
     directory = AgentDirectory.from_config(configs, {"OPENAI_API_KEY": "x", "B_KEY": "y"})
-    assert [agent.name for agent in directory.agents] == ["a", "b"]
-    assert directory.off == {}
+    assert ["a", "b"] == [agent.name for agent in directory.agents]
+    assert {} == directory.off
     await directory.close()
 
 
@@ -130,11 +130,11 @@ async def test_directory_lists_each_model_once(closing_agents: Any) -> None:
     config = openai_config(base_url=f"http://127.0.0.1:{unused_port()}/v1", models=("x", "y"))
     first, second = scripted(name="a", models=("x",)), closing_agents(OpenAIAgent(config, None))
     listed = await AgentDirectory([first, second]).models()
-    assert [(model["id"], model["owned_by"]) for model in listed] == [
+    assert [
         ("a", "verbatim"),
         ("x", "verbatim"),
         ("y", "o"),
-    ]
+    ] == [(model["id"], model["owned_by"]) for model in listed]
 
 
 @pytest.mark.parametrize("key", ["sk-schlüssel", "sk-1\n"])
@@ -143,8 +143,8 @@ async def test_a_key_that_no_header_can_carry_turns_its_agent_off(
 ) -> None:
     """A mangled key is noticed at start, with the reason, instead of failing requests."""
     directory = AgentDirectory.from_config([openai_config(api_key_env="KEY")], {"KEY": key})
-    assert directory.agents == ()
-    assert list(directory.off.values()) == ["KEY holds characters that no HTTP header can"]
+    assert () == directory.agents
+    assert ["KEY holds characters that no HTTP header can"] == list(directory.off.values())
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ async def test_every_byte_comes_once_and_in_order(
     await asyncio.wait_for(line.reading, 1)
     assert line.body == said
     assert not line.protocol.should_close
-    assert takes is not NONE or line.listened == []
+    assert takes is not NONE or [] == line.listened
 
 
 @settings(max_examples=150, deadline=None)
@@ -160,9 +160,9 @@ async def test_a_frame_that_lacks_its_line_end_is_not_held_back(
     line = Line(takes)
     sent = http_chunk(EVENT) * 3
     await line.receive([HEAD, sent[:-missing]])
-    assert line.body == EVENT * 3
+    assert EVENT * 3 == line.body
     await line.receive([sent[-missing:] + http_chunk(EVENT) + LAST])
-    assert line.body == EVENT * 4
+    assert EVENT * 4 == line.body
     assert line.reading.done()
 
 
@@ -170,5 +170,5 @@ async def test_a_frame_without_a_blank_line_is_held_up_to_a_limit() -> None:
     """A frame that is longer than any event may be is handed on as it comes."""
     line = Line(ALL)
     await line.receive([HEAD, b"%x\r\n" % (1 << 20)] + [b"x" * (1 << 16)] * 5)
-    assert len(line.body) == 5 << 16
+    assert 5 << 16 == len(line.body)
     await line.lose()

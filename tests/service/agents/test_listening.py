@@ -46,8 +46,8 @@ async def test_what_the_listener_leaves_goes_to_the_reader() -> None:
     line = Line([1, *ALL])
     a, b, c, d, e = map(http_chunk, (b"a", b"b", b"c", b"d", b"e"))
     await line.receive([HEAD, a + b + c, d, e], [4, 0, 4])
-    assert line.log == [b"a", b"bcd", b"e"]
-    assert line.listened == [b"a", b"e"]
+    assert [b"a", b"bcd", b"e"] == line.log
+    assert [b"a", b"e"] == line.listened
     await line.lose()
 
 
@@ -60,9 +60,9 @@ async def test_frames_behind_a_late_line_end_go_to_the_listener_again() -> None:
         [a[:-2], a[-2:] + b[:2], b[2:] + c],
     ):
         body, ending, line = await answer([HEAD, *late, d + LAST])
-        assert (body, ending) == (EVENT + b"bcd", "well")
-        assert line.log[0] == EVENT
-        assert line.listened[-2:] == [b"c", b"d"]
+        assert (EVENT + b"bcd", "well") == (body, ending)
+        assert EVENT == line.log[0]
+        assert [b"c", b"d"] == line.listened[-2:]
 
 
 async def test_an_old_listener_hears_nothing_of_the_next_response() -> None:
@@ -89,7 +89,7 @@ async def test_an_old_listener_hears_nothing_of_the_next_response() -> None:
         assert line.reading.done()
         assert line.body == (b"third" if head.startswith(HEAD) else sent)
         assert bool(line.listened) is head.startswith(HEAD)
-    assert old == []
+    assert [] == old
     assert not line.protocol.should_close
 
 
@@ -121,7 +121,7 @@ async def test_only_chunked_bodies_of_a_200_are_listened_to(head: bytes) -> None
     expected, plain_ending, _ = await answer(pieces, kind=ResponseHandler)
     body, ending, line = await answer(pieces)
     assert (expected, plain_ending) == (body, ending)
-    assert line.listened == []
+    assert [] == line.listened
 
 
 async def test_a_head_that_ends_in_bare_line_feeds_is_left_to_aiohttp() -> None:
@@ -206,6 +206,6 @@ async def test_a_connection_that_was_listened_to_is_used_again() -> None:
         for _, expected, expected_heard in responses:
             heard: list[bytes] = []
             async with session.get(url) as response:
-                assert await read_and_listen(response, heard) == expected
-            assert heard == expected_heard
-        assert len(connections) == 1
+                assert expected == await read_and_listen(response, heard)
+            assert expected_heard == heard
+        assert 1 == len(connections)

@@ -34,12 +34,12 @@ async def test_a_backends_models_are_listed_as_they_are(
 ) -> None:
     """The backend's own objects keep their fields and get what they lack."""
     backend.answers(200, model_list({"id": "x", "created": 5, "vendor": 1}, {"id": "y"}))
-    assert await make_agent().models() == [
+    assert [
         {"id": "x", "object": "model", "created": 5, "owned_by": "o", "vendor": 1},
         {"id": "y", "object": "model", "created": 0, "owned_by": "o"},
-    ]
+    ] == await make_agent().models()
     (request,) = backend.requests
-    assert (request.method, request.path) == ("GET", "/v1/models")
+    assert ("GET", "/v1/models") == (request.method, request.path)
     assert request.headers["Authorization"] == f"Bearer {KEY}"
 
 
@@ -49,7 +49,7 @@ async def test_only_models_that_the_agent_serves_are_listed(
     """Patterns filter the backend's list; literal names are there though the backend hides them."""
     backend.answers(200, model_list({"id": "gpt-5"}, {"id": "whisper"}, {"id": "extra"}))
     agent = make_agent(models=("hidden", "gpt-*", "extra"))
-    assert ids(await agent.models()) == ["hidden", "extra", "gpt-5"]
+    assert ["hidden", "extra", "gpt-5"] == ids(await agent.models())
 
 
 async def test_an_agent_with_a_model_of_its_own_is_listed(
@@ -57,7 +57,7 @@ async def test_an_agent_with_a_model_of_its_own_is_listed(
 ) -> None:
     """Such an agent can be asked for by its name, so its name is a model."""
     backend.answers(200, model_list({"id": "llama3"}))
-    assert ids(await make_agent(parameters={"model": "llama3"}).models()) == ["o", "llama3"]
+    assert ["o", "llama3"] == ids(await make_agent(parameters={"model": "llama3"}).models())
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ async def test_a_backend_without_a_good_list_adds_literal_names_alone(
 ) -> None:
     """Literal names are those of the configuration, without its patterns."""
     backend.answers(status, body)
-    assert ids(await make_agent(models=("a", "b-*")).models()) == ["a"]
+    assert ["a"] == ids(await make_agent(models=("a", "b-*")).models())
 
 
 async def test_an_absent_backend_doesnt_hide_the_others_models(make_agent: MakeAgent) -> None:
     """The absent backend's own literal names are listed too."""
     absent = make_agent(base_url=f"http://127.0.0.1:{unused_port()}/v1", models=("a",))
     directory = AgentDirectory([absent, scripted(name="demo")])
-    assert ids(await directory.models()) == ["a", "demo"]
+    assert ["a", "demo"] == ids(await directory.models())
 
 
 async def test_models_are_cached_for_a_minute(backend: Backend, make_agent: MakeAgent) -> None:
@@ -96,17 +96,17 @@ async def test_models_are_cached_for_a_minute(backend: Backend, make_agent: Make
     agent = make_agent(models=("*",))
     with freeze_time(real_asyncio=True) as frozen:
         backend.answers(200, model_list({"id": "x"}))
-        assert ids(await agent.models()) == ["x"]
+        assert ["x"] == ids(await agent.models())
         backend.answers(500, b"")
         frozen.tick(59)
-        assert ids(await agent.models()) == ["x"]
+        assert ["x"] == ids(await agent.models())
         frozen.tick(2)
-        assert ids(await agent.models()) == ["x"]
+        assert ["x"] == ids(await agent.models())
         backend.answers(200, model_list({"id": "y"}))
-        assert ids(await agent.models()) == ["x"]
+        assert ["x"] == ids(await agent.models())
         frozen.tick(6)
-        assert ids(await agent.models()) == ["y"]
-    assert len(backend.requests) == 3
+        assert ["y"] == ids(await agent.models())
+    assert 3 == len(backend.requests)
 
 
 async def test_callers_at_the_same_time_share_one_question(
@@ -125,8 +125,8 @@ async def test_callers_at_the_same_time_share_one_question(
     while not backend.requests:
         await asyncio.sleep(0.001)
     go_on.set()
-    assert [ids(models) for models in await asyncio.gather(*asking)] == [["x"]] * 3
-    assert len(backend.requests) == 1
+    assert [["x"]] * 3 == [ids(models) for models in await asyncio.gather(*asking)]
+    assert 1 == len(backend.requests)
 
 
 async def test_a_caller_that_leaves_takes_the_list_from_nobody_else(
@@ -147,7 +147,7 @@ async def test_a_caller_that_leaves_takes_the_list_from_nobody_else(
     with pytest.raises(asyncio.CancelledError):
         await asking
     backend.answers(200, model_list({"id": "x"}))
-    assert ids(await agent.models()) == ["x"]
+    assert ["x"] == ids(await agent.models())
 
 
 async def test_both_kinds_of_agents_have_what_the_service_reads(make_agent: MakeAgent) -> None:

@@ -49,7 +49,7 @@ async def test_an_event_is_read_as_soon_as_it_is_whole(
         go_on.set()
         (ending,) = await answer.read()
     assert isinstance(ending, UpstreamFailed)
-    assert ending.failure.code == "upstream_malformed"
+    assert "upstream_malformed" == ending.failure.code
 
 
 @pytest.mark.parametrize("uses_shortcut", [True, False])
@@ -66,7 +66,7 @@ async def test_without_the_shortcut_the_same_chunks_are_read(
     reads = await collect(agent)
     transcript, ending = folded(reads)
     assert (UpstreamFinished(), 7) == (ending, transcript.chunk_count)
-    assert transcript.choices()[0].message["content"] == "abcdef"
+    assert "abcdef" == transcript.choices()[0].message["content"]
     if not uses_shortcut:
         runs = [
             event.run for events in reads for event in events if isinstance(event, ChunkReceived)
@@ -81,15 +81,15 @@ async def test_a_request_is_the_clients_on_top_of_the_agents_parameters(
     agent = make_agent(parameters={"temperature": 0.5, "seed": 1}, preamble="Be kind.")
     await collect(agent, call(seed=2, top_k=40, stream=False, x={"y": None}))
     (request,) = backend.requests
-    assert (request.method, request.path) == ("POST", "/v1/chat/completions")
+    assert ("POST", "/v1/chat/completions") == (request.method, request.path)
     assert request.headers["Authorization"] == f"Bearer {KEY}"
-    assert request.headers["traceparent"] == TRACEPARENT
-    assert request.headers["Accept"] == "text/event-stream"
-    assert request.headers["Accept-Encoding"] == "identity"
-    assert request.headers["Content-Type"] == "application/json"
+    assert TRACEPARENT == request.headers["traceparent"]
+    assert "text/event-stream" == request.headers["Accept"]
+    assert "identity" == request.headers["Accept-Encoding"]
+    assert "application/json" == request.headers["Content-Type"]
     assert "AsyncOpenAI" in request.headers["User-Agent"]
     assert not [name for name in request.headers if name.lower().startswith("x-stainless")]
-    assert json.loads(backend.bodies[0]) == {
+    assert {
         "model": "m",
         "messages": [
             {"role": "system", "content": "Be kind."},
@@ -101,7 +101,7 @@ async def test_a_request_is_the_clients_on_top_of_the_agents_parameters(
         "x": {"y": None},
         "stream": True,
         "stream_options": {"include_usage": True},
-    }
+    } == json.loads(backend.bodies[0])
 
 
 async def test_odd_text_reaches_the_backend(backend: Backend, make_agent: MakeAgent) -> None:
@@ -145,4 +145,4 @@ async def test_an_agent_asked_by_its_own_name_sends_its_own_model(
 ) -> None:
     """An agent without a model of its own, or asked for another, sends the client's."""
     await collect(make_agent(parameters=parameters), call(model=model))
-    assert json.loads(backend.bodies[0])["model"] == expected
+    assert expected == json.loads(backend.bodies[0])["model"]

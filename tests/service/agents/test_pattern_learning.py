@@ -41,13 +41,13 @@ def test_a_run_takes_the_shortcut_from_its_second_chunk_on(write: Write, delta: 
 
     first = b"data: " + write(chunk({"role": "assistant", "content": ""})) + b"\n\n"
     pieces = [first, said("a"), said('"é\n'), said("b") + said("") + said("c"), said("d")]
-    assert taken(pieces) == [(), (), ('"é\n',), ("b", "", "c"), ("d",)]
+    assert [(), (), ('"é\n',), ("b", "", "c"), ("d",)] == taken(pieces)
 
 
 def test_events_that_were_cut_take_the_shortcut_once_they_are_whole() -> None:
     """Neither a beginning that waits nor one that comes along keeps the rest from the shortcut."""
     pieces = [*RUN[:2], b"".join(RUN)[:-9], RUN[2][-9:] + RUN[0][:9], RUN[0][9:], RUN[1]]
-    assert taken(pieces) == [(), (), ("a", "b"), ("c",), ("a",), ("b",)]
+    assert [(), (), ("a", "b"), ("c",), ("a",), ("b",)] == taken(pieces)
 
 
 def test_a_change_of_what_was_constant_is_learned() -> None:
@@ -62,7 +62,7 @@ def test_a_change_of_what_was_constant_is_learned() -> None:
         *said,
         *thought,
     ]
-    assert taken(pieces) == [(), (), ("b",), ("c",), (), *[(), ("b",), ("c",)] * 2]
+    assert [(), (), ("b",), ("c",), (), *[(), ("b",), ("c",)] * 2] == taken(pieces)
 
 
 def test_a_stranger_now_and_then_costs_the_shortcut_little() -> None:
@@ -88,8 +88,8 @@ def lessons(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def test_chunks_that_come_together_are_one_lesson(lessons: list[bytes]) -> None:
     """Nothing is learned of chunks that fit what was learned before."""
     first = event(chunk({"role": "assistant"}))
-    assert taken([first + b"".join(RUN) * 5, RUN[0]]) == [(), ("a",)]
-    assert len(lessons) == 1
+    assert [(), ("a",)] == taken([first + b"".join(RUN) * 5, RUN[0]])
+    assert 1 == len(lessons)
 
 
 def test_a_change_between_text_and_padding_is_learned() -> None:
@@ -98,7 +98,7 @@ def test_a_change_between_text_and_padding_is_learned() -> None:
         [event(chunk({"content": text}, vendor=vendor, obfuscation="x")) for text in "abc"]
         for vendor in "yz"
     )
-    assert taken([*one, *other]) == [(), (), ("c",), (), ("b",), ("c",)]
+    assert [(), (), ("c",), (), ("b",), ("c",)] == taken([*one, *other])
 
 
 def test_chunks_that_vary_each_time_are_seldom_learned_from(lessons: list[bytes]) -> None:
@@ -206,7 +206,7 @@ def test_a_padded_run_takes_the_shortcut_from_its_second_chunk_on() -> None:
     """OpenAI's runs are like this, and the chunk before them without a padding is no obstacle."""
     run = [event(chunk({"content": text}, obfuscation=text * 3)) for text in "abcd"]
     first = event(chunk({"role": "assistant", "content": ""}))
-    assert taken([first, *run[:2], run[2] + run[3]]) == [(), (), ("b",), ("c", "d")]
+    assert [(), (), ("b",), ("c", "d")] == taken([first, *run[:2], run[2] + run[3]])
 
 
 def test_events_that_were_sent_apart_are_read_together() -> None:
@@ -215,7 +215,7 @@ def test_events_that_were_sent_apart_are_read_together() -> None:
     decoder.feed(b"".join(RUN))
     received = decoder.take_events(RUN)
     assert received is not None
-    assert list(received.texts) == ["a", "b", "c"]
+    assert ["a", "b", "c"] == list(received.texts)
     assert decoder.take_events([RUN[0], RUN[1][:-9]]) is None
     assert decoder.take_events([RUN[0][:-1], b"\n" + RUN[1]]) is None
 

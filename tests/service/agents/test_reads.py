@@ -91,7 +91,7 @@ def test_a_whole_answer_may_come_in_one_read(line_end: bytes) -> None:
     """One read may bring everything from the role to `[DONE]`, with any of SSE's line ends."""
     body = (event(ROLE) + RUN + ENDS).replace(b"\n", line_end)
     expected = [ROLE, *map(text_chunk, WORDS), *ENDING]
-    assert told([body]) == (expected, FINISHED)
+    assert (expected, FINISHED) == told([body])
 
 
 def test_a_long_run_becomes_one_event_after_its_first_chunks() -> None:
@@ -147,7 +147,7 @@ async def test_a_token_behind_many_empty_texts_is_the_first() -> None:
     agent = FakeAgent("a", [silent + event(text_chunk("Hi")), HANG], first_token_seconds=5)
     upstream = attempts_of(agent)
     found = await upstream.read()
-    assert kinds(found)[-1] == "RepeatedChunks"
+    assert "RepeatedChunks" == kinds(found)[-1]
     payloads = [payload for one in found for payload in payloads_of(one)]
     assert payloads == [text_chunk("")] * 100 + [text_chunk("Hi")]
     await upstream.close()

@@ -85,7 +85,7 @@ async def test_a_refusal_keeps_the_backends_status_and_words(
 ) -> None:
     """The words may be OpenAI's error object, another object, a text, or none."""
     backend.answers(status, body)
-    assert (await refusal(make_agent())).failure == expected
+    assert expected == (await refusal(make_agent())).failure
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ async def test_the_status_decides_who_may_be_asked_again(
     backend.answers(status, b"No.")
     error = await refusal(make_agent())
     assert (error.is_retryable, error.is_final) == (is_retryable, is_final)
-    assert len(backend.requests) == 1  # the SDK's own retries are off
+    assert 1 == len(backend.requests)  # the SDK's own retries are off
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,4 @@ async def test_quoted_keys_are_masked(backend: Backend, make_agent: MakeAgent, b
 async def test_without_a_key_nothing_is_masked(backend: Backend, make_agent: MakeAgent) -> None:
     """A backend that wants no key may quote what it is sent instead."""
     backend.answers(401, b"no-key-needed? No!")
-    assert (await refusal(make_agent(key=None))).failure.message == "no-key-needed? No!"
+    assert "no-key-needed? No!" == (await refusal(make_agent(key=None))).failure.message

@@ -152,7 +152,7 @@ def test_repeats_are_encoded_as_their_chunks_would_be(
     together = [quick.encode_all(runs[:2]), *[quick.encode_all([run]) for run in runs[2:]]]
     expected = [data_of(slow.encode(payload)) for run in runs for payload in chunks_in(run)]
     events = b"".join(together).split(b"\n\n")
-    assert events.pop() == b""
+    assert b"" == events.pop()
     assert expected == [data_of(event + b"\n\n") for event in events]
 
 
@@ -274,10 +274,10 @@ def test_only_a_text_that_isnt_empty_is_a_token() -> None:
         return session.first_token_at, session.milestones, session.wakes_at
 
     session.handle(ChunkReceived(text_chunk("")), 1.0)
-    assert noted_after(2.0, "", "") == (None, 0, 17.0)  # then a ping is due
-    assert noted_after(3.0, "", "a", "") == (3.0, 1, 10.0)
-    assert noted_after(4.0, "", "") == (3.0, 1, 10.0)
-    assert noted_after(5.0, "b") == (3.0, 1, 12.0)
+    assert (None, 0, 17.0) == noted_after(2.0, "", "")  # then a ping is due
+    assert (3.0, 1, 10.0) == noted_after(3.0, "", "a", "")
+    assert (3.0, 1, 10.0) == noted_after(4.0, "", "")
+    assert (3.0, 1, 12.0) == noted_after(5.0, "b")
 
 
 # --- what is journaled ----------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_the_journal_reads_back_every_chunk(
 ) -> None:
     """A record with repeats in it, among other events or not, holds each of their chunks."""
     line = events_record(completion_id, number, told, now)
-    assert line.count(b"\n") == 1
+    assert 1 == line.count(b"\n")
     (record,) = read_lines(line)
     assert not isinstance(record, Damage)
     assert (record["id"], record["n"], record["at"]) == (completion_id, number, now)
@@ -364,5 +364,5 @@ def test_only_the_text_is_written_of_chunks_like_the_one_before(tmp_path: Path) 
         assert not isinstance(record, Damage)
         first, *_ = record["events"]
         whole.append(first["chunk"].keys() != {"choices"})
-    assert whole == [True, False, False, True, True, True, False]
+    assert [True, False, False, True, True, True, False] == whole
     journal.close()

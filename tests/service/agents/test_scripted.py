@@ -56,24 +56,24 @@ async def test_an_answer_is_the_reply_word_by_word_a_reason_and_usage() -> None:
     reads = await collect(scripted(reply="Say  it\nagain. 🙂\ud83d"))
     transcript, ending = folded(reads)
     (choice,) = transcript.choices()
-    assert choice.message == {"role": "assistant", "content": "Say  it\nagain. 🙂\ud83d"}
-    assert choice.finish_reason == "stop"
-    assert ending == UpstreamFinished()
-    assert transcript.upstream_id == "scripted-chatcmpl-1"
-    assert transcript.upstream_model == "m"
+    assert {"role": "assistant", "content": "Say  it\nagain. 🙂\ud83d"} == choice.message
+    assert "stop" == choice.finish_reason
+    assert UpstreamFinished() == ending
+    assert "scripted-chatcmpl-1" == transcript.upstream_id
+    assert "m" == transcript.upstream_model
     assert transcript.usage is not None
-    assert transcript.usage["completion_tokens"] == 4
+    assert 4 == transcript.usage["completion_tokens"]
     assert transcript.usage["prompt_tokens"] > 0
-    assert len(reads) == 1 + 4 + 3  # the role, a read per word, and the end's three
+    assert 1 + 4 + 3 == len(reads)  # the role, a read per word, and the end's three
 
 
 async def test_without_a_reply_the_agent_introduces_itself() -> None:
     """An empty reply is a reply of its own: only a missing one means the introduction."""
     transcript, _ = folded(await collect(scripted()))
-    assert transcript.choices()[0].message["content"] == INTRODUCTION
+    assert INTRODUCTION == transcript.choices()[0].message["content"]
     transcript, ending = folded(await collect(scripted(reply="")))
-    assert transcript.choices()[0].message["content"] == ""
-    assert (transcript.is_whole, ending) == (True, UpstreamFinished())
+    assert "" == transcript.choices()[0].message["content"]
+    assert (True, UpstreamFinished()) == (transcript.is_whole, ending)
 
 
 async def test_the_same_configuration_gives_the_same_answer() -> None:
@@ -89,9 +89,9 @@ async def test_every_choice_gets_the_whole_reply() -> None:
     """Each of the `n` choices gets every token, and each of those is counted."""
     transcript, _ = folded(await collect(scripted(reply="a b"), call(n=3)), 3)
     found = [(it.index, it.message["content"], it.finish_reason) for it in transcript.choices()]
-    assert found == [(0, "a b", "stop"), (1, "a b", "stop"), (2, "a b", "stop")]
+    assert [(0, "a b", "stop"), (1, "a b", "stop"), (2, "a b", "stop")] == found
     assert transcript.usage is not None
-    assert transcript.usage["completion_tokens"] == 6
+    assert 6 == transcript.usage["completion_tokens"]
 
 
 @pytest.mark.parametrize("options", [{}, {"include_usage": None}, {"include_usage": True}])
@@ -108,7 +108,7 @@ async def test_a_client_that_refuses_usage_gets_none() -> None:
     refused = call(stream_options={"include_usage": False})
     transcript, ending = folded(await collect(scripted(), refused))
     assert transcript.usage is None
-    assert ending == UpstreamFinished()
+    assert UpstreamFinished() == ending
 
 
 @pytest.mark.parametrize(("after", "text"), [(0, ""), (2, "a b"), (3, "a b c"), (9, "a b c")])
@@ -139,7 +139,7 @@ async def test_a_reset_is_reported_as_a_broken_connection() -> None:
     transcript, ending = folded(await collect(agent))
     message = "The connection to the backend of agent 'demo' broke."
     assert UpstreamFailed(Failure("upstream_incomplete", message)) == ending
-    assert transcript.choices()[0].message["content"] == "a b"
+    assert "a b" == transcript.choices()[0].message["content"]
 
 
 async def test_a_stalled_answer_falls_silent_and_can_be_left() -> None:
@@ -150,7 +150,7 @@ async def test_a_stalled_answer_falls_silent_and_can_be_left() -> None:
         async with asyncio.timeout(0.1), agent.open(call()) as answer:
             while True:
                 reads.append(await answer.read())
-    assert folded(reads)[0].choices()[0].message["content"] == "a b"
+    assert "a b" == folded(reads)[0].choices()[0].message["content"]
 
 
 async def test_the_pace_doesnt_drift() -> None:

@@ -143,7 +143,7 @@ class Description:
                 continue
             # Validators take contentSchema for a remark, so what is in the text is checked here.
             kind = "Error" if "error" in json.loads(data) else "ChatCompletionChunk"
-            assert self.complaints(json.loads(data), f"#/components/schemas/{kind}") == []
+            assert [] == self.complaints(json.loads(data), f"#/components/schemas/{kind}")
             assert kind != "Error" or position == len(events) - 1
 
     async def ask(

@@ -92,8 +92,8 @@ class FakeAgent:
     @asynccontextmanager
     async def open(self, call: AgentCall) -> AsyncIterator["FakeAnswer"]:
         self.asked_as_fallback = call.is_fallback
-        assert evolve(call, is_fallback=False) == CALL
-        assert self.open_now == 0, "an attempt begins after the one before was closed"
+        assert CALL == evolve(call, is_fallback=False)
+        assert 0 == self.open_now, "an attempt begins after the one before was closed"
         steps = self.attempts[self.asked]
         self.asked += 1
         self.open_now += 1
@@ -229,9 +229,9 @@ async def test_an_agent_that_answers_is_asked_once(announced: list[Event]) -> No
     """Every event comes in order; the first attempt is no event, since a session begins with
     it."""
     agent = FakeAgent("a", ANSWER, retries=5)
-    assert await ask(agent, announced=announced) == WHOLE
-    assert agent.asked == 1
-    assert announced == []
+    assert WHOLE == await ask(agent, announced=announced)
+    assert 1 == agent.asked
+    assert [] == announced
 
 
 async def test_each_read_gives_the_events_of_one_socket_read() -> None:
@@ -251,7 +251,7 @@ async def test_each_read_gives_the_events_of_one_socket_read() -> None:
     (text,) = await upstream.read()
     assert isinstance(text, ChunkReceived)
     assert isinstance(text.run, RepeatedChunks)  # identical to "b" except for its text
-    assert text.run.texts == ("c",)
+    assert ("c",) == text.run.texts
     assert await upstream.read() == [*received(finish_chunk()), UpstreamFinished()]
     await upstream.close()
 
@@ -261,7 +261,7 @@ async def test_a_body_that_just_ends_is_reported_as_incomplete() -> None:
     events = await ask(FakeAgent("a", [event(text_chunk("Hi"), finish_chunk())]))
     assert events[:-1] == received(text_chunk("Hi"), finish_chunk())
     assert isinstance(events[-1], UpstreamFailed)
-    assert events[-1].failure.code == "upstream_incomplete"
+    assert "upstream_incomplete" == events[-1].failure.code
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ async def test_done_without_a_token_is_an_answer() -> None:
     """After an empty answer that ended well nobody else is asked."""
     agent, fallback = FakeAgent("a", [event(ROLE), DONE], retries=3), FakeAgent("b", ANSWER)
     assert await ask(agent, fallback) == [*received(ROLE), UpstreamFinished()]
-    assert (agent.asked, fallback.asked) == (1, 0)
+    assert (1, 0) == (agent.asked, fallback.asked)
 
 
 # --- retries --------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ async def test_a_retry_leaves_no_trace_of_the_attempt_before(failed: list[Step])
     answer = [event(second), *ANSWER]
     agent = FakeAgent("a", failed, answer, retries=1, max_event_bytes=1000)
     assert await ask(agent) == [*received(second), *WHOLE]
-    assert agent.asked == 2
+    assert 2 == agent.asked
 
 
 @pytest.mark.usefixtures("no_back_off")
@@ -371,8 +371,8 @@ async def test_a_retry_leaves_no_trace_of_the_attempt_before(failed: list[Step])
 async def test_what_will_not_pass_is_not_retried(failed: list[Step]) -> None:
     """A refusal, and an error in the upstream's own words, go to the fallback at once."""
     agent, fallback = FakeAgent("a", failed, ANSWER, retries=3), FakeAgent("b", ANSWER)
-    assert await ask(agent, fallback) == WHOLE
-    assert (agent.asked, fallback.asked) == (1, 1)
+    assert WHOLE == await ask(agent, fallback)
+    assert (1, 1) == (agent.asked, fallback.asked)
 
 
 @pytest.mark.usefixtures("no_back_off")
@@ -394,7 +394,7 @@ async def test_a_retry_after_is_obeyed() -> None:
     """The wait is what the agent asked for, here longer than any first back-off (0.25 to 0.5 s)."""
     agent = FakeAgent("a", [busy(0.6)], ANSWER, retries=1)
     started = time.monotonic()
-    assert await ask(agent) == WHOLE
+    assert WHOLE == await ask(agent)
     assert time.monotonic() - started >= 0.59
 
 
@@ -402,7 +402,7 @@ async def test_the_first_retry_waits_a_quarter_of_a_second_at_least() -> None:
     """This is the back-off's wait, for an agent that names none."""
     agent = FakeAgent("a", [busy()], ANSWER, retries=1)
     started = time.monotonic()
-    assert await ask(agent) == WHOLE
+    assert WHOLE == await ask(agent)
     assert time.monotonic() - started >= 0.24
 
 
@@ -425,7 +425,7 @@ async def test_nothing_is_retried_after_the_first_token(broken: list[Step], code
     assert events[:-1] == received(text_chunk("Hi"))
     assert isinstance(events[-1], UpstreamFailed)
     assert events[-1].failure.code == code
-    assert (agent.asked, fallback.asked) == (1, 0)
+    assert (1, 0) == (agent.asked, fallback.asked)
 
 
 async def test_an_event_right_before_a_break_is_kept() -> None:
@@ -437,9 +437,8 @@ async def test_an_event_right_before_a_break_is_kept() -> None:
 
 async def test_a_break_right_after_done_is_a_good_end() -> None:
     """`[DONE]` counts with or without its blank line."""
-    assert (
-        await ask(FakeAgent("a", [event(text_chunk("Hi"), finish_chunk()), DONE[:-2], BROKE]))
-        == WHOLE
+    assert WHOLE == await ask(
+        FakeAgent("a", [event(text_chunk("Hi"), finish_chunk()), DONE[:-2], BROKE])
     )
 
 
@@ -453,10 +452,10 @@ async def test_fallbacks_are_asked_in_order_each_with_its_retries(announced: lis
     second = FakeAgent("b", [refusal()], retries=2)
     third = FakeAgent("c", [busy()], [busy()], ANSWER, retries=2)
     fourth = FakeAgent("d", ANSWER)
-    assert await ask(first, second, third, fourth, announced=announced) == WHOLE
+    assert WHOLE == await ask(first, second, third, fourth, announced=announced)
     assert announced == [AttemptStarted(name, 7.0) for name in ("a", "b", "c", "c", "c")]
-    assert fourth.asked == 0
-    assert [agent.asked_as_fallback for agent in (first, second, third)] == [False, True, True]
+    assert 0 == fourth.asked
+    assert [False, True, True] == [agent.asked_as_fallback for agent in (first, second, third)]
 
 
 @pytest.mark.usefixtures("no_back_off")
@@ -486,7 +485,7 @@ async def test_final_refusals_go_nowhere_else(is_retryable: bool) -> None:
     error = refusal(is_final=True, is_retryable=is_retryable)
     agent, fallback = FakeAgent("a", [error]), FakeAgent("b", ANSWER)
     assert await ask(agent, fallback) == [UpstreamFailed(error.failure)]
-    assert fallback.asked == 0
+    assert 0 == fallback.asked
 
 
 # --- the first token's deadline -------------------------------------------------------------------
@@ -501,8 +500,8 @@ async def test_a_first_token_timeout_goes_to_the_fallback(silent: list[Step]) ->
     """An agent without a token in time, in whatever phase, isn't asked again; the next one is."""
     agent = FakeAgent("a", silent, ANSWER, retries=3, first_token_seconds=SHORT)
     fallback = FakeAgent("b", ANSWER)
-    assert await ask(agent, fallback) == WHOLE
-    assert (agent.asked, fallback.asked) == (1, 1)
+    assert WHOLE == await ask(agent, fallback)
+    assert (1, 1) == (agent.asked, fallback.asked)
 
 
 async def test_the_last_agents_first_token_timeout_is_reported() -> None:
@@ -510,7 +509,7 @@ async def test_the_last_agents_first_token_timeout_is_reported() -> None:
     (ending,) = await ask(FakeAgent("slow", [HANG], first_token_seconds=SHORT))
     message = "The agent 'slow' said nothing within 0.05 s."
     expected = DeadlineExpired(Failure("first_token_timeout", message, type="timeout_error"))
-    assert ending == expected
+    assert expected == ending
 
 
 async def test_heartbeats_do_not_feed_the_first_token_deadline() -> None:
@@ -524,7 +523,7 @@ async def test_heartbeats_do_not_feed_the_first_token_deadline() -> None:
 
     (ending,) = await ask(Heartbeats("a", [b""], first_token_seconds=SHORT))
     assert isinstance(ending, DeadlineExpired)
-    assert ending.failure.code == "first_token_timeout"
+    assert "first_token_timeout" == ending.failure.code
 
 
 async def test_after_its_first_token_an_agent_may_pause_longer() -> None:
@@ -536,7 +535,7 @@ async def test_after_its_first_token_an_agent_may_pause_longer() -> None:
             await asyncio.sleep(2 * SHORT)
             yield event(finish_chunk()) + DONE
 
-    assert await ask(Slow("a", [b""], first_token_seconds=SHORT)) == WHOLE
+    assert WHOLE == await ask(Slow("a", [b""], first_token_seconds=SHORT))
 
 
 @pytest.mark.usefixtures("no_back_off")
@@ -545,7 +544,7 @@ async def test_a_connect_timeout_is_retried_and_then_a_deadline() -> None:
     error = refusal("connect_timeout", is_retryable=True)
     agent = FakeAgent("a", [error], [error], retries=1)
     assert await ask(agent) == [DeadlineExpired(error.failure)]
-    assert agent.asked == 2
+    assert 2 == agent.asked
 
 
 # --- closing --------------------------------------------------------------------------------------
@@ -572,8 +571,8 @@ async def test_closing_after_a_cancelled_read_leaves_nothing_open(steps: list[St
     with pytest.raises(asyncio.CancelledError):
         await reading
     await upstream.close()
-    assert agent.open_now == 0
-    assert (agent.asked, fallback.asked) == (1, 0)
+    assert 0 == agent.open_now
+    assert (1, 0) == (agent.asked, fallback.asked)
 
 
 async def test_a_cancelled_wait_between_attempts_ends_the_asking() -> None:
@@ -589,7 +588,7 @@ async def test_a_cancelled_wait_between_attempts_ends_the_asking() -> None:
     with pytest.raises(asyncio.CancelledError):
         await reading
     await upstream.close()
-    assert (agent.asked, fallback.asked) == (1, 0)
+    assert (1, 0) == (agent.asked, fallback.asked)
 
 
 async def test_closing_ends_an_answer_that_still_goes_on() -> None:
@@ -597,9 +596,9 @@ async def test_closing_ends_an_answer_that_still_goes_on() -> None:
     agent = FakeAgent("a", [event(text_chunk("Hi")), HANG])
     upstream = attempts_of(agent)
     await upstream.read()
-    assert agent.open_now == 1
+    assert 1 == agent.open_now
     await upstream.close()
-    assert agent.open_now == 0
+    assert 0 == agent.open_now
     await upstream.close()
 
 
@@ -607,7 +606,7 @@ async def test_closing_what_was_never_read_closes_nothing() -> None:
     """Before the first read nobody was asked."""
     agent = FakeAgent("a", ANSWER)
     await attempts_of(agent).close()
-    assert agent.asked == 0
+    assert 0 == agent.asked
 
 
 async def test_a_bug_in_an_agent_is_not_hidden() -> None:
@@ -619,5 +618,5 @@ async def test_a_bug_in_an_agent_is_not_hidden() -> None:
         with pytest.raises(ZeroDivisionError):
             await upstream.read()
         await upstream.close()
-        assert agent.open_now == 0
-        assert (agent.asked, fallback.asked) == (1, 0)
+        assert 0 == agent.open_now
+        assert (1, 0) == (agent.asked, fallback.asked)

@@ -82,14 +82,14 @@ async def test_leaving_mid_stream_closes_the_upstream_and_keeps_the_text(
     record = await service.kept.one()
     async with asyncio.timeout(1):
         await backend.exchanges[0].client_closed.wait()
-    assert (record.state, record.finish_reason) == (State.CLIENT_GONE, None)
+    assert (State.CLIENT_GONE, None) == (record.state, record.finish_reason)
     assert record.failure is not None
-    assert record.failure.code == "client_left"
+    assert "client_left" == record.failure.code
     assert record.client_left_at is not None
     content = record.choices[0].message["content"]
     assert content.startswith("word " * seen.count(b"word "))
     (message,) = await service.store.answer(record.completion_id)
-    assert message.state == "partial"
+    assert "partial" == message.state
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -105,7 +105,7 @@ async def test_leaving_before_the_first_token_stops_the_upstream_too(
     record = await service.kept.one()
     async with asyncio.timeout(1):
         await backend.exchanges[0].client_closed.wait()
-    assert (record.state, record.choices) == (State.CLIENT_GONE, ())
+    assert (State.CLIENT_GONE, ()) == (record.state, record.choices)
 
 
 async def test_leaving_before_the_upstream_answers_stops_it_too(
@@ -147,8 +147,8 @@ async def test_under_finish_the_upstream_may_end(
     client.leave()
     left.set()
     record = await service.kept.one()
-    assert (record.state, record.finish_reason) == (State.COMPLETED, "stop")
-    assert record.choices[0].message["content"] == "Hello"
+    assert (State.COMPLETED, "stop") == (record.state, record.finish_reason)
+    assert "Hello" == record.choices[0].message["content"]
     assert record.client_left_at is not None
     assert record.client_left_at < record.finished_at
 
@@ -168,7 +168,7 @@ async def test_an_agent_may_have_its_own_policy(
     client = await RawClient.ask(service, model="demo")
     await client.read_until(b'" b"')
     client.leave()
-    assert (await service.kept.one()).choices[0].message["content"] == "a b c d e f g h"
+    assert "a b c d e f g h" == (await service.kept.one()).choices[0].message["content"]
 
 
 async def test_leaving_once_the_answer_is_whole_changes_nothing_about_it(
@@ -188,7 +188,7 @@ async def test_leaving_once_the_answer_is_whole_changes_nothing_about_it(
     await client.read_until(b'"stop"')
     client.leave()
     record = await service.kept.one()
-    assert record.finish_reason == "stop"
+    assert "stop" == record.finish_reason
     assert record.whole
 
 
@@ -236,7 +236,7 @@ async def test_the_kernel_gives_up_a_client_that_is_cut_off(
     (connection,) = service.runner.server.connections
     assert connection.transport is not None
     kernel = connection.transport.get_extra_info("socket")
-    assert kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+    assert 7000 == kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
     client.leave()
 
 
@@ -251,7 +251,7 @@ async def test_a_slow_reader_delays_nobody(backend: Backend, make_service: Servi
     await asyncio.sleep(0.2)
     async with asyncio.timeout(2):
         streamed = await service.stream(model="demo")
-    assert (streamed.text, streamed.is_done) == ("a b c", True)
+    assert ("a b c", True) == (streamed.text, streamed.is_done)
     stalled.leave()
     assert (await _second(service)).state is State.CLIENT_GONE
 
@@ -277,4 +277,4 @@ async def test_clients_that_left_leave_no_relay_and_no_task(
             await asyncio.sleep(0.01)
     names = [task.get_name() for task in asyncio.all_tasks()]
     assert not [name for name in names if name.startswith("relay")]
-    assert len({record.completion_id for record in service.kept.records}) == 10
+    assert 10 == len({record.completion_id for record in service.kept.records})

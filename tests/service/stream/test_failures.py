@@ -93,18 +93,18 @@ async def test_a_break_mid_stream_keeps_the_words_and_is_told_truthfully(
     backend.script = script
     service = await make_service(agent_for(backend, max_event_bytes=1000))
     streamed = await service.stream()
-    assert (streamed.status, streamed.text) == (200, "Hello")
+    assert (200, "Hello") == (streamed.status, streamed.text)
     assert streamed.error["code"] == code
-    assert set(streamed.error) == {"message", "type", "param", "code"}
+    assert {"message", "type", "param", "code"} == set(streamed.error)
     assert not streamed.is_done
     assert all(item["choices"][0]["finish_reason"] is None for item in streamed.chunks)
     completion = await service.store.find(streamed.chunks[0]["id"])
     assert completion is not None
-    assert (completion.state, completion.finish_reason) == (State.FAILED, None)
+    assert (State.FAILED, None) == (completion.state, completion.finish_reason)
     assert completion.error is not None
     assert completion.error["code"] == code
     (message,) = await service.store.answer(completion.completion_id)
-    assert (message.content, message.state) == ("Hello", "partial")
+    assert ("Hello", "partial") == (message.content, message.state)
 
 
 @pytest.mark.parametrize(("break_off", "code"), BREAKS)
@@ -124,12 +124,12 @@ async def test_a_break_before_the_first_token_is_an_http_error(
     backend.script = script
     service = await make_service(agent_for(backend, max_event_bytes=1000))
     streamed = await service.stream(stream=stream)
-    assert streamed.status == 502
+    assert 502 == streamed.status
     assert streamed.error["code"] == code
     assert streamed.headers["x-request-id"]
     record = await service.kept.one()
     assert record.state is State.FAILED
-    assert record.chunk_count == 0
+    assert 0 == record.chunk_count
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -172,7 +172,7 @@ async def test_a_refusal_is_passed_on_with_its_status_message_and_code(
     streamed = await service.stream(stream=stream)
     assert (streamed.status, streamed.error["code"]) == (status, code)
     assert message is None or streamed.error["message"] == message
-    assert streamed.headers["Retry-After"] == "7"
+    assert "7" == streamed.headers["Retry-After"]
     assert (await service.kept.one()).state is State.FAILED
 
 
@@ -215,10 +215,10 @@ async def test_an_error_after_every_finish_reason_is_a_failure(
     backend.script = script
     service = await make_service(agent_for(backend))
     streamed = await service.stream()
-    assert streamed.error["code"] == "upstream_error"
+    assert "upstream_error" == streamed.error["code"]
     assert not streamed.is_done
     record = await service.kept.one()
-    assert (record.state, record.finish_reason, record.whole) == (State.FAILED, "stop", True)
+    assert (State.FAILED, "stop", True) == (record.state, record.finish_reason, record.whole)
 
 
 async def test_a_backend_that_isnt_there_is_unreachable(
@@ -229,7 +229,7 @@ async def test_a_backend_that_isnt_there_is_unreachable(
         port = free.getsockname()[1]
     service = await make_service(agent_for(backend, base_url=f"http://127.0.0.1:{port}/v1"))
     streamed = await service.stream()
-    assert (streamed.status, streamed.error["code"]) == (502, "upstream_unreachable")
+    assert (502, "upstream_unreachable") == (streamed.status, streamed.error["code"])
 
 
 async def test_a_backend_without_a_token_runs_into_its_deadline(
@@ -247,7 +247,7 @@ async def test_a_backend_without_a_token_runs_into_its_deadline(
     timeouts = Timeouts(first_token_seconds=0.3)
     service = await make_service(agent_for(backend, timeouts=timeouts))
     streamed = await service.stream()
-    assert (streamed.status, streamed.error["code"]) == (504, "first_token_timeout")
+    assert (504, "first_token_timeout") == (streamed.status, streamed.error["code"])
 
 
 async def test_silence_between_tokens_ends_the_stream(
@@ -266,10 +266,10 @@ async def test_silence_between_tokens_ends_the_stream(
     backend.script = script
     service = await make_service(agent_for(backend, timeouts=Timeouts(idle_seconds=0.3)))
     streamed = await service.stream()
-    assert (streamed.text, streamed.error["code"]) == ("Hel", "idle_timeout")
+    assert ("Hel", "idle_timeout") == (streamed.text, streamed.error["code"])
     async with asyncio.timeout(1):
         await backend.exchanges[0].client_closed.wait()
-    assert (await service.kept.one()).choices[0].message["content"] == "Hel"
+    assert "Hel" == (await service.kept.one()).choices[0].message["content"]
 
 
 async def test_a_completion_ends_at_total_seconds_however_lively(
@@ -281,7 +281,7 @@ async def test_a_completion_ends_at_total_seconds_however_lively(
     )
     service = await make_service(agent)
     streamed = await service.stream(model="demo")
-    assert streamed.error["code"] == "total_timeout"
+    assert "total_timeout" == streamed.error["code"]
     record = await service.kept.one()
     assert record.choices[0].message["content"] == streamed.text != ""
 
@@ -300,9 +300,9 @@ async def test_a_retry_leaves_no_trace_at_the_client(
     backend.script = flaky
     service = await make_service(agent_for(backend, retries=2))
     streamed = await service.stream()
-    assert (streamed.text, streamed.is_done) == ("Hi", True)
-    assert len(streamed.chunks) == 2
-    assert len(backend.exchanges) == 2
+    assert ("Hi", True) == (streamed.text, streamed.is_done)
+    assert 2 == len(streamed.chunks)
+    assert 2 == len(backend.exchanges)
 
 
 async def test_nothing_is_retried_once_a_word_was_shown(
@@ -317,8 +317,8 @@ async def test_nothing_is_retried_once_a_word_was_shown(
 
     backend.script = script
     service = await make_service(agent_for(backend, retries=5))
-    assert (await service.stream()).error["code"] == "upstream_incomplete"
-    assert len(backend.exchanges) == 1
+    assert "upstream_incomplete" == (await service.stream()).error["code"]
+    assert 1 == len(backend.exchanges)
 
 
 async def test_a_fallback_answers_where_the_first_agent_fails(
@@ -337,8 +337,8 @@ async def test_a_fallback_answers_where_the_first_agent_fails(
         ),
     )
     streamed = await service.stream()
-    assert (streamed.text, streamed.is_done) == ("Hi there.", True)
-    assert (await service.kept.one()).agent == "demo"
+    assert ("Hi there.", True) == (streamed.text, streamed.is_done)
+    assert "demo" == (await service.kept.one()).agent
 
 
 async def test_a_fallback_uses_its_own_model(backend: Backend, make_service: ServiceMaker) -> None:
@@ -353,9 +353,9 @@ async def test_a_fallback_uses_its_own_model(backend: Backend, make_service: Ser
         agent_for(backend, fallbacks=("other",)),
         agent_for(backend, name="other", models=(), parameters={"model": "other-model"}),
     )
-    assert (await service.stream(model="asked-model")).text == "Hi"
+    assert "Hi" == (await service.stream(model="asked-model")).text
     models = [exchange.body["model"] for exchange in backend.exchanges]
-    assert models == ["asked-model", "other-model"]
+    assert ["asked-model", "other-model"] == models
 
 
 @pytest.mark.parametrize("fail_with", ["reset", "error", "truncate", "malformed"])
@@ -373,10 +373,10 @@ async def test_words_before_a_scripted_failure_are_kept(
     )
     service = await make_service(agent)
     streamed = await service.stream(model="demo")
-    assert (streamed.text, streamed.is_done) == ("one two", False)
+    assert ("one two", False) == (streamed.text, streamed.is_done)
     assert streamed.error is not None
     record = await service.kept.one()
-    assert record.choices[0].message["content"] == "one two"
+    assert "one two" == record.choices[0].message["content"]
 
 
 async def test_a_chunk_nested_too_deeply_is_malformed(
@@ -394,6 +394,6 @@ async def test_a_chunk_nested_too_deeply_is_malformed(
     backend.script = script
     service = await make_service(agent_for(backend))
     streamed = await service.stream()
-    assert (streamed.text, streamed.error["code"]) == ("Hello", "upstream_malformed")
+    assert ("Hello", "upstream_malformed") == (streamed.text, streamed.error["code"])
     record = await service.kept.one()
-    assert record.choices[0].message["content"] == "Hello"
+    assert "Hello" == record.choices[0].message["content"]

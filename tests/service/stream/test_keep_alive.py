@@ -33,10 +33,10 @@ async def test_silence_brings_comments_on_event_boundaries(
     streamed = await service.stream()
     before, _, after = streamed.body.partition(b"Hel")
     assert before.startswith(PING * 2 + b"data: ")
-    assert before.count(PING) == 2
-    assert after.count(PING) == 2
+    assert 2 == before.count(PING)
+    assert 2 == after.count(PING)
     assert PING + b"\n" not in streamed.body
-    assert (streamed.text, streamed.is_done) == ("Hello", True)
+    assert ("Hello", True) == (streamed.text, streamed.is_done)
 
 
 async def test_the_first_ping_commits_the_200(backend: Backend, make_service: ServiceMaker) -> None:
@@ -53,7 +53,7 @@ async def test_the_first_ping_commits_the_200(backend: Backend, make_service: Se
         )
         streamed = await service.stream()
         assert streamed.status == status
-        assert streamed.error["message"] == "It broke"
+        assert "It broke" == streamed.error["message"]
         assert not streamed.is_done
 
 
@@ -65,7 +65,7 @@ async def test_lively_streams_get_no_pings(make_service: ServiceMaker) -> None:
     service = await make_service(agent, sse=SseConfig(keep_alive_interval_seconds=0.2))
     streamed = await service.stream(model="demo")
     assert PING not in streamed.body
-    assert streamed.text == "a b c d e f g h"
+    assert "a b c d e f g h" == streamed.text
 
 
 async def test_plain_requests_get_no_pings(backend: Backend, make_service: ServiceMaker) -> None:
@@ -100,7 +100,7 @@ async def test_pings_dont_feed_the_first_token_deadline(
     )
     streamed = await service.stream()
     assert streamed.body.startswith(PING * 3)
-    assert streamed.error["code"] == "first_token_timeout"
+    assert "first_token_timeout" == streamed.error["code"]
     assert (await service.kept.one()).state is State.FAILED
 
 
@@ -113,9 +113,9 @@ def test_a_ping_is_due_after_exactly_an_interval_of_silence() -> None:
         clock.tick(14.999)
         assert session.due(time.time()) is None
         clock.tick(0.001)
-        assert session.due(time.time()) == TimePassed()
+        assert TimePassed() == session.due(time.time())
         assert SendPing() in session.handle(TimePassed(), time.time())
         clock.tick(14.999)
         assert session.due(time.time()) is None
         clock.tick(0.001)
-        assert session.due(time.time()) == TimePassed()
+        assert TimePassed() == session.due(time.time())

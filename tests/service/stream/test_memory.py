@@ -67,7 +67,7 @@ async def stop(service: Service) -> None:
     (completion_id,) = [relay.session.request.completion_id for relay in service.relays]
     url = f"{service.url}/v1/chat/completions/{completion_id}/cancel"
     async with service.http.post(url) as response:
-        assert response.status == 200
+        assert 200 == response.status
 
 
 @pytest.mark.usefixtures("no_collector")

@@ -232,11 +232,11 @@ async def test_chunks_past_the_task_are_sent_at_once_and_kept() -> None:
     stage.writer.takes_at_once = True
     assert stage.upstream.sink.is_clear()
     stage.upstream.sink.take(text_after(text_chunk("a"), "b", "c"))
-    assert stage.writer.calls[-1] == "send at once b|c"
+    assert "send at once b|c" == stage.writer.calls[-1]
     stage.upstream.say(ChunkReceived(finish_chunk()), UpstreamFinished())
     record = await stage.end()
-    assert record.choices[0].message["content"] == "abc"
-    assert record.chunk_count == 4
+    assert "abc" == record.choices[0].message["content"]
+    assert 4 == record.chunk_count
 
 
 @pytest.mark.parametrize("event", [ClientLeft(), StopRequested(), DrainExpired()])
@@ -249,7 +249,7 @@ async def test_nothing_comes_past_the_task_after_the_end(event: Event) -> None:
     stage.relay.post(event)
     assert not stage.upstream.sink.is_clear()
     record = await stage.end()
-    assert record.choices[0].message["content"] == "a"
+    assert "a" == record.choices[0].message["content"]
 
 
 async def test_a_first_token_past_the_task_starts_the_idle_deadline() -> None:
@@ -265,7 +265,7 @@ async def test_a_first_token_past_the_task_starts_the_idle_deadline() -> None:
         await stage.settle()
     record = await stage.end()
     assert record.failure is not None
-    assert record.failure.code == "idle_timeout"
+    assert "idle_timeout" == record.failure.code
 
 
 async def test_a_fault_of_our_own_past_the_task_keeps_the_text() -> None:
@@ -283,8 +283,8 @@ async def test_a_fault_of_our_own_past_the_task_keeps_the_text() -> None:
     record = await stage.end()
     assert record.state is State.FAILED
     assert record.failure is not None
-    assert record.failure.code == "internal_error"
-    assert record.choices[0].message["content"] == "ab"
+    assert "internal_error" == record.failure.code
+    assert "ab" == record.choices[0].message["content"]
 
 
 @pytest.mark.parametrize("fate", ["whole", "failed", "left", "cancelled", "not saved"])
@@ -295,7 +295,7 @@ async def test_moments_are_announced_once_and_in_order(fate: str) -> None:
     stage.saver.is_slow = fate == "not saved"
     stage.start().upstream.say(*words("a"), *words("b"))
     await stage.settle()
-    assert stage.noted.moments == ["began", "first token"]
+    assert ["began", "first token"] == stage.noted.moments
     assert stage.relay.task is not None
     match fate:
         case "left":
@@ -321,10 +321,10 @@ async def test_a_save_that_comes_late_is_announced_late() -> None:
     stage.saver.is_slow = True
     stage.start().upstream.say(*words("a"), UpstreamFinished())
     await stage.end()
-    assert stage.noted.moments[-1] == "closed"
+    assert "closed" == stage.noted.moments[-1]
     stage.saver.futures[0].set_result(None)
     await stage.settle()
-    assert stage.noted.moments[-1] == "saved chatcmpl-1"
+    assert "saved chatcmpl-1" == stage.noted.moments[-1]
 
 
 async def test_chunks_of_one_read_leave_together_and_done_comes_last() -> None:
@@ -332,10 +332,10 @@ async def test_chunks_of_one_read_leave_together_and_done_comes_last() -> None:
     stage = Stage().start()
     stage.upstream.say(*words("a", "b"))
     await stage.settle()
-    assert stage.writer.calls == ["open", "send a|b"]
+    assert ["open", "send a|b"] == stage.writer.calls
     stage.upstream.say(ChunkReceived(finish_chunk()), UpstreamFinished())
     record = await stage.end()
-    assert stage.writer.calls[2:] == ["send -", "done", "close"]
+    assert ["send -", "done", "close"] == stage.writer.calls[2:]
     assert record.state is State.COMPLETED
     assert stage.upstream.closed
 
@@ -347,13 +347,13 @@ async def test_pings_follow_the_clock() -> None:
         await stage.settle()
         clock.tick(14.9)
         await stage.settle()
-        assert stage.writer.calls == []
+        assert [] == stage.writer.calls
         clock.tick(0.2)
         await stage.settle()
-        assert stage.writer.calls == ["open", "ping"]
+        assert ["open", "ping"] == stage.writer.calls
         clock.tick(15.1)
         await stage.settle()
-        assert stage.writer.calls == ["open", "ping", "ping"]
+        assert ["open", "ping", "ping"] == stage.writer.calls
         stage.upstream.say(*words("a"), UpstreamFinished())
         assert (await stage.end()).state is State.COMPLETED
 
@@ -369,8 +369,8 @@ async def test_the_first_token_brings_the_timer_forward() -> None:
         clock.tick(20.1)
         record = await stage.end()
     assert record.failure is not None
-    assert record.failure.code == "idle_timeout"
-    assert stage.writer.calls == ["open", "send a", "error idle_timeout", "close"]
+    assert "idle_timeout" == record.failure.code
+    assert ["open", "send a", "error idle_timeout", "close"] == stage.writer.calls
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ async def test_outside_events_interrupt_a_silent_upstream(event: Event, calls: l
     await stage.settle()
     stage.relay.post(event)
     record = await stage.end()
-    assert record.choices[0].message["content"] == "a"
+    assert "a" == record.choices[0].message["content"]
     assert stage.upstream.closed
     assert stage.writer.calls[2:] == [*calls, "close"]
 
@@ -406,9 +406,9 @@ async def test_an_end_from_outside_breaks_a_stalled_write() -> None:
     await stage.settle()
     stage.relay.post(StopRequested())
     await stage.settle()
-    assert stage.saver.records[0].choices[0].message["content"] == "a"
+    assert "a" == stage.saver.records[0].choices[0].message["content"]
     await stage.end()
-    assert stage.writer.calls[-2:] == ["abort", "close"]
+    assert ["abort", "close"] == stage.writer.calls[-2:]
 
 
 async def test_a_stalled_write_is_a_client_that_left() -> None:
@@ -431,7 +431,7 @@ async def test_a_stalled_client_is_not_the_models_silence() -> None:
     stage.upstream.say(*words("b"))
     record = await stage.end()
     assert record.failure is not None
-    assert (record.state, record.failure.code) == (State.CLIENT_GONE, "client_left")
+    assert (State.CLIENT_GONE, "client_left") == (record.state, record.failure.code)
 
 
 async def test_pings_do_not_excuse_the_models_silence() -> None:
@@ -441,7 +441,7 @@ async def test_pings_do_not_excuse_the_models_silence() -> None:
     stage.upstream.say(*words("a"))
     record = await stage.end()
     assert record.failure is not None
-    assert record.failure.code == "idle_timeout"
+    assert "idle_timeout" == record.failure.code
     assert stage.writer.calls.count("ping") >= 3
 
 
@@ -451,7 +451,7 @@ async def test_a_slow_commit_delays_done_only_so_long() -> None:
     stage.saver.is_slow = True
     stage.start().upstream.say(*words("a"), UpstreamFinished())
     await stage.end()
-    assert stage.writer.calls[-2:] == ["done", "close"]
+    assert ["done", "close"] == stage.writer.calls[-2:]
 
 
 async def test_a_client_lost_while_writing_is_detached_under_finish() -> None:
@@ -463,7 +463,7 @@ async def test_a_client_lost_while_writing_is_detached_under_finish() -> None:
     stage.upstream.say(*words("b"), UpstreamFinished())
     record = await stage.end()
     assert record.state is State.COMPLETED
-    assert record.choices[0].message["content"] == "ab"
+    assert "ab" == record.choices[0].message["content"]
     assert record.client_left_at is not None
 
 
@@ -501,7 +501,7 @@ async def test_a_ping_that_comes_with_the_end_does_not_cut_a_slow_client_off() -
         stage.writer.close = close_slowly  # type: ignore[method-assign]
         stage.relay.post(TimePassed())  # before the relay's task has taken the end in
         await stage.end()
-    assert stage.writer.calls[2:] == ["ping", "done", "close"]
+    assert ["ping", "done", "close"] == stage.writer.calls[2:]
 
 
 @pytest.mark.parametrize("breaks", ["read", "write", "ping"])
@@ -518,7 +518,7 @@ async def test_a_fault_of_our_own_keeps_the_text(breaks: str) -> None:
         stage.upstream.say(*words("b"))
     record = await stage.end()
     assert record.failure is not None
-    assert (record.state, record.failure.code) == (State.FAILED, "internal_error")
+    assert (State.FAILED, "internal_error") == (record.state, record.failure.code)
     assert record.choices[0].message["content"] in ("a", "ab")
 
 
@@ -539,5 +539,5 @@ async def test_somebody_elses_cancellation_is_not_swallowed() -> None:
     stage.relay.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await stage.relay.task
-    assert stage.writer.calls == ["abort"]
+    assert ["abort"] == stage.writer.calls
     assert stage.upstream.closed

@@ -129,7 +129,7 @@ class World:
         assert self.journaled.startswith(self.shown), "written down before it is shown"
 
     async def open(self) -> None:
-        assert self.calls == []
+        assert [] == self.calls
         await self._write("open")
 
     async def send_chunks(self, runs: Sequence[ChunkRun]) -> None:
@@ -255,11 +255,11 @@ class World:
         assert self.journaled.startswith(content), "kept as it was written down"
         assert content.startswith(self.shown), "shown in order, once each"
         assert self._closed >= 1
-        assert self.noted.moments[0] == "began"
-        assert self.noted.moments[-1] == "closed"
-        assert self.noted.moments.count(f"ended {record.state}") == 1
+        assert "began" == self.noted.moments[0]
+        assert "closed" == self.noted.moments[-1]
+        assert 1 == self.noted.moments.count(f"ended {record.state}")
         assert (record.failure is None) is (record.state is State.COMPLETED)
-        assert self.calls[-1] == "close"
+        assert "close" == self.calls[-1]
         if self.is_lost or self._tripped or not self.session.attached:
             return
         if record.failure is None:

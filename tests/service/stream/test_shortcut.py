@@ -99,8 +99,8 @@ async def test_repeats_go_past_a_read_that_waits(backend: Backend, make_ear: Mak
     """From the third chunk on texts go to the sink, and `read` gives the rest, all in order."""
     ear = make_ear()
     backend.script = say_slowly(ear)
-    assert await ear.listen() == UpstreamFinished()
-    assert ear.words == WORDS
+    assert UpstreamFinished() == await ear.listen()
+    assert WORDS == ear.words
     assert ear.passed_on == WORDS[2:]
 
 
@@ -110,11 +110,11 @@ async def test_nothing_goes_past_a_read_while_the_sink_isnt_clear(
     """`read` gives everything then, and order is kept when that changes from word to word."""
     ear = make_ear(lambda: False)
     backend.script = say_slowly(ear)
-    assert await ear.listen() == UpstreamFinished()
-    assert (ear.words, ear.passed_on) == (WORDS, [])
+    assert UpstreamFinished() == await ear.listen()
+    assert (WORDS, []) == (ear.words, ear.passed_on)
     ear = make_ear(lambda: len(ear.words) % 3 == 0)
     backend.script = say_slowly(ear)
-    assert await ear.listen() == UpstreamFinished()
+    assert UpstreamFinished() == await ear.listen()
     assert (ear.words, ear.passed_on) == (WORDS, WORDS[3::3])
 
 
@@ -127,8 +127,8 @@ async def test_repeats_that_come_with_the_end_go_past_the_read(
     events = [event_bytes(chunk({"content": word})) for word in "abcdef"]
     events += [event_bytes(chunk({}, "stop")), b"data: [DONE]\n\n"]
     backend.script = say_slowly(ear, b"".join(map(http_chunk, events)) + LAST)
-    assert await ear.listen() == UpstreamFinished()
-    assert ear.words == [*WORDS, *"abcdef"]
+    assert UpstreamFinished() == await ear.listen()
+    assert [*WORDS, *"abcdef"] == ear.words
     assert ear.passed_on == [*WORDS[2:], *"abcde"]  # the end's three events take the last along
 
 
@@ -164,11 +164,11 @@ async def test_the_sink_isnt_asked_while_nobody_waits(backend: Backend) -> None:
     sink = Nobody()
     async with agent.open(CALL) as answer:
         await asyncio.sleep(0.02)
-        assert len(await answer.read(sink)) == 1
+        assert 1 == len(await answer.read(sink))
         go_on.set()
         await asyncio.sleep(0.02)
-        assert len(await answer.read(sink)) == 1
-        assert sink.asked == 0
+        assert 1 == len(await answer.read(sink))
+        assert 0 == sink.asked
     await agent.close()
 
 
@@ -192,7 +192,7 @@ async def test_a_body_against_the_rules_is_a_failure(
     assert isinstance(ending, UpstreamFailed)
     assert ending.failure.code.startswith("upstream_")
     assert ear.words == WORDS[:words]
-    assert [it.message for it in caplog.records if it.levelno >= logging.ERROR] == []
+    assert [] == [it.message for it in caplog.records if it.levelno >= logging.ERROR]
 
 
 @pytest.mark.parametrize("last", [b"", b"ff\r\ndata: {", b"5\r\nhello\r"])
@@ -212,5 +212,5 @@ async def test_repeats_that_came_before_a_break_are_kept(
     backend.script = break_off
     ending = await ear.listen()
     assert isinstance(ending, UpstreamFailed)
-    assert ending.failure.code == "upstream_incomplete"
-    assert ear.words == WORDS
+    assert "upstream_incomplete" == ending.failure.code
+    assert WORDS == ear.words

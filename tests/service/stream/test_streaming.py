@@ -16,16 +16,16 @@ from tests.service.stage.backend import Backend, Exchange, chunk, event_bytes, s
 async def test_a_stream_is_in_openais_format(service: Service) -> None:
     """Every event is a chunk with one id, our id; the model is the one asked for; `[DONE]` ends."""
     streamed = await service.stream(model="gpt-asked")
-    assert streamed.status == 200
-    assert streamed.headers["Content-Type"] == "text/event-stream"
-    assert streamed.headers["Cache-Control"] == "no-cache"
-    assert streamed.text == "Hello world!"
+    assert 200 == streamed.status
+    assert "text/event-stream" == streamed.headers["Content-Type"]
+    assert "no-cache" == streamed.headers["Cache-Control"]
+    assert "Hello world!" == streamed.text
     assert streamed.is_done
     (completion_id,) = {item["id"] for item in streamed.chunks}
     assert completion_id.startswith("chatcmpl-")
-    assert {item["model"] for item in streamed.chunks} == {"gpt-asked"}
-    assert {item["object"] for item in streamed.chunks} == {"chat.completion.chunk"}
-    assert streamed.chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert {"gpt-asked"} == {item["model"] for item in streamed.chunks}
+    assert {"chat.completion.chunk"} == {item["object"] for item in streamed.chunks}
+    assert "stop" == streamed.chunks[-1]["choices"][0]["finish_reason"]
 
 
 async def test_who_saw_done_can_read_the_record(service: Service) -> None:
@@ -35,10 +35,10 @@ async def test_who_saw_done_can_read_the_record(service: Service) -> None:
     completion = await service.store.find(streamed.chunks[0]["id"])
     assert completion is not None
     assert completion.state is State.COMPLETED
-    assert (completion.finish_reason, completion.upstream_id) == ("stop", "backend-1")
+    assert ("stop", "backend-1") == (completion.finish_reason, completion.upstream_id)
     (message,) = await service.store.answer(completion.completion_id)
     assert (message.content, message.state) == (streamed.text, "complete")
-    assert record.chunk_count == 4
+    assert 4 == record.chunk_count
 
 
 async def test_the_first_word_leaves_before_the_second_is_made(
@@ -95,9 +95,9 @@ async def test_a_plain_request_gets_one_object_of_the_same_session(service: Serv
     """Without `stream` the upstream is streamed and the answer kept all the same."""
     async with service.post(stream=False) as response:
         body = await response.json()
-    assert body["object"] == "chat.completion"
-    assert body["choices"][0]["message"]["content"] == "Hello world!"
-    assert body["choices"][0]["finish_reason"] == "stop"
+    assert "chat.completion" == body["object"]
+    assert "Hello world!" == body["choices"][0]["message"]["content"]
+    assert "stop" == body["choices"][0]["finish_reason"]
     assert body["usage"]["estimated"] is True
     record = await service.kept.one()
     assert record.completion_id == body["id"]
@@ -121,7 +121,7 @@ async def test_the_upstream_is_asked_for_a_stream_with_usage(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    assert exchange.headers["authorization"] == "Bearer backend-key"
+    assert "Bearer backend-key" == exchange.headers["authorization"]
 
 
 @pytest.mark.parametrize("asked", [True, False, None])
@@ -145,13 +145,13 @@ async def test_usage_is_for_those_who_asked(
     sent = [item.get("usage", "absent") for item in streamed.chunks]
     if asked:
         assert sent == [None, None, usage]
-        assert streamed.chunks[-1]["choices"] == []
+        assert [] == streamed.chunks[-1]["choices"]
     else:
-        assert sent == ["absent", "absent"]
+        assert ["absent", "absent"] == sent
     upstream_asked = backend.exchanges[0].body["stream_options"]["include_usage"]
     assert upstream_asked is (asked is not False)
     record = await service.kept.one()
-    assert (record.token_count, record.usage_source) == (3, "provider")
+    assert (3, "provider") == (record.token_count, record.usage_source)
 
 
 async def test_unknown_fields_pass_untouched(service: Service, backend: Backend) -> None:
@@ -169,8 +169,8 @@ async def test_unknown_fields_pass_untouched(service: Service, backend: Backend)
     streamed = await service.stream()
     assert streamed.chunks[0] == {**payload, "id": streamed.chunks[0]["id"], "model": "any"}
     record = await service.kept.one()
-    assert record.extra == {"citations": ["https://example.org"], "system_fingerprint": "fp_1"}
-    assert record.choices[0].message["reasoning_content"] == "Hm."
+    assert {"citations": ["https://example.org"], "system_fingerprint": "fp_1"} == record.extra
+    assert "Hm." == record.choices[0].message["reasoning_content"]
 
 
 async def test_every_event_of_one_packet_reaches_the_client(
@@ -201,7 +201,7 @@ async def test_an_event_cut_into_single_bytes_arrives_whole(
         await exchange.finish()
 
     backend.script = script
-    assert (await service.stream()).text == "Grüße 🌍"
+    assert "Grüße 🌍" == (await service.stream()).text
 
 
 async def test_nul_and_surrogates_survive(service: Service, backend: Backend) -> None:
@@ -210,7 +210,7 @@ async def test_nul_and_surrogates_survive(service: Service, backend: Backend) ->
     backend.script = say(text)
     streamed = await service.stream(messages=[{"role": "user", "content": "x\x00\udc00"}])
     assert streamed.text == text
-    assert backend.exchanges[0].body["messages"][0]["content"] == "x\x00\udc00"
+    assert "x\x00\udc00" == backend.exchanges[0].body["messages"][0]["content"]
     (message,) = await service.store.answer(streamed.chunks[0]["id"])
     assert message.content == text
 
@@ -234,7 +234,7 @@ async def test_interleaved_choices_are_kept_one_by_one(service: Service, backend
     backend.script = script
     streamed = await service.stream(n=2)
     answers = await service.store.answer(streamed.chunks[0]["id"])
-    assert [(answer.choice_index, answer.content) for answer in answers] == [(0, "ab"), (1, "x")]
+    assert [(0, "ab"), (1, "x")] == [(answer.choice_index, answer.content) for answer in answers]
 
 
 async def test_a_finish_reason_without_done_ends_an_answer_well(
@@ -267,7 +267,7 @@ async def test_done_alone_ends_well_and_invents_nothing(service: Service, backen
     assert streamed.is_done
     assert all(item["choices"][0]["finish_reason"] is None for item in streamed.chunks)
     record = await service.kept.one()
-    assert (record.state, record.finish_reason) == (State.COMPLETED, None)
+    assert (State.COMPLETED, None) == (record.state, record.finish_reason)
 
 
 async def test_done_and_nothing_else_is_an_empty_answer(service: Service, backend: Backend) -> None:
@@ -279,16 +279,16 @@ async def test_done_and_nothing_else_is_an_empty_answer(service: Service, backen
 
     backend.script = script
     streamed = await service.stream()
-    assert (streamed.status, streamed.body) == (200, b"data: [DONE]\n\n")
+    assert (200, b"data: [DONE]\n\n") == (streamed.status, streamed.body)
     record = await service.kept.one()
-    assert (record.state, record.token_count) == (State.COMPLETED, 0)
+    assert (State.COMPLETED, 0) == (record.state, record.token_count)
 
 
 async def test_the_demo_agent_answers_without_any_key(make_service: ServiceMaker) -> None:
     """The embedded default gives its introduction to whoever asks."""
     service = await make_service()
     streamed = await service.stream(model="demo")
-    assert streamed.text == INTRODUCTION
+    assert INTRODUCTION == streamed.text
 
 
 async def test_the_models_of_the_upstreams_are_listed(service: Service, backend: Backend) -> None:
@@ -300,8 +300,8 @@ async def test_the_models_of_the_upstreams_are_listed(service: Service, backend:
     backend.script = script
     async with service.http.get(f"{service.url}/v1/models") as response:
         body = await response.json()
-    assert body["object"] == "list"
-    assert [model["id"] for model in body["data"]] == ["llama"]
+    assert "list" == body["object"]
+    assert ["llama"] == [model["id"] for model in body["data"]]
 
 
 async def test_preamble_and_parameters_are_defaults(
@@ -319,9 +319,9 @@ async def test_preamble_and_parameters_are_defaults(
     await service.stream(model="poet")
     await service.stream(model="other", temperature=0.9)
     first, second = (exchange.body for exchange in backend.exchanges)
-    assert first["messages"] == [{"role": "system", "content": "You are a poet."}, *QUESTION]
-    assert (first["model"], first["temperature"]) == ("base-model", 0.1)
-    assert (second["model"], second["temperature"]) == ("other", 0.9)
+    assert [{"role": "system", "content": "You are a poet."}, *QUESTION] == first["messages"]
+    assert ("base-model", 0.1) == (first["model"], first["temperature"])
+    assert ("other", 0.9) == (second["model"], second["temperature"])
 
 
 async def test_a_header_or_metadata_names_the_conversation(service: Service) -> None:

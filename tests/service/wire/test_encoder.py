@@ -39,8 +39,8 @@ def encoder(*, include_usage: bool = False, at: int = 100) -> ChunkEncoder:
 def data_of(event: bytes) -> Any:
     """The JSON value of one SSE event, after checking that it is exactly one."""
     lines = event.decode("utf-8").split("\n")
-    assert len(lines) == 3
-    assert lines[1:] == ["", ""]
+    assert 3 == len(lines)
+    assert ["", ""] == lines[1:]
     assert lines[0].startswith("data: {")
     assert "\r" not in lines[0]
     return decode_json(lines[0].removeprefix("data: ").encode())
@@ -73,19 +73,19 @@ def test_id_model_and_created_are_ours() -> None:
         "created": 7,
         "model": "ours",
     }
-    assert envelopes == [expected] * 4
+    assert [expected] * 4 == envelopes
 
 
 @pytest.mark.parametrize("created", [None, "7", [7], 7.9, 1e300, 0, -1])
 def test_a_created_that_is_no_whole_number_becomes_ours(created: Any) -> None:
     """The first chunk decides: ours stays although the upstream tells a time later."""
     first = {**text_chunk("a"), "created": created}
-    assert [sent["created"] for sent in encoded(first, text_chunk("b"))] == [100, 100]
+    assert [100, 100] == [sent["created"] for sent in encoded(first, text_chunk("b"))]
 
 
 def test_a_first_chunk_without_created_gets_ours() -> None:
     """Ours is the time when the completion was asked for."""
-    assert encoded({"choices": []})[0]["created"] == 100
+    assert 100 == encoded({"choices": []})[0]["created"]
 
 
 @pytest.mark.parametrize("created", [7, 0, None, "7", 7.9, 1e300, True])
@@ -116,7 +116,7 @@ def test_everything_else_is_untouched() -> None:
     payload["choices"][0]["content_filter_results"] = {}
     expected = {**payload, "id": "chatcmpl-1", "model": "ours"}
     (sent,) = encoded(payload)
-    assert sent == expected
+    assert expected == sent
     assert list(sent) == list(payload)
 
 
@@ -132,7 +132,7 @@ def test_the_chunk_itself_is_not_changed() -> None:
 @pytest.mark.parametrize("payload", [{"service_tier": "x"}, {"choices": None, "service_tier": "x"}])
 def test_choices_are_always_a_list(payload: Any) -> None:
     """Clients that loop over `choices` may do so with every chunk."""
-    assert encoded(payload)[0]["choices"] == []
+    assert [] == encoded(payload)[0]["choices"]
 
 
 def test_every_chunk_has_usage_for_those_who_asked() -> None:
@@ -143,7 +143,7 @@ def test_every_chunk_has_usage_for_those_who_asked() -> None:
         {"choices": [], "usage": USAGE},
         include_usage=True,
     )
-    assert [chunk["usage"] for chunk in sent] == [None, USAGE, USAGE]
+    assert [None, USAGE, USAGE] == [chunk["usage"] for chunk in sent]
 
 
 def test_no_chunk_has_usage_for_those_who_didnt_ask() -> None:
@@ -175,7 +175,7 @@ def test_surrogates_go_out_as_escapes() -> None:
 def test_the_clients_model_may_be_any_text() -> None:
     """The client's own name for the model comes back as it was, even if it is no good text."""
     event = ChunkEncoder("chatcmpl-1", 'a"b\n\udc00', 100, False).encode(text_chunk("x"))
-    assert data_of(event)["model"] == 'a"b\n\udc00'
+    assert 'a"b\n\udc00' == data_of(event)["model"]
 
 
 # --- the other lines ------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_the_clients_model_may_be_any_text() -> None:
 def test_a_ping_is_a_comment_and_one_newline() -> None:
     """A blank line after a comment crashes openai-python once events carry `id:`."""
     assert PING.startswith(b":")
-    assert PING.count(b"\n") == 1
+    assert 1 == PING.count(b"\n")
     assert PING.endswith(b"\n")
 
 
@@ -196,18 +196,18 @@ def test_done_is_openais() -> None:
 def test_an_error_body_is_openais() -> None:
     """All four keys are always there; the upstream's own code goes before ours."""
     ours = Failure("idle_timeout", "It fell silent.", type="timeout_error")
-    assert error_body(ours) == {
+    assert {
         "error": {
             "message": "It fell silent.",
             "type": "timeout_error",
             "param": None,
             "code": "idle_timeout",
         }
-    }
+    } == error_body(ours)
     theirs = Failure("upstream_error", "No.", "x_error", param="n", upstream_code="429", status=429)
-    assert error_body(theirs) == {
+    assert {
         "error": {"message": "No.", "type": "x_error", "param": "n", "code": "429"}
-    }
+    } == error_body(theirs)
 
 
 @given(message=texts)
@@ -233,7 +233,7 @@ def record_of(*payloads: Any, **request: Any) -> SessionRecord:
 def test_a_completion_object_holds_what_the_stream_would() -> None:
     """A plain request gets it under our id and the model that it asked for."""
     record = record_of(text_chunk("Hel"), text_chunk("lo"), {**finish_chunk(), "usage": USAGE})
-    assert completion_object(record) == {
+    assert {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 7,
@@ -247,7 +247,7 @@ def test_a_completion_object_holds_what_the_stream_would() -> None:
             }
         ],
         "usage": USAGE,
-    }
+    } == completion_object(record)
 
 
 def test_a_completion_object_keeps_what_vendors_add() -> None:
@@ -255,9 +255,9 @@ def test_a_completion_object_keeps_what_vendors_add() -> None:
     payload = chunk({"content": "a", "reasoning_content": "Hm."}, "stop", citations=["u"])
     payload["choices"][0]["stop_reason"] = 5
     found = completion_object(record_of(payload))
-    assert found["citations"] == ["u"]
-    assert found["choices"][0]["stop_reason"] == 5
-    assert found["choices"][0]["message"]["reasoning_content"] == "Hm."
+    assert ["u"] == found["citations"]
+    assert 5 == found["choices"][0]["stop_reason"]
+    assert "Hm." == found["choices"][0]["message"]["reasoning_content"]
 
 
 def test_a_completion_object_has_every_choice_by_index() -> None:
@@ -269,16 +269,16 @@ def test_a_completion_object_has_every_choice_by_index() -> None:
             choices_expected=2,
         )
     )
-    assert [choice["index"] for choice in found["choices"]] == [0, 1]
-    assert [choice["message"]["refusal"] for choice in found["choices"]] == [None, "No."]
-    assert [choice["finish_reason"] for choice in found["choices"]] == ["stop", "content_filter"]
+    assert [0, 1] == [choice["index"] for choice in found["choices"]]
+    assert [None, "No."] == [choice["message"]["refusal"] for choice in found["choices"]]
+    assert ["stop", "content_filter"] == [choice["finish_reason"] for choice in found["choices"]]
 
 
 def test_without_an_upstreams_time_created_is_the_requests() -> None:
     """`created` is in whole seconds."""
     payload = text_chunk("a")
     del payload["created"]
-    assert completion_object(record_of(payload))["created"] == 99
+    assert 99 == completion_object(record_of(payload))["created"]
 
 
 def test_what_is_ours_cannot_be_overwritten() -> None:
@@ -292,17 +292,17 @@ def test_what_is_ours_cannot_be_overwritten() -> None:
         extra={"id": "x", "object": "x", "created": 0, "model": "x", "choices": [], "usage": {}},
     )
     found = completion_object(record)
-    assert (found["id"], found["object"], found["model"]) == (
+    assert (
         "chatcmpl-1",
         "chat.completion",
         "ours",
-    )
+    ) == (found["id"], found["object"], found["model"])
     assert found["usage"] == record.usage
-    assert found["choices"] == [
+    assert [
         {
             "index": 0,
             "message": {"role": "assistant", "content": "a", "refusal": None},
             "logprobs": None,
             "finish_reason": None,
         }
-    ]
+    ] == found["choices"]

@@ -62,7 +62,7 @@ def test_a_model_and_a_message_are_enough() -> None:
         tools=None,
         metadata=None,
     )
-    assert parse_request(encode_json(body)) == expected
+    assert expected == parse_request(encode_json(body))
 
 
 def test_each_field_that_is_used_is_found_in_its_place() -> None:
@@ -77,17 +77,17 @@ def test_each_field_that_is_used_is_found_in_its_place() -> None:
         temperature=0.5,
     )
     assert request.stream is True
-    assert request.choices_expected == 3
+    assert 3 == request.choices_expected
     assert request.include_usage is True
     assert request.tools == tools
-    assert request.metadata == {"conversation_id": "c"}
-    assert request.parameters == {
+    assert {"conversation_id": "c"} == request.metadata
+    assert {
         "model": "m",
         "stream": True,
         "n": 3,
         "stream_options": {"include_usage": True},
         "temperature": 0.5,
-    }
+    } == request.parameters
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_model_must_be_text(value: Any, found: str) -> None:
 def test_model_must_be_named() -> None:
     """A model that is missing, null or empty is missing."""
     expected = ("You must name a model: 'model' is missing.", "model")
-    assert refusal(encode_json({"messages": HELLO})) == expected
-    assert refused(model=None) == expected
-    assert refused(model="") == expected
+    assert expected == refusal(encode_json({"messages": HELLO}))
+    assert expected == refused(model=None)
+    assert expected == refused(model="")
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_messages_must_be_a_list_of_objects_with_a_role(
     value: Any, expected: tuple[str, str]
 ) -> None:
     """The list isn't empty, and the first wrong one is named."""
-    assert refused(messages=value) == expected
+    assert expected == refused(messages=value)
 
 
 def test_messages_must_be_there() -> None:
     """A body without `messages` is refused with that name."""
     expected = ("'messages' is missing.", "messages")
-    assert refusal(encode_json({"model": "m"})) == expected
+    assert expected == refusal(encode_json({"model": "m"}))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_include_usage_must_be_boolean(value: Any, found: str) -> None:
     """A field within a field is named in OpenAI's notation."""
     name = "stream_options.include_usage"
     expected = (f"'{name}' must be a boolean, not {found}.", name)
-    assert refused(stream_options={"include_usage": value}) == expected
+    assert expected == refused(stream_options={"include_usage": value})
 
 
 @pytest.mark.parametrize("count", [0, -1, 129, 2**63])
@@ -243,7 +243,7 @@ def test_metadata_at_openais_limits_is_accepted() -> None:
     """16 pairs, 64 characters a key, 512 characters a value: characters, not bytes."""
     metadata = {f"{number:02}" + "é" * 62: "🙂" * 512 for number in range(16)}
     assert parse(metadata=metadata).metadata == metadata
-    assert parse(metadata={}).metadata == {}
+    assert {} == parse(metadata={}).metadata
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_metadata_beyond_openais_limits_is_refused(
     metadata: Any, expected: tuple[str, str]
 ) -> None:
     """Each limit has its sentence, and the pair at fault is named."""
-    assert refused(metadata=metadata) == expected
+    assert expected == refused(metadata=metadata)
 
 
 # --- what passes ----------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ VENDOR_FIELDS = {
 def test_unknown_fields_pass() -> None:
     """Samplers and fields of vendors, and fields that we don't use, go on as they came."""
     sent = asked_upstream(parse(**VENDOR_FIELDS))
-    assert {key: sent[key] for key in VENDOR_FIELDS} == VENDOR_FIELDS
+    assert VENDOR_FIELDS == {key: sent[key] for key in VENDOR_FIELDS}
 
 
 @pytest.mark.parametrize(
@@ -356,12 +356,12 @@ def test_a_request_is_understood_or_refused(body: dict[str, Any]) -> None:
 
 def test_an_upstream_is_always_asked_for_a_stream_and_usage() -> None:
     """A plain request's upstream streams and counts too."""
-    assert asked_upstream(parse(stream=False), model="theirs") == {
+    assert {
         "model": "theirs",
         "messages": HELLO,
         "stream": True,
         "stream_options": {"include_usage": True},
-    }
+    } == asked_upstream(parse(stream=False), model="theirs")
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_stream_options_are_merged(ours: Any, clients: Any, expected: Any) -> No
     leaves it open; other options are the client's on top of the agent's."""
     request = parse() if clients is None else parse(stream_options=clients)
     sent = asked_upstream(request, parameters={} if ours is None else {"stream_options": ours})
-    assert sent["stream_options"] == expected
+    assert expected == sent["stream_options"]
 
 
 def test_parameters_are_defaults() -> None:
@@ -397,7 +397,7 @@ def test_parameters_are_defaults() -> None:
     counts."""
     parameters = {"temperature": 0.7, "top_k": 40, "seed": 1, "model": "x", "stream": False}
     sent = asked_upstream(parse(temperature=0, seed=None), parameters=parameters)
-    assert sent == {
+    assert {
         "model": "m",
         "messages": HELLO,
         "temperature": 0,
@@ -405,13 +405,13 @@ def test_parameters_are_defaults() -> None:
         "seed": None,
         "stream": True,
         "stream_options": {"include_usage": True},
-    }
+    } == sent
 
 
 def test_the_preamble_goes_first() -> None:
     """A client without instructions of its own gets the agent's."""
     sent = asked_upstream(parse(), preamble="Be kind.")
-    assert sent["messages"] == [{"role": "system", "content": "Be kind."}, *HELLO]
+    assert [{"role": "system", "content": "Be kind."}, *HELLO] == sent["messages"]
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
@@ -426,7 +426,7 @@ def test_the_preamble_gives_way_to_the_clients_instructions(role: str, first: bo
 def test_an_empty_preamble_is_one() -> None:
     """Only null means none."""
     sent = asked_upstream(parse(), preamble="")
-    assert sent["messages"] == [{"role": "system", "content": ""}, *HELLO]
+    assert [{"role": "system", "content": ""}, *HELLO] == sent["messages"]
 
 
 def test_request_and_parameters_stay_as_they_are() -> None:
@@ -442,15 +442,15 @@ def test_request_and_parameters_stay_as_they_are() -> None:
 def test_store_must_be_boolean(value: Any) -> None:
     """`store` decides who can see the answer later, so it isn't guessed at."""
     message, param = refused(store=value)
-    assert param == "store"
+    assert "store" == param
     assert message.startswith("'store' must be a boolean")
 
 
 def test_more_than_ten_thousand_messages_are_refused() -> None:
     """Ten thousand messages are a conversation; more are an attack on the database."""
     message = {"role": "user", "content": ""}
-    assert len(parse(messages=[message] * 10_000).messages) == 10_000
-    assert refused(messages=[message] * 10_001) == (
+    assert 10_000 == len(parse(messages=[message] * 10_000).messages)
+    assert (
         "'messages' holds 10001 messages; at most 10000 are allowed.",
         "messages",
-    )
+    ) == refused(messages=[message] * 10_001)
