@@ -21,7 +21,7 @@ from tests.service.agents.test_decoder import (
     read,
 )
 from tests.service.agents.test_pattern import expanded, in_pieces, streams
-from tests.service.stream.test_attempts import HANG, ROLE, FakeAgent, attempts_of
+from tests.service.stream.conftest import HANG, ROLE, FakeAgent, attempts_of
 from tests.statemachine.conftest import finish_chunk, text_chunk
 
 USAGE: Any = {"choices": [], "usage": {"total_tokens": 5}}

@@ -32,7 +32,7 @@ from statemachine import (
     UpstreamFailed,
     UpstreamFinished,
 )
-from tests.service.stream.test_relay import FakeSaver, Noted
+from tests.service.stream.neighbours import FakeSaver, Noted
 from tests.statemachine.conftest import asked, finish_chunk, text_after, text_chunk
 
 REPEATED = text_after(text_chunk(""), "x").run

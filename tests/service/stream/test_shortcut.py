@@ -18,7 +18,7 @@ from statemachine import (
 from tests.service.conftest import agent_for
 from tests.service.stage.backend import Backend, Exchange, Script, chunk, event_bytes
 from tests.service.stage.line import HEAD, LAST, http_chunk
-from tests.service.stream.test_attempts import CALL, attempts_of
+from tests.service.stream.conftest import CALL, attempts_of
 
 
 class Ear:

@@ -1,0 +1,84 @@
+"""Chunks that a relay is handed while its task waits for the upstream."""
+
+from collections.abc import Sequence
+
+import pytest
+from freezegun import freeze_time
+
+from statemachine import (
+    ChunkReceived,
+    ChunkRun,
+    ClientLeft,
+    DrainExpired,
+    Event,
+    SessionPolicy,
+    State,
+    StopRequested,
+    UpstreamFinished,
+)
+from tests.service.stream.neighbours import Stage, words
+from tests.statemachine.conftest import finish_chunk, text_after, text_chunk
+
+
+async def test_chunks_past_the_task_are_sent_at_once_and_kept() -> None:
+    """Repeats handed over while the task waits are sent in their place, and are in the record."""
+    stage = Stage().start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    assert not stage.upstream.sink.is_clear()
+    stage.writer.takes_at_once = True
+    assert stage.upstream.sink.is_clear()
+    stage.upstream.sink.take(text_after(text_chunk("a"), "b", "c"))
+    assert stage.writer.calls[-1] == "send at once b|c"
+    stage.upstream.say(ChunkReceived(finish_chunk()), UpstreamFinished())
+    record = await stage.end()
+    assert record.choices[0].message["content"] == "abc"
+    assert record.chunk_count == 4
+
+
+@pytest.mark.parametrize("event", [ClientLeft(), StopRequested(), DrainExpired()])
+async def test_nothing_comes_past_the_task_after_the_end(event: Event) -> None:
+    """Once the session has ended, the relay is no longer clear."""
+    stage = Stage().start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.writer.takes_at_once = True
+    stage.relay.post(event)
+    assert not stage.upstream.sink.is_clear()
+    record = await stage.end()
+    assert record.choices[0].message["content"] == "a"
+
+
+async def test_a_first_token_past_the_task_starts_the_idle_deadline() -> None:
+    """Where the chunks before it were empty, the model's silence after it is noticed all the
+    same."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        stage = Stage(SessionPolicy(idle_seconds=5.0, keep_alive_interval_seconds=None)).start()
+        stage.upstream.say(*words(""))
+        await stage.settle()
+        stage.writer.takes_at_once = True
+        stage.upstream.sink.take(text_after(text_chunk(""), "b"))
+        clock.tick(5.1)
+        await stage.settle()
+    record = await stage.end()
+    assert record.failure is not None
+    assert record.failure.code == "idle_timeout"
+
+
+async def test_a_fault_of_our_own_past_the_task_keeps_the_text() -> None:
+    """If sending at once breaks, the session ends as failed, with what it had."""
+    stage = Stage().start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.writer.takes_at_once = True
+
+    def broken(runs: Sequence[ChunkRun]) -> None:
+        raise ValueError("broken")
+
+    stage.writer.send_chunks_now = broken  # type: ignore[method-assign]
+    stage.upstream.sink.take(text_after(text_chunk("a"), "b"))
+    record = await stage.end()
+    assert record.state is State.FAILED
+    assert record.failure is not None
+    assert record.failure.code == "internal_error"
+    assert record.choices[0].message["content"] == "ab"

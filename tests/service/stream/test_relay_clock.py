@@ -1,0 +1,68 @@
+"""What a relay does when time has passed: pings, deadlines, and whose silence it is."""
+
+from freezegun import freeze_time
+
+from service.stream.ports import RelayLimits
+from statemachine import (
+    SessionPolicy,
+    State,
+    UpstreamFinished,
+)
+from tests.service.stream.neighbours import Stage, words
+
+
+async def test_pings_follow_the_clock() -> None:
+    """On a frozen clock, fifteen seconds of silence make one ping; no test has to wait for it."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        stage = Stage(SessionPolicy(keep_alive_interval_seconds=15.0)).start()
+        await stage.settle()
+        clock.tick(14.9)
+        await stage.settle()
+        assert stage.writer.calls == []
+        clock.tick(0.2)
+        await stage.settle()
+        assert stage.writer.calls == ["open", "ping"]
+        clock.tick(15.1)
+        await stage.settle()
+        assert stage.writer.calls == ["open", "ping", "ping"]
+        stage.upstream.say(*words("a"), UpstreamFinished())
+        assert (await stage.end()).state is State.COMPLETED
+
+
+async def test_the_first_token_brings_the_timer_forward() -> None:
+    """The timer that was set for the next ping fires for the idle deadline, which is due
+    earlier."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        policy = SessionPolicy(keep_alive_interval_seconds=300.0, idle_seconds=20.0)
+        stage = Stage(policy).start()
+        stage.upstream.say(*words("a"))
+        await stage.settle()
+        clock.tick(20.1)
+        record = await stage.end()
+    assert record.failure is not None
+    assert record.failure.code == "idle_timeout"
+    assert stage.writer.calls == ["open", "send a", "error idle_timeout", "close"]
+
+
+async def test_a_stalled_client_is_not_the_models_silence() -> None:
+    """While the client holds the upstream up, the model's idle deadline doesn't run."""
+    policy = SessionPolicy(idle_seconds=0.1)
+    stage = Stage(policy, RelayLimits(0.4, 0.2)).start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.writer.free.clear()
+    stage.upstream.say(*words("b"))
+    record = await stage.end()
+    assert record.failure is not None
+    assert (record.state, record.failure.code) == (State.CLIENT_GONE, "client_left")
+
+
+async def test_pings_do_not_excuse_the_models_silence() -> None:
+    """Where pings go out more often than the idle deadline, it still ends a silent upstream."""
+    policy = SessionPolicy(keep_alive_interval_seconds=0.05, idle_seconds=0.3)
+    stage = Stage(policy).start()
+    stage.upstream.say(*words("a"))
+    record = await stage.end()
+    assert record.failure is not None
+    assert record.failure.code == "idle_timeout"
+    assert stage.writer.calls.count("ping") >= 3

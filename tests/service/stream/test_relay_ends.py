@@ -1,0 +1,110 @@
+"""Endings that reach a relay from outside or from its client, whatever it waits for."""
+
+import pytest
+from aiohttp import web
+from freezegun import freeze_time
+
+from service.stream.ports import RelayLimits
+from service.stream.writers import ClientConnectionLost
+from statemachine import (
+    ClientGone,
+    ClientLeft,
+    DrainExpired,
+    Event,
+    SessionPolicy,
+    State,
+    StopRequested,
+    TimePassed,
+    UpstreamFinished,
+)
+from tests.service.stream.neighbours import Stage, words
+
+
+@pytest.mark.parametrize(
+    ("event", "calls"),
+    [(StopRequested(), []), (DrainExpired(), ["error draining"]), (ClientLeft(), [])],
+)
+async def test_outside_events_interrupt_a_silent_upstream(event: Event, calls: list[str]) -> None:
+    """An ending from outside doesn't wait for the upstream's next chunk, and closes the
+    upstream."""
+    stage = Stage().start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.relay.post(event)
+    record = await stage.end()
+    assert record.choices[0].message["content"] == "a"
+    assert stage.upstream.closed
+    assert stage.writer.calls[2:] == [*calls, "close"]
+
+
+@pytest.mark.parametrize("event", [StopRequested(), ClientLeft()])
+async def test_an_end_before_the_relay_ran_is_saved_like_any_other(event: Event) -> None:
+    """A client may leave in the very moment its relay is made."""
+    stage = Stage().start()
+    stage.relay.post(event)
+    assert (await stage.end()).state is State.CLIENT_GONE
+
+
+async def test_an_end_from_outside_breaks_a_stalled_write() -> None:
+    """The record doesn't wait for the client that holds the write up."""
+    stage = Stage(limits=RelayLimits(60.0, 0.2, farewell_seconds=0.2)).start()
+    stage.writer.free.clear()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.relay.post(StopRequested())
+    await stage.settle()
+    assert stage.saver.records[0].choices[0].message["content"] == "a"
+    await stage.end()
+    assert stage.writer.calls[-2:] == ["abort", "close"]
+
+
+async def test_a_stalled_write_is_a_client_that_left() -> None:
+    """A write that makes no progress for `send_timeout_seconds` is cut off."""
+    stage = Stage(limits=RelayLimits(0.1, 0.2)).start()
+    stage.writer.free.clear()
+    stage.upstream.say(*words("a"))
+    record = await stage.end()
+    assert "abort" in stage.writer.calls
+    assert record.state is State.CLIENT_GONE
+
+
+async def test_a_client_lost_while_writing_is_detached_under_finish() -> None:
+    """Under `finish` a failed write only detaches the client; the answer is kept whole."""
+    stage = Stage(SessionPolicy(client_gone=ClientGone.FINISH)).start()
+    stage.writer.fails = ClientConnectionLost()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.upstream.say(*words("b"), UpstreamFinished())
+    record = await stage.end()
+    assert record.state is State.COMPLETED
+    assert record.choices[0].message["content"] == "ab"
+    assert record.client_left_at is not None
+
+
+async def test_a_ping_that_finds_the_client_gone_ends_the_session() -> None:
+    """Under `cancel` a ping that can't be written stops the silent upstream."""
+    stage = Stage(SessionPolicy(keep_alive_interval_seconds=0.05))
+    stage.writer.fails = ClientConnectionLost()
+    record = await stage.start().end()
+    assert record.state is State.CLIENT_GONE
+    assert stage.upstream.closed
+
+
+async def test_a_ping_that_comes_with_the_end_does_not_cut_a_slow_client_off() -> None:
+    """A ping that waited for its turn until all was carried out has nothing more to interrupt."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        stage = Stage(SessionPolicy(keep_alive_interval_seconds=15.0)).start()
+        stage.upstream.say(*words("a"))
+        await stage.settle()
+        clock.tick(15.1)
+        stage.upstream.say(UpstreamFinished())
+        close = stage.writer.close
+
+        async def close_slowly() -> web.StreamResponse:
+            await stage.settle()
+            return await close()
+
+        stage.writer.close = close_slowly  # type: ignore[method-assign]
+        stage.relay.post(TimePassed())  # before the relay's task has taken the end in
+        await stage.end()
+    assert stage.writer.calls[2:] == ["ping", "done", "close"]
