@@ -32,9 +32,9 @@ def test_nothing_after_a_failure_counts() -> None:
     """The first failure is the ending; what follows it in the same packet is dropped."""
     body = event({"error": {"message": "First."}}) + event(text_chunk("b")) + DONE
     payloads, ending = read([body])
-    assert payloads == []
+    assert [] == payloads
     assert isinstance(ending, UpstreamFailed)
-    assert ending.failure.message == "First."
+    assert "First." == ending.failure.message
 
 
 def test_closing_twice_changes_nothing() -> None:
@@ -42,9 +42,9 @@ def test_closing_twice_changes_nothing() -> None:
     decoder = SseDecoder(NO_LIMIT)
     decoder.feed(event(finish_chunk())[:-2])
     assert decoder.close() == [finish_chunk()]
-    assert decoder.ending == INCOMPLETE
-    assert decoder.close() == []
-    assert decoder.ending == INCOMPLETE
+    assert INCOMPLETE == decoder.ending
+    assert [] == decoder.close()
+    assert INCOMPLETE == decoder.ending
 
 
 def test_a_last_event_without_its_blank_line_counts() -> None:
@@ -100,7 +100,7 @@ def test_a_200_without_a_body_is_a_failure() -> None:
 def test_an_error_is_the_upstreams_in_its_own_words(body: bytes) -> None:
     """An error may come as an object, a text, beside choices, under `event: error`, or as a plain
     JSON body."""
-    assert failure(body) == Failure("upstream_error", "No.", type="upstream_error")
+    assert Failure("upstream_error", "No.", type="upstream_error") == failure(body)
 
 
 def test_an_error_keeps_its_type_param_and_code() -> None:
@@ -109,7 +109,7 @@ def test_an_error_keeps_its_type_param_and_code() -> None:
     expected = Failure(
         "upstream_error", "Slow down.", "rate_limit_error", param="n", upstream_code="limit"
     )
-    assert failure(event({"error": error})) == expected
+    assert expected == failure(event({"error": error}))
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,14 @@ def test_numeric_codes_become_text(code: Any, reported: str) -> None:
 def test_an_error_without_a_message_gets_one_of_ours(error: Any) -> None:
     """An error is one even if it is empty or no object."""
     found = failure(event({"error": error}))
-    assert found.code == "upstream_error"
+    assert "upstream_error" == found.code
     assert found.message.endswith("without a message.")
 
 
 def test_odd_error_fields_are_left_out() -> None:
     """A type or param that is no text isn't passed on as one."""
     found = failure(event({"error": {"message": "No.", "type": 5, "param": {"a": 1}}}))
-    assert found == Failure("upstream_error", "No.", type="upstream_error")
+    assert Failure("upstream_error", "No.", type="upstream_error") == found
 
 
 def test_error_null_is_no_error() -> None:
@@ -151,8 +151,8 @@ def test_error_null_is_no_error() -> None:
 
 def test_long_error_texts_are_cut() -> None:
     """Free text from an upstream may be a page of HTML; only its beginning is quoted."""
-    assert len(failure(b"event: error\ndata: " + b"x" * 1000 + b"\n\n").message) == 200
-    assert len(failure(event({"error": "x" * 1000})).message) == 200
+    assert 200 == len(failure(b"event: error\ndata: " + b"x" * 1000 + b"\n\n").message)
+    assert 200 == len(failure(event({"error": "x" * 1000})).message)
 
 
 def test_chunks_before_an_error_are_kept() -> None:
@@ -207,7 +207,7 @@ def test_malformed_data_fails_the_answer(data: bytes) -> None:
     payloads, ending = read([good + b"data: " + data + b"\n\n" + event(text_chunk("b"))])
     assert payloads == [text_chunk("a")]
     assert isinstance(ending, UpstreamFailed)
-    assert ending.failure.code == "upstream_malformed"
+    assert "upstream_malformed" == ending.failure.code
     assert (payloads, ending) == read([good, b"data: " + data + b"\n", b"\n"])
 
 
@@ -217,10 +217,10 @@ def test_malformed_data_fails_the_answer(data: bytes) -> None:
 def test_json_instead_of_a_stream_is_said_to_be_no_stream(body: bytes) -> None:
     """A 200 may have JSON without an error as its body."""
     found = failure(body)
-    assert (found.code, found.message) == (
+    assert (
         "upstream_malformed",
         "The model's backend did not answer with a stream.",
-    )
+    ) == (found.code, found.message)
 
 
 @pytest.mark.parametrize(
@@ -228,4 +228,4 @@ def test_json_instead_of_a_stream_is_said_to_be_no_stream(body: bytes) -> None:
 )
 def test_a_page_instead_of_a_stream_is_malformed(body: bytes) -> None:
     """A web page or a greeting is a failure, whatever its lines look like."""
-    assert failure(body).code == "upstream_malformed"
+    assert "upstream_malformed" == failure(body).code

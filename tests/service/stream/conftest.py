@@ -12,7 +12,7 @@ from service.agents.openai.reads import EventReader
 from service.agents.protocol import Agent, AgentCall, AgentError, Sink
 from service.settings.config import Timeouts
 from service.stream.attempts import Attempts
-from service.stream.moments import Attempt, Moments, Watcher
+from service.stream.moments import Attempt, Moments, Watcher, Watchers
 from service.wire import encode_json, parse_request
 from statemachine import (
     AttemptStarted,
@@ -90,8 +90,8 @@ class FakeAgent:
     @asynccontextmanager
     async def open(self, call: AgentCall) -> AsyncIterator["FakeAnswer"]:
         self.asked_as_fallback = call.is_fallback
-        assert evolve(call, is_fallback=False) == CALL
-        assert self.open_now == 0, "an attempt begins after the one before was closed"
+        assert CALL == evolve(call, is_fallback=False)
+        assert 0 == self.open_now, "an attempt begins after the one before was closed"
         steps = self.attempts[self.asked]
         self.asked += 1
         self.open_now += 1
@@ -186,7 +186,7 @@ class Tries(Watcher):
 
 
 def attempts_of(*agents: Agent, watcher: Watcher | None = None) -> Attempts:
-    return Attempts(agents, CALL, Moments(asked(), (watcher or Watcher(),)))
+    return Attempts(agents, CALL, Moments(asked(), Watchers([watcher] if watcher else [])))
 
 
 async def read_all(upstream: Attempts) -> list[Event]:

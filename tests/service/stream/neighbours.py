@@ -10,7 +10,7 @@ from db.journal import NoJournal
 from service.agents.protocol import Sink
 from service.clock import steady_clock
 from service.stream.client import ClientSide
-from service.stream.moments import Moments, Watcher
+from service.stream.moments import Moments, Watcher, Watchers
 from service.stream.ports import RelayLimits
 from service.stream.relay import Relay
 from service.stream.writers import ClientConnectionLost
@@ -179,7 +179,7 @@ class Stage:
             self.saver,
             limits,
             clock,
-            Moments(self.session.request, (*watchers, self.noted)),
+            Moments(self.session.request, Watchers((*watchers, self.noted))),
         )
 
     def start(self) -> "Stage":

@@ -88,8 +88,8 @@ async def test_a_first_token_timeout_goes_to_the_fallback(silent: list[Step]) ->
     """An agent without a token in time, in whatever phase, isn't asked again; the next one is."""
     agent = FakeAgent("a", silent, ANSWER, retries=3, first_token_seconds=SHORT)
     fallback = FakeAgent("b", ANSWER)
-    assert await ask(agent, fallback) == WHOLE
-    assert (agent.asked, fallback.asked) == (1, 1)
+    assert WHOLE == await ask(agent, fallback)
+    assert (1, 1) == (agent.asked, fallback.asked)
 
 
 async def test_the_last_agents_first_token_timeout_is_reported() -> None:
@@ -97,7 +97,7 @@ async def test_the_last_agents_first_token_timeout_is_reported() -> None:
     (ending,) = await ask(FakeAgent("slow", [HANG], first_token_seconds=SHORT))
     message = "The agent 'slow' said nothing within 0.05 s."
     expected = DeadlineExpired(Failure("first_token_timeout", message, type="timeout_error"))
-    assert ending == expected
+    assert expected == ending
 
 
 async def test_heartbeats_do_not_feed_the_first_token_deadline() -> None:
@@ -111,7 +111,7 @@ async def test_heartbeats_do_not_feed_the_first_token_deadline() -> None:
 
     (ending,) = await ask(Heartbeats("a", [b""], first_token_seconds=SHORT))
     assert isinstance(ending, DeadlineExpired)
-    assert ending.failure.code == "first_token_timeout"
+    assert "first_token_timeout" == ending.failure.code
 
 
 async def test_after_its_first_token_an_agent_may_pause_longer() -> None:
@@ -123,7 +123,7 @@ async def test_after_its_first_token_an_agent_may_pause_longer() -> None:
             await asyncio.sleep(2 * SHORT)
             yield event(finish_chunk()) + DONE
 
-    assert await ask(Slow("a", [b""], first_token_seconds=SHORT)) == WHOLE
+    assert WHOLE == await ask(Slow("a", [b""], first_token_seconds=SHORT))
 
 
 @pytest.mark.usefixtures("no_back_off")
@@ -132,4 +132,4 @@ async def test_a_connect_timeout_is_retried_and_then_a_deadline() -> None:
     error = refusal("connect_timeout", is_retryable=True)
     agent = FakeAgent("a", [error], [error], retries=1)
     assert await ask(agent) == [DeadlineExpired(error.failure)]
-    assert agent.asked == 2
+    assert 2 == agent.asked

@@ -29,11 +29,11 @@ async def test_chunks_past_the_task_are_sent_at_once_and_kept() -> None:
     stage.writer.takes_at_once = True
     assert stage.upstream.sink.is_clear()
     stage.upstream.sink.take(text_after(text_chunk("a"), "b", "c"))
-    assert stage.writer.calls[-1] == "send at once b|c"
+    assert "send at once b|c" == stage.writer.calls[-1]
     stage.upstream.say(ChunkReceived(finish_chunk()), UpstreamFinished())
     record = await stage.end()
-    assert record.choices[0].message["content"] == "abc"
-    assert record.chunk_count == 4
+    assert "abc" == record.choices[0].message["content"]
+    assert 4 == record.chunk_count
 
 
 @pytest.mark.parametrize("event", [ClientLeft(), StopRequested(), DrainExpired()])
@@ -46,7 +46,7 @@ async def test_nothing_comes_past_the_task_after_the_end(event: Event) -> None:
     stage.relay.post(event)
     assert not stage.upstream.sink.is_clear()
     record = await stage.end()
-    assert record.choices[0].message["content"] == "a"
+    assert "a" == record.choices[0].message["content"]
 
 
 async def test_a_first_token_past_the_task_starts_the_idle_deadline() -> None:
@@ -62,7 +62,7 @@ async def test_a_first_token_past_the_task_starts_the_idle_deadline() -> None:
         await stage.settle()
     record = await stage.end()
     assert record.failure is not None
-    assert record.failure.code == "idle_timeout"
+    assert "idle_timeout" == record.failure.code
 
 
 async def test_a_fault_of_our_own_past_the_task_keeps_the_text() -> None:
@@ -80,5 +80,5 @@ async def test_a_fault_of_our_own_past_the_task_keeps_the_text() -> None:
     record = await stage.end()
     assert record.state is State.FAILED
     assert record.failure is not None
-    assert record.failure.code == "internal_error"
-    assert record.choices[0].message["content"] == "ab"
+    assert "internal_error" == record.failure.code
+    assert "ab" == record.choices[0].message["content"]

@@ -18,13 +18,13 @@ async def test_pings_follow_the_clock() -> None:
         await stage.settle()
         clock.tick(14.9)
         await stage.settle()
-        assert stage.writer.calls == []
+        assert [] == stage.writer.calls
         clock.tick(0.2)
         await stage.settle()
-        assert stage.writer.calls == ["open", "ping"]
+        assert ["open", "ping"] == stage.writer.calls
         clock.tick(15.1)
         await stage.settle()
-        assert stage.writer.calls == ["open", "ping", "ping"]
+        assert ["open", "ping", "ping"] == stage.writer.calls
         stage.upstream.say(*words("a"), UpstreamFinished())
         assert (await stage.end()).state is State.COMPLETED
 
@@ -40,8 +40,8 @@ async def test_the_first_token_brings_the_timer_forward() -> None:
         clock.tick(20.1)
         record = await stage.end()
     assert record.failure is not None
-    assert record.failure.code == "idle_timeout"
-    assert stage.writer.calls == ["open", "send a", "error idle_timeout", "close"]
+    assert "idle_timeout" == record.failure.code
+    assert ["open", "send a", "error idle_timeout", "close"] == stage.writer.calls
 
 
 async def test_a_stalled_client_is_not_the_models_silence() -> None:
@@ -54,7 +54,7 @@ async def test_a_stalled_client_is_not_the_models_silence() -> None:
     stage.upstream.say(*words("b"))
     record = await stage.end()
     assert record.failure is not None
-    assert (record.state, record.failure.code) == (State.CLIENT_GONE, "client_left")
+    assert (State.CLIENT_GONE, "client_left") == (record.state, record.failure.code)
 
 
 async def test_pings_do_not_excuse_the_models_silence() -> None:
@@ -64,5 +64,5 @@ async def test_pings_do_not_excuse_the_models_silence() -> None:
     stage.upstream.say(*words("a"))
     record = await stage.end()
     assert record.failure is not None
-    assert record.failure.code == "idle_timeout"
+    assert "idle_timeout" == record.failure.code
     assert stage.writer.calls.count("ping") >= 3

@@ -32,7 +32,7 @@ async def test_outside_events_interrupt_a_silent_upstream(event: Event, calls: l
     await stage.settle()
     stage.relay.post(event)
     record = await stage.end()
-    assert record.choices[0].message["content"] == "a"
+    assert "a" == record.choices[0].message["content"]
     assert stage.upstream.closed
     assert stage.writer.calls[2:] == [*calls, "close"]
 
@@ -53,9 +53,9 @@ async def test_an_end_from_outside_breaks_a_stalled_write() -> None:
     await stage.settle()
     stage.relay.post(StopRequested())
     await stage.settle()
-    assert stage.saver.records[0].choices[0].message["content"] == "a"
+    assert "a" == stage.saver.records[0].choices[0].message["content"]
     await stage.end()
-    assert stage.writer.calls[-2:] == ["abort", "close"]
+    assert ["abort", "close"] == stage.writer.calls[-2:]
 
 
 async def test_a_stalled_write_is_a_client_that_left() -> None:
@@ -77,7 +77,7 @@ async def test_a_client_lost_while_writing_is_detached_under_finish() -> None:
     stage.upstream.say(*words("b"), UpstreamFinished())
     record = await stage.end()
     assert record.state is State.COMPLETED
-    assert record.choices[0].message["content"] == "ab"
+    assert "ab" == record.choices[0].message["content"]
     assert record.client_left_at is not None
 
 
@@ -107,4 +107,4 @@ async def test_a_ping_that_comes_with_the_end_does_not_cut_a_slow_client_off() -
         stage.writer.close = close_slowly  # type: ignore[method-assign]
         stage.relay.post(TimePassed())  # before the relay's task has taken the end in
         await stage.end()
-    assert stage.writer.calls[2:] == ["ping", "done", "close"]
+    assert ["ping", "done", "close"] == stage.writer.calls[2:]

@@ -41,7 +41,7 @@ async def test_an_agent_is_asked_once_and_retries_times_more(
     retries: int, announced: list[Event]
 ) -> None:
     """Each retry is announced, and the last failure is the one reported."""
-    attempts = [
+    attempts: list[list[Step]] = [
         [AgentError(Failure("upstream_error", f"No. {n}"), is_retryable=True)] for n in range(9)
     ]
     agent = FakeAgent("a", *attempts, retries=retries)
@@ -72,7 +72,7 @@ async def test_a_retry_leaves_no_trace_of_the_attempt_before(failed: list[Step])
     answer = [event(second), *ANSWER]
     agent = FakeAgent("a", failed, answer, retries=1, max_event_bytes=1000)
     assert await ask(agent) == [*received(second), *WHOLE]
-    assert agent.asked == 2
+    assert 2 == agent.asked
 
 
 @pytest.mark.usefixtures("no_back_off")
@@ -88,8 +88,8 @@ async def test_a_retry_leaves_no_trace_of_the_attempt_before(failed: list[Step])
 async def test_what_will_not_pass_is_not_retried(failed: list[Step]) -> None:
     """A refusal, and an error in the upstream's own words, go to the fallback at once."""
     agent, fallback = FakeAgent("a", failed, ANSWER, retries=3), FakeAgent("b", ANSWER)
-    assert await ask(agent, fallback) == WHOLE
-    assert (agent.asked, fallback.asked) == (1, 1)
+    assert WHOLE == await ask(agent, fallback)
+    assert (1, 1) == (agent.asked, fallback.asked)
 
 
 @pytest.mark.usefixtures("no_back_off")
@@ -111,7 +111,7 @@ async def test_a_retry_after_is_obeyed() -> None:
     """The wait is what the agent asked for, here longer than any first back-off (0.25 to 0.5 s)."""
     agent = FakeAgent("a", [busy(0.6)], ANSWER, retries=1)
     started = time.monotonic()
-    assert await ask(agent) == WHOLE
+    assert WHOLE == await ask(agent)
     assert time.monotonic() - started >= 0.59
 
 
@@ -119,7 +119,7 @@ async def test_the_first_retry_waits_a_quarter_of_a_second_at_least() -> None:
     """This is the back-off's wait, for an agent that names none."""
     agent = FakeAgent("a", [busy()], ANSWER, retries=1)
     started = time.monotonic()
-    assert await ask(agent) == WHOLE
+    assert WHOLE == await ask(agent)
     assert time.monotonic() - started >= 0.24
 
 
@@ -142,7 +142,7 @@ async def test_nothing_is_retried_after_the_first_token(broken: list[Step], code
     assert events[:-1] == received(text_chunk("Hi"))
     assert isinstance(events[-1], UpstreamFailed)
     assert events[-1].failure.code == code
-    assert (agent.asked, fallback.asked) == (1, 0)
+    assert (1, 0) == (agent.asked, fallback.asked)
 
 
 async def test_an_event_right_before_a_break_is_kept() -> None:
@@ -154,9 +154,8 @@ async def test_an_event_right_before_a_break_is_kept() -> None:
 
 async def test_a_break_right_after_done_is_a_good_end() -> None:
     """`[DONE]` counts with or without its blank line."""
-    assert (
-        await ask(FakeAgent("a", [event(text_chunk("Hi"), finish_chunk()), DONE[:-2], BROKE]))
-        == WHOLE
+    assert WHOLE == await ask(
+        FakeAgent("a", [event(text_chunk("Hi"), finish_chunk()), DONE[:-2], BROKE])
     )
 
 
@@ -170,10 +169,10 @@ async def test_fallbacks_are_asked_in_order_each_with_its_retries(announced: lis
     second = FakeAgent("b", [refusal()], retries=2)
     third = FakeAgent("c", [busy()], [busy()], ANSWER, retries=2)
     fourth = FakeAgent("d", ANSWER)
-    assert await ask(first, second, third, fourth, announced=announced) == WHOLE
+    assert WHOLE == await ask(first, second, third, fourth, announced=announced)
     assert announced == [AttemptStarted(name, 7.0) for name in ("a", "b", "c", "c", "c")]
-    assert fourth.asked == 0
-    assert [agent.asked_as_fallback for agent in (first, second, third)] == [False, True, True]
+    assert 0 == fourth.asked
+    assert [False, True, True] == [agent.asked_as_fallback for agent in (first, second, third)]
 
 
 @pytest.mark.usefixtures("no_back_off")
@@ -203,4 +202,4 @@ async def test_final_refusals_go_nowhere_else(is_retryable: bool) -> None:
     error = refusal(is_final=True, is_retryable=is_retryable)
     agent, fallback = FakeAgent("a", [error]), FakeAgent("b", ANSWER)
     assert await ask(agent, fallback) == [UpstreamFailed(error.failure)]
-    assert fallback.asked == 0
+    assert 0 == fallback.asked

@@ -239,18 +239,18 @@ def test_tools_that_are_no_list_arent_kept(tools: Any) -> None:
 def test_store_must_be_boolean(value: Any) -> None:
     """`store` decides who can see the answer later, so it isn't guessed at."""
     message, param = refused(store=value)
-    assert param == "store"
+    assert "store" == param
     assert message.startswith("'store' must be a boolean")
 
 
 def test_more_than_ten_thousand_messages_are_refused() -> None:
     """Ten thousand messages are a conversation; more are an attack on the database."""
     message = {"role": "user", "content": ""}
-    assert len(parse(messages=[message] * 10_000).messages) == 10_000
-    assert refused(messages=[message] * 10_001) == (
+    assert 10_000 == len(parse(messages=[message] * 10_000).messages)
+    assert (
         "'messages' holds 10001 messages; at most 10000 are allowed.",
         "messages",
-    )
+    ) == refused(messages=[message] * 10_001)
 
 
 # --- metadata -------------------------------------------------------------------------------------

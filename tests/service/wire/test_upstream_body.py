@@ -10,12 +10,12 @@ from tests.service.wire.test_requests import HELLO, asked_upstream, parse
 
 def test_an_upstream_is_always_asked_for_a_stream_and_usage() -> None:
     """A plain request's upstream streams and counts too."""
-    assert asked_upstream(parse(stream=False), model="theirs") == {
+    assert {
         "model": "theirs",
         "messages": HELLO,
         "stream": True,
         "stream_options": {"include_usage": True},
-    }
+    } == asked_upstream(parse(stream=False), model="theirs")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_stream_options_are_merged(ours: Any, clients: Any, expected: Any) -> No
     leaves it open; other options are the client's on top of the agent's."""
     request = parse() if clients is None else parse(stream_options=clients)
     sent = asked_upstream(request, parameters={} if ours is None else {"stream_options": ours})
-    assert sent["stream_options"] == expected
+    assert expected == sent["stream_options"]
 
 
 def test_parameters_are_defaults() -> None:
@@ -51,7 +51,7 @@ def test_parameters_are_defaults() -> None:
     counts."""
     parameters = {"temperature": 0.7, "top_k": 40, "seed": 1, "model": "x", "stream": False}
     sent = asked_upstream(parse(temperature=0, seed=None), parameters=parameters)
-    assert sent == {
+    assert {
         "model": "m",
         "messages": HELLO,
         "temperature": 0,
@@ -59,13 +59,13 @@ def test_parameters_are_defaults() -> None:
         "seed": None,
         "stream": True,
         "stream_options": {"include_usage": True},
-    }
+    } == sent
 
 
 def test_the_preamble_goes_first() -> None:
     """A client without instructions of its own gets the agent's."""
     sent = asked_upstream(parse(), preamble="Be kind.")
-    assert sent["messages"] == [{"role": "system", "content": "Be kind."}, *HELLO]
+    assert [{"role": "system", "content": "Be kind."}, *HELLO] == sent["messages"]
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
@@ -80,7 +80,7 @@ def test_the_preamble_gives_way_to_the_clients_instructions(role: str, first: bo
 def test_an_empty_preamble_is_one() -> None:
     """Only null means none."""
     sent = asked_upstream(parse(), preamble="")
-    assert sent["messages"] == [{"role": "system", "content": ""}, *HELLO]
+    assert [{"role": "system", "content": ""}, *HELLO] == sent["messages"]
 
 
 def test_request_and_parameters_stay_as_they_are() -> None:
