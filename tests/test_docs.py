@@ -29,6 +29,7 @@ from statemachine import (
     SessionRequest,
     StreamSession,
     UpstreamFinished,
+    messages,
 )
 from statemachine.__main__ import with_printed
 from tests import architecture
@@ -377,6 +378,14 @@ def test_names_in_the_way_of_an_answer_exist() -> None:
     functions = re.findall(r"(\w+)\(\)", chart)
     assert len(classes) > 10
     assert {*classes, *functions} - defined_in(architecture.source_files()) == set()
+
+
+def test_every_event_and_effect_is_explained() -> None:
+    """The document has a row for each event and each effect that there is, and for no other."""
+    kinds = [kind for kind in vars(messages).values() if isinstance(kind, type)]
+    bases = (messages.Event, messages.Effect)
+    named = {kind.__name__ for kind in kinds if issubclass(kind, bases) and kind not in bases}
+    same(rows(section(document("docs/state-machine.md"), "Events and effects")), named)
 
 
 def test_state_table_is_fresh() -> None:
