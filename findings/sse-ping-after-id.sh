@@ -15,8 +15,7 @@
 #   aiohttp-sse sends `: ping` and a blank line whenever its interval has passed. A blank line ends
 #   an event, and these readers only ignore an empty event as long as they remember no `id`.
 #   Numbered events make them remember one for good, so that each ping comes out as an event: with
-#   empty data from httpx-sse, and as empty text given to the JSON parser in the openai SDK. Both
-#   sides do as documented when looked at alone.
+#   empty data from httpx-sse, and as empty text given to the JSON parser in the openai SDK.
 #
 # Output seen on 2026-11-28:
 #   events without id, openai:   one two three
@@ -26,7 +25,7 @@
 #
 # Why it matters:
 #   A server that adds `id:` for resumable streams breaks unchanged clients in the middle of answers,
-#   but only in those that pause for longer than the ping interval: never in a quick test. A comment
+#   but only in answers that pause for longer than the ping interval: not in a quick test. A comment
 #   that ends with ONE line end, written between two events, is safe for all of them.
 set -eu
 folder=$(mktemp -d)
