@@ -36,17 +36,28 @@ A_STREAMS_OWN = {
 }
 
 
+others: list[object] = []
+"""What tests before this one left behind, kept so that nothing new is taken for it."""
+
+
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     gc.collect()
+    others[:] = in_memory()
     gc.disable()
     yield
     gc.enable()
+    others.clear()
+
+
+def in_memory() -> list[object]:
+    return [it for it in gc.get_objects() if type(it) in A_STREAMS_OWN]
 
 
 def held() -> set[str]:
-    """The kinds of a stream's own objects that are still in memory."""
-    return {type(it).__name__ for it in gc.get_objects() if type(it) in A_STREAMS_OWN}
+    """The kinds of this test's stream's own objects that are still in memory."""
+    known = set(map(id, others))
+    return {type(it).__name__ for it in in_memory() if id(it) not in known}
 
 
 async def is_free(service: Service, state: str) -> None:
