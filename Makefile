@@ -55,7 +55,8 @@ instructions: $(VENV)/.dev-ready ## count instructions, fail if more than before
 	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 key: $(VENV)/.run-ready ## make an API key for a caller (make key NAME=open-webui)
-	@$(BIN)/python -m service.callers.auth new $(or $(NAME),--help)
+	@test -n "$(NAME)" || { echo 'whose key? make key NAME=open-webui' >&2; exit 2; }
+	@$(BIN)/python -m service.callers.auth new $(NAME)
 
 psql: $(VENV)/.run-ready ## look into the embedded database (make psql ARGS="-c 'SELECT 1'")
 	@$(BIN)/python -m db.embedded psql $(ARGS)
@@ -87,7 +88,7 @@ $(VENV)/bin/python:
 	echo "$(PYTHON) can't make virtual environments; on Debian: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.run-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "Setting up $(VENV) (once; about half a minute) ..."
+	@echo "Setting up $(VENV) (once; about a minute) ..."
 	@$(INSTALL) --editable '.[embedded,fast]'
 	@touch $@
 

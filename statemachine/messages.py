@@ -170,7 +170,7 @@ class ChunkReceived(Event):
 
 @frozen
 class UpstreamFinished(Event):
-    """The upstream ended well: `[DONE]`, or its end after a finish reason for every choice."""
+    """The upstream ended well, as it says itself (`[DONE]`)."""
 
 
 @frozen
