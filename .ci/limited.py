@@ -27,39 +27,57 @@ def main(minutes: float, command: list[str]) -> int:
         ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     process = subprocess.Popen(command, start_new_session=True)
     try:
-        status = process.wait(minutes * 60)
-    except subprocess.TimeoutExpired:
-        print(f"{command[0]} has run for {minutes:g} minutes, the longest allowed", flush=True)
-        status = 124
+        process.returncode = _status_of(process.pid, minutes * 60)
     except KeyboardInterrupt:
-        status = 130
-    if process.returncode is None:
         os.killpg(process.pid, signal.SIGTERM)
+        process.returncode = 130
+    if process.returncode is None:
+        print(f"{command[0]} has run for {minutes:g} minutes, the longest allowed", flush=True)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.returncode = 124
     left = _left_after(GRACE_SECONDS)
-    for pid, words in left.items():
-        print(f"left behind: {pid} {words}", flush=True)
-        os.kill(pid, signal.SIGKILL)
-    _reap()
-    return status or int(bool(left))
+    for one, words in left.items():
+        print(f"left behind: {one} {words}", flush=True)
+        os.kill(one, signal.SIGKILL)
+    return process.returncode or int(bool(left))
+
+
+def _status_of(pid: int, seconds: float) -> int | None:
+    """The exit status of a child, or None if it still runs after that time.
+
+    Meanwhile orphans are waited for as init would: what asks whether its daemon has ended must not
+    find a zombie.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended = _ended()
+        if pid in ended:
+            status = os.waitstatus_to_exitcode(ended[pid])
+            return status if status >= 0 else 128 - status  # as shells say that a signal ended it
+        time.sleep(0.02)
+    return None
+
+
+def _ended() -> dict[int, int]:
+    """The children that have ended since the last call, with their wait status."""
+    found: dict[int, int] = {}
+    try:
+        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            found[ended[0]] = ended[1]
+    except ChildProcessError:
+        pass
+    return found
 
 
 def _left_after(seconds: float) -> dict[int, str]:
     """What is still there after that time, or nothing as soon as nothing is."""
     deadline = time.monotonic() + seconds
     while True:
-        _reap()
+        _ended()
         left = dict(_descendants(os.getpid()))
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.1)
-
-
-def _reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
-    except ChildProcessError:
-        pass
 
 
 def _descendants(ancestor: int) -> Iterator[tuple[int, str]]:
