@@ -106,10 +106,18 @@ class Maker:
         )
 
 
+def _saver(tree: Path, store: Any) -> Any:
+    """The tree's saver, without a journal; earlier revisions needn't be told that there is none."""
+    try:
+        return defined(tree, "Saver")(store, defined(tree, "NoJournal")())
+    except LookupError:
+        return defined(tree, "Saver")(store)
+
+
 async def _serve(tree: Path, dsn: str) -> None:
     await asyncio.to_thread(defined(tree, "migrate"), dsn)
     store = await defined(tree, "PostgresStore").open(dsn)
-    saver = defined(tree, "Saver")(store)
+    saver = _saver(tree, store)
     saver.start()
     maker = Maker(tree)
 
