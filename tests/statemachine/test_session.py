@@ -234,6 +234,60 @@ def test_a_whole_answer_doesnt_wait_for_a_dawdling_upstream() -> None:
     assert UpstreamFinished() == target.due(1.0 + TRAILER_SECONDS)
 
 
+def test_a_whole_answer_has_no_idle_deadline_any_more() -> None:
+    """What the upstream still owes is usage and `[DONE]`, which have a deadline of their own."""
+    policy = SessionPolicy(keep_alive_interval_seconds=None, idle_seconds=1.0, total_seconds=None)
+    target = session(policy)
+    play(target, ChunkReceived(text_chunk("Hel")), ChunkReceived(finish_chunk()), at=1.0)
+    assert 1.0 + TRAILER_SECONDS == target.wakes_at
+
+
+def test_a_first_token_and_a_whole_answer_are_milestones() -> None:
+    """Each is counted once, when `wakes_at` may have moved closer."""
+    target = session(choices_expected=2)
+    chunks = (
+        chunk({"role": "assistant", "content": ""}),
+        text_chunk("Hel"),
+        text_chunk("lo"),
+        finish_chunk(),
+        chunk({}, "stop", index=1),
+        finish_chunk(),
+    )
+    counted = []
+    for payload in chunks:
+        play(target, ChunkReceived(payload))
+        counted.append(target.milestones)
+    assert [0, 1, 1, 1, 2, 2] == counted
+
+
+def test_an_excuse_for_silence_never_brings_the_idle_deadline_closer() -> None:
+    """Nor is there anything to excuse before the first token."""
+    policy = SessionPolicy(keep_alive_interval_seconds=None, idle_seconds=10.0, total_seconds=None)
+    target = session(policy)
+    target.excuse_silence(1.0)
+    assert target.wakes_at == float("inf")
+    play(target, ChunkReceived(text_chunk("Hel")), at=2.0)
+    for excused_until, deadline in ((1.0, 12.0), (5.0, 15.0), (4.0, 15.0)):
+        target.excuse_silence(excused_until)
+        assert target.wakes_at == deadline
+
+
+def test_a_plain_request_is_sent_nothing_before_its_end() -> None:
+    """Its chunks are folded, and the completion object is all that its client gets."""
+    target = session(stream=False)
+    effects = play(
+        target, ChunkReceived(text_chunk("Hi")), ChunkReceived(finish_chunk()), UpstreamFinished()
+    )
+    assert ["Save", "SendDone"] == names(effects)
+    assert not target.opened
+
+
+def test_an_answer_that_ended_well_is_whole_without_a_finish_reason() -> None:
+    """The upstream's own word for the end is enough."""
+    record = saved(play(session(), ChunkReceived(text_chunk("Hi")), UpstreamFinished()))
+    assert (State.COMPLETED, True, None) == (record.state, record.whole, record.finish_reason)
+
+
 def test_the_last_attempts_agent_and_idle_deadline_count() -> None:
     """The record names the agent that answered."""
     target = session(SessionPolicy(keep_alive_interval_seconds=None, total_seconds=None))

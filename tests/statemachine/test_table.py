@@ -110,6 +110,13 @@ def test_final_states_lead_nowhere() -> None:
             assert {IGNORED} == set(transitions(policy)[state].values())
 
 
+@pytest.mark.parametrize("policy", ClientGone)
+def test_no_attempt_starts_once_a_chunk_has_come(policy: ClientGone) -> None:
+    """Retries and fallbacks belong to the time before the first token, or come too late."""
+    cells = [transitions(policy)[state].get(AttemptStarted) for state in State]
+    assert [P, None, None, IGNORED, IGNORED] == cells
+
+
 @pytest.mark.parametrize("state", [P, S])
 def test_an_upstream_that_breaks_off_after_every_finish_reason_has_ended_well(state: State) -> None:
     """Nothing of such an answer is missing; an error that the upstream names is a failure all the

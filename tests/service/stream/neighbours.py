@@ -36,6 +36,7 @@ class FakeUpstream:
     def __init__(self) -> None:
         self.events: asyncio.Queue[list[Event] | Exception] = asyncio.Queue()
         self.closed = False
+        self.is_reading = False
 
     def say(self, *events: Event) -> None:
         self.events.put_nowait(list(events))
@@ -43,12 +44,17 @@ class FakeUpstream:
     async def read(self, sink: Sink | None = None) -> list[Event]:
         assert sink is not None
         self.sink = sink
-        item = await self.events.get()
+        self.is_reading = True
+        try:
+            item = await self.events.get()
+        finally:
+            self.is_reading = False
         if isinstance(item, Exception):
             raise item
         return item
 
     async def close(self) -> None:
+        assert not self.is_reading, "whoever closes it has stopped reading"
         self.closed = True
 
 

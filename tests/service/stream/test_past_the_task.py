@@ -49,6 +49,26 @@ async def test_nothing_comes_past_the_task_after_the_end(event: Event) -> None:
     assert "a" == record.choices[0].message["content"]
 
 
+async def test_nothing_comes_past_the_task_while_a_write_waits() -> None:
+    """A ping that is being written would be cut in two, however much room the client has."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        stage = Stage(SessionPolicy(keep_alive_interval_seconds=15.0)).start()
+        stage.upstream.say(*words("a"))
+        await stage.settle()
+        stage.writer.takes_at_once = True
+        assert stage.upstream.sink.is_clear()
+        stage.writer.free.clear()
+        clock.tick(15.1)
+        await stage.settle()
+        assert "ping" == stage.writer.calls[-1]
+        assert not stage.upstream.sink.is_clear()
+        stage.writer.free.set()
+        await stage.settle()
+        assert stage.upstream.sink.is_clear()
+        stage.upstream.say(UpstreamFinished())
+        await stage.end()
+
+
 async def test_a_first_token_past_the_task_starts_the_idle_deadline() -> None:
     """Where the chunks before it were empty, the model's silence after it is noticed all the
     same."""

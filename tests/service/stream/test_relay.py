@@ -11,6 +11,7 @@ from statemachine import (
     Failure,
     SessionPolicy,
     State,
+    StopRequested,
     UpstreamFailed,
     UpstreamFinished,
 )
@@ -125,3 +126,19 @@ async def test_somebody_elses_cancellation_is_not_swallowed() -> None:
         await stage.relay.task
     assert ["abort"] == stage.writer.calls
     assert stage.upstream.closed
+
+
+async def test_somebody_elses_cancellation_after_an_end_is_not_swallowed_either() -> None:
+    """The relay swallows the one interruption that it made, and no other."""
+    stage = Stage(limits=RelayLimits(60.0, 60.0))
+    stage.saver.is_slow = True
+    stage.start().upstream.say(*words("a"))
+    await stage.settle()
+    stage.relay.post(StopRequested())
+    await stage.settle()
+    assert 1 == len(stage.saver.records)
+    assert stage.relay.task is not None
+    stage.relay.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stage.relay.task
+    assert "closed" == stage.noted.moments[-1]

@@ -1,5 +1,7 @@
 """Endings that reach a relay from outside or from its client, whatever it waits for."""
 
+import asyncio
+
 import pytest
 from aiohttp import web
 from freezegun import freeze_time
@@ -17,6 +19,7 @@ from statemachine import (
     TimePassed,
     UpstreamFinished,
 )
+from tests.service.stream.conftest import ANSWER, FakeAgent, attempts_of, busy
 from tests.service.stream.neighbours import Stage, words
 
 
@@ -56,6 +59,36 @@ async def test_an_end_from_outside_breaks_a_stalled_write() -> None:
     assert "a" == stage.saver.records[0].choices[0].message["content"]
     await stage.end()
     assert ["abort", "close"] == stage.writer.calls[-2:]
+
+
+async def test_an_end_from_outside_breaks_a_stalled_ping() -> None:
+    """The record doesn't wait for it either, though another ping is due meanwhile."""
+    policy = SessionPolicy(keep_alive_interval_seconds=0.01)
+    stage = Stage(policy, RelayLimits(60.0, 0.2, farewell_seconds=0.2)).start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.writer.free.clear()
+    await asyncio.sleep(0.1)
+    assert stage.writer.calls.count("ping") >= 1
+    stage.relay.post(StopRequested())
+    await stage.settle()
+    assert "a" == stage.saver.records[0].choices[0].message["content"]
+    stage.writer.free.set()
+    await stage.end()
+
+
+async def test_an_end_while_a_retry_waits_asks_nobody_again() -> None:
+    """An ending from outside interrupts the back-off too, and the agent is closed."""
+    agent, fallback = FakeAgent("a", [busy(5.0)], ANSWER, retries=1), FakeAgent("b", ANSWER)
+    stage = Stage()
+    stage.relay._upstream = attempts_of(agent, fallback)
+    stage.start()
+    while not agent.asked or agent.open_now:
+        await asyncio.sleep(0)
+    await stage.settle()
+    stage.relay.post(StopRequested())
+    assert (await stage.end()).state is State.CLIENT_GONE
+    assert (1, 0, 0) == (agent.asked, agent.open_now, fallback.asked)
 
 
 async def test_a_stalled_write_is_a_client_that_left() -> None:

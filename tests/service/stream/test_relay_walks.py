@@ -38,7 +38,7 @@ from tests.statemachine.conftest import asked, finish_chunk, text_after, text_ch
 REPEATED = text_after(text_chunk(""), "x").run
 assert isinstance(REPEATED, RepeatedChunks)
 PATTERN = REPEATED.pattern
-PING_SECONDS = 15.0
+PING_SECONDS = 1.0
 BROKE_OFF = UpstreamFailed(Failure("upstream_incomplete", "It broke off."))
 BROKE = UpstreamFailed(Failure("upstream_error", "It broke."))
 
@@ -56,13 +56,13 @@ def text_in(runs: Sequence[ChunkRun]) -> str:
 class World:
     """A relay's upstream, journal and client, and what may happen to them.
 
-    Each chunk is a letter like no other. `journaled` and `shown` are the letters in the order in
-    which they were written down and sent.
+    Each chunk is a letter like no other. `journaled`, `settled` and `shown` are the letters in the
+    order in which they were written down, made safe and sent.
     """
 
     def __init__(self, client_gone: ClientGone, settles: bool) -> None:
         self.now = 0.0
-        self.journaled = ""
+        self.journaled = self.settled = ""
         self.shown = ""
         self.calls: list[str] = []
         self.saver = FakeSaver()
@@ -72,7 +72,7 @@ class World:
         self._closed = 0
         self._queue: asyncio.Queue[list[Event] | Exception] = asyncio.Queue()
         self._sink: Sink | None = None  # while the relay waits for the upstream
-        self._is_writing = False
+        self._is_reading = self._is_writing = False
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._has_room = False
@@ -102,8 +102,10 @@ class World:
         self.journaled += text_in(runs)
 
     async def settle(self, *, is_final: bool) -> None:
+        appended = self.journaled
         for _ in range(2):
             await asyncio.sleep(0)
+        self.settled = appended
 
     # --- the client -------------------------------------------------------------------------
 
@@ -124,9 +126,11 @@ class World:
             raise ClientConnectionLost
 
     def _show(self, call: str, text: str) -> None:
+        assert self.session.attached, "who has left is sent nothing"
         self.calls.append(call)
         self.shown += text
-        assert self.journaled.startswith(self.shown), "written down before it is shown"
+        safe = self.settled if self.settles_chunks else self.journaled
+        assert safe.startswith(self.shown), "safe before it is shown"
 
     async def open(self) -> None:
         assert [] == self.calls
@@ -166,15 +170,18 @@ class World:
 
     async def read(self, sink: Sink) -> Sequence[Event]:
         self._sink = sink if self._queue.empty() else None
+        self._is_reading = True
         try:
             item = await self._queue.get()
         finally:
             self._sink = None
+            self._is_reading = False
         if isinstance(item, Exception):
             raise item
         return item
 
     async def close_upstream(self) -> None:
+        assert not self._is_reading, "closed by who reads it"
         self._closed += 1
 
     def _bring(self, item: list[Event] | Exception) -> None:
@@ -257,13 +264,15 @@ class World:
         assert self._closed >= 1
         assert "began" == self.noted.moments[0]
         assert "closed" == self.noted.moments[-1]
-        assert 1 == self.noted.moments.count(f"ended {record.state}")
+        ended, saved = f"ended {record.state}", f"saved {record.completion_id}"
+        assert [1, 1] == [self.noted.moments.count(moment) for moment in (ended, saved)]
         assert (record.failure is None) is (record.state is State.COMPLETED)
         assert "close" == self.calls[-1]
         if self.is_lost or self._tripped or not self.session.attached:
             return
+        assert content == self.shown
         if record.failure is None:
-            assert (content, "done") == (self.shown, self.calls[-2])
+            assert "done" == self.calls[-2]
         elif record.failure.code != "stopped":
             assert f"error {record.failure.code}" == self.calls[-2]
 

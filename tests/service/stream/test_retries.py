@@ -5,7 +5,7 @@ import time
 import pytest
 
 from service.agents.protocol import AgentError
-from service.stream.attempts import LONGEST_RETRY_WAIT_SECONDS
+from service.stream.attempts import LONGEST_RETRY_WAIT_SECONDS, Attempts
 from statemachine import (
     AttemptStarted,
     Event,
@@ -173,6 +173,23 @@ async def test_fallbacks_are_asked_in_order_each_with_its_retries(announced: lis
     assert announced == [AttemptStarted(name, 7.0) for name in ("a", "b", "c", "c", "c")]
     assert 0 == fourth.asked
     assert [False, True, True] == [agent.asked_as_fallback for agent in (first, second, third)]
+
+
+async def test_each_agents_back_off_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fallback isn't made to wait longer by the retries of the agent before it."""
+    waits: list[float | None] = []
+    decide = Attempts._wait_before_retry
+
+    def at_once(attempts: Attempts, error: AgentError) -> float | None:
+        waits.append(decide(attempts, error))
+        return None if waits[-1] is None else 0.0
+
+    monkeypatch.setattr(Attempts, "_wait_before_retry", at_once)
+    monkeypatch.setattr("random.random", lambda: 0.0)
+    first = FakeAgent("a", [busy()], [busy()], [busy()], retries=2)
+    second = FakeAgent("b", [busy()], [busy()], ANSWER, retries=2)
+    assert WHOLE == await ask(first, second)
+    assert [0.25, 0.5, None, 0.25, 0.5] == waits
 
 
 @pytest.mark.usefixtures("no_back_off")
