@@ -162,3 +162,11 @@ async def test_empty_texts_are_no_token_however_many() -> None:
     payloads = [payload for one in found for payload in payloads_of(one)]
     assert payloads == [text_chunk("")] * 100 + [text_chunk("Hi")]
     await upstream.close()
+
+
+def test_without_the_shortcut_every_chunk_is_parsed() -> None:
+    """A long run is the same chunks, one by one, and so is what comes after it alone."""
+    reader = EventReader(NO_LIMIT, uses_shortcut=False)
+    found = [*reader.read(RUN), *reader.read(event(text_chunk("last"))), *reader.read(ENDS)]
+    chunks = [*map(text_chunk, [*WORDS, "last"]), *ENDING]
+    assert [*map(ChunkReceived, chunks), UpstreamFinished()] == found

@@ -141,3 +141,18 @@ async def test_a_ping_that_comes_with_the_end_does_not_cut_a_slow_client_off() -
         stage.relay.post(TimePassed())  # before the relay's task has taken the end in
         await stage.end()
     assert ["ping", "done", "close"] == stage.writer.calls[2:]
+
+
+async def test_a_client_that_left_is_not_sent_the_ping_that_was_due() -> None:
+    """Under `finish` the session goes on, but what waited for its client is dropped."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        policy = SessionPolicy(ClientGone.FINISH, keep_alive_interval_seconds=15.0)
+        stage = Stage(policy).start()
+        await stage.settle()
+        clock.tick(15.1)
+        stage.relay.post(TimePassed())
+        stage.relay.post(ClientLeft())
+        await stage.settle()
+        stage.upstream.say(UpstreamFinished())
+        assert State.COMPLETED is (await stage.end()).state
+    assert ["close"] == stage.writer.calls
