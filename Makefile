@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	{ echo $$python; break; }; done)
+# As many tests at once as there are cores, four at most: each has a PostgreSQL of its own.
+PARALLEL ?= -n logical --maxprocesses 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -19,7 +21,7 @@ run: $(VENV)/.run-ready ## serve on http://127.0.0.1:8000 (flags: make run ARGS=
 	@exec $(BIN)/python run.py $(ARGS)
 
 test: $(VENV)/.dev-ready ## run every test (some: make test ARGS="tests/db -k save")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 core: $(VENV)/.core-ready ## run the state machine's tests alone, in a second
 	$(BIN)/python -m pytest tests/statemachine $(ARGS)

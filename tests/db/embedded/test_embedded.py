@@ -181,7 +181,7 @@ def test_a_killed_server_starts_again(made: Path) -> None:
     assert again.stop()
 
 
-@pytest.mark.parametrize("pid", [1, os.getpid(), 2**22 - 1])
+@pytest.mark.parametrize("pid", [1, os.getpid(), 2**22 - 1], ids=["init", "own", "none"])
 def test_a_process_id_left_behind_means_nothing(made: Path, pid: int) -> None:
     """A pid file from before, its number by now another's or nobody's, keeps no start back."""
     (made / "cluster" / "postmaster.pid").write_text(
