@@ -108,7 +108,9 @@ async def _play(stage: Stage, name: str, trouble: Trouble, moment: str, *, kille
             await stage.harm(begin, loop)
         service = await stage.serve()
         plans = _plans(stage, name, moment, killed=killed)
-        tasks = [stage.start(service, plan, within_seconds=0.1) for plan in plans]
+        # Filling a disk takes a while, in which not all of the answers may end.
+        spread = 3.0 if trouble is full_disk and moment == END else 0.1
+        tasks = [stage.start(service, plan, within_seconds=spread) for plan in plans]
         lasts = WORDS * INTERVAL_SECONDS
         if moment == MID:
             await asyncio.sleep(stage.chance.uniform(0.2, 0.7) * lasts)
