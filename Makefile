@@ -11,7 +11,7 @@ PARALLEL ?= -n logical --maxprocesses 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults fuzz bench instructions key psql \
+.PHONY: help run test core coverage check matrix format faults corpus fuzz bench instructions key psql \
 	dead-letters architecture docs wheel lock clean
 
 help: ## list the commands
@@ -47,6 +47,9 @@ format: $(VENV)/.dev-ready ## format the code
 faults: $(VENV)/.dev-ready ## break everything many times and count lost words (some: ARGS="--runs 20")
 	$(BIN)/python -m tests.faults $(ARGS)
 
+corpus: $(VENV)/.dev-ready ## split, cut and kill each backend's dialect everywhere (some: ARGS="-k vllm")
+	$(BIN)/python -m pytest tests/corpus -m corpus $(ARGS)
+
 fuzz: $(VENV)/.dev-ready ## try the API with five minutes of made-up requests (with an API key: ARGS=--key)
 	$(BIN)/python -m tests.service.stage.fuzz_api $(ARGS)
 
@@ -69,10 +72,11 @@ dead-letters: $(VENV)/.run-ready ## list what no database would take (try again:
 architecture: $(VENV)/.run-ready ## draw the rooms and their arrows (each file: ARGS=--files)
 	@$(BIN)/python -m tests.architecture $(ARGS)
 
-docs: $(VENV)/.run-ready ## print state table and rooms into docs/, and docs/openapi.yaml as JSON
+docs: $(VENV)/.run-ready ## print state table, rooms and backends into docs/, and docs/openapi.yaml as JSON
 	$(BIN)/python -m statemachine docs/state-machine.md
 	$(BIN)/python -m tests.architecture docs/architecture.md
 	$(BIN)/python -m service.endpoints.openapi docs/openapi.yaml
+	$(BIN)/python -m tests.corpus docs/backends.md
 
 wheel: $(VENV)/.run-ready ## build dist/*.whl, install it elsewhere and have it answer once
 	$(BIN)/python -m tests.wheel

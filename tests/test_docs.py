@@ -33,6 +33,7 @@ from statemachine import (
 )
 from statemachine.__main__ import with_printed
 from tests import architecture
+from tests.corpus import __main__ as corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -404,6 +405,12 @@ def test_rooms_are_fresh() -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_backends_are_those_of_the_corpus() -> None:
+    """What is said of each backend is printed from the cases that test it."""
+    text = document("docs/backends.md")
+    assert text == corpus.with_printed(text), "run: make docs"
+
+
 def test_make_targets_exist(path: Path) -> None:
     """Every `make …` in a document is a target."""
     targets = set(re.findall(r"^([a-z]+):", document("Makefile"), re.MULTILINE))
