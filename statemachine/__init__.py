@@ -1,12 +1,14 @@
 """The life of one streamed completion, as data: states, events, effects, transcript.
 
 Reading order: `states` and `table` (what may happen), `messages` (events in, effects out),
-`transcript` (the answer so far), `session` (one life). Nothing here does I/O, reads a clock or
-logs; time comes in as an argument and decisions go out as values. The architecture test checks it.
+`transcript` and `folding` (the answer so far), `session` (one life). Nothing here does I/O, reads a
+clock or logs; time comes in as an argument and decisions go out as values. The architecture test
+checks it.
 """
 
 from statemachine.chunks import ChunkPattern, ChunkRun, JsonObject, ParsedChunk, RepeatedChunks
 from statemachine.messages import (
+    AnswerExceeded,
     AttemptStarted,
     Choice,
     ChunkReceived,
@@ -39,6 +41,7 @@ from statemachine.transcript import Transcript
 
 __all__ = [
     "IGNORED",
+    "AnswerExceeded",
     "AttemptStarted",
     "Choice",
     "ChunkPattern",

@@ -19,6 +19,9 @@ PADDING = "obfuscation"
 """OpenAI's random letters, which hide the length of a text from whoever counts bytes. They mean
 nothing and differ in each chunk."""
 
+_NO_REASONS = frozenset(("", "null", "none"))
+"""Texts by which some upstreams say that there is no finish reason yet."""
+
 ENVELOPE = frozenset(("id", "object", "created", "model", "choices", "usage", PADDING))
 """A chunk's top-level fields that OpenAI defines and that are interpreted."""
 
@@ -81,12 +84,22 @@ def bears_token(key: str, value: Any) -> bool:
     return key != "role" and value not in (None, "", [], {})
 
 
+def finish_reason_of(value: Any) -> str | None:
+    """The reason that a choice's `finish_reason` names; None if it names none, as `null`, `""`,
+    `false` and `{}` do. Of an object it is the `type` (SGLang)."""
+    if isinstance(value, Mapping):
+        value = value.get("type")
+    if isinstance(value, str):
+        return None if value.strip().lower() in _NO_REASONS else value
+    return str(value) if type(value) is int and value else None
+
+
 def begins_answer(run: ChunkRun) -> bool:
     """True if this ends the wait for the first token: any token, or a finish reason."""
     if isinstance(run, RepeatedChunks):
         return any(run.texts)
     for choice in run.payload.get("choices") or ():
-        if choice.get("finish_reason") is not None:
+        if finish_reason_of(choice.get("finish_reason")) is not None:
             return True
         if any(bears_token(key, value) for key, value in (choice.get("delta") or {}).items()):
             return True
@@ -94,12 +107,13 @@ def begins_answer(run: ChunkRun) -> bool:
 
 
 def find_usage(payload: JsonObject) -> JsonObject | None:
-    """The usage object of a chunk: `usage`, or `x_groq.usage` from Groq's older frames."""
+    """The usage object of a chunk: `usage`, or `x_groq.usage` from Groq's older frames. None if
+    nothing is in it."""
     usage = payload.get("usage")
     if usage is None and "x_groq" in payload:
         vendor = payload["x_groq"]
         usage = vendor.get("usage") if isinstance(vendor, Mapping) else None
-    return usage if type(usage) is dict or isinstance(usage, Mapping) else None
+    return usage if usage and (type(usage) is dict or isinstance(usage, Mapping)) else None
 
 
 def own_fields(payload: JsonObject) -> dict[str, Any]:
@@ -120,8 +134,9 @@ def is_for_clients(payload: JsonObject) -> bool:
 def text_field(payload: JsonObject) -> str | None:
     """The key of a chunk's only text, if folding it again with another text changes nothing else.
 
-    So it has one choice, whose delta holds one string besides the role, which goes on, and which
-    brings neither log probabilities nor usage. None for any other chunk.
+    So it has one choice, whose delta holds one string, which goes on, and which brings neither log
+    probabilities nor usage. None for any other chunk, also for one that says a role: that is said
+    once.
     """
     choices = payload.get("choices")
     if not choices or len(choices) != 1 or find_usage(payload) is not None:
@@ -130,7 +145,7 @@ def text_field(payload: JsonObject) -> str | None:
     if choice.get("finish_reason") is not None or choice.get("logprobs") is not None:
         return None
     delta = choice.get("delta") or {}
-    texts = [key for key, value in delta.items() if value is not None and key != "role"]
-    if len(texts) != 1 or not isinstance(delta[texts[0]], str):
+    texts = [key for key, value in delta.items() if value is not None]
+    if texts == ["role"] or len(texts) != 1 or not isinstance(delta[texts[0]], str):
         return None
     return str(texts[0])

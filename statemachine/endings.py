@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from statemachine.messages import (
+    AnswerExceeded,
     Choice,
     ClientLeft,
     DeadlineExpired,
@@ -23,6 +24,12 @@ from statemachine.transcript import Transcript
 
 BROKEN_OFF = "upstream_incomplete"
 """The code of an upstream that ended before its answer did: no `[DONE]`, a connection that broke."""
+MALFORMED = "upstream_malformed"
+"""The code of an upstream that sent what is no answer."""
+BODY_ENDED = Failure(BROKEN_OFF, "The model's answer broke off before its end.")
+"""An upstream that just stops, although its connection is sound. Only the session knows if its finish
+reasons make that a good end after all."""
+NOTHING_CAME = Failure(BROKEN_OFF, "The model's backend ended the answer before it began.")
 CLIENT_LEFT = Failure("client_left", "The client left before the answer was complete.")
 STOPPED = Failure("stopped", "The answer was stopped on request before it was complete.")
 DRAINING = Failure(
@@ -39,7 +46,7 @@ def expired(code: str, message: str) -> DeadlineExpired:
 def failure_of(event: Event) -> Failure | None:
     """Return what an ending event says went wrong; None if nothing did."""
     match event:
-        case UpstreamFailed(failure) | DeadlineExpired(failure):
+        case UpstreamFailed(failure) | DeadlineExpired(failure) | AnswerExceeded(failure):
             return failure
         case DrainExpired():
             return DRAINING

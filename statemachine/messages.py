@@ -88,6 +88,8 @@ class SessionPolicy:
     """Longest silence between tokens; an attempt's own figure replaces it."""
     total_seconds: float | None = 600.0
     """Longest life of the whole completion, counted from its creation."""
+    max_answer_bytes: int | None = None
+    """Largest answer, in bytes of what is kept of it; None: no limit."""
 
 
 @frozen
@@ -193,6 +195,14 @@ class StopRequested(Event):
 @frozen
 class DeadlineExpired(Event):
     """A deadline of the upstream passed; `failure.code` names which."""
+
+    failure: Failure
+
+
+@frozen
+class AnswerExceeded(Event):
+    """The answer has grown past what is allowed; `failure.code` says in what. A session finds out
+    itself, from the chunk that was too much."""
 
     failure: Failure
 

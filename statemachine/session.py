@@ -12,16 +12,31 @@ The rules:
 5. A client that left is sent nothing any more.
 6. Usage that came in a chunk of its own is held back; a client that asked for it gets it once,
    last, and estimated (marked so) if the upstream gave none.
-7. An upstream that breaks off after every choice's finish reason has ended well: many close
-   without `[DONE]`, and nothing of the answer is missing.
+7. After every choice's finish reason nothing of the answer is missing: a break, junk, a deadline or
+   a drain ends it well. Only an error that the upstream reports is one. Of an upstream that just
+   stops, without `[DONE]`, the choices that began count: some know of one only, whatever was asked.
+8. An upstream that says it is done and has said nothing, no token and no finish reason, has failed.
+9. An answer that grows too large ends with the chunk that was too much, which is still sent.
 """
 
 from statemachine.chunks import ChunkRun, is_for_clients
-from statemachine.endings import BROKEN_OFF, STOPPED, expired, failure_of, usage_of
+from statemachine.endings import (
+    BODY_ENDED,
+    BROKEN_OFF,
+    MALFORMED,
+    NOTHING_CAME,
+    STOPPED,
+    expired,
+    failure_of,
+    usage_of,
+)
 from statemachine.messages import (
+    AnswerExceeded,
     AttemptStarted,
     ChunkReceived,
     ClientLeft,
+    DeadlineExpired,
+    DrainExpired,
     Effect,
     Event,
     Failure,
@@ -44,7 +59,8 @@ from statemachine.table import IGNORED, IllegalTransition, transitions
 from statemachine.transcript import Transcript
 
 TRAILER_SECONDS = 5.0
-"""How long a whole answer waits for its usage chunk and `[DONE]`. They come within milliseconds
+"""How long a whole answer waits, from its last token or finish reason, for its usage chunk and
+`[DONE]`. They come within milliseconds
 where they come at all; a chat page keeps its message unfinished until the body ends."""
 
 NEVER = float("inf")
@@ -90,7 +106,7 @@ class StreamSession:
         self.opened = False
         self.attached = True
         self.agent = request.agent
-        self.transcript = Transcript(request.choices_expected)
+        self.transcript = Transcript(request.choices_expected, policy.max_answer_bytes)
         self.first_token_at: float | None = None
         self.client_left_at: float | None = None
         self.milestones = 0
@@ -131,8 +147,10 @@ class StreamSession:
                 self._enter(target)
             return self._receive(event.run, now)
         match event:
-            case UpstreamFailed(failure) if failure.code == BROKEN_OFF and self.transcript.is_whole:
+            case UpstreamFailed() | DeadlineExpired() | DrainExpired() if self._is_good_end(event):
                 return self.handle(UpstreamFinished(), now)
+            case UpstreamFinished() if not self._has_begun:
+                return self.handle(UpstreamFailed(NOTHING_CAME), now)
             case TimePassed():
                 return self._ping(now)
             case AttemptStarted(agent, idle_seconds):
@@ -145,6 +163,18 @@ class StreamSession:
         if not target.is_final:
             return ()
         return self._end(event, target, now)
+
+    def _is_good_end(self, event: Event) -> bool:
+        """True of what ends an answer that lacks nothing, and is no error of its upstream's."""
+        if not isinstance(event, UpstreamFailed):
+            return self.transcript.is_whole
+        if event.failure == BODY_ENDED:
+            return self.transcript.is_whole_so_far
+        return event.failure.code in (BROKEN_OFF, MALFORMED) and self.transcript.is_whole
+
+    @property
+    def _has_begun(self) -> bool:
+        return self.first_token_at is not None or self.transcript.has_finish_reason
 
     def _enter(self, state: State) -> None:
         self.state = state
@@ -186,7 +216,7 @@ class StreamSession:
 
     @property
     def _trailer_at(self) -> float:
-        if self._whole_at is None or self.state.is_final:
+        if self._whole_at is None or not self.transcript.is_whole or self.state.is_final:
             return NEVER
         return self._whole_at + TRAILER_SECONDS
 
@@ -199,7 +229,7 @@ class StreamSession:
 
     @property
     def _idle_at(self) -> float:
-        waiting = self._whole_at is None and not self.state.is_final
+        waiting = not (self.transcript.is_whole or self.state.is_final)
         if self._last_token_at is None or self._idle_seconds is None or not waiting:
             return NEVER
         return self._last_token_at + self._idle_seconds
@@ -214,11 +244,17 @@ class StreamSession:
     # --- what each kind of event does -------------------------------------------------------
 
     def _receive(self, run: ChunkRun, now: float) -> tuple[Effect, ...]:
-        if self.transcript.fold_run(run):
+        transcript = self.transcript
+        if transcript.fold_run(run):
             self._note_token(now)
-        if self.transcript.is_whole and self._whole_at is None:
-            self._whole_at = now
-            self.milestones += 1
+        if transcript.is_over:
+            if transcript.excess is not None:
+                sent = self._send(run, now)
+                return (*sent, *self.handle(AnswerExceeded(transcript.excess), now))
+            self._note_whole(now)
+        return self._send(run, now)
+
+    def _send(self, run: ChunkRun, now: float) -> tuple[Effect, ...]:
         if not (self.attached and self.request.stream):
             return ()
         if run.pattern is None and not is_for_clients(run.payload):
@@ -230,6 +266,13 @@ class StreamSession:
         self._last_token_at = now
         if self.first_token_at is None:
             self.first_token_at = now
+            self.milestones += 1
+
+    def _note_whole(self, now: float) -> None:
+        """The answer is whole. Where tokens come all the same, it is whole from the last one on."""
+        whole_at, token_at = self._whole_at, self._last_token_at
+        if whole_at is None or (token_at is not None and token_at > whole_at):
+            self._whole_at = now
             self.milestones += 1
 
     def _ping(self, now: float) -> tuple[Effect, ...]:

@@ -13,6 +13,7 @@ import enum
 from typing import Final, Literal
 
 from statemachine.messages import (
+    AnswerExceeded,
     AttemptStarted,
     ChunkReceived,
     ClientLeft,
@@ -55,7 +56,8 @@ MATRIX: Final[_Matrix] = {
     #                   PENDING  STREAMING  COMPLETED  FAILED  CLIENT_GONE
     AttemptStarted:    (P,       NEVER,     NEVER,     LATE,   LATE),
     ChunkReceived:     (S,       S,         NEVER,     LATE,   LATE),
-    UpstreamFinished:  (C,       C,         NEVER,     LATE,   LATE),
+    AnswerExceeded:    (F,       F,         NEVER,     NEVER,  NEVER),
+    UpstreamFinished:  (F,       C,         NEVER,     LATE,   LATE),
     UpstreamFailed:    (F,       F,         NEVER,     LATE,   LATE),
     ClientLeft:        (G,       G,         LATE,      LATE,   LATE),
     StopRequested:     (G,       G,         LATE,      LATE,   LATE),

@@ -2,14 +2,13 @@
 
 On the hot path. Never raises on odd values: what doesn't fit OpenAI's shape is kept as it came.
 
-How values fold, for every delta field alike (`content`, `reasoning_content`, `reasoning`,
-`refusal`, `tool_calls`, `function_call`, `audio`, and whatever a vendor invents):
+Every delta field (`content`, `reasoning_content`, `reasoning`, `refusal`, `tool_calls`,
+`function_call`, `audio`, and whatever a vendor invents) folds alike, by the rules of
+`statemachine.folding`; the role is said by the message itself, and a list or an object with nothing
+in it says nothing. Taking a chunk in costs time for what is in it, however much came before.
 
-- text joins text; `None` changes nothing;
-- objects fold field by field; lists of objects with an `index` fold by that index, other lists
-  are joined;
-- names (`id`, `type`, `name`, `role`, `index`) come once: the first non-empty one stays;
-- other values: the latest wins; values of different kinds are kept side by side in a list.
+An answer may only grow so large: past `max_bytes`, `MOST_ITEMS` or `MOST_CHOICES` it is in excess.
+The chunk that made it so is in it as a whole, and the session ends there.
 """
 
 from collections.abc import Mapping
@@ -23,80 +22,21 @@ from statemachine.chunks import (
     RepeatedChunks,
     bears_token,
     find_usage,
+    finish_reason_of,
     own_fields,
 )
-from statemachine.messages import Choice
+from statemachine.folding import Folder, Text, plain
+from statemachine.messages import Choice, Failure
+from statemachine.usage import added_up
 
-_COMES_ONCE = frozenset(("id", "type", "name", "role", "index"))
-
-
-class _Text(list[str]):
-    """Text still arriving: its pieces, joined once at the end instead of once per chunk."""
-
-    __slots__ = ()
-
-
-def _fold(old: Any, new: Any) -> Any:
-    """Return the value after `new` arrived on top of `old` (None: nothing yet). May change `old`."""
-    if new is None:
-        return old
-    if isinstance(new, str):
-        if old is None:
-            return _Text((new,))
-        if isinstance(old, _Text):
-            old.append(new)
-            return old
-        return [*_as_parts(old), *_as_parts(new)] if new else old
-    if isinstance(new, Mapping):
-        if old is None:
-            old = {}
-        if isinstance(old, dict):
-            for key, value in new.items():
-                if key in _COMES_ONCE:
-                    if old.get(key) in (None, ""):
-                        old[key] = value
-                else:
-                    old[key] = _fold(old.get(key), value)
-            return old
-        return [*_as_parts(old), *_as_parts(new)]
-    if isinstance(new, list):
-        folded = [] if old is None else _as_parts(old)
-        for item in new:
-            _fold_item(folded, item)
-        return folded
-    if isinstance(old, (_Text, dict, list)):
-        return [*_as_parts(old), new]
-    return new
-
-
-def _fold_item(items: list[Any], new: Any) -> None:
-    """Fold one list item in: into its namesake by `index`, or at the end."""
-    index = new.get("index") if isinstance(new, Mapping) else None
-    if index is not None:
-        for position, item in enumerate(items):
-            if isinstance(item, dict) and item.get("index") == index:
-                items[position] = _fold(item, new)
-                return
-    items.append(_fold(None, new) if isinstance(new, Mapping) else new)
-
-
-def _as_parts(value: Any) -> list[Any]:
-    if isinstance(value, _Text):
-        value = "".join(value)
-    if isinstance(value, str):
-        return [{"type": "text", "text": value}] if value else []
-    return value if isinstance(value, list) else [value]
-
-
-def _plain(value: Any) -> Any:
-    """A copy of a folded value with its texts joined."""
-    if isinstance(value, _Text):
-        return "".join(value)
-    if isinstance(value, (dict, Mapping)):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+MOST_ITEMS = 10_000
+"""Items of an answer's lists, such as tool calls; its log probabilities aside."""
+MOST_CHOICES = 1_000
+"""Choices of an answer, or as many as were asked for."""
+_CHOICE_BYTES = 256
+"""What a choice counts for, besides what it holds."""
+_LOOK_BYTES = 16 * 1024
+"""How much text comes from one measuring to the next, which also joins its pieces."""
 
 
 class _OpenChoice:
@@ -105,13 +45,13 @@ class _OpenChoice:
     __slots__ = ("content", "delta", "extra", "finish_reason", "logprobs")
 
     def __init__(self) -> None:
-        self.content: _Text | None = None
+        self.content: Text | None = None
         self.delta: dict[str, Any] = {}
         self.finish_reason: str | None = None
         self.logprobs: Any = None
         self.extra: dict[str, Any] = {}
 
-    def fold(self, choice: JsonObject) -> bool:
+    def fold(self, choice: JsonObject, answer: "Transcript") -> bool:
         """Take one chunk's choice in; true if it bore a token."""
         bore_token = False
         delta = choice.get("delta")
@@ -119,54 +59,87 @@ class _OpenChoice:
             for key, value in delta.items():
                 if key == "content" and type(value) is str and "content" not in self.delta:
                     if self.content is None:
-                        self.content = _Text()
-                    self.content.append(value)
-                    bore_token = bore_token or value != ""
-                elif key != "role":
-                    self._fold_field(key, value)
-                    bore_token = bore_token or (value is not None and bears_token(key, value))
+                        self.content = Text()
+                    if value:
+                        self.content.append(value)
+                        answer.text_size += len(value)
+                        bore_token = True
+                elif value is not None and key != "role":
+                    self._fold_field(key, value, answer)
+                    bore_token = bore_token or bears_token(key, value)
         for key, value in choice.items():
             if value is None or key == "delta" or key == "index":
                 continue
             if key == "finish_reason":
-                self.finish_reason = str(value)
+                self.finish_reason = finish_reason_of(value) or self.finish_reason
             elif key == "logprobs":
-                self.logprobs = _fold(self.logprobs, value)
+                self.logprobs = answer.folder.fold_apart(self.logprobs, value)
             else:
-                self.extra[key] = value
+                answer.folder.put(self.extra, key, value)
         return bore_token
 
-    def _fold_field(self, key: str, value: Any) -> None:
-        if key == "content" and self.content is not None and value is not None:
+    def _fold_field(self, key: str, value: Any, answer: "Transcript") -> None:
+        if key == "content" and self.content is not None:
             self.delta[key] = self.content  # text first, then parts: they go on as one list
             self.content = None
-        folded = _fold(self.delta.get(key), value)
-        if folded is not None:
-            self.delta[key] = folded
+        known = self.delta.get(key)
+        if type(value) is str and (known is None or type(known) is Text):
+            answer.text_size += len(value)
+            if known is None:
+                self.delta[key] = Text((value,))
+                answer.folder.size += len(key)
+            else:
+                known.append(value)
+        elif known is not None or not (isinstance(value, (list, Mapping)) and not value):
+            self.delta[key] = answer.folder.fold(known, value)
 
-    def growing(self, key: str) -> _Text | None:
+    def growing(self, key: str) -> Text | None:
         """Where texts of this field go; None if it isn't plain text."""
         value = self.content if key == "content" else self.delta.get(key)
-        return value if isinstance(value, _Text) else None
+        return value if isinstance(value, Text) else None
+
+    def measure(self) -> int:
+        """Join the pieces of its texts; return their size in bytes."""
+        size = 0
+        for text in (self.content, *self.delta.values()):
+            if type(text) is Text:
+                text.pack()
+                size += text.bytes_packed
+        return size
 
     def closed(self, index: int) -> Choice:
         content = None if self.content is None else "".join(self.content)
-        message = {"role": "assistant", "content": content, **_plain(self.delta)}
-        logprobs = None if self.logprobs is None else _plain(self.logprobs)
+        fields = {key: plain(value) for key, value in self.delta.items()}
+        message = {"role": "assistant", "content": content, **fields}
+        logprobs = None if self.logprobs is None else plain(self.logprobs)
         return Choice(index, message, self.finish_reason, logprobs, dict(self.extra))
 
 
 class Transcript:
-    """The answer so far. One per session; not safe to share between sessions."""
+    """The answer so far. One per session; not safe to share between sessions.
+
+    Args:
+        choices_expected: OpenAI's `n`.
+        max_bytes: the most that it may hold, about; None: no limit.
+    """
 
     __slots__ = (
         "_choices",
         "_choices_expected",
         "_growing",
+        "_look_at",
+        "_max_bytes",
         "_pattern",
+        "_unfinished",
+        "_usage_frames",
+        "_weighed",
         "chunk_count",
+        "excess",
         "extra",
+        "folder",
+        "is_over",
         "is_whole",
+        "text_size",
         "upstream_created",
         "upstream_id",
         "upstream_model",
@@ -174,14 +147,27 @@ class Transcript:
         "usage_frame",
     )
 
-    def __init__(self, choices_expected: int = 1) -> None:
+    def __init__(self, choices_expected: int = 1, max_bytes: int | None = None) -> None:
         self._choices: dict[int, _OpenChoice] = {}
         self._choices_expected = choices_expected
+        self._max_bytes = float("inf") if max_bytes is None else max_bytes
         self._pattern: ChunkPattern | None = None
-        self._growing: _Text | None = None
+        self._growing: Text | None = None
+        self._look_at: float = min(_LOOK_BYTES, self._max_bytes + 1)
+        self._unfinished = 0
+        self._usage_frames = 0
+        self._weighed = 0
         self.chunk_count = 0
+        self.folder = Folder()
+        self.text_size = 0
+        """About how many bytes of text its deltas brought; more than that if much is escaped, until
+        they are measured the next time."""
         self.is_whole = False
         """True once every choice, those asked for and those seen, has a finish reason."""
+        self.is_over = False
+        """True once it is whole or in excess."""
+        self.excess: Failure | None = None
+        """What is too much of it."""
         self.usage: JsonObject | None = None
         self.usage_frame: JsonObject | None = None
         """The last chunk that carried usage and no choice; shown only to clients that asked."""
@@ -200,20 +186,35 @@ class Transcript:
             self._fold_envelope(payload)
         self.chunk_count += 1
         if not ENVELOPE.issuperset(payload):
-            self.extra.update(own_fields(payload))
+            for key, value in own_fields(payload).items():
+                self.folder.put(self.extra, key, value)
         if (usage := find_usage(payload)) is not None:
-            self.usage = usage
-            if not payload.get("choices"):
-                self.usage_frame = payload
+            self._fold_usage(payload, usage)
         bore_token = False
-        for choice in payload.get("choices") or ():
-            index = choice.get("index") or 0
-            current = self._choices.get(index)
-            if current is None:
-                current = self._choices[index] = _OpenChoice()
-            bore_token = current.fold(choice) or bore_token
-        if payload.get("choices"):
-            self.is_whole = self._have_all_finished()
+        if choices := payload.get("choices"):
+            for choice in choices:
+                bore_token = self._fold_choice(choice) or bore_token
+            if self.is_whole or not self._unfinished:
+                self._judge()
+        if self.folder.size != self._weighed:
+            self._weigh()
+        if self.text_size >= self._look_at:
+            self._look()
+        return bore_token
+
+    def _fold_choice(self, choice: JsonObject) -> bool:
+        index = choice.get("index")
+        if type(index) is not int:
+            index = _number(index)
+        current = self._choices.get(index)
+        if current is None:
+            current = self._choices[index] = _OpenChoice()
+            self._unfinished += 1
+            self.folder.size += _CHOICE_BYTES
+        was_finished = current.finish_reason is not None
+        bore_token = current.fold(choice, self)
+        if not was_finished and current.finish_reason is not None:
+            self._unfinished -= 1
         return bore_token
 
     def fold_run(self, run: ChunkRun) -> bool:
@@ -225,6 +226,9 @@ class Transcript:
         # The last chunk was of this pattern too: whatever else it holds has been taken in.
         self.chunk_count += len(run.texts)
         self._growing.extend(run.texts)
+        self.text_size += len(run.literals)
+        if self.text_size >= self._look_at:
+            self._look()
         return any(run.texts)
 
     def _fold_anew(self, run: RepeatedChunks) -> bool:
@@ -232,12 +236,16 @@ class Transcript:
         pattern, rest = run.pattern, run.texts[1:]
         first = pattern.chunk(run.texts[0])
         bore_token = self.fold(first)
-        self._growing = self._choices[first["choices"][0].get("index") or 0].growing(pattern.key)
+        index = _number(first["choices"][0].get("index"))
+        self._growing = self._choices[index].growing(pattern.key)
         if self._growing is None:
             return any([self.fold(pattern.chunk(text)) for text in rest]) or bore_token
         self._pattern = pattern
         self.chunk_count += len(rest)
         self._growing.extend(rest)
+        self.text_size += sum(map(len, rest))
+        if self.text_size >= self._look_at:
+            self._look()
         return bore_token or any(rest)
 
     def _fold_envelope(self, payload: JsonObject) -> None:
@@ -248,11 +256,55 @@ class Transcript:
         # Azure's first chunk, which only has filter results, says 0.
         self.upstream_created = created if isinstance(created, int) and created > 0 else None
 
-    def _have_all_finished(self) -> bool:
-        for choice in self._choices.values():
-            if choice.finish_reason is None:
-                return False
-        return len(self._choices) >= self._choices_expected
+    def _fold_usage(self, payload: JsonObject, usage: JsonObject) -> None:
+        """The latest usage counts; but where each choice's end is followed by its own (llama.cpp),
+        their sum."""
+        if not payload.get("choices"):
+            self.usage_frame = payload
+            self._usage_frames += 1
+            finished = len(self._choices) - self._unfinished
+            if self._usage_frames == finished > 1 and self.usage is not None:
+                usage = added_up(self.usage, usage)
+        self.usage = usage
+
+    def _judge(self) -> None:
+        self.is_whole = self.is_whole_so_far and len(self._choices) >= self._choices_expected
+        self.is_over = self.is_whole or self.excess is not None
+
+    def _weigh(self) -> None:
+        """Something other than text at the top has grown."""
+        self._weighed = self.folder.size
+        self._look_at = min(self._look_at, self._room)
+        if self.folder.items > MOST_ITEMS:
+            self._exceed("upstream_malformed", f"more than {MOST_ITEMS} items, such as tool calls")
+        elif len(self._choices) > max(MOST_CHOICES, self._choices_expected):
+            self._exceed("upstream_malformed", f"more than {MOST_CHOICES} choices")
+
+    def _look(self) -> None:
+        """Measure the text, and join its pieces."""
+        self.text_size = sum([choice.measure() for choice in self._choices.values()])
+        if self.text_size >= self._room:
+            self._exceed("answer_too_large", f"more than {self._max_bytes} bytes")
+        self._look_at = min(self.text_size + _LOOK_BYTES, self._room)
+
+    @property
+    def _room(self) -> float:
+        """How much text would be too much."""
+        return self._max_bytes + 1 - self.folder.size
+
+    def _exceed(self, code: str, what: str) -> None:
+        self.excess = self.excess or Failure(code, f"The answer was stopped: it has {what}.")
+        self.is_over = True
+
+    @property
+    def is_whole_so_far(self) -> bool:
+        """True if there is a choice, and each that began has a finish reason."""
+        return bool(self._choices) and not self._unfinished
+
+    @property
+    def has_finish_reason(self) -> bool:
+        """True once any choice has a finish reason."""
+        return len(self._choices) > self._unfinished
 
     @property
     def finish_reason(self) -> str | None:
@@ -263,3 +315,11 @@ class Transcript:
     def choices(self) -> tuple[Choice, ...]:
         """The choices as far as they came, by index; fresh copies with all text joined."""
         return tuple([self._choices[index].closed(index) for index in sorted(self._choices)])
+
+
+def _number(index: Any) -> int:
+    """A choice's index, as most upstreams mean it; 0 for one that is none."""
+    if isinstance(index, str) and index.isdecimal() and len(index) < 10:
+        return int(index)
+    is_number = isinstance(index, (int, float)) and abs(index) < 2**63
+    return int(index) if is_number else 0

@@ -73,12 +73,20 @@ class Budget:
 class Account:
     """The usage of one caller."""
 
-    __slots__ = ("is_limited", "most_streams", "requests", "streams", "tokens")
+    __slots__ = (
+        "is_limited",
+        "max_answer_bytes",
+        "most_streams",
+        "requests",
+        "streams",
+        "tokens",
+    )
 
     def __init__(self, limits: LimitsConfig) -> None:
         self.requests = Budget(limits.requests_per_minute)
         self.tokens = Budget(limits.tokens_per_minute)
         self.most_streams = limits.max_concurrent_streams
+        self.max_answer_bytes = limits.max_answer_bytes
         self.streams = 0
         self.is_limited = _limits_anything(limits)
 
@@ -86,6 +94,7 @@ class Account:
         self.requests.resize(limits.requests_per_minute, now)
         self.tokens.resize(limits.tokens_per_minute, now)
         self.most_streams = limits.max_concurrent_streams
+        self.max_answer_bytes = limits.max_answer_bytes
         self.is_limited = _limits_anything(limits)
 
     def check(self, now: float) -> None:
@@ -128,6 +137,11 @@ class Ticket:
         self._account = account
         self._clock = clock
         self._is_open = True
+
+    @property
+    def max_answer_bytes(self) -> int | None:
+        """The largest answer that the stream may be; None: no limit."""
+        return self._account.max_answer_bytes
 
     def close(self, tokens: int = 0) -> None:
         """Make room for another stream, and charge the tokens of this one. Only the first call
@@ -208,7 +222,8 @@ def duration(seconds: float) -> str:
 
 
 def _limits_anything(limits: LimitsConfig) -> bool:
-    return any(limit is not None for limit in astuple(limits))
+    """True if a request may be refused."""
+    return any(limit is not None for limit in astuple(evolve(limits, max_answer_bytes=None)))
 
 
 def _own_limits(key: ApiKeyConfig, limits: LimitsConfig) -> LimitsConfig:
@@ -216,6 +231,7 @@ def _own_limits(key: ApiKeyConfig, limits: LimitsConfig) -> LimitsConfig:
         "requests_per_minute": key.requests_per_minute,
         "tokens_per_minute": key.tokens_per_minute,
         "max_concurrent_streams": key.max_concurrent_streams,
+        "max_answer_bytes": key.max_answer_bytes,
     }
     return evolve(limits, **{name: value for name, value in own.items() if value is not None})
 

@@ -29,6 +29,7 @@ ERROR_CODES: Mapping[str, int] = {
     "too_many_streams": 429,
     "headers_too_large": 431,
     "internal_error": 500,
+    "answer_too_large": 502,
     "upstream_error": 502,
     "upstream_incomplete": 502,
     "upstream_malformed": 502,
@@ -47,7 +48,7 @@ ERROR_CODES: Mapping[str, int] = {
 }
 """Code → HTTP status, of the service's own errors. An upstream's code is passed on as it is."""
 
-_DONT_RETRY = frozenset(("stopped", "total_timeout"))
+_DONT_RETRY = frozenset(("answer_too_large", "stopped", "total_timeout"))
 """The SDKs retry on 408, 409, 429 and from 500; for these codes that would do harm."""
 
 

@@ -123,7 +123,7 @@ class Completions:
     ) -> Relay:
         trace = request[TRACE]
         asked = self._session_request(request, chat, agents[0], trace)
-        session = StreamSession(asked, self._policy(chat, agents[0]))
+        session = StreamSession(asked, self._policy(chat, agents[0], ticket))
         if not self.journal.begin(asked, session.policy):
             raise ApiError(_JOURNAL_FULL)
         limits = RelayLimits(
@@ -160,7 +160,7 @@ class Completions:
             stream=chat.stream,
         )
 
-    def _policy(self, chat: ChatRequest, agent: Agent) -> SessionPolicy:
+    def _policy(self, chat: ChatRequest, agent: Agent, ticket: Ticket) -> SessionPolicy:
         return SessionPolicy(
             client_gone=agent.client_gone or self.config.value.client_gone,
             keep_alive_interval_seconds=(
@@ -168,6 +168,7 @@ class Completions:
             ),
             idle_seconds=agent.timeouts.idle_seconds,
             total_seconds=agent.timeouts.total_seconds,
+            max_answer_bytes=ticket.max_answer_bytes,
         )
 
     def _writer(self, request: web.Request, chat: ChatRequest, asked: SessionRequest) -> Writer:

@@ -45,6 +45,7 @@ class ApiKeyConfig:
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     max_concurrent_streams: Count | None = None
+    max_answer_bytes: Count | None = None
 
     @property
     def digests(self) -> tuple[bytes, ...]:
@@ -65,6 +66,7 @@ class LimitsConfig:
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     max_concurrent_streams: Count | None = None
+    max_answer_bytes: Count | None = 32 * 1024 * 1024
 
 
 def keys_from_environment(text: str) -> list[dict[str, str]]:

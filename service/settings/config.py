@@ -118,6 +118,24 @@ class ScriptedAgentConfig:
     max_event_bytes: Count = 8 * 1024 * 1024
 
 
+CUT_OFF_REASONS = (
+    "abort",
+    "aborted",
+    "cancelled",
+    "canceled",
+    "error",
+    "failed",
+    "incomplete",
+    "insufficient_system_resource",
+    "internal_error",
+    "malformed_function_call",
+    "network_error",
+    "server_error",
+    "timeout",
+)
+"""Finish reasons by which backends say that they didn't finish."""
+
+
 @frozen
 class OpenAIAgentConfig:
     """Any OpenAI-compatible backend."""
@@ -134,6 +152,7 @@ class OpenAIAgentConfig:
     fallbacks: tuple[Name, ...] = ()
     client_gone: ClientGone | None = None
     max_event_bytes: Count = 8 * 1024 * 1024
+    cut_off_reasons: tuple[Name, ...] = CUT_OFF_REASONS
 
 
 AgentConfig = ScriptedAgentConfig | OpenAIAgentConfig

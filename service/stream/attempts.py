@@ -22,6 +22,7 @@ from typing import Any
 from attrs import evolve
 
 from service.agents.protocol import Agent, AgentCall, AgentError, Answer, Sink
+from service.stream.holding import HeldBack
 from service.stream.moments import Attempt, Moments
 from statemachine import (
     AttemptStarted,
@@ -34,6 +35,7 @@ from statemachine import (
 )
 from statemachine.backoff import backoff
 from statemachine.chunks import begins_answer
+from statemachine.endings import NOTHING_CAME
 
 LONGEST_RETRY_WAIT_SECONDS = 8.0
 _FIRST_RETRY_WAIT_SECONDS = 0.25
@@ -137,19 +139,19 @@ class Attempts:
 
 
 async def _first_token(answer: Answer) -> list[Event]:
-    """The events up to the first token, or of an answer that ends well without one."""
-    held: list[Event] = []
+    """The events up to the first token, or finish reason. Raises AgentError if none comes."""
+    held = HeldBack()
     while True:
         events = await answer.read()
-        held += events
         if any(isinstance(event, ChunkReceived) and begins_answer(event.run) for event in events):
-            return held
+            return [*held.events, *events]
+        held.add(events)
         last = events[-1]
         if isinstance(last, UpstreamFailed):
             # An error that the backend reports is its answer; a broken one may be whole next time.
             raise AgentError(last.failure, is_retryable=last.failure.code != "upstream_error")
         if isinstance(last, UpstreamFinished):
-            return held
+            raise AgentError(NOTHING_CAME, is_retryable=True)
 
 
 def _first_token_timeout(agent: Agent) -> Failure:

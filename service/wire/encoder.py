@@ -104,10 +104,10 @@ class ChunkEncoder:
         }
         if chunk.get("choices") is None:
             chunk["choices"] = []
-        if self._include_usage:
-            chunk.setdefault("usage", None)
-        else:
+        if not self._include_usage:
             chunk.pop("usage", None)
+        elif chunk["choices"] or "usage" not in chunk:
+            chunk["usage"] = None  # it comes once, in a chunk without choices
         return b"data: " + encode_json(chunk) + b"\n\n"
 
 

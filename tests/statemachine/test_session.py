@@ -30,6 +30,7 @@ from statemachine import (
     UpstreamFinished,
     UsageSource,
 )
+from statemachine.endings import NOTHING_CAME
 from statemachine.session import TRAILER_SECONDS
 from tests.statemachine.conftest import asked, chunk, finish_chunk, text_chunk
 
@@ -76,13 +77,19 @@ def test_a_whole_answer_is_saved_before_it_is_done() -> None:
 
 
 def test_an_empty_answer_is_complete() -> None:
-    """An upstream that ends well without a chunk completes the answer, with no invented finish
-    reason."""
-    effects = play(session(), UpstreamFinished())
-    assert ["OpenStream", "Save", "SendDone"] == names(effects)
+    """A model may say nothing at all: a finish reason without a word is an answer."""
+    effects = play(session(), ChunkReceived(finish_chunk()), UpstreamFinished())
+    assert ["OpenStream", "SendChunk", "Save", "SendDone"] == names(effects)
     record = saved(effects)
-    assert (State.COMPLETED, None, ()) == (record.state, record.finish_reason, record.choices)
-    assert record.usage_source is UsageSource.UNKNOWN
+    assert (State.COMPLETED, "stop") == (record.state, record.finish_reason)
+
+
+@pytest.mark.parametrize("payloads", [(), (chunk({"role": "assistant", "content": ""}),), ({},)])
+def test_an_end_without_a_beginning_is_a_failure(payloads: tuple[Any, ...]) -> None:
+    """An upstream that says it is done, but never said a word and never why, has failed."""
+    record = saved(play(session(), *map(ChunkReceived, payloads), UpstreamFinished()))
+    assert (State.FAILED, NOTHING_CAME) == (record.state, record.failure)
+    assert not record.whole
 
 
 def test_a_failure_before_the_first_token_opens_nothing() -> None:

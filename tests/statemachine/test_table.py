@@ -5,6 +5,7 @@ import pytest
 
 from statemachine import (
     IGNORED,
+    AnswerExceeded,
     AttemptStarted,
     ChunkReceived,
     ClientGone,
@@ -33,6 +34,7 @@ FAILURE = Failure("upstream_error", "It broke.")
 EVENTS: dict[type[Event], Event] = {
     AttemptStarted: AttemptStarted("demo", 60.0),
     ChunkReceived: ChunkReceived(text_chunk("word")),
+    AnswerExceeded: AnswerExceeded(FAILURE),
     UpstreamFinished: UpstreamFinished(),
     UpstreamFailed: UpstreamFailed(FAILURE),
     DeadlineExpired: DeadlineExpired(FAILURE),

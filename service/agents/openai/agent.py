@@ -67,6 +67,9 @@ class OpenAIAgent:
         self._config = config
         self._key = api_key
         self._uses_shortcut = uses_shortcut
+        self._cut_off_reasons = frozenset(
+            reason.strip().lower() for reason in config.cut_off_reasons
+        )
         self._models: list[dict[str, Any]] = []
         self._models_until = 0.0
         self._asking_for_models = asyncio.Lock()
@@ -93,7 +96,11 @@ class OpenAIAgent:
         )
 
     def open(self, call: AgentCall) -> OpenAIAnswer:
-        reader = EventReader(self._config.max_event_bytes, uses_shortcut=self._uses_shortcut)
+        reader = EventReader(
+            self._config.max_event_bytes,
+            self._cut_off_reasons,
+            uses_shortcut=self._uses_shortcut,
+        )
         return OpenAIAnswer(self, call, reader)
 
     async def ask(self, call: AgentCall) -> aiohttp.ClientResponse:

@@ -6,23 +6,25 @@ one packet, one event in many, a last event without its blank line, `[DONE]` or 
 JSON object, as a string, under `event: error`, or as a plain JSON body without any SSE around it.
 
 Refused, as a failure that keeps everything before it: bad UTF-8, bad JSON, an event
-past the size limit, JSON that is no chunk, any `error`.
+past the size limit, JSON that is no chunk, any `error`. Chunks of odd shapes are mended
+(`service.agents.openai.mending`).
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.agents.openai.failures import upstream_failure
+from service.agents.openai.mending import ChunkMender, TooManyItems
 from service.agents.openai.pattern import PatternReader
 from service.wire import decode_json
 from statemachine import Failure, RepeatedChunks, UpstreamFailed, UpstreamFinished
-from statemachine.endings import BROKEN_OFF
+from statemachine.endings import BODY_ENDED, BROKEN_OFF
 
 JsonObject = dict[str, Any]
 Ending = UpstreamFinished | UpstreamFailed
 
 _BOM = b"\xef\xbb\xbf"
-INCOMPLETE = Failure(BROKEN_OFF, "The model's answer broke off before its end.")
+INCOMPLETE = BODY_ENDED
 """The ending of a body that just stops. Only the session knows if its finish reasons make that a
 good end after all."""
 _NO_STREAM = "The model's backend did not answer with a stream."
@@ -50,13 +52,14 @@ class SseDecoder:
         "_events",
         "_is_foreign",
         "_max_event_bytes",
+        "_mender",
         "_patterns",
         "_started",
         "ending",
         "sources",
     )
 
-    def __init__(self, max_event_bytes: int) -> None:
+    def __init__(self, max_event_bytes: int, cut_off_reasons: frozenset[str] = frozenset()) -> None:
         self.ending: Ending | None = None
         self.sources: list[bytes | None] = []
         self._max_event_bytes = max_event_bytes
@@ -65,6 +68,7 @@ class SseDecoder:
         self._started = False
         self._events = 0
         self._is_foreign = False
+        self._mender = ChunkMender(cut_off_reasons)
         self._patterns = PatternReader()
 
     def take(self, data: bytes) -> RepeatedChunks | None:
@@ -142,7 +146,7 @@ class SseDecoder:
         if self.ending is None and self._is_foreign and not self._events:
             self._fail("upstream_malformed", _NO_STREAM)
         elif self.ending is None:
-            self.ending = UpstreamFailed(INCOMPLETE)
+            self.ending = self._cut_off() or UpstreamFailed(INCOMPLETE)
         return payloads
 
     # --- bytes to events --------------------------------------------------------------------
@@ -243,7 +247,7 @@ class SseDecoder:
         if not data.startswith(b"{"):
             text = data.strip()
             if text == b"[DONE]":
-                self.ending = UpstreamFinished()
+                self.ending = self._cut_off() or UpstreamFinished()
                 return None
             if not text and name != b"error":
                 return None
@@ -264,12 +268,33 @@ class SseDecoder:
         elif not _is_chunk(payload):
             self._fail("upstream_malformed", "The model's backend sent JSON that is not a chunk.")
         else:
-            is_one_line = b"\n" not in data
-            self.sources.append(data if is_one_line else None)
-            if is_one_line:
-                self._patterns.learn_from(data, payload)
-            return payload  # type: ignore[no-any-return]  # _is_chunk saw a dict
+            return self._mended(data, payload)
         return None
+
+    def _mended(self, data: bytes, payload: JsonObject) -> JsonObject | None:
+        """The chunk as it goes on, which is mostly the one that came."""
+        mended = payload
+        if _is_plain(payload):
+            self._mender.has_spoken = True
+        else:
+            try:
+                mended = self._mender.mend(payload)
+            except TooManyItems:
+                self._fail("upstream_malformed", "The model's backend sent too much in one chunk.")
+                return None
+        is_one_line = b"\n" not in data
+        self.sources.append(data if is_one_line and mended is payload else None)
+        if is_one_line:
+            self._patterns.learn_from(data, payload, mended)
+        return mended
+
+    def _cut_off(self) -> UpstreamFailed | None:
+        """The ending of an answer whose finish reason says that it was cut off."""
+        reason = self._mender.cut_off
+        if reason is None:
+            return None
+        message = f"The model's backend cut the answer off; its reason: {reason!r}."
+        return UpstreamFailed(Failure(BROKEN_OFF, message))
 
     def _fail(self, code: str, message: str) -> None:
         self.ending = UpstreamFailed(Failure(code, message))
@@ -295,3 +320,16 @@ def _is_chunk(payload: Any) -> bool:
         if not isinstance(choice.get("index"), _INT_OR_NONE):
             return False
     return True
+
+
+def _is_plain(payload: JsonObject) -> bool:
+    """True of nearly every chunk: one choice that goes on, with one text."""
+    choices = payload.get("choices")
+    if not choices or len(choices) != 1:
+        return False
+    (choice,) = choices
+    delta = choice.get("delta")
+    if not delta or len(delta) != 1 or choice.get("finish_reason") is not None:
+        return False
+    ((key, value),) = delta.items()
+    return type(value) is str and key != "role"

@@ -14,7 +14,7 @@ a text that occurs nowhere else, and must give that chunk with that text.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 
 import orjson
@@ -51,25 +51,27 @@ class PatternReader:
         self._lessons = 0
         self._next_lesson = 2  # the first chunk is hardly ever like the others
 
-    def learn_from(self, text: bytes, payload: JsonObject) -> None:
+    def learn_from(self, text: bytes, payload: JsonObject, mended: JsonObject) -> None:
         """Note a chunk that was parsed: it didn't fit, or came together with one that didn't.
 
         Args:
             text: its JSON as it came, on one line.
             payload: what that is.
+            mended: what became of it, mostly itself. A pattern's other chunks are mended alike: what
+                was left out for being said before, or for being empty, is so in them as well.
         """
         self._chunks += 1
         if self._chunks < self._next_lesson or self.read(b"data: %b\n\n" % text) is not None:
             return
-        key = text_field(payload)
-        if key is None:
+        key = text_field(mended)
+        if key is None or (mended is not payload and not _is_said_alike(key, payload, mended)):
             return
         self._lessons += 1
         pause = 1 << max(0, self._lessons - _LESSONS_AT_ONCE)
         self._next_lesson = self._chunks + min(pause, _MOST_CHUNKS_BETWEEN_LESSONS)
         pattern = learn(text, payload, key)
         if pattern is not None:
-            self._pattern = pattern
+            self._pattern = pattern if mended is payload else evolve(pattern, payload=mended)
             self._head = b"data: " + pattern.before
             self._tail = pattern.after + b"\n\n"
             self._skipped_before, self._skipped_after = len(self._head), -len(self._tail)
@@ -149,6 +151,12 @@ def _texts(literals: bytes, count: int, between: bytes) -> list[str] | None:
     if {type(literal) for pair in pairs for literal in pair} != {str}:
         return None
     return [text for text, _ in pairs]
+
+
+def _is_said_alike(key: str, payload: JsonObject, mended: JsonObject) -> bool:
+    """True if the text of a mended chunk came in this very field."""
+    delta, said = payload["choices"][0].get("delta"), mended["choices"][0]["delta"][key]
+    return isinstance(delta, Mapping) and delta.get(key) is said
 
 
 def learn(text: bytes, payload: JsonObject, key: str) -> ChunkPattern | None:

@@ -29,6 +29,7 @@ class EventReader:
 
     Args:
         max_event_bytes: a larger event is a failure.
+        cut_off_reasons: finish reasons that mean "cut off", in lower case.
         uses_shortcut: tell repeated chunks in one event.
 
     Attributes:
@@ -38,8 +39,14 @@ class EventReader:
 
     __slots__ = ("_decoder", "_uses_shortcut", "take_event")
 
-    def __init__(self, max_event_bytes: int, *, uses_shortcut: bool = True) -> None:
-        self._decoder = SseDecoder(max_event_bytes)
+    def __init__(
+        self,
+        max_event_bytes: int,
+        cut_off_reasons: frozenset[str] = frozenset(),
+        *,
+        uses_shortcut: bool = True,
+    ) -> None:
+        self._decoder = SseDecoder(max_event_bytes, cut_off_reasons)
         self._uses_shortcut = uses_shortcut
         self.take_event = self._decoder.take
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.agents.openai.decoder import SseDecoder
+from service.agents.openai.mending import ChunkMender
 from service.wire import decode_json, encode_json
 from statemachine import RepeatedChunks
 from statemachine.chunks import PADDING
@@ -46,7 +47,7 @@ WRITERS: list[Write] = [encode_json, ascii_compact, ascii_spaced, unicode_spaced
 
 def expanded(received: RepeatedChunks) -> list[dict[str, Any]]:
     """The chunks that it stands for, after checking that whoever writes them from its bytes writes
-    the same, and a line each."""
+    the same, and a line each. Mended as they are, what was said before isn't said again."""
     pattern = received.pattern
     literals = received.literals.split(b"\n")
     chunks = [dict(pattern.chunk(text)) for text in received.texts]
@@ -55,7 +56,10 @@ def expanded(received: RepeatedChunks) -> list[dict[str, Any]]:
         for chunk, text in zip(chunks, written, strict=True):
             chunk[PADDING] = decode_json(text)[PADDING]
             assert type(chunk[PADDING]) is str
-    assert chunks == [decode_json(text) for text in written]
+    said = [decode_json(text) for text in written]
+    mender = ChunkMender()
+    mender.mend(said[0])
+    assert chunks == [mender.mend(chunk) for chunk in said]
     assert {str} == set(map(type, received.texts))
     assert not any(b"\n" in text or b"\r" in text for text in written)
     return chunks

@@ -136,14 +136,15 @@ def test_choices_are_always_a_list(payload: Any) -> None:
 
 
 def test_every_chunk_has_usage_for_those_who_asked() -> None:
-    """The key is null where the upstream gave none."""
+    """The key is null in each chunk of the answer, whatever the upstream says meanwhile; the figures
+    come once, in a chunk of their own."""
     sent = encoded(
         text_chunk("a"),
         {**text_chunk("b"), "usage": USAGE},
         {"choices": [], "usage": USAGE},
         include_usage=True,
     )
-    assert [None, USAGE, USAGE] == [chunk["usage"] for chunk in sent]
+    assert [None, None, USAGE] == [chunk["usage"] for chunk in sent]
 
 
 def test_no_chunk_has_usage_for_those_who_didnt_ask() -> None:
