@@ -15,8 +15,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from statemachine.endings import BROKEN_OFF
+from statemachine.endings import BROKEN_OFF, MALFORMED
 from statemachine.messages import (
+    AnswerExceeded,
     ChunkReceived,
     ClientLeft,
     DeadlineExpired,
@@ -108,6 +109,7 @@ _REQUEST = SessionRequest(
 )
 _BROKEN = UpstreamFailed(Failure("upstream_error", ""))
 _BROKEN_OFF = UpstreamFailed(Failure(BROKEN_OFF, ""))
+_JUNK = UpstreamFailed(Failure(MALFORMED, ""))
 _EXPIRED = DeadlineExpired(Failure("total_timeout", ""))
 _WORD = ChunkReceived({"choices": [{"index": 0, "delta": {"content": "Hello"}}]})
 _REASON = ChunkReceived({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
@@ -124,13 +126,16 @@ class Ending:
 
 ENDINGS = (
     Ending("a whole answer", (_WORD, _REASON, UpstreamFinished())),
-    Ending("an empty answer", (UpstreamFinished(),)),
+    Ending("an empty answer", (_REASON, UpstreamFinished())),
+    Ending("an end without a beginning", (UpstreamFinished(),)),
     Ending("a slow first token, then a whole answer", (TimePassed(), _WORD, UpstreamFinished())),
     Ending("failed before anything was sent", (_BROKEN,)),
     Ending("failed after a keep-alive", (TimePassed(), _BROKEN)),
     Ending("failed in the middle", (_WORD, _BROKEN)),
     Ending("failed after its finish reason", (_WORD, _REASON, _BROKEN)),
     Ending("broken off after its finish reason", (_WORD, _REASON, _BROKEN_OFF)),
+    Ending("junk after its finish reason", (_WORD, _REASON, _JUNK)),
+    Ending("it grows too large", (_WORD, AnswerExceeded(Failure("answer_too_large", "")))),
     Ending("a deadline before anything was sent", (_EXPIRED,)),
     Ending("a deadline in the middle", (_WORD, _EXPIRED)),
     Ending("the service stops", (_WORD, DrainExpired())),

@@ -15,7 +15,7 @@ The rules:
 7. After every choice's finish reason nothing of the answer is missing: a break, junk, a deadline or
    a drain ends it well. Only an error that the upstream reports is one. Of an upstream that just
    stops, without `[DONE]`, the choices that began count: some know of one only, whatever was asked.
-8. An upstream that says it is done and has said nothing, no token and no finish reason, has failed.
+8. An upstream that says it is done and has begun no choice, not even with a role, has failed.
 9. An answer that grows too large ends with the chunk that was too much, which is still sent.
 """
 
@@ -149,7 +149,7 @@ class StreamSession:
         match event:
             case UpstreamFailed() | DeadlineExpired() | DrainExpired() if self._is_good_end(event):
                 return self.handle(UpstreamFinished(), now)
-            case UpstreamFinished() if not self._has_begun:
+            case UpstreamFinished() if not self.transcript.has_begun:
                 return self.handle(UpstreamFailed(NOTHING_CAME), now)
             case TimePassed():
                 return self._ping(now)
@@ -171,10 +171,6 @@ class StreamSession:
         if event.failure == BODY_ENDED:
             return self.transcript.is_whole_so_far
         return event.failure.code in (BROKEN_OFF, MALFORMED) and self.transcript.is_whole
-
-    @property
-    def _has_begun(self) -> bool:
-        return self.first_token_at is not None or self.transcript.has_finish_reason
 
     def _enter(self, state: State) -> None:
         self.state = state

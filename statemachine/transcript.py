@@ -25,7 +25,7 @@ from statemachine.chunks import (
     finish_reason_of,
     own_fields,
 )
-from statemachine.folding import Folder, Text, plain
+from statemachine.folding import Folder, Text, plain, utf8_size
 from statemachine.messages import Choice, Failure
 from statemachine.usage import added_up
 
@@ -62,7 +62,7 @@ class _OpenChoice:
                         self.content = Text()
                     if value:
                         self.content.append(value)
-                        answer.text_size += len(value)
+                        answer.text_size += len(value) if value.isascii() else utf8_size(value)
                         bore_token = True
                 elif value is not None and key != "role":
                     self._fold_field(key, value, answer)
@@ -84,7 +84,7 @@ class _OpenChoice:
             self.content = None
         known = self.delta.get(key)
         if type(value) is str and (known is None or type(known) is Text):
-            answer.text_size += len(value)
+            answer.text_size += utf8_size(value)
             if known is None:
                 self.delta[key] = Text((value,))
                 answer.folder.size += len(key)
@@ -160,8 +160,8 @@ class Transcript:
         self.chunk_count = 0
         self.folder = Folder()
         self.text_size = 0
-        """About how many bytes of text its deltas brought; more than that if much is escaped, until
-        they are measured the next time."""
+        """How many bytes of text its deltas brought; a little more than that until repeated chunks are
+        measured the next time."""
         self.is_whole = False
         """True once every choice, those asked for and those seen, has a finish reason."""
         self.is_over = False
@@ -243,7 +243,7 @@ class Transcript:
         self._pattern = pattern
         self.chunk_count += len(rest)
         self._growing.extend(rest)
-        self.text_size += sum(map(len, rest))
+        self.text_size += len(run.literals)
         if self.text_size >= self._look_at:
             self._look()
         return bore_token or any(rest)
@@ -302,9 +302,9 @@ class Transcript:
         return bool(self._choices) and not self._unfinished
 
     @property
-    def has_finish_reason(self) -> bool:
-        """True once any choice has a finish reason."""
-        return len(self._choices) > self._unfinished
+    def has_begun(self) -> bool:
+        """True once any choice has come."""
+        return bool(self._choices)
 
     @property
     def finish_reason(self) -> str | None:

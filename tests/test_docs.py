@@ -163,7 +163,7 @@ def test_config_yaml_shows_every_key() -> None:
             assert set(tree[field.name]) == {key.name for key in attrs.fields(field.type)}
     shown = set(tree["agents"][1])
     all_keys = {field.name for field in attrs.fields(OpenAIAgentConfig)}
-    assert {"client_gone", "max_event_bytes"} == all_keys - shown
+    assert {"client_gone", "cut_off_reasons", "max_event_bytes"} == all_keys - shown
 
 
 def test_environment_variables_are_documented() -> None:

@@ -139,7 +139,8 @@ class Attempts:
 
 
 async def _first_token(answer: Answer) -> list[Event]:
-    """The events up to the first token, or finish reason. Raises AgentError if none comes."""
+    """The events up to the first token, or of an answer that ends well without one. Raises AgentError
+    if it doesn't."""
     held = HeldBack()
     while True:
         events = await answer.read()
@@ -151,7 +152,9 @@ async def _first_token(answer: Answer) -> list[Event]:
             # An error that the backend reports is its answer; a broken one may be whole next time.
             raise AgentError(last.failure, is_retryable=last.failure.code != "upstream_error")
         if isinstance(last, UpstreamFinished):
-            raise AgentError(NOTHING_CAME, is_retryable=True)
+            if not held.has_begun:
+                raise AgentError(NOTHING_CAME, is_retryable=True)
+            return held.events
 
 
 def _first_token_timeout(agent: Agent) -> Failure:

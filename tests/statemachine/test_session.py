@@ -84,9 +84,9 @@ def test_an_empty_answer_is_complete() -> None:
     assert (State.COMPLETED, "stop") == (record.state, record.finish_reason)
 
 
-@pytest.mark.parametrize("payloads", [(), (chunk({"role": "assistant", "content": ""}),), ({},)])
+@pytest.mark.parametrize("payloads", [(), ({},), ({"choices": [], "usage": {"total_tokens": 3}},)])
 def test_an_end_without_a_beginning_is_a_failure(payloads: tuple[Any, ...]) -> None:
-    """An upstream that says it is done, but never said a word and never why, has failed."""
+    """An upstream that says it is done and never began a choice has failed."""
     record = saved(play(session(), *map(ChunkReceived, payloads), UpstreamFinished()))
     assert (State.FAILED, NOTHING_CAME) == (record.state, record.failure)
     assert not record.whole

@@ -116,6 +116,7 @@ KEYS: dict[str, Row] = {
     "limits.requests_per_minute": (1, COUNT_OR_NONE),
     "limits.tokens_per_minute": (1, COUNT_OR_NONE),
     "limits.max_concurrent_streams": (1, COUNT_OR_NONE),
+    "limits.max_answer_bytes": (None, COUNT_OR_NONE),
     "logging.level": ("debug", [(wrong, LEVELS) for wrong in ("DEBUG", "", 10, None, ["info"])]),
     "logging.format": (
         "json",
@@ -148,6 +149,7 @@ KEYS: dict[str, Row] = {
         ],
     ),
     "agents.openai.api_key_env": (None, NAME_OR_NONE),
+    "agents.openai.cut_off_reasons": (["eos"], LISTS),
     "agents.openai.preamble": ("Be kind.", TEXT_OR_NONE),
     "agents.openai.parameters": ({"temperature": 0.7, "stop": ["a", None]}, MAPPING),
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service.agents.openai.mending import ChunkMender
 from statemachine import (
     DeadlineExpired,
     Failure,
@@ -71,7 +72,8 @@ async def test_what_is_no_token_is_held_back_until_the_first_comes(payload: Any)
     """Roles, empty deltas and heartbeats are handed out together with the first token."""
     agent = FakeAgent("a", [event(payload), event(payload), event(text_chunk("Hi")), HANG])
     upstream = attempts_of(agent)
-    assert await upstream.read() == received(payload, payload, text_chunk("Hi"))
+    mend = ChunkMender().mend
+    assert await upstream.read() == received(mend(payload), mend(payload), text_chunk("Hi"))
     await upstream.close()
 
 
