@@ -75,6 +75,14 @@ class Text(list[str]):
             self._packed += 1
             self.bytes_packed += utf8_size(self[-1])
 
+    def joined(self) -> str:
+        """The text. Its pieces are given up for it, so that a large one isn't held twice."""
+        if len(self) > 1:
+            self[:] = ("".join(self),)
+            self._packed = 0
+            self.bytes_packed = 0
+        return self[0] if self else ""
+
 
 class _Object(dict[str, Any]):
     """An object that something folded into."""
@@ -226,7 +234,7 @@ class Folder:
         if value is None:
             return _Items()
         if type(value) is Text:
-            value = "".join(value)
+            value = value.joined()
         if isinstance(value, str):
             value = [{"type": "text", "text": value}] if value else []
         return _Items(value if isinstance(value, list) else [value])
@@ -236,7 +244,7 @@ def plain(value: Any) -> Any:
     """A folded value as JSON, with its texts joined. What came whole is in it as it came."""
     kind = type(value)
     if kind is Text:
-        return "".join(value)
+        return value.joined()
     if kind is _Object:
         return {key: plain(held) for key, held in value.items()}
     if kind is _Items:

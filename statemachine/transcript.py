@@ -29,7 +29,7 @@ from statemachine.folding import Folder, Text, plain, utf8_size
 from statemachine.messages import Choice, Failure
 from statemachine.usage import added_up
 
-MOST_ITEMS = 10_000
+MOST_ITEMS = 5_000
 """Items of an answer's lists, such as tool calls; its log probabilities aside."""
 MOST_CHOICES = 1_000
 """Choices of an answer, or as many as were asked for."""
@@ -108,7 +108,7 @@ class _OpenChoice:
         return size
 
     def closed(self, index: int) -> Choice:
-        content = None if self.content is None else "".join(self.content)
+        content = None if self.content is None else self.content.joined()
         fields = {key: plain(value) for key, value in self.delta.items()}
         message = {"role": "assistant", "content": content, **fields}
         logprobs = None if self.logprobs is None else plain(self.logprobs)

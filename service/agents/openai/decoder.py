@@ -17,6 +17,7 @@ from service.agents.openai.failures import upstream_failure
 from service.agents.openai.mending import ChunkMender, TooManyItems
 from service.agents.openai.pattern import PatternReader
 from service.wire import decode_json
+from service.wire.measuring import has_more_values
 from statemachine import Failure, RepeatedChunks, UpstreamFailed, UpstreamFinished
 from statemachine.endings import BODY_ENDED, BROKEN_OFF
 
@@ -27,7 +28,11 @@ _BOM = b"\xef\xbb\xbf"
 INCOMPLETE = BODY_ENDED
 """The ending of a body that just stops. Only the session knows if its finish reasons make that a
 good end after all."""
+MOST_VALUES = 30_000
+"""Keys and values of one event. Whatever goes through more of them would hold up everybody else. A chunk
+of a hundred tokens, each with the probabilities of twenty others, has some 25,000."""
 _NO_STREAM = "The model's backend did not answer with a stream."
+_TOO_MUCH = "The model's backend sent more than a chunk can hold."
 _DICT_OR_NONE = (dict, type(None))
 _INT_OR_NONE = (int, type(None))
 
@@ -251,6 +256,9 @@ class SseDecoder:
                 return None
             if not text and name != b"error":
                 return None
+        if len(data) > MOST_VALUES and has_more_values(data, MOST_VALUES):
+            self._fail("upstream_malformed", _TOO_MUCH)
+            return None
         try:
             payload = decode_json(data)
         except ValueError:
@@ -280,7 +288,7 @@ class SseDecoder:
             try:
                 mended = self._mender.mend(payload)
             except TooManyItems:
-                self._fail("upstream_malformed", "The model's backend sent too much in one chunk.")
+                self._fail("upstream_malformed", _TOO_MUCH)
                 return None
         is_one_line = b"\n" not in data
         self.sources.append(data if is_one_line and mended is payload else None)
