@@ -1,8 +1,8 @@
 """Prints what backends send oddly, and what is made of it, as the tables in `docs/backends.md`.
 
-    python -m tests.corpus                     print them
-    python -m tests.corpus docs/backends.md    write them between that file's markers
-    python -m tests.corpus --check FILE        exit 1 if the file is stale
+python -m tests.corpus                     print them
+python -m tests.corpus docs/backends.md    write them between that file's markers
+python -m tests.corpus --check FILE        exit 1 if the file is stale
 """
 
 import argparse
@@ -43,7 +43,9 @@ def _table(cases: list[Case]) -> str:
 def _linked(seen: str) -> str:
     """Pages as links: what has a dot and a slash and no space is one."""
     return ", ".join(
-        f"[{place}](https://{place})" if "." in place and "/" in place and " " not in place else place
+        f"[{place}](https://{place})"
+        if "." in place and "/" in place and " " not in place
+        else place
         for place in seen.replace("; ", ", ").split(", ")
     )
 

@@ -124,9 +124,7 @@ def from_row(value: Mapping[str, Any]) -> Seen:
 
 def _from_object(value: Mapping[str, Any]) -> Seen:
     assert value["object"] == "chat.completion"
-    extra = {
-        key: item for key, item in value.items() if key not in _ENVELOPE and item is not None
-    }
+    extra = {key: item for key, item in value.items() if key not in _ENVELOPE and item is not None}
     choices = [_choice(choice) for choice in value["choices"]]
     names = {key: value[key] for key in ("id", "model", "created")}
     return Seen(200, choices, extra, value["usage"], names=names)

@@ -18,6 +18,7 @@ from db.store import Store
 from service.agents.openai.agent import OpenAIAgent
 from service.app import DIRECTORY, STREAMS, build_app
 from service.edge.connections import Runner
+from service.ids import random_hex
 from service.settings.config import (
     Config,
     DatabaseConfig,
@@ -26,7 +27,6 @@ from service.settings.config import (
     ServerConfig,
     Timeouts,
 )
-from service.ids import random_hex
 from statemachine import SessionRecord, StreamSession
 from tests.corpus.cases import Case
 from tests.corpus.playing import CorpusBackend, playing

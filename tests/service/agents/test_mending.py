@@ -28,7 +28,8 @@ def read(*payloads: Any, tail: bytes = DONE) -> tuple[list[Any], Any]:
 def message_of(*payloads: Any) -> dict[str, Any]:
     """The first choice's message, which the SDK's own folding and ours agree about."""
     chunks, _ = read(*payloads)
-    transcript, told = Transcript(), {}
+    transcript = Transcript()
+    told: dict[str, Any] = {}
     for each in chunks:
         transcript.fold(each)
         for choice in each.get("choices") or ():
