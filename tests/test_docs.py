@@ -401,16 +401,16 @@ def test_rooms_are_fresh() -> None:
     assert text == architecture.with_printed(text, architecture.House()), "run: make docs"
 
 
-# --- all documents ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_backends_are_those_of_the_corpus() -> None:
     """What is said of each backend is printed from the cases that test it."""
     text = document("docs/backends.md")
     assert text == corpus.with_printed(text), "run: make docs"
 
 
+# --- all documents ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_make_targets_exist(path: Path) -> None:
     """Every `make …` in a document is a target."""
     targets = set(re.findall(r"^([a-z]+):", document("Makefile"), re.MULTILINE))
