@@ -14,7 +14,7 @@ A file `cases/BACKEND/WHAT.yaml` has these keys; no other is taken:
 The values are our own; no text, key or id of anybody is in here.
 """
 
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class Expected:
     sdk_helper: str | None = None
 
 
-@define(slots=False)
+@define(slots=False, eq=False)
 class Case:
     """One file; `name` is its path without the ending."""
 
@@ -151,9 +151,10 @@ def load(path: Path) -> Case:
     )
 
 
-def load_all() -> list[Case]:
+@cache
+def load_all() -> tuple[Case, ...]:
     """Every case, by name."""
-    return [load(path) for path in sorted(DIRECTORY.rglob("*.yaml"))]
+    return tuple(load(path) for path in sorted(DIRECTORY.rglob("*.yaml")))
 
 
 def _piece(value: Any) -> Piece:

@@ -1,8 +1,7 @@
-"""One service for all cases of a file, on one event loop."""
+"""Services with all cases behind them, on one event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -11,10 +10,28 @@ from tests.corpus.cases import load_all
 from tests.corpus.stage import Stage, service
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
     """The service, with every case behind it, and its answers in memory."""
     asyncio.get_running_loop().set_debug(False)  # a third of the time; other tests have it on
-    directory: Path = tmp_path_factory.mktemp("corpus")
-    async with service(load_all(), directory / "journal") as made:
+    async with service(load_all(), tmp_path_factory.mktemp("corpus")) as made:
         yield made
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stage_without_shortcut(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Stage]:
+    """The same, and each chunk is parsed and wakes its stream's task."""
+    asyncio.get_running_loop().set_debug(False)
+    directory = tmp_path_factory.mktemp("corpus")
+    async with service(load_all(), directory, uses_shortcut=False) as made:
+        yield made
+
+
+@pytest.fixture(params=["shortcut", "no shortcut"])
+def either(request: pytest.FixtureRequest) -> Stage:
+    """One after the other."""
+    name = "stage" if request.param == "shortcut" else "stage_without_shortcut"
+    made: Stage = request.getfixturevalue(name)
+    return made

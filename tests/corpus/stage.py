@@ -2,12 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx2
 import openai
 from aiohttp import web
 from attrs import frozen
@@ -15,8 +17,9 @@ from attrs import frozen
 from db.journal.replay import Replay
 from db.memory.store import MemoryStore
 from db.store import Store
+from service.agents import directory
 from service.agents.openai.agent import OpenAIAgent
-from service.app import DIRECTORY, STREAMS, build_app
+from service.app import STREAMS, build_app
 from service.edge.connections import Runner
 from service.ids import random_hex
 from service.settings.config import (
@@ -110,6 +113,11 @@ class Stage:
             self._sdk, model=case.name, messages=QUESTION, extra_body=case.request
         )
 
+    async def drain(self, case: Case) -> None:
+        """Ask for a stream and read its bytes, as cheaply as can be."""
+        async with self.ask(case, random_hex(32), stream=True) as response:
+            await response.read()
+
     def ask(self, case: Case, trace: str, **fields: Any) -> Any:
         """Send a request of this trace; the response is a context."""
         body = {"model": case.name, "messages": QUESTION, **case.request, **fields}
@@ -133,7 +141,7 @@ class Stage:
 
     async def _row_of(self, trace: str) -> Any:
         """The stored completion of a request, found by its trace: an error names no id."""
-        url = f"{self.url}/v1/chat/completions?order=desc&limit=100"
+        url = f"{self.url}/v1/chat/completions?order=desc&limit=10"
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 async with self._http.get(url) as response:
@@ -154,7 +162,7 @@ async def replayed(journal: Path, only: Collection[str]) -> dict[str, SessionRec
 @asynccontextmanager
 async def service(
     cases: Iterable[Case],
-    directory: Path,
+    journal: Path,
     store: Store | None = None,
     *,
     uses_shortcut: bool = True,
@@ -165,23 +173,35 @@ async def service(
         config = Config(
             server=ServerConfig(drain_timeout_seconds=1.0),
             database=DatabaseConfig(commit_timeout_seconds=PATIENCE_SECONDS),
-            journal=JournalConfig(directory=str(directory)),
+            journal=JournalConfig(directory=str(journal)),
             agents=tuple(agent_for(case, backend) for case in chosen),
         )
         kept = Noting() if store is None else store
-        app = build_app(config, environ={"KEY": "backend-key"}, store=kept)
-        if not uses_shortcut:
-            for agent in app[DIRECTORY].agents:
-                assert isinstance(agent, OpenAIAgent)
-                agent._uses_shortcut = False
+        with made_for_tests(uses_shortcut):
+            app = build_app(config, environ={"KEY": "backend-key"}, store=kept)
         runner = Runner(app, config.server.idle_timeout_seconds, shutdown_timeout=1.0)
-        stage = Stage(app, backend, kept, directory)
+        stage = Stage(app, backend, kept, journal)
         try:
             await stage.serve(runner)
             yield stage
         finally:
             await stage.close()
             await runner.cleanup()
+
+
+@contextmanager
+def made_for_tests(uses_shortcut: bool) -> Iterator[None]:
+    """Have agents that are made meanwhile use the shortcut or not, and share what reads the trusted
+    authorities: that takes as long for each as its cases take."""
+    make_context = httpx2.create_ssl_context
+    making: Any = directory
+    httpx2.create_ssl_context = cache(make_context)
+    making.OpenAIAgent = partial(OpenAIAgent, uses_shortcut=uses_shortcut)
+    try:
+        yield
+    finally:
+        httpx2.create_ssl_context = make_context
+        making.OpenAIAgent = OpenAIAgent
 
 
 def agent_for(case: Case, backend: CorpusBackend) -> OpenAIAgentConfig:

@@ -9,7 +9,7 @@ from tests.corpus.said import said_in
 from tests.corpus.seen import text_of
 from tests.corpus.stage import Reading, Stage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 CLOSINGS = ("end", "close", "reset")
 
@@ -25,10 +25,10 @@ async def test_an_answer_that_is_cut_is_told_truthfully(stage: Stage, case: Case
 @pytest.mark.corpus
 @pytest.mark.parametrize("closing", CLOSINGS)
 @pytest.mark.parametrize("case", streams())
-async def test_however_it_is_cut(stage: Stage, case: Case, closing: str) -> None:
+async def test_however_it_is_cut(either: Stage, case: Case, closing: str) -> None:
     """The same with each way to end after each event."""
     for events in range(len(case.events) + 1):
-        check(case, events, await stage.stream(case, cut(events, closing)))
+        check(case, events, await either.stream(case, cut(events, closing)))
 
 
 def check(case: Case, events: int, reading: Reading) -> None:

@@ -16,7 +16,7 @@ from tests.corpus.said import said_in
 from tests.corpus.seen import text_of
 from tests.corpus.stage import PATIENCE_SECONDS, Noting, Stage, replayed
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_an_ended_answer_is_recovered_as_it_was(stage: Stage) -> None:

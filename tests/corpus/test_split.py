@@ -12,7 +12,7 @@ from tests.corpus.marks import steady
 from tests.corpus.playing import dripped, response_bytes, split
 from tests.corpus.stage import Stage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TIMES = 4
 SHORT_BYTES = 500
@@ -32,11 +32,11 @@ async def test_pieces_make_no_difference(stage: Stage, case: Case) -> None:
 
 @pytest.mark.corpus
 @pytest.mark.parametrize("case", steady())
-async def test_no_place_makes_a_difference(stage: Stage, case: Case) -> None:
+async def test_no_place_makes_a_difference(either: Stage, case: Case) -> None:
     """Split at every byte, and byte by byte."""
     for place in range(1, len(response_bytes(case))):
-        await check(stage, case, split([place]))
-    await check(stage, case, dripped(0, longest=1))
+        await check(either, case, split([place]))
+    await check(either, case, dripped(0, longest=1))
 
 
 async def check(stage: Stage, case: Case, play: Mapping[str, Any]) -> None:

@@ -1,14 +1,17 @@
 """Every case as it is: what a streaming client, the official SDK, a plain client and the row show."""
 
+import asyncio
+
 import pytest
 
 from tests.corpus import expected
-from tests.corpus.cases import Case
+from tests.corpus.cases import Case, load_all
 from tests.corpus.fold import whole_characters
 from tests.corpus.marks import every_case, steady
 from tests.corpus.stage import Stage
+from tests.holdup import measured_loop
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 @pytest.mark.parametrize("case", every_case())
@@ -40,3 +43,25 @@ async def test_the_official_sdk_sees_it_too(stage: Stage, case: Case) -> None:
         content = choice.message.content
         assert wanted["message"].get("content") == (content and whole_characters(content))
         assert wanted.get("finish_reason") == choice.finish_reason
+
+
+async def test_the_shortcut_makes_no_difference(stage_without_shortcut: Stage) -> None:
+    """Without it, each case's client and row are the same."""
+    for case in load_all():
+        if case.waits_for is None:
+            reading = await stage_without_shortcut.stream(case)
+            assert expected.in_stream(case) == expected.without_names(reading.client), case
+            assert expected.in_row(case) == expected.without_names(reading.row), case
+
+
+async def test_no_case_holds_the_loop_up(stage: Stage) -> None:
+    """All cases, a few at a time: nobody waits a tenth of a second for the loop."""
+    room = asyncio.Semaphore(4)
+
+    async def drain(case: Case) -> None:
+        async with room:
+            await stage.drain(case)
+
+    async with measured_loop() as loop_time:
+        await asyncio.gather(*map(drain, load_all()))
+    assert loop_time.longest_ms < loop_time.bound_ms
