@@ -6,6 +6,7 @@ python -m tests.corpus --check FILE        exit 1 if the file is stale
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from tests.corpus.cases import Case, load_all
 
+_ADDRESS = re.compile(r"[a-z0-9.-]+\.[a-z]+/\S+")
 BEGIN, END = "<!-- backends: begin -->", "<!-- backends: end -->"
 
 
@@ -31,23 +33,29 @@ def _table(cases: list[Case]) -> str:
     rows = [
         f"## {cases[0].backend}",
         "",
-        "| it sends | we make of it | version | seen |",
-        "| --- | --- | --- | --- |",
+        "| it sends | we make of it | seen |",
+        "| --- | --- | --- |",
     ]
     for case in cases:
-        cells = (case.oddity, case.verdict, case.version, _linked(case.seen))
+        cells = (case.oddity, case.verdict, _seen(case))
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows)
 
 
-def _linked(seen: str) -> str:
-    """Pages as links: what has a dot and a slash and no space is one."""
-    return ", ".join(
-        f"[{place}](https://{place})"
-        if "." in place and "/" in place and " " not in place
-        else place
-        for place in seen.replace("; ", ", ").split(", ")
-    )
+def _seen(case: Case) -> str:
+    """Where, with pages as links, and in which version."""
+    places = ", ".join(map(_linked, case.seen.replace("; ", ", ").split(", ")))
+    return f"{case.version}: {places}" if case.version else places
+
+
+def _linked(place: str) -> str:
+    """A page's name is short: an issue's as GitHub writes it, else the site's."""
+    if " " in place or not _ADDRESS.fullmatch(place):
+        return place
+    issue = re.fullmatch(r"github\.com/[^/]+/([^/]+)/(?:issues|pull)/(\d+)", place)
+    repository = re.fullmatch(r"github\.com/[^/]+/([^/]+)", place)
+    name = f"{issue[1]}#{issue[2]}" if issue else place.partition("/")[0]
+    return f"[{repository[1] if repository else name}](https://{place})"
 
 
 def with_printed(text: str) -> str:

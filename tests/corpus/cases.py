@@ -68,6 +68,7 @@ class Expected:
     """What everybody is to see of it.
 
     Attributes:
+        status: of a response that isn't opened before the answer has failed; of a plain one always.
         message: the one choice's message without its role and without fields that are null.
         finish_reason: that choice's.
         choices: instead of these two, where there are several: each with `message`,
@@ -75,14 +76,14 @@ class Expected:
         choice: the one choice's further fields.
         extra: the top-level fields that OpenAI doesn't define.
         usage: what the backend counted, or `estimated`; nothing if nothing was there to count.
-        error: why it failed: `status` (of an answer that wasn't opened yet), and `code`, `message`,
-            `type`, `param` and whatever else is told; `kind` is our own code, in the row alone,
-            where the backend's is another.
+        error: why it failed: `code`, `message`, `type`, `param` and whatever else is told; `kind` is
+            our own code, in the row alone, where the backend's is another.
         stream: what only a streaming client sees differently: any of these fields.
         sdk_helper: why the official SDK's `stream()` can't fold it, if it can't; its plain iterator
             reads every case.
     """
 
+    status: int = 200
     message: dict[str, Any] | None = None
     finish_reason: str | None = None
     choices: list[dict[str, Any]] = field(factory=list)

@@ -15,7 +15,7 @@ def in_stream(case: Case) -> Seen:
     expect = evolve(case.expect, **case.expect.stream)
     asked = case.request.get("stream_options", {}).get("include_usage", False)
     if expect.error is not None and not _choices(expect):
-        return Seen(expect.error["status"], error=_told(expect.error))
+        return Seen(expect.status, error=_told(expect.error))
     return Seen(
         200,
         _choices(expect),
@@ -30,17 +30,15 @@ def in_plain(case: Case) -> Seen:
     """For a plain client."""
     expect = case.expect
     if expect.error is not None:
-        return Seen(expect.error["status"], error=_told(expect.error))
+        return Seen(expect.status, error=_told(expect.error))
     return Seen(200, _choices(expect), expect.extra, expect.usage, is_whole=True)
 
 
 def in_row(case: Case) -> Seen:
     """For whoever reads the row."""
     expect = case.expect
-    error = None
-    if expect.error is not None:
-        error = {key: value for key, value in expect.error.items() if key != "status"}
-    return Seen(200, _choices(expect), expect.extra, expect.usage, error, is_whole=error is None)
+    is_whole = expect.error is None
+    return Seen(200, _choices(expect), expect.extra, expect.usage, expect.error, is_whole)
 
 
 def through_sdk(case: Case) -> Seen:
@@ -72,4 +70,4 @@ def _choices(expect: Expected) -> list[dict[str, Any]]:
 
 def _told(error: dict[str, Any]) -> dict[str, Any]:
     """The error as a client is told it."""
-    return {key: value for key, value in error.items() if key not in ("status", "kind")}
+    return {key: value for key, value in error.items() if key != "kind"}
