@@ -12,6 +12,8 @@ import openai
 from attrs import evolve, field, frozen
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
+from db.rows.history import rows_of
+from statemachine import SessionRecord
 from tests.corpus.fold import Folded
 
 _ROW_ONLY = (
@@ -53,7 +55,7 @@ def from_stream(status: int, body: bytes) -> Seen:
     if status != 200:
         return Seen(status, error=json.loads(body)["error"])
     *events, rest = body.decode().split("\n\n")
-    assert rest == "", f"ends within an event: {rest!r}"
+    assert "" == rest, f"ends within an event: {rest!r}"
     data = [event.split("\n")[-1] for event in events]
     assert all(line.startswith("data: ") for line in data), body
     is_done = bool(data) and data[-1] == "data: [DONE]"
@@ -122,8 +124,26 @@ def from_row(value: Mapping[str, Any]) -> Seen:
     return evolve(seen, error=value["error"], is_whole=value["state"] == "completed")
 
 
+def from_record(record: SessionRecord) -> Seen:
+    """What the record says from which rows are made."""
+    choices = [
+        _choice(
+            {
+                **choice.extra,
+                "index": choice.index,
+                "message": choice.message,
+                "finish_reason": choice.finish_reason if record.whole else None,
+                "logprobs": choice.logprobs,
+            }
+        )
+        for choice in record.choices
+    ]
+    error = rows_of(record).completion.error
+    return Seen(200, choices, dict(record.extra), record.usage, error, is_whole=error is None)
+
+
 def _from_object(value: Mapping[str, Any]) -> Seen:
-    assert value["object"] == "chat.completion"
+    assert "chat.completion" == value["object"]
     extra = {key: item for key, item in value.items() if key not in _ENVELOPE and item is not None}
     choices = [_choice(choice) for choice in value["choices"]]
     names = {key: value[key] for key in ("id", "model", "created")}

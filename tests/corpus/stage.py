@@ -33,7 +33,14 @@ from service.settings.config import (
 from statemachine import SessionRecord, StreamSession
 from tests.corpus.cases import Case
 from tests.corpus.playing import CorpusBackend, playing
-from tests.corpus.seen import Seen, from_plain, from_row, from_stream, through_sdk
+from tests.corpus.seen import (
+    Seen,
+    from_plain,
+    from_record,
+    from_row,
+    from_stream,
+    through_sdk,
+)
 
 QUESTION = [{"role": "user", "content": "Say hello."}]
 PATIENCE_SECONDS = 10.0
@@ -45,10 +52,16 @@ class Noting(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.records: dict[str, SessionRecord] = {}
+        self.by_trace: dict[str, SessionRecord] = {}
 
     async def save(self, records: Sequence[SessionRecord]) -> None:
         await super().save(records)
         self.records.update({record.completion_id: record for record in records})
+        self.by_trace.update({record.request.trace_id: record for record in records})
+
+    def forget(self) -> None:
+        """Lose all that was kept, to stay small."""
+        self.__init__()  # type: ignore[misc]
 
 
 @frozen
@@ -98,6 +111,22 @@ class Stage:
         async with self.ask(case, trace, stream=True, play=play or {}) as response:
             seen = from_stream(response.status, await response.read())
         return await self._with_row(seen, trace)
+
+    async def stream_and_record(self, case: Case, play: Mapping[str, Any]) -> tuple[Seen, Seen]:
+        """What a client sees, and what its record says: quicker than with the row."""
+        assert isinstance(self.store, Noting)
+        trace = random_hex(32)
+        async with self.ask(case, trace, stream=True, play=play) as response:
+            seen = from_stream(response.status, await response.read())
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (record := self.store.by_trace.pop(trace, None)) is None:
+                await asyncio.sleep(0.001)
+        return seen, from_record(record)
+
+    def forget(self) -> None:
+        """Lose what was kept so far, where that would be much."""
+        assert isinstance(self.store, Noting)
+        self.store.forget()
 
     async def plain(self, case: Case) -> Reading:
         """Ask for one object, then read its row."""

@@ -1,7 +1,8 @@
 """Every case, its bytes arriving in other pieces: nobody sees a difference."""
 
+import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.corpus.stage import Stage
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TIMES = 4
+AT_ONCE = 4
 SHORT_BYTES = 500
 
 
@@ -31,16 +33,42 @@ async def test_pieces_make_no_difference(stage: Stage, case: Case) -> None:
 
 
 @pytest.mark.corpus
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", steady())
-async def test_no_place_makes_a_difference(either: Stage, case: Case) -> None:
+async def test_no_place_makes_a_difference(stage: Stage, case: Case) -> None:
     """Split at every byte, and byte by byte."""
-    for place in range(1, len(response_bytes(case))):
-        await check(either, case, split([place]))
-    await check(either, case, dripped(0, longest=1))
+    await check_all(stage, case, [split([place]) for place in places_of(case)])
+    await check(stage, case, dripped(0, longest=1))
+
+
+@pytest.mark.corpus
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", steady())
+async def test_nor_does_it_without_the_shortcut(stage_without_shortcut: Stage, case: Case) -> None:
+    """The same at some of the places."""
+    plays = [split([place]) for place in places_of(case)[:: len(case.name)]]
+    await check_all(stage_without_shortcut, case, [*plays, dripped(0, longest=1)])
+
+
+def places_of(case: Case) -> range:
+    """Where its bytes can be split."""
+    return range(1, len(response_bytes(case)))
+
+
+async def check_all(stage: Stage, case: Case, plays: Sequence[Mapping[str, Any]]) -> None:
+    """Check several, a few at a time."""
+    waiting = list(reversed(plays))
+
+    async def one_after_the_other() -> None:
+        while waiting:
+            await check(stage, case, waiting.pop())
+
+    await asyncio.gather(*(one_after_the_other() for _ in range(AT_ONCE)))
+    stage.forget()
 
 
 async def check(stage: Stage, case: Case, play: Mapping[str, Any]) -> None:
-    """Played like this, client and row are what they are to be."""
-    reading = await stage.stream(case, play)
-    assert expected.in_stream(case) == expected.without_names(reading.client), play
-    assert expected.in_row(case) == expected.without_names(reading.row), play
+    """Played like this, client and record are what they are to be."""
+    client, record = await stage.stream_and_record(case, play)
+    assert expected.in_stream(case) == expected.without_names(client), play
+    assert expected.in_row(case) == expected.without_names(record), play
