@@ -116,7 +116,9 @@ def _routes(
         *StoredCompletions(keeping.store, live).routes(),
         *Conversations(keeping.store).routes(),
         *Models(directory).routes(),
-        *Probes(streams, keeping.checks, lambda: keeping.saver.unsaved).routes(),
+        *Probes(
+            streams, keeping.checks, lambda: keeping.saver.unsaved, directory.circuits
+        ).routes(),
         *OpenApi().routes(),
     ]
 

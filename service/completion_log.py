@@ -25,6 +25,7 @@ class CompletionLog(Watcher):
                 attempt=attempt.number,
                 error=attempt.failure.reported_code,
                 status=attempt.failure.status,
+                cause=attempt.cause,
             )
 
     def ended(self, record: SessionRecord) -> None:

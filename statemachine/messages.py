@@ -44,6 +44,11 @@ class Failure:
     """HTTP status for a response not yet opened, where it differs from the code's usual one."""
     retry_after_seconds: float | None = None
     """What the upstream asked for in `Retry-After`."""
+    should_retry: bool | None = field(default=None, eq=False)
+    """Whether asking again is of any use, where that isn't what the status says. Advice, and no part
+    of what happened."""
+    extra: JsonObject = field(factory=dict)
+    """Fields of the upstream's own error object that OpenAI doesn't define, such as `metadata`."""
 
     @property
     def reported_code(self) -> str:

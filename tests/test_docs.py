@@ -84,7 +84,8 @@ def keys_of(cls: type, prefix: str) -> Iterator[tuple[str, str]]:
     """Every key below an attrs class with its default as the documents write it."""
     for field in attrs.fields(cls):
         path = f"{prefix}{field.name}"
-        inner = field.type
+        kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else ()
+        inner = next((kind for kind in kinds if attrs.has(kind)), field.type)
         if isinstance(inner, type) and attrs.has(inner):
             yield from keys_of(inner, f"{path}.")
         else:

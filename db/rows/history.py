@@ -218,6 +218,7 @@ def _error(failure: Failure | None) -> dict[str, Any] | None:
     if failure is None:
         return None
     error = {
+        **failure.extra,
         "code": failure.reported_code,
         "message": failure.message,
         "type": failure.type,

@@ -1,6 +1,7 @@
 """Which agents are on, and who answers for a model. The one place that knows every kind."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -126,12 +127,16 @@ class AgentDirectory:
         agents = self.agents
         self._uses.update(agents)
         try:
-            for agent in agents:
-                for model in await agent.models():
+            for models in await asyncio.gather(*[agent.models() for agent in agents]):
+                for model in models:
                     listed.setdefault(model["id"], model)
         finally:
             self._release(agents)
         return list(listed.values())
+
+    def circuits(self) -> list[dict[str, object]]:
+        """The state of each agent's circuits, in the agents' order."""
+        return [agent.circuits.state() for agent in self.agents]
 
     async def close(self) -> None:
         """Give back every connection, whoever may still hold it."""
@@ -171,6 +176,25 @@ class AgentDirectory:
             type="invalid_request_error",
             param="model",
         )
+
+
+def askable(agents: tuple[Agent, ...], model: str) -> tuple[Agent, ...]:
+    """Those from the first on that may be asked now: who is known to be down is spared.
+
+    Raises:
+        ApiError: `upstream_unavailable`, none may; it says when to come back.
+    """
+    waits = [agent.circuits.wait_seconds(model) for agent in agents]
+    if not waits[0]:
+        return agents
+    if 0.0 in waits:
+        return agents[waits.index(0.0) :]
+    seconds = math.ceil(min(waits))
+    message = f"The model's backend is down; it will be asked again in {seconds} s."
+    failure = Failure(
+        "upstream_unavailable", message, retry_after_seconds=seconds, should_retry=True
+    )
+    raise ApiError(failure)
 
 
 async def _close(agent: Agent) -> None:

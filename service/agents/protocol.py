@@ -9,25 +9,53 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
+from service.agents.circuit import Circuits
 from service.settings.config import Timeouts
 from service.wire import ChatRequest
 from statemachine import ChunkReceived, ClientGone, Event, Failure
+
+_RETRYABLE_STATUSES = frozenset((408, 409, 429))
+_FINAL_STATUSES = frozenset((400, 413, 422))
+"""The request itself is at fault; another agent would say the same."""
 
 
 class AgentError(Exception):
     """An agent could not be asked, or refused.
 
     `is_retryable` says that the same agent may well answer next time; `is_final` that no other
-    agent would do better, because the request itself is at fault.
+    agent would do better, because the request itself is at fault. `cause` is for the log: what
+    people who chat needn't know, or mustn't.
     """
 
     def __init__(
-        self, failure: Failure, *, is_retryable: bool = False, is_final: bool = False
+        self,
+        failure: Failure,
+        *,
+        is_retryable: bool = False,
+        is_final: bool = False,
+        cause: str | None = None,
     ) -> None:
         super().__init__(failure.message)
         self.failure = failure
         self.is_retryable = is_retryable
         self.is_final = is_final
+        self.cause = cause
+
+
+def refusal(failure: Failure) -> AgentError:
+    """How an agent refuses that was told this instead of an answer.
+
+    The status decides, if there is one. Without it, an error that a backend reports is its answer,
+    and a broken one may be whole next time.
+    """
+    status = failure.status
+    if failure.should_retry is not None:
+        is_retryable = failure.should_retry
+    elif status is None:
+        is_retryable = failure.code != "upstream_error"
+    else:
+        is_retryable = status in _RETRYABLE_STATUSES or status >= 500
+    return AgentError(failure, is_retryable=is_retryable, is_final=status in _FINAL_STATUSES)
 
 
 @frozen
@@ -67,19 +95,23 @@ class Answer(Protocol):
 
 
 class Agent(Protocol):
-    """An upstream. One instance serves all requests; it holds no state of any of them."""
+    """An upstream. One instance serves all requests; it holds no state of any of them.
+
+    `circuits` say whether it may be asked now; whoever asks it tells them what became of it.
+    """
 
     name: str
     timeouts: Timeouts
     retries: int
     fallbacks: tuple[str, ...]
     client_gone: ClientGone | None
+    circuits: Circuits
 
     def serves(self, model: str) -> bool:
         """True if requests for this model may go here."""
 
     def open(self, call: AgentCall) -> AbstractAsyncContextManager[Answer]:
-        """Ask. Entering returns once the upstream has said 200. Leaving closes the connection at
+        """Ask. Entering returns once the upstream has begun to answer. Leaving closes the connection at
         once, on every path; cancelling any await does too.
 
         Raises on entering:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
+from service.agents.circuit import Circuits
 from service.agents.protocol import AgentCall, Sink
 from service.settings.config import ScriptedAgentConfig
 from statemachine import ChunkReceived, Event, Failure, UpstreamFailed, UpstreamFinished
@@ -41,6 +42,7 @@ class ScriptedAgent:
         self.retries = config.retries
         self.fallbacks = config.fallbacks
         self.client_gone = config.client_gone
+        self.circuits = Circuits(config.name)  # nothing of it can be down
         self._config = config
         self._tokens = split_tokens(INTRODUCTION if config.reply is None else config.reply)
 
@@ -90,8 +92,7 @@ class ScriptedAgent:
     async def _failure(self) -> Failure:
         match self._config.fail_with:
             case "reset":
-                message = f"The connection to the backend of agent {self.name!r} broke."
-                return Failure(BROKEN_OFF, message)
+                return Failure(BROKEN_OFF, "The connection to the model's backend broke.")
             case "stall":
                 await asyncio.Event().wait()
             case "error":

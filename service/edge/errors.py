@@ -33,10 +33,12 @@ ERROR_CODES: Mapping[str, int] = {
     "upstream_error": 502,
     "upstream_incomplete": 502,
     "upstream_malformed": 502,
+    "upstream_redirected": 502,
     "upstream_unreachable": 502,
     "database_unavailable": 503,
     "draining": 503,
     "journal_full": 503,
+    "upstream_unavailable": 503,
     "connect_timeout": 504,
     "first_token_timeout": 504,
     "idle_timeout": 504,
@@ -48,6 +50,8 @@ ERROR_CODES: Mapping[str, int] = {
 }
 """Code → HTTP status, of the service's own errors. An upstream's code is passed on as it is."""
 
+_ERRORS = range(400, 600)
+"""What a failure may leave as, whatever status an upstream gave it."""
 _DONT_RETRY = frozenset(("answer_too_large", "stopped", "total_timeout"))
 """The SDKs retry on 408, 409, 429 and from 500; for these codes that would do harm."""
 
@@ -67,7 +71,9 @@ def invalid_request(message: str, param: str | None = None) -> ApiError:
 
 def error_response(failure: Failure) -> web.Response:
     """The response for a failure: its status, its body, and the headers that the SDKs obey."""
-    status = failure.status or ERROR_CODES[failure.code]
+    status = failure.status
+    if status is None or status not in _ERRORS:
+        status = ERROR_CODES[failure.code]
     response = web.Response(
         status=status, body=encode_json(error_body(failure)), content_type="application/json"
     )
@@ -76,8 +82,9 @@ def error_response(failure: Failure) -> web.Response:
         response.headers["Retry-After"] = str(max(0, round(wait)))
     if failure.code == "invalid_api_key":
         response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
-    if failure.code in _DONT_RETRY:
-        response.headers["x-should-retry"] = "false"
+    should_retry = False if failure.code in _DONT_RETRY else failure.should_retry
+    if should_retry is not None:
+        response.headers["x-should-retry"] = "true" if should_retry else "false"
     return response
 
 

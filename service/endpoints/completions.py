@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from attrs import define
 
-from service.agents.directory import AgentDirectory
+from service.agents.directory import AgentDirectory, askable
 from service.agents.protocol import Agent, AgentCall
 from service.callers.auth import owner_of
 from service.callers.charging import Charging
@@ -80,9 +80,10 @@ class Completions:
         try:
             timeout_seconds = self.config.value.server.request_timeout_seconds
             chat = parse_request(await read_body(request, timeout_seconds))
-            agents = self.directory.pick(chat.model)
+            picked = self.directory.pick(chat.model)
             self.streams.check_room()  # the body may have taken its time
-            relay = self._relay(request, chat, agents, ticket)
+            agents = askable(picked, chat.model)
+            relay = self._relay(request, chat, agents, ticket, is_fallback=agents != picked)
         except BaseException:
             ticket.close()
             raise
@@ -119,7 +120,13 @@ class Completions:
         )
 
     def _relay(
-        self, request: web.Request, chat: ChatRequest, agents: tuple[Agent, ...], ticket: Ticket
+        self,
+        request: web.Request,
+        chat: ChatRequest,
+        agents: tuple[Agent, ...],
+        ticket: Ticket,
+        *,
+        is_fallback: bool,
     ) -> Relay:
         trace = request[TRACE]
         asked = self._session_request(request, chat, agents[0], trace)
@@ -134,7 +141,7 @@ class Completions:
         client = ClientSide(writer, self.clock, limits.farewell_seconds)
         self.charging.expect(asked.completion_id, ticket)
         moments = Moments(asked, self.watchers)
-        call = AgentCall(chat, asked.completion_id, trace.traceparent)
+        call = AgentCall(chat, asked.completion_id, trace.traceparent, is_fallback)
         upstream = Attempts(agents, call, moments)
         return Relay(
             session, self.journal, client, upstream, self.saver, limits, self.clock, moments

@@ -1,6 +1,6 @@
 """Answers probes: `/healthz` (the process lives) and `/readyz` (it can take traffic, or why not)."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aiohttp import web
 
@@ -14,6 +14,8 @@ class Probes:
         streams: the running streams.
         checks: name of a part → returns None, or why the part can't do its work now.
         unsaved: returns how many ended completions wait for the database.
+        circuits: returns which backends are being spared; see `service.agents.circuit`. They don't
+            make the service unready: other agents answer, and refusals say when to come back.
     """
 
     def __init__(
@@ -21,10 +23,12 @@ class Probes:
         streams: RunningStreams,
         checks: Mapping[str, Callable[[], Awaitable[str | None]]],
         unsaved: Callable[[], int],
+        circuits: Callable[[], Sequence[Mapping[str, object]]],
     ) -> None:
         self._streams = streams
         self._checks = checks
         self._unsaved = unsaved
+        self._circuits = circuits
 
     def routes(self) -> list[web.RouteDef]:
         """The calls and their handlers."""
@@ -48,6 +52,7 @@ class Probes:
                 "reasons": reasons,
                 "streams": self._streams.count,
                 "unsaved": self._unsaved(),
+                "agents": self._circuits(),
             },
             status=503 if reasons else 200,
         )

@@ -35,13 +35,13 @@ def _is_http_url(value: str) -> bool:
         has_place = bool(parts.hostname) and parts.port != 0  # a bad port raises
     except ValueError:
         return False
-    return has_place and value.startswith(("http://", "https://"))
+    return has_place and not parts.fragment and value.startswith(("http://", "https://"))
 
 
 _above_0 = Allowed("a number above 0", lambda value: value > 0)
 _from_0 = Allowed("a number from 0", lambda value: value >= 0)
 _count = Allowed("a whole number above 0", lambda value: value > 0)
-_http_url = Allowed("an http:// or https:// URL", _is_http_url)
+_http_url = Allowed("an http:// or https:// URL without a fragment", _is_http_url)
 _some_text = Allowed("a non-empty text", lambda value: bool(value))
 
 Seconds = Annotated[float, _above_0]
@@ -100,6 +100,15 @@ class Timeouts:
 
 
 @frozen
+class CircuitConfig:
+    """When an agent that is down isn't asked for a while; see `docs/configuration.md`."""
+
+    failures: Count = 5
+    pause_seconds: Seconds = 1.0
+    longest_pause_seconds: Seconds = 30.0
+
+
+@frozen
 class ScriptedAgentConfig:
     """The built-in agent: answers with `reply`, or with an introduction, word by word."""
 
@@ -149,6 +158,7 @@ class OpenAIAgentConfig:
     parameters: dict[str, Any] = field(factory=dict)
     timeouts: Timeouts = Timeouts()
     retries: Annotated[int, _from_0] = 2
+    circuit: CircuitConfig | None = CircuitConfig()
     fallbacks: tuple[Name, ...] = ()
     client_gone: ClientGone | None = None
     max_event_bytes: Count = 8 * 1024 * 1024

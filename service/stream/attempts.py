@@ -8,7 +8,10 @@ The policy of attempts:
    a broken answer); a `Retry-After` is obeyed up to `LONGEST_RETRY_WAIT_SECONDS`. A first-token
    timeout goes straight to the fallback: asking the same slow model again doubles the wait.
 3. A request that is itself at fault (400, 413, 422) goes nowhere else.
-4. All of it ends with the first token. What comes before it (a role, a heartbeat) is held back
+4. An agent that is known to be down (`service.agents.circuit`) is passed over, and isn't asked
+   again where there is another; the one request that tries it isn't repeated.
+5. A failure that was retried in vain says so to the client, whose own retries would multiply ours.
+6. All of it ends with the first token. What comes before it (a role, a heartbeat) is held back
    till then, so that a retry leaves no trace at the client.
 """
 
@@ -21,7 +24,7 @@ from typing import Any
 
 from attrs import evolve
 
-from service.agents.protocol import Agent, AgentCall, AgentError, Answer, Sink
+from service.agents.protocol import Agent, AgentCall, AgentError, Answer, Sink, refusal
 from service.stream.holding import HeldBack
 from service.stream.moments import Attempt, Moments
 from statemachine import (
@@ -45,17 +48,18 @@ class Attempts:
     """The events of one completion's upstream, whichever agent they come from.
 
     Args:
-        agents: whom to ask, in order; at least one.
+        agents: whom to ask, in order; at least one, and the first may be asked now.
         call: what to ask.
         moments: told of every attempt.
     """
 
     def __init__(self, agents: Sequence[Agent], call: AgentCall, moments: Moments) -> None:
-        self._agents = iter(agents)
-        self._agent = next(self._agents)
+        self._agent, *self._others = agents
         self._call = call
         self._moments = moments
         self._number = 1
+        self._retried_in_vain = False
+        self._is_trial = self._agent.circuits.begin(call.request.model)
         self._waits: Iterator[float] | None = None
         self._open: AbstractAsyncContextManager[Answer] | None = None
         self._answer: Answer | None = None
@@ -79,14 +83,22 @@ class Attempts:
         try:
             events = await self._reach_first_token()
         except AgentError as error:
-            await self.close()
-            self._note_attempt(asked_at, error.failure)
+            await self._hang_up()
+            self._note_failure(asked_at, error)
             return [await self._after(error)]
+        self._agent.circuits.succeeded(self._call.request.model)
+        self._is_trial = False
         self._note_attempt(asked_at)
         return events
 
     async def close(self) -> None:
         """Close the connection at once. Safe to call twice, and after a cancelled `read`."""
+        if self._is_trial:
+            self._is_trial = False
+            self._agent.circuits.abandoned(self._call.request.model)
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
         opened, self._open, self._answer = self._open, None, None
         if opened is not None:
             await opened.__aexit__(None, None, None)
@@ -107,27 +119,51 @@ class Attempts:
 
     async def _after(self, error: AgentError) -> Event:
         """What follows a failed attempt: another one, once it is time for it, or the ending."""
-        failure = error.failure
         wait_seconds = self._wait_before_retry(error)
+        self._is_trial = False
         if wait_seconds is not None:
             await asyncio.sleep(wait_seconds)
             self._number += 1
         else:
-            fallback = None if error.is_final else next(self._agents, None)
+            self._retried_in_vain |= error.is_retryable and self._number > self._agent.retries > 0
+            fallback = None if error.is_final else self._next_agent()
             if fallback is None:
-                timed_out = failure.code.endswith("_timeout")
-                return DeadlineExpired(failure) if timed_out else UpstreamFailed(failure)
+                return self._ending(error)
+            self._others = self._others[self._others.index(fallback) + 1 :]
             self._agent, self._number, self._waits = fallback, 1, None
+            self._is_trial = fallback.circuits.begin(self._call.request.model)
             self._call = evolve(self._call, is_fallback=True)
         return AttemptStarted(self._agent.name, self._agent.timeouts.idle_seconds)
 
-    def _note_attempt(self, asked_at: float, failure: Failure | None = None) -> None:
+    def _next_agent(self) -> Agent | None:
+        """The next one that may be asked now."""
+        model = self._call.request.model
+        askable = (agent for agent in self._others if not agent.circuits.wait_seconds(model))
+        return next(askable, None)
+
+    def _ending(self, error: AgentError) -> Event:
+        failure = error.failure
+        if self._retried_in_vain and error.is_retryable:
+            failure = evolve(failure, should_retry=False)
+        timed_out = failure.code.endswith("_timeout")
+        return DeadlineExpired(failure) if timed_out else UpstreamFailed(failure)
+
+    def _note_failure(self, asked_at: float, error: AgentError) -> None:
+        model = self._call.request.model
+        self._agent.circuits.failed(model, error.failure, is_trial=self._is_trial)
+        self._note_attempt(asked_at, error.failure, error.cause)
+
+    def _note_attempt(
+        self, asked_at: float, failure: Failure | None = None, cause: str | None = None
+    ) -> None:
         seconds = time.monotonic() - asked_at
-        self._moments.tried(Attempt(self._agent.name, self._number, seconds, failure))
+        self._moments.tried(Attempt(self._agent.name, self._number, seconds, failure, cause))
 
     def _wait_before_retry(self, error: AgentError) -> float | None:
         """How long to wait before asking the same agent again, in seconds; None: don't."""
-        if not error.is_retryable or self._number > self._agent.retries:
+        if not error.is_retryable or self._number > self._agent.retries or self._is_trial:
+            return None
+        if self._agent.circuits.wait_seconds(self._call.request.model) and self._next_agent():
             return None
         asked = error.failure.retry_after_seconds
         if asked is None:
@@ -149,8 +185,7 @@ async def _first_token(answer: Answer) -> list[Event]:
         held.add(events)
         last = events[-1]
         if isinstance(last, UpstreamFailed):
-            # An error that the backend reports is its answer; a broken one may be whole next time.
-            raise AgentError(last.failure, is_retryable=last.failure.code != "upstream_error")
+            raise refusal(last.failure)
         if isinstance(last, UpstreamFinished):
             if not held.has_begun:
                 raise AgentError(NOTHING_CAME, is_retryable=True)
@@ -159,5 +194,5 @@ async def _first_token(answer: Answer) -> list[Event]:
 
 def _first_token_timeout(agent: Agent) -> Failure:
     seconds = agent.timeouts.first_token_seconds
-    message = f"The agent {agent.name!r} said nothing within {seconds:g} s."
+    message = f"The model said nothing within {seconds:g} s."
     return Failure("first_token_timeout", message, type="timeout_error")

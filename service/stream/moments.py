@@ -26,6 +26,8 @@ class Attempt:
     """From asking to the first token or the failure."""
     failure: Failure | None = None
     """Why there was no first token; None if there was one."""
+    cause: str | None = None
+    """What of that is for the log alone."""
 
 
 class Watcher:

@@ -112,9 +112,10 @@ class ChunkEncoder:
 
 
 def error_body(failure: Failure) -> dict[str, Any]:
-    """OpenAI's error object."""
+    """OpenAI's error object, with whatever else the upstream's own holds."""
     return {
         "error": {
+            **failure.extra,
             "message": failure.message,
             "type": failure.type,
             "param": failure.param,

@@ -6,24 +6,32 @@ raw bytes, because the SDK's parsed chunks cost three times as much as everythin
 """
 
 import asyncio
-import math
-import time
+from base64 import b64encode
 from fnmatch import fnmatchcase
-from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import aiohttp
 import httpx2
 import openai
 import structlog
-from aiohttp.http_exceptions import ContentEncodingError
-from attrs import evolve
 
+from service.agents.circuit import Circuits
 from service.agents.openai.answer import OpenAIAnswer
-from service.agents.openai.connection import Connection
-from service.agents.openai.failures import upstream_failure
+from service.agents.openai.body import (
+    Undecodable,
+    body_of,
+    encoding_of,
+    is_readable,
+    read_at_most,
+)
+from service.agents.openai.connection import Connection, no_transport
+from service.agents.openai.failures import upstream_failure, with_headers
+from service.agents.openai.models import ModelList, models_in
 from service.agents.openai.reads import EventReader
-from service.agents.protocol import AgentCall, AgentError
+from service.agents.openai.redacting import Redactor, secrets_of
+from service.agents.openai.unreachable import cause_of, connection_error
+from service.agents.protocol import AgentCall, AgentError, refusal
 from service.settings.config import OpenAIAgentConfig
 from service.wire import decode_json, encode_json, upstream_body
 from statemachine import Failure
@@ -31,19 +39,20 @@ from statemachine.endings import BROKEN_OFF
 
 log = structlog.get_logger(__name__)
 
-_MODELS_CACHED_SECONDS = 60.0
-_MODELS_RETRIED_SECONDS = 5.0
+_COMPLETIONS, _MODELS = "/chat/completions", "/models"
 _MODELS_TIMEOUT_SECONDS = 5.0
+_LARGEST_MODELS_BYTES = 2 << 20
+_LARGEST_ERROR_BYTES = 65_536
+_ERROR_TIMEOUT_SECONDS = 5.0
 _IDLE_CONNECTION_SECONDS = 30.0
-_LONGEST_ERROR_BODY = 200
 _NO_KEY = "no-key-needed"
 _HEADERS = {
     "Accept": "text/event-stream",
     "Accept-Encoding": "identity",  # compressed streams arrive in lumps
 }
-_RETRYABLE_STATUSES = frozenset((408, 409, 429))
-_FINAL_STATUSES = frozenset((400, 413, 422))
-"""The request itself is at fault; another agent would say the same."""
+_MODELS_HEADERS = {"Accept": "application/json"}
+_SUCCESS = range(200, 300)
+_REFUSED = range(400, 600)
 
 
 class OpenAIAgent:
@@ -64,26 +73,28 @@ class OpenAIAgent:
         self.retries = config.retries
         self.fallbacks = config.fallbacks
         self.client_gone = config.client_gone
+        trial_seconds = config.timeouts.connect_seconds + config.timeouts.first_token_seconds
+        self.circuits = Circuits(config.name, config.circuit, trial_seconds)
         self._config = config
-        self._key = api_key
         self._uses_shortcut = uses_shortcut
         self._cut_off_reasons = frozenset(
             reason.strip().lower() for reason in config.cut_off_reasons
         )
-        self._models: list[dict[str, Any]] = []
-        self._models_until = 0.0
-        self._asking_for_models = asyncio.Lock()
+        self._redactor = Redactor(secrets_of(api_key, config.base_url, config.parameters))
+        self._models = ModelList(self._ask_for_models)
         tls = httpx2.create_ssl_context()  # reads the trusted authorities, which takes a while
+        place = urlsplit(config.base_url)
+        user_and_password, _, host = place.netloc.rpartition("@")
         self._client = openai.AsyncOpenAI(
             api_key=api_key or _NO_KEY,
-            base_url=config.base_url,
+            base_url=urlunsplit((place.scheme, host, place.path.rstrip("/"), "", "")),
             max_retries=0,  # `service.stream.attempts` retries, and knows about fallbacks
-            http_client=openai.DefaultAioHttpClient(verify=tls),
+            http_client=httpx2.AsyncClient(transport=no_transport()),
         )
         self._connection = Connection(
             self._client,
-            "/chat/completions",
-            _HEADERS,
+            place.query,
+            {**_HEADERS, **_basic(user_and_password)},
             tls,
             config.timeouts.connect_seconds,
             _IDLE_CONNECTION_SECONDS,
@@ -99,12 +110,14 @@ class OpenAIAgent:
         reader = EventReader(
             self._config.max_event_bytes,
             self._cut_off_reasons,
+            self._redactor,
             uses_shortcut=self._uses_shortcut,
         )
-        return OpenAIAnswer(self, call, reader)
+        return OpenAIAnswer(self, call, reader, self._config.max_event_bytes)
 
     async def ask(self, call: AgentCall) -> aiohttp.ClientResponse:
-        """Send one request. Raises AgentError, also for any status but 200."""
+        """Send one request. Raises AgentError, also for any status but 2xx, and for a body in an
+        encoding that isn't read."""
         body = upstream_body(
             call.request,
             model=self._upstream_model(call),
@@ -113,27 +126,30 @@ class OpenAIAgent:
         )
         try:
             response = await self._connection.post(
-                encode_json(body), {"traceparent": call.traceparent}
+                _COMPLETIONS, encode_json(body), {"traceparent": call.traceparent}
             )
         except (aiohttp.ClientError, OSError) as error:
-            raise self._connection_error(error) from error
-        if response.status != HTTPStatus.OK:
-            async with response:
-                raise self._status_error(response, await _error_body(response))
+            seconds = self.timeouts.connect_seconds
+            raise connection_error(error, seconds, self._redactor) from error
+        if response.status not in _SUCCESS:
+            try:
+                raise refusal(await self._status_failure(response))
+            finally:
+                response.close()
+        encoding = encoding_of(response)
+        if not is_readable(encoding):
+            response.close()
+            raise refusal(_unreadable(self._redactor.text(encoding[:100])))
         return response
 
     async def models(self) -> list[dict[str, Any]]:
         named = self._named_models()
-        async with self._asking_for_models:  # callers who come meanwhile get the same list
-            if time.monotonic() >= self._models_until:
-                found = await self._ask_for_models()
-                good_for = _MODELS_RETRIED_SECONDS if found is None else _MODELS_CACHED_SECONDS
-                self._models_until = time.monotonic() + good_for
-                self._models = self._models if found is None else found
         listed = {model["id"] for model in named}
-        return named + [model for model in self._models if model["id"] not in listed]
+        found = await self._models.known()
+        return named + [model for model in found if model["id"] not in listed]
 
     async def close(self) -> None:
+        await self._models.close()
         await self._connection.close()
         await self._client.close()
 
@@ -155,80 +171,94 @@ class OpenAIAgent:
     async def _ask_for_models(self) -> list[dict[str, Any]] | None:
         """What the backend lists and we serve; None if it can't be asked."""
         try:
-            response = await self._client.get(
-                "/models",
-                cast_to=httpx2.Response,
-                options={"timeout": _MODELS_TIMEOUT_SECONDS},
+            async with asyncio.timeout(_MODELS_TIMEOUT_SECONDS):
+                found = await self._listed_models()
+        except TimeoutError:
+            why = f"no answer within {_MODELS_TIMEOUT_SECONDS:g} s"
+        except (aiohttp.ClientError, OSError) as error:
+            why = cause_of(error, self._redactor)
+        except AgentError as error:
+            why = error.failure.message
+        else:
+            return [
+                {"object": "model", "created": 0, "owned_by": self.name, **entry}
+                for entry in found
+                if self.serves(entry["id"])
+            ]
+        log.warning("models not listed", agent=self.name, reason=why)
+        return None
+
+    async def _listed_models(self) -> list[dict[str, Any]]:
+        """What the backend lists. Raises AgentError if that is nothing, and what `get` raises."""
+        response = await self._connection.get(_MODELS, _MODELS_HEADERS)
+        try:
+            if response.status not in _SUCCESS:
+                raise refusal(await self._status_failure(response))
+            encoding = encoding_of(response)
+            if not is_readable(encoding):
+                raise refusal(_unreadable(self._redactor.text(encoding[:100])))
+            body = body_of(response, encoding)
+            data, is_whole = await read_at_most(
+                body, _LARGEST_MODELS_BYTES, _MODELS_TIMEOUT_SECONDS
             )
-            entries = decode_json(response.content)["data"]
-            found = [entry for entry in entries if isinstance(entry.get("id"), str)]
-        except (openai.OpenAIError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("models not listed", agent=self.name, reason=type(error).__name__)
-            return None
-        return [
-            {"object": "model", "created": 0, "owned_by": self.name, **entry}
-            for entry in found
-            if self.serves(entry["id"])
-        ]
+        finally:
+            response.close()
+        if not is_whole:
+            message = f"The list broke off, or is over {_LARGEST_MODELS_BYTES} bytes long."
+            raise refusal(Failure("upstream_malformed", message))
+        try:
+            found = models_in(decode_json(data))
+        except ValueError:
+            found = None
+        if found is None:
+            raise refusal(Failure("upstream_malformed", "The answer is no list of models."))
+        return found
 
     # --- the one door for foreign errors ----------------------------------------------------
 
-    def _status_error(self, response: aiohttp.ClientResponse, body: Any) -> AgentError:
-        status = response.status
-        if isinstance(body, str):
-            text = self._redacted(body).strip()[:_LONGEST_ERROR_BODY]
-            body = {"message": text or f"The backend of agent {self.name!r} answered {status}."}
-        failure = evolve(
-            upstream_failure(body, status),
-            retry_after_seconds=_seconds(response.headers.get("retry-after")),
-        )
-        return AgentError(
-            evolve(failure, message=self._redacted(failure.message)),
-            is_retryable=status in _RETRYABLE_STATUSES or status >= 500,
-            is_final=status in _FINAL_STATUSES,
-        )
-
-    def _redacted(self, text: str) -> str:
-        """Some backends quote the key they refuse."""
-        return text.replace(self._key, "***") if self._key else text
-
-    def _connection_error(self, error: Exception) -> AgentError:
-        if isinstance(error, aiohttp.ServerTimeoutError):
-            seconds = self.timeouts.connect_seconds
-            message = f"Connecting to the backend of agent {self.name!r} took over {seconds:g} s."
-            failure = Failure("connect_timeout", message, type="timeout_error")
-        else:
-            message = f"The backend of agent {self.name!r} could not be reached."
-            failure = Failure("upstream_unreachable", message)
-        return AgentError(failure, is_retryable=True)
+    async def _status_failure(self, response: aiohttp.ClientResponse) -> Failure:
+        """What a response says that is no answer. Its connection is no good afterwards."""
+        status, headers = response.status, response.headers
+        said = await _error_body(response)
+        if said == "":
+            said = f"The model's backend answered {status}."
+        own_status = status if status in _REFUSED else None  # a failure leaves as one
+        return with_headers(upstream_failure(said, own_status, self._redactor), headers)
 
     def body_failure(self, error: Exception) -> Failure:
         """What became of a body that was being read."""
-        if isinstance(error.__cause__, ContentEncodingError):
-            message = f"The backend of agent {self.name!r} sent a body that cannot be decoded."
+        if isinstance(error, Undecodable):
+            message = "The model's backend sent a body that cannot be decoded."
             return Failure("upstream_malformed", message)
-        message = f"The connection to the backend of agent {self.name!r} broke."
-        return Failure(BROKEN_OFF, message)
+        return Failure(BROKEN_OFF, "The connection to the model's backend broke.")
+
+
+def _basic(user_and_password: str) -> dict[str, str]:
+    """The header for what stands before the host in an address (RFC 7617)."""
+    if not user_and_password:
+        return {}
+    user, _, password = user_and_password.partition(":")
+    pair = f"{unquote(user)}:{unquote(password)}".encode()
+    return {"Authorization": f"Basic {b64encode(pair).decode()}"}
+
+
+def _unreadable(encoding: str) -> Failure:
+    message = (
+        f"The model's backend sent its answer compressed as {encoding}, which wasn't asked for."
+    )
+    return Failure("upstream_malformed", message, should_retry=False)
 
 
 async def _error_body(response: aiohttp.ClientResponse) -> Any:
-    """What an answer other than 200 says: its `error`, or its JSON, or its text."""
-    try:
-        data = await response.read()
-    except (aiohttp.ClientError, OSError):
+    """What an answer other than 2xx says: JSON, or a text."""
+    encoding = encoding_of(response)
+    if not is_readable(encoding):
         return ""
+    data, _ = await read_at_most(
+        body_of(response, encoding), _LARGEST_ERROR_BYTES, _ERROR_TIMEOUT_SECONDS
+    )
     try:
-        body = decode_json(data)
+        said = decode_json(data)
     except ValueError:
-        return data.decode("utf-8", "replace")
-    body = body.get("error", body) if isinstance(body, dict) else body
-    return "" if body is None else body
-
-
-def _seconds(text: str | None) -> float | None:
-    """A `Retry-After` in seconds; its other form, a date, is rare here and not worth trusting."""
-    try:
-        seconds = float(text) if text else -1.0
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < math.inf else None
+        return data.decode("utf-8", "replace").strip()
+    return "" if said is None else said

@@ -1,21 +1,27 @@
 """One request to a backend and its answer, read as events."""
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Protocol
 
 import aiohttp
+from attrs import evolve
 
+from service.agents.openai.body import Undecodable, body_of, encoding_of
+from service.agents.openai.decoder import NO_STREAM
+from service.agents.openai.failures import with_headers
 from service.agents.openai.lane import LaneProtocol
 from service.agents.openai.reads import EventReader
 from service.agents.protocol import AgentCall, Sink
-from statemachine import ChunkReceived, Event, Failure
+from statemachine import ChunkReceived, Event, Failure, UpstreamFailed
 
 
 class Backend(Protocol):
     """Who is asked."""
 
     async def ask(self, call: AgentCall) -> aiohttp.ClientResponse:
-        """Send one request. Raises AgentError, also for any status but 200."""
+        """Send one request. Raises AgentError, also for any status but 2xx, and for a body in an
+        encoding that isn't read."""
 
     def body_failure(self, error: Exception) -> Failure:
         """What became of a body that was being read."""
@@ -26,18 +32,38 @@ class OpenAIAnswer:
 
     Args:
         reader: for this answer alone.
+        most_silent_bytes: a compressed body that unpacks to more without an event in it has failed.
     """
 
-    __slots__ = ("_backend", "_call", "_reader", "_response", "_sink")
+    __slots__ = (
+        "_backend",
+        "_body",
+        "_call",
+        "_has_spoken",
+        "_is_packed",
+        "_most_silent_bytes",
+        "_reader",
+        "_response",
+        "_silent_bytes",
+        "_sink",
+    )
 
-    def __init__(self, backend: Backend, call: AgentCall, reader: EventReader) -> None:
+    def __init__(
+        self, backend: Backend, call: AgentCall, reader: EventReader, most_silent_bytes: int
+    ) -> None:
         self._backend = backend
         self._call = call
         self._reader = reader
+        self._most_silent_bytes = most_silent_bytes
+        self._silent_bytes = 0
+        self._has_spoken = False
         self._sink: Sink | None = None
 
     async def __aenter__(self) -> "OpenAIAnswer":
         self._response = await self._backend.ask(self._call)
+        encoding = encoding_of(self._response)
+        self._is_packed = bool(encoding)
+        self._body = body_of(self._response, encoding)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -52,16 +78,41 @@ class OpenAIAnswer:
             if lane is not None:
                 lane.listener = listener
             try:
-                data = await self._response.content.readany()
-            except (aiohttp.ClientError, OSError) as error:
+                data = await self._body.readany()
+            except (aiohttp.ClientError, OSError, Undecodable) as error:
                 error.__traceback__ = None  # aiohttp keeps the error, which would keep this frame
                 return self._reader.close(self._backend.body_failure(error))
             finally:
                 if lane is not None and lane.listener is listener:
                     lane.listener = None  # else the connection is another answer's by now
-            events = self._reader.read(data) if data else self._reader.close()
+            events = self._reader.read(data) if data else self._end()
             if events:  # else the read completed none
-                return events
+                self._has_spoken = True
+                self._silent_bytes = 0
+                return self._with_headers(events) if self._reader.has_failed else events
+            if self._is_packed and self._is_too_silent(data):
+                return self._reader.close(NO_STREAM)
+
+    def _end(self) -> list[Event]:
+        """The body has ended. Without a stream in it, any success but a 200 will be the same again."""
+        is_odd = self._response.status != HTTPStatus.OK and not self._has_spoken
+        events = self._reader.close(NO_STREAM if is_odd else None)
+        if is_odd and events[-1] == UpstreamFailed(NO_STREAM):
+            events[-1] = UpstreamFailed(evolve(NO_STREAM, should_retry=False))
+        return events
+
+    def _is_too_silent(self, data: bytes) -> bool:
+        self._silent_bytes += len(data)
+        return self._silent_bytes > self._most_silent_bytes
+
+    def _with_headers(self, events: list[Event]) -> list[Event]:
+        """The events, of which the last is a failure; one with a status of its own may have the
+        headers that go with that."""
+        *others, last = events
+        assert isinstance(last, UpstreamFailed)
+        if last.failure.status is None:
+            return events
+        return [*others, UpstreamFailed(with_headers(last.failure, self._response.headers))]
 
     def _offer(self, pieces: Sequence[bytes]) -> int:
         """Hand repeated chunks to the sink past the waiting `read`; see `Listener`."""
@@ -78,8 +129,9 @@ class OpenAIAnswer:
         return count
 
     def _lane(self) -> LaneProtocol | None:
-        """The connection's lane, while a sink listens and the connection is this answer's: after the
-        body's end it may be somebody else's."""
-        connection = self._response.connection if self._sink is not None else None
+        """The connection's lane, while a sink listens to a plain body and the connection is this
+        answer's: after the body's end it may be somebody else's."""
+        listens = self._sink is not None and not self._is_packed
+        connection = self._response.connection if listens else None
         protocol = None if connection is None else connection.protocol
         return protocol if isinstance(protocol, LaneProtocol) else None

@@ -1,21 +1,26 @@
 """Reads an upstream's SSE body: bytes, cut anywhere, into chunks and a truthful ending.
 
 Accepted, because real upstreams send it: LF, CRLF and CR line ends, no space after `data:`,
-comments, `retry:` and `id:` lines, data over several lines, characters cut in two, many events in
-one packet, one event in many, a last event without its blank line, `[DONE]` or none, an error as a
-JSON object, as a string, under `event: error`, or as a plain JSON body without any SSE around it.
+comments, `retry:` and `id:` lines, data over several lines, events parted by one line end,
+characters cut in two, many events in one packet, one event in many, a last event without its blank
+line, `[DONE]` or none, events of other names, which are left out unless there is a chunk in them, a
+whole completion as a plain JSON body. An error may be a JSON object, a string, under `event: error`,
+a field of its own, or JSON without any SSE around it, in the middle of a stream or instead of one.
 
 Refused, as a failure that keeps everything before it: bad UTF-8, bad JSON, an event
-past the size limit, JSON that is no chunk, any `error`. Chunks of odd shapes are mended
+past the size limit, JSON that is no chunk, any error. Chunks of odd shapes are mended
 (`service.agents.openai.mending`).
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.agents.openai.failures import upstream_failure
+from service.agents.openai.failures import says_error, upstream_failure
+from service.agents.openai.framing import DONE, begins_line_parted, read_block, take_lines
 from service.agents.openai.mending import ChunkMender, TooManyItems
 from service.agents.openai.pattern import PatternReader
+from service.agents.openai.redacting import NOTHING_SECRET, Redactor
+from service.agents.openai.shapes import as_chunk, is_completion
 from service.wire import decode_json
 from service.wire.measuring import has_more_values
 from statemachine import Failure, RepeatedChunks, UpstreamFailed, UpstreamFinished
@@ -28,13 +33,15 @@ _BOM = b"\xef\xbb\xbf"
 INCOMPLETE = BODY_ENDED
 """The ending of a body that just stops. Only the session knows if its finish reasons make that a
 good end after all."""
+NO_STREAM = Failure("upstream_malformed", "The model's backend did not answer with a stream.")
+"""The ending of a body that is something else."""
 MOST_VALUES = 30_000
 """Keys and values of one event. Whatever goes through more of them would hold up everybody else. A chunk
 of a hundred tokens, each with the probabilities of twenty others, has some 25,000."""
-_NO_STREAM = "The model's backend did not answer with a stream."
 _TOO_MUCH = "The model's backend sent more than a chunk can hold."
-_DICT_OR_NONE = (dict, type(None))
-_INT_OR_NONE = (int, type(None))
+_PINGS = frozenset((b"ping", b"heartbeat", b"keep-alive", b"keepalive", b"keep_alive"))
+_PING_TYPES = [name.decode() for name in _PINGS]
+_PLAIN_NAMES = frozenset((b"", b"message"))
 
 
 class SseDecoder:
@@ -56,15 +63,22 @@ class SseDecoder:
         "_ended_in_cr",
         "_events",
         "_is_foreign",
+        "_is_line_parted",
         "_max_event_bytes",
         "_mender",
         "_patterns",
+        "_redactor",
         "_started",
         "ending",
         "sources",
     )
 
-    def __init__(self, max_event_bytes: int, cut_off_reasons: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        max_event_bytes: int,
+        cut_off_reasons: frozenset[str] = frozenset(),
+        redactor: Redactor = NOTHING_SECRET,
+    ) -> None:
         self.ending: Ending | None = None
         self.sources: list[bytes | None] = []
         self._max_event_bytes = max_event_bytes
@@ -73,6 +87,8 @@ class SseDecoder:
         self._started = False
         self._events = 0
         self._is_foreign = False
+        self._is_line_parted = False
+        self._redactor = redactor
         self._mender = ChunkMender(cut_off_reasons)
         self._patterns = PatternReader()
 
@@ -131,11 +147,13 @@ class SseDecoder:
         searched = max(len(self._buffer) - 1, 0)
         self._buffer += data
         end = self._buffer.rfind(b"\n\n", searched)
-        if end < 0:
-            self._check_size(self._buffer)
-            return []
-        blocks = bytes(self._buffer[:end]).split(b"\n\n")
-        del self._buffer[: end + 2]
+        blocks: list[bytes] = []
+        if end >= 0:
+            blocks = bytes(self._buffer[:end]).split(b"\n\n")
+            del self._buffer[: end + 2]
+        if self._is_line_parted or (end < 0 and b"\n" in data and begins_line_parted(self._buffer)):
+            self._is_line_parted = True
+            blocks += take_lines(self._buffer)
         payloads = self._decode(blocks)
         self._check_size(self._buffer)
         return payloads
@@ -149,7 +167,7 @@ class SseDecoder:
             if rest:
                 payloads = self._decode_rest(rest)
         if self.ending is None and self._is_foreign and not self._events:
-            self._fail("upstream_malformed", _NO_STREAM)
+            self.ending = UpstreamFailed(NO_STREAM)
         elif self.ending is None:
             self.ending = self._cut_off() or UpstreamFailed(INCOMPLETE)
         return payloads
@@ -193,56 +211,57 @@ class SseDecoder:
 
     def _decode(self, blocks: list[bytes]) -> list[JsonObject]:
         payloads: list[JsonObject] = []
-        for block in blocks:
+        for block in filter(None, blocks):
             if len(block) > self._max_event_bytes:
                 self._check_size(block)
             if self.ending is not None:
                 break
             if block.startswith(b"data: {") and b"\n" not in block:
                 payload = self._decode_data(block[6:], b"")
-            else:
-                payload = self._decode_block(block)
-            if payload is not None:
-                payloads.append(payload)
+                if payload is not None:
+                    payloads.append(payload)
+            elif not block.startswith(b":") or b"\n" in block:  # else a comment
+                payloads += self._decode_block(block)
         return payloads
 
-    def _decode_block(self, block: bytes) -> JsonObject | None:
-        name = b""
-        data: list[bytes] = []
-        for line in block.split(b"\n"):
-            key, _, value = line.partition(b":")
-            if key == b"data":
-                data.append(value.removeprefix(b" "))
-            elif key == b"event":
-                name = value.strip()
-            elif key and not key.isalpha():  # SSE ignores fields it doesn't know; this is none
-                self._is_foreign = True
-        if not data and name != b"error":
-            if self._events == 0 and block.lstrip().startswith(b"{"):
-                self._decode_plain_body(block)
-            return None
-        return self._decode_data(b"\n".join(data), name)
+    def _decode_block(self, text: bytes) -> list[JsonObject]:
+        block = read_block(text)
+        if block.error is not None:
+            self._fail_upstream(_value_of(block.error))
+            return []
+        payloads: list[JsonObject] = []
+        if block.bare:
+            self._is_foreign = True
+            payloads += self._decode_bare(block.bare)
+        for data, name in block.events:
+            if self.ending is None and (data or name):
+                payload = self._decode_data(data, name)
+                if payload is not None:
+                    payloads.append(payload)
+        return payloads
 
     def _decode_rest(self, rest: bytes) -> list[JsonObject]:
         """A last event without its blank line, or a body that never was SSE."""
-        if self._events == 0 and rest.lstrip().startswith(b"{"):
-            self._decode_plain_body(rest)
-            return []
-        payload = self._decode_block(rest)
-        if isinstance(self.ending, UpstreamFailed):
+        payloads = self._decode_block(rest)
+        if isinstance(self.ending, UpstreamFailed) and self.ending.failure is not NO_STREAM:
             if self.ending.failure.code == "upstream_malformed":
                 self.ending = None  # cut in the middle of an event: incomplete, not malformed
-        return [] if payload is None else [payload]
+        return payloads
 
-    def _decode_plain_body(self, body: bytes) -> None:
-        try:
-            value = decode_json(body)
-        except ValueError:
-            value = None
-        if isinstance(value, Mapping) and value.get("error") is not None:
-            self._fail_upstream(value["error"])
-        else:
-            self._fail("upstream_malformed", _NO_STREAM)
+    def _decode_bare(self, text: bytes) -> list[JsonObject]:
+        """JSON without SSE around it: an error anywhere, or all there is, if nothing came before."""
+        if text[:1] not in (b"{", b"["):
+            return []
+        value = _value_of(text)
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, Mapping) and says_error(first):
+            self._fail_upstream(value)
+        elif not self._events:
+            chunk = self._mended(text, value) if is_completion(value) else None
+            if self.ending is None:
+                self.ending = UpstreamFailed(NO_STREAM) if chunk is None else self._done()
+            return [] if chunk is None else [chunk]
+        return []
 
     # --- events to chunks -------------------------------------------------------------------
 
@@ -251,50 +270,70 @@ class SseDecoder:
         self._events += 1
         if not data.startswith(b"{"):
             text = data.strip()
-            if text == b"[DONE]":
-                self.ending = self._cut_off() or UpstreamFinished()
+            if text in DONE:
+                self.ending = self._done()
                 return None
-            if not text and name != b"error":
+            if b"error" not in name and (not text or text.lower() in _PINGS):
                 return None
+        if name not in _PLAIN_NAMES:
+            return self._decode_named(data, name)
         if len(data) > MOST_VALUES and has_more_values(data, MOST_VALUES):
             self._fail("upstream_malformed", _TOO_MUCH)
             return None
         try:
             payload = decode_json(data)
         except ValueError:
-            if name == b"error":
-                self._fail_upstream(data.strip().decode("utf-8", "replace"))
-            else:
-                self._fail(
-                    "upstream_malformed", "The model's backend sent an event that is not JSON."
-                )
+            self._fail("upstream_malformed", "The model's backend sent an event that is not JSON.")
             return None
-        if isinstance(payload, dict) and payload.get("error") is not None:
-            self._fail_upstream(payload["error"])
-        elif name == b"error":
+        return self._take_payload(data, payload)
+
+    def _decode_named(self, data: bytes, name: bytes) -> JsonObject | None:
+        """An event with a name of its own: an error, a heartbeat, or whatever has a chunk in it."""
+        payload = _value_of(data)
+        if b"error" in name:
             self._fail_upstream(payload)
-        elif not _is_chunk(payload):
-            self._fail("upstream_malformed", "The model's backend sent JSON that is not a chunk.")
-        else:
-            return self._mended(data, payload)
+        elif isinstance(payload, dict) and name not in _PINGS:
+            if says_error(payload) or payload.get("choices") or payload.get("usage"):
+                return self._take_payload(data, payload)
         return None
 
-    def _mended(self, data: bytes, payload: JsonObject) -> JsonObject | None:
+    def _take_payload(self, data: bytes, payload: Any) -> JsonObject | None:
+        if type(payload) is dict and ("error" in payload or "choices" not in payload):
+            if says_error(payload):
+                has_choices = "choices" in payload
+                self._fail_upstream(payload["error"] if has_choices else payload)
+                return None
+            if _is_ping(payload):
+                return None
+        chunk = as_chunk(payload)
+        if chunk is None:
+            self._fail("upstream_malformed", "The model's backend sent JSON that is not a chunk.")
+            return None
+        for choice in chunk.get("choices") or ():
+            if choice.get("error"):
+                self._fail_upstream(choice["error"])
+                return None
+        return self._mended(data, chunk, is_as_sent=chunk is payload)
+
+    def _mended(self, data: bytes, chunk: Any, *, is_as_sent: bool = True) -> JsonObject | None:
         """The chunk as it goes on, which is mostly the one that came."""
-        mended = payload
-        if _is_plain(payload):
+        mended: JsonObject = chunk
+        if _is_plain(chunk):
             self._mender.has_spoken = True
         else:
             try:
-                mended = self._mender.mend(payload)
+                mended = self._mender.mend(chunk)
             except TooManyItems:
                 self._fail("upstream_malformed", _TOO_MUCH)
                 return None
-        is_one_line = b"\n" not in data
-        self.sources.append(data if is_one_line and mended is payload else None)
+        is_one_line = is_as_sent and b"\n" not in data
+        self.sources.append(data if is_one_line and mended is chunk else None)
         if is_one_line:
-            self._patterns.learn_from(data, payload, mended)
+            self._patterns.learn_from(data, chunk, mended)
         return mended
+
+    def _done(self) -> Ending:
+        return self._cut_off() or UpstreamFinished()
 
     def _cut_off(self) -> UpstreamFailed | None:
         """The ending of an answer whose finish reason says that it was cut off."""
@@ -307,27 +346,8 @@ class SseDecoder:
     def _fail(self, code: str, message: str) -> None:
         self.ending = UpstreamFailed(Failure(code, message))
 
-    def _fail_upstream(self, error: Any) -> None:
-        self.ending = UpstreamFailed(upstream_failure(error))
-
-
-def _is_chunk(payload: Any) -> bool:
-    """True for an object whose `choices`, if any, have the shape that everybody relies on."""
-    if not isinstance(payload, dict):
-        return False
-    choices = payload.get("choices")
-    if choices is None:
-        return True
-    if not isinstance(choices, list):
-        return False
-    for choice in choices:
-        if not isinstance(choice, dict):
-            return False
-        if not isinstance(choice.get("delta"), _DICT_OR_NONE):
-            return False
-        if not isinstance(choice.get("index"), _INT_OR_NONE):
-            return False
-    return True
+    def _fail_upstream(self, said: Any) -> None:
+        self.ending = UpstreamFailed(upstream_failure(said, redactor=self._redactor))
 
 
 def _is_plain(payload: JsonObject) -> bool:
@@ -341,3 +361,18 @@ def _is_plain(payload: JsonObject) -> bool:
         return False
     ((key, value),) = delta.items()
     return type(value) is str and key != "role"
+
+
+def _is_ping(payload: Mapping[str, Any]) -> bool:
+    kind = payload.get("type")
+    return "choices" not in payload and kind in _PING_TYPES
+
+
+def _value_of(data: bytes) -> Any:
+    """A JSON value, or the text that is none, or too much."""
+    try:
+        if len(data) <= MOST_VALUES or not has_more_values(data, MOST_VALUES):
+            return decode_json(data)
+    except ValueError:
+        pass
+    return data.strip().decode("utf-8", "replace")

@@ -7,6 +7,7 @@ way a chunk took makes no difference to clients, record and journal.
 from collections.abc import Iterator, Sequence
 
 from service.agents.openai.decoder import INCOMPLETE, SseDecoder
+from service.agents.openai.redacting import NOTHING_SECRET, Redactor
 from statemachine import (
     ChunkReceived,
     ChunkRun,
@@ -30,6 +31,7 @@ class EventReader:
     Args:
         max_event_bytes: a larger event is a failure.
         cut_off_reasons: finish reasons that mean "cut off", in lower case.
+        redactor: what is secret in an upstream's errors.
         uses_shortcut: tell repeated chunks in one event.
 
     Attributes:
@@ -43,12 +45,18 @@ class EventReader:
         self,
         max_event_bytes: int,
         cut_off_reasons: frozenset[str] = frozenset(),
+        redactor: Redactor = NOTHING_SECRET,
         *,
         uses_shortcut: bool = True,
     ) -> None:
-        self._decoder = SseDecoder(max_event_bytes, cut_off_reasons)
+        self._decoder = SseDecoder(max_event_bytes, cut_off_reasons, redactor)
         self._uses_shortcut = uses_shortcut
         self.take_event = self._decoder.take
+
+    @property
+    def has_failed(self) -> bool:
+        """True if the answer's ending is a failure."""
+        return isinstance(self._decoder.ending, UpstreamFailed)
 
     def read(self, data: bytes) -> list[Event]:
         """The events of one socket read, the answer's ending included; none if it completes none.

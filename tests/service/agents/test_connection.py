@@ -65,9 +65,9 @@ def chunked(data: bytes) -> bytes:
 
 
 BROKE = UpstreamFailed(
-    Failure("upstream_incomplete", "The connection to the backend of agent 'o' broke.")
+    Failure("upstream_incomplete", "The connection to the model's backend broke.")
 )
-UNREACHABLE = Failure("upstream_unreachable", "The backend of agent 'o' could not be reached.")
+UNREACHABLE = Failure("upstream_unreachable", "The model's backend could not be reached.")
 
 
 async def test_a_backend_that_isnt_there_may_be_asked_again(make_agent: MakeAgent) -> None:
@@ -122,7 +122,7 @@ async def test_a_connection_that_takes_too_long_has_its_own_code(make_agent: Mak
         finally:
             for client in waiting:
                 client.close()
-    message = "Connecting to the backend of agent 'o' took over 0.2 s."
+    message = "Connecting to the model's backend took over 0.2 s."
     assert error.failure == Failure("connect_timeout", message, type="timeout_error")
     assert error.is_retryable
     assert 0.15 <= time.monotonic() - started < 5
@@ -179,7 +179,7 @@ async def test_a_body_compressed_unasked_is_understood(
     assert [ChunkReceived({"choices": []})] == first
     backend.answers(200, b"not gzip", content_encoding="gzip")
     ((ending,),) = await collect(make_agent())
-    message = "The backend of agent 'o' sent a body that cannot be decoded."
+    message = "The model's backend sent a body that cannot be decoded."
     assert UpstreamFailed(Failure("upstream_malformed", message)) == ending
 
 

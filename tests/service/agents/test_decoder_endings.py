@@ -129,7 +129,7 @@ def test_numeric_codes_become_text(code: Any, reported: str) -> None:
     assert failure(event({"error": {"message": "No.", "code": code}})).reported_code == reported
 
 
-@pytest.mark.parametrize("error", [{}, {"message": None}, {"message": 5}, "", [], 0, False])
+@pytest.mark.parametrize("error", [{}, {"message": None}, {"message": ""}, "", [], 0, False])
 def test_an_error_without_a_message_gets_one_of_ours(error: Any) -> None:
     """An error is one even if it is empty or no object."""
     found = failure(event({"error": error}))
@@ -190,14 +190,18 @@ def test_chunks_before_an_error_are_kept() -> None:
         b"null",
         b"true",
         b'"text"',
-        b'{"choices": {}}',
+        b'{"choices": {"0": {}}}',
         b'{"choices": "x"}',
-        b'{"choices": 0}',
-        b'{"choices": [null]}',
+        b'{"choices": 1}',
         b'{"choices": ["x"]}',
+        b'{"choices": [[]]}',
         b'{"choices": [{"delta": "x"}]}',
-        b'{"choices": [{"delta": []}]}',
-        b'{"choices": [{"index": "0", "delta": {}}]}',
+        b'{"choices": [{"delta": [1]}]}',
+        b'{"choices": [{"delta": true}]}',
+        b'{"choices": [{"index": "first", "delta": {}}]}',
+        b'{"choices": [{"index": "", "delta": {}}]}',
+        b'{"choices": [{"index": 0.5, "delta": {}}]}',
+        b'{"choices": [{"index": [0], "delta": {}}]}',
         b'{"choices": [{"index": 0, "delta": {}}, 5]}',
     ],
 )

@@ -91,22 +91,33 @@ async def test_an_absent_backend_doesnt_hide_the_others_models(make_agent: MakeA
     assert ["a", "demo"] == ids(await directory.models())
 
 
-async def test_models_are_cached_for_a_minute(backend: Backend, make_agent: MakeAgent) -> None:
-    """A backend that can't be asked keeps its last list, and is asked again after some seconds."""
+async def test_a_list_is_asked_for_anew_after_a_minute(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """What is known is given at once, and the new list comes behind it; a backend that can't be
+    asked keeps its last one, and is asked again after some seconds."""
     agent = make_agent(models=("*",))
+
+    async def listed(count: int) -> list[str]:
+        """What a caller gets, once that many questions have been answered."""
+        models = ids(await agent.models())
+        while len(backend.requests) < count or agent._models._asking is not None:
+            await asyncio.sleep(0.001)
+        return models
+
     with freeze_time(real_asyncio=True) as frozen:
         backend.answers(200, model_list({"id": "x"}))
-        assert ["x"] == ids(await agent.models())
+        assert ["x"] == await listed(1)
         backend.answers(500, b"")
         frozen.tick(59)
-        assert ["x"] == ids(await agent.models())
+        assert ["x"] == await listed(1)
         frozen.tick(2)
-        assert ["x"] == ids(await agent.models())
+        assert ["x"] == await listed(2)
         backend.answers(200, model_list({"id": "y"}))
-        assert ["x"] == ids(await agent.models())
+        assert ["x"] == await listed(2)
         frozen.tick(6)
-        assert ["y"] == ids(await agent.models())
-    assert 3 == len(backend.requests)
+        assert ["x"] == await listed(3)
+        assert ["y"] == await listed(3)
 
 
 async def test_callers_at_the_same_time_share_one_question(
@@ -133,12 +144,13 @@ async def test_a_caller_that_leaves_takes_the_list_from_nobody_else(
     backend: Backend, make_agent: MakeAgent
 ) -> None:
     """A page that is closed while the list is on its way doesn't spoil the next one's."""
+    go_on = asyncio.Event()
 
-    async def never(_request: web.Request) -> web.StreamResponse:
-        await asyncio.Event().wait()
-        raise AssertionError
+    async def slowly(_request: web.Request) -> web.StreamResponse:
+        await go_on.wait()
+        return web.Response(body=model_list({"id": "x"}))
 
-    backend.answer = never
+    backend.answer = slowly
     agent = make_agent()
     asking = asyncio.create_task(agent.models())
     while not backend.requests:
@@ -146,8 +158,118 @@ async def test_a_caller_that_leaves_takes_the_list_from_nobody_else(
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    backend.answers(200, model_list({"id": "x"}))
-    assert ["x"] == ids(await agent.models())
+    other = asyncio.create_task(agent.models())
+    go_on.set()
+    assert ["x"] == ids(await other)
+    assert 1 == len(backend.requests)
+
+
+async def test_a_backend_that_says_nothing_is_waited_for_once_and_briefly(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """The first caller waits a second at most, the others not at all; and the list is there as soon
+    as it has come."""
+    go_on = asyncio.Event()
+
+    async def slowly(_request: web.Request) -> web.StreamResponse:
+        await go_on.wait()
+        return web.Response(body=model_list({"id": "x"}))
+
+    backend.answer = slowly
+    agent, loop = make_agent(models=("a", "*")), asyncio.get_running_loop()
+    began = loop.time()
+    assert ["a"] == ids(await agent.models())
+    assert 0.9 < loop.time() - began < 2
+    began = loop.time()
+    assert [["a"]] * 9 == [ids(await agent.models()) for _ in range(9)]
+    assert loop.time() - began < 0.5
+    go_on.set()
+    async with asyncio.timeout(5):
+        while ["a", "x"] != ids(await agent.models()):
+            await asyncio.sleep(0.01)
+    assert 1 == len(backend.requests)
+
+
+async def test_agents_are_asked_for_their_models_together(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """Several that say nothing cost what one costs, and their order stays that of the agents."""
+
+    async def never(_request: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    backend.answer = never
+    silent = [make_agent(name=f"s{number}", models=(f"s{number}",)) for number in range(4)]
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    directory = AgentDirectory([*silent, scripted(name="demo")])
+    assert ["s0", "s1", "s2", "s3", "demo"] == ids(await directory.models())
+    assert loop.time() - began < 2.5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"object": "list", "data": [None, {"id": "x"}, 5, {"id": ""}, [], {"id": None}, "y"]},
+        [{"id": "x"}, "y"],
+        ["x", None, "y", ""],
+        {"models": [{"name": "x", "model": "x"}, {"model": "y", "id": None}]},
+        {"data": None, "models": ["x", "y"]},
+        {"models": ["x", "y"], "object": "list"},
+    ],
+)
+async def test_the_good_entries_of_any_list_are_listed(
+    backend: Backend, make_agent: MakeAgent, body: Any
+) -> None:
+    """The list may be bare, of another name, and have anything in it."""
+    backend.answers(200, json.dumps(body).encode())
+    assert ["x", "y"] == ids(await make_agent().models())
+
+
+async def test_a_list_without_end_is_read_up_to_a_bound(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """What is no list by then is none; nothing waits for its end."""
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"[" * (1 << 16))
+
+    backend.answer = endless
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    assert ["a"] == ids(await make_agent(models=("a",)).models())
+    assert loop.time() - began < 4
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (401, error_json(message=f"No {KEY}."), "No ***."),
+        (503, error_json(message="Loading model"), "Loading model"),
+        (200, b"<html>", "The answer is no list of models."),
+    ],
+)
+async def test_the_log_has_the_reason_why_nothing_was_listed(
+    backend: Backend, make_agent: MakeAgent, log_lines: Any, status: int, body: bytes, reason: str
+) -> None:
+    """The reason is the backend's own, without our key."""
+    backend.answers(status, body)
+    await make_agent().models()
+    (line,) = log_lines
+    assert ("models not listed", reason) == (line["event"], line["reason"])
+
+
+async def test_a_refused_connection_is_no_time_out_in_the_log(
+    make_agent: MakeAgent, log_lines: Any
+) -> None:
+    """Nobody listens there, which the line says."""
+    await make_agent(base_url=f"http://127.0.0.1:{unused_port()}/v1").models()
+    (line,) = log_lines
+    assert line["reason"].startswith("connection refused (ClientConnectorError: ")
 
 
 async def test_both_kinds_of_agents_have_what_the_service_reads(make_agent: MakeAgent) -> None:

@@ -44,14 +44,14 @@ NO_MESSAGE = "The model's backend reported an error without a message."
         (
             502,
             b"<html>" + b"x" * 1000,
-            Failure("upstream_error", "<html>" + "x" * 194, "upstream_error", status=502),
+            Failure("upstream_error", "x" * 200, "upstream_error", status=502),
         ),
         (
             500,
             b"",
             Failure(
                 "upstream_error",
-                "The backend of agent 'o' answered 500.",
+                "The model's backend answered 500.",
                 "upstream_error",
                 status=500,
             ),
@@ -69,10 +69,11 @@ NO_MESSAGE = "The model's backend reported an error without a message."
         (
             404,
             b'{"detail": "Not Found"}',
-            Failure("upstream_error", NO_MESSAGE, "upstream_error", status=404),
+            Failure("upstream_error", "Not Found", "upstream_error", status=404),
         ),
-        (500, b"[1]", Failure("upstream_error", NO_MESSAGE, "upstream_error", status=500)),
-        (500, b"5", Failure("upstream_error", NO_MESSAGE, "upstream_error", status=500)),
+        (500, b"{}", Failure("upstream_error", NO_MESSAGE, "upstream_error", status=500)),
+        (500, b"[1]", Failure("upstream_error", "[1]", "upstream_error", status=500)),
+        (500, b"5", Failure("upstream_error", "5", "upstream_error", status=500)),
         (
             500,
             b"\xff\xfe bad \xf0",

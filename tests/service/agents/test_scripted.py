@@ -137,7 +137,7 @@ async def test_a_reset_is_reported_as_a_broken_connection() -> None:
     """The failure names the agent, and the tokens before it stand."""
     agent = scripted(reply="a b c", fail_after_tokens=2, fail_with="reset")
     transcript, ending = folded(await collect(agent))
-    message = "The connection to the backend of agent 'demo' broke."
+    message = "The connection to the model's backend broke."
     assert UpstreamFailed(Failure("upstream_incomplete", message)) == ending
     assert "a b" == transcript.choices()[0].message["content"]
 

@@ -68,7 +68,7 @@ GONE_OR_NONE = [
     (wrong, "cancel or finish") for wrong in ("", "stop", "CANCEL", 5, True, ["cancel"])
 ]
 PORTS = [(wrong, "a port, 0 to 65535") for wrong in (-1, 65536, 80.0, "80", True, None)]
-URL = "an http:// or https:// URL"
+URL = "an http:// or https:// URL without a fragment"
 DATABASE = "'embedded' or a postgresql:// URL"
 LEVELS = "debug or info or warning or error"
 FAILURES = "reset or stall or error or truncate or malformed"
@@ -150,6 +150,9 @@ KEYS: dict[str, Row] = {
     ),
     "agents.openai.api_key_env": (None, NAME_OR_NONE),
     "agents.openai.cut_off_reasons": (["eos"], LISTS),
+    "agents.openai.circuit.failures": (1, COUNT),
+    "agents.openai.circuit.pause_seconds": (0.1, SECONDS),
+    "agents.openai.circuit.longest_pause_seconds": (0.1, SECONDS),
     "agents.openai.preamble": ("Be kind.", TEXT_OR_NONE),
     "agents.openai.parameters": ({"temperature": 0.7, "stop": ["a", None]}, MAPPING),
 }
@@ -160,8 +163,10 @@ def keys_of(cls: type, prefix: str = "") -> Iterator[str]:
     for attribute in attrs.fields(cls):
         kind: Any = attribute.type
         name = f"{prefix}{attribute.name}"
-        if attrs.has(kind):
-            yield from keys_of(kind, f"{name}.")
+        parts = [part for part in get_args(kind) if isinstance(part, type)]
+        inner = next(filter(attrs.has, parts), kind)
+        if attrs.has(inner) and get_origin(kind) is not tuple:
+            yield from keys_of(inner, f"{name}.")
         elif get_origin(kind) is tuple and get_args(kind)[0] is AgentConfig:
             for member in get_args(AgentConfig):
                 (word,) = get_args(attrs.fields(member).kind.type)
@@ -221,6 +226,17 @@ def test_each_key_can_be_set_in_the_file(file: Path, key: str) -> None:
     assert expected == found
     assert type(found) is type(expected)
     assert default is None or found != value_of(default, key)
+
+
+def test_a_circuit_can_be_turned_off(file: Path) -> None:
+    """null means that the agent is asked whatever became of the last request."""
+    (agent, _) = load(file, tree_with("agents.openai.circuit", None)).agents
+    assert isinstance(agent, OpenAIAgentConfig)
+    assert agent.circuit is None
+    wrongs: list[Any] = [False, 5, "off", []]
+    for wrong in wrongs:
+        (problem,) = tree_problems(file, tree_with("agents.openai.circuit", wrong))
+        assert "agents[0].circuit" in problem
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from service.agents.circuit import Circuits
 from service.agents.openai.reads import EventReader
 from service.agents.protocol import Agent, AgentCall, AgentError, Sink
 from service.settings.config import Timeouts
@@ -43,8 +44,11 @@ def event(*payloads: Any) -> bytes:
     return b"".join(b"data: " + encode_json(payload) + b"\n\n" for payload in payloads)
 
 
-def refusal(code: str = "upstream_error", **kinds: bool) -> AgentError:
-    return AgentError(Failure(code, f"It said {code}."), **kinds)
+def refusal(
+    code: str = "upstream_error", *, is_retryable: bool = False, is_final: bool = False
+) -> AgentError:
+    failure = Failure(code, f"It said {code}.")
+    return AgentError(failure, is_retryable=is_retryable, is_final=is_final)
 
 
 def busy(retry_after_seconds: float | None = None) -> AgentError:
@@ -81,6 +85,7 @@ class FakeAgent:
         self.retries = retries
         self.timeouts = Timeouts(first_token_seconds=first_token_seconds, idle_seconds=7.0)
         self.max_event_bytes = max_event_bytes
+        self.circuits = Circuits(name)
         self.attempts = list(attempts)
         self.asked = 0
         self.asked_as_fallback: bool | None = None

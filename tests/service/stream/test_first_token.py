@@ -97,7 +97,7 @@ async def test_a_first_token_timeout_goes_to_the_fallback(silent: list[Step]) ->
 async def test_the_last_agents_first_token_timeout_is_reported() -> None:
     """The message names the agent and the figure."""
     (ending,) = await ask(FakeAgent("slow", [HANG], first_token_seconds=SHORT))
-    message = "The agent 'slow' said nothing within 0.05 s."
+    message = "The model said nothing within 0.05 s."
     expected = DeadlineExpired(Failure("first_token_timeout", message, type="timeout_error"))
     assert expected == ending
 
