@@ -15,7 +15,7 @@ past the size limit, JSON that is no chunk, any error. Chunks of odd shapes are 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.agents.openai.failures import says_error, upstream_failure
+from service.agents.openai.failures import error_of, says_error, upstream_failure
 from service.agents.openai.framing import DONE, begins_line_parted, read_block, take_lines
 from service.agents.openai.mending import ChunkMender, TooManyItems
 from service.agents.openai.pattern import PatternReader
@@ -298,10 +298,9 @@ class SseDecoder:
         return None
 
     def _take_payload(self, data: bytes, payload: Any) -> JsonObject | None:
-        if type(payload) is dict and ("error" in payload or "choices" not in payload):
+        if type(payload) is dict and _may_be_no_chunk(payload):
             if says_error(payload):
-                has_choices = "choices" in payload
-                self._fail_upstream(payload["error"] if has_choices else payload)
+                self._fail_upstream(error_of(payload))
                 return None
             if _is_ping(payload):
                 return None
@@ -361,6 +360,11 @@ def _is_plain(payload: JsonObject) -> bool:
         return False
     ((key, value),) = delta.items()
     return type(value) is str and key != "role"
+
+
+def _may_be_no_chunk(payload: JsonObject) -> bool:
+    """True for an object that wants a second look; for nearly no chunk."""
+    return "choices" not in payload or "error" in payload or "x_groq" in payload
 
 
 def _is_ping(payload: Mapping[str, Any]) -> bool:

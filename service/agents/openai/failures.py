@@ -42,7 +42,7 @@ _SENTENCES = (
     "title",
 )
 """Where an object says what went wrong, the best first."""
-_STATUSES = ("code", "status", "status_code", "statusCode", "http_status")
+_STATUSES = ("code", "status", "status_code", "statusCode", "http_status", "http_status_code")
 _RETRY_AFTER = ("retry_after", "retry_after_seconds", "retryAfter")
 _OPENAIS = frozenset(("message", "type", "param", "code", "object"))
 
@@ -70,7 +70,7 @@ def upstream_failure(
         "upstream_error",
         message,
         type=kind if kind and isinstance(error["type"], str) else "upstream_error",
-        param=param if isinstance(error.get("param"), str) else None,
+        param=param if isinstance(error.get("param"), str) else _location(said, redactor),
         upstream_code=code,
         status=status or _status(error) or (_status(said) if isinstance(said, Mapping) else None),
         retry_after_seconds=_retry_after(error),
@@ -85,7 +85,7 @@ def says_error(payload: Mapping[str, Any]) -> bool:
     object without its envelope is one as well, and so are FastAPI's and RFC 9457's.
     """
     error = payload.get("error")
-    if error:
+    if error or _groqs_error(payload):
         return True
     if "choices" in payload or payload.get("object") == "chat.completion.chunk":
         return False
@@ -96,6 +96,18 @@ def says_error(payload: Mapping[str, Any]) -> bool:
     if isinstance(payload.get("message"), str) and payload["message"]:
         return any(payload.get(key) for key in ("code", "status", "status_code", "param"))
     return bool(payload.get("errors") or payload.get("detail"))
+
+
+def error_of(payload: Mapping[str, Any]) -> Any:
+    """What of such an object is the error: all of it, unless there is a chunk around it."""
+    if "choices" not in payload:
+        return payload
+    return payload.get("error") or _groqs_error(payload)
+
+
+def _groqs_error(payload: Mapping[str, Any]) -> Any:
+    vendor = payload.get("x_groq")
+    return vendor.get("error") if isinstance(vendor, Mapping) else None
 
 
 def seconds_of(value: Any) -> float | None:
@@ -171,14 +183,8 @@ def _sentences(value: Any, depth: int = 0) -> Iterator[str]:
         for key in _SENTENCES:
             found = list(_sentences(value.get(key), depth + 1))
             if found:
-                yield from (_located(sentence, value) for sentence in found)
+                yield from found
                 return
-
-
-def _located(sentence: str, item: Mapping[str, Any]) -> str:
-    """FastAPI says in `loc` which field the sentence is about."""
-    place = item.get("loc")
-    return f"{'.'.join(map(str, place))}: {sentence}" if isinstance(place, list) else sentence
 
 
 def _quoted(text: str, redactor: Redactor, longest: int = _LONGEST_QUOTE) -> str:
@@ -215,6 +221,19 @@ def _status(error: Mapping[str, Any]) -> int | None:
         if seconds is not None and seconds in range(400, 600):
             return int(seconds)
     return None
+
+
+def _location(said: Any, redactor: Redactor) -> str | None:
+    """The field that FastAPI's first detail is about, in OpenAI's notation."""
+    detail = said.get("detail", said.get("message")) if isinstance(said, Mapping) else None
+    if isinstance(detail, Mapping):
+        detail = detail.get("detail")
+    first = detail[0] if isinstance(detail, list) and detail else None
+    place = first.get("loc") if isinstance(first, Mapping) else None
+    if not isinstance(place, list):
+        return None
+    names = [str(name) for name in place[:_DEEPEST] if name != "body"]
+    return _word(".".join(names), redactor)
 
 
 def _retry_after(error: Mapping[str, Any]) -> float | None:

@@ -45,6 +45,7 @@ def cuts(body: bytes) -> list[list[bytes]]:
         b'data: {"errors": [{"message": "No."}]}\n\n',
         b'data: {"choices": [{"index": 0, "delta": {}, "error": {"message": "No."}}]}\n\n',
         b'data: {"choices": [], "error": {"message": "No."}}\n\n',
+        b'data: {"choices": [{"index": 0, "delta": {}}], "x_groq": {"error": "No."}}\n\n',
         b'event: error\ndata: {"detail": "No."}\n\n',
         b'event: error\ndata: {"detail": [{"msg": "No."}]}\n\n',
         b"event: error\ndata: No.\n\n",

@@ -29,11 +29,11 @@ from tests.service.agents.conftest import KEY, Backend, MakeAgent, collect, refu
         ({"detail": {"error": "No."}}, "No."),
         (
             {"detail": [{"loc": ["body", "messages", 0], "msg": "Field required", "type": "x"}]},
-            "body.messages.0: Field required",
+            "Field required",
         ),
         (
             {"detail": [{"loc": ["body", "n"], "msg": "A."}, {"loc": ["body"], "msg": "B."}]},
-            "body.n: A.; body: B.",
+            "A.; B.",
         ),
         ({"message": "No."}, "No."),
         ({"msg": "No."}, "No."),
@@ -70,6 +70,24 @@ def test_the_sentence_that_is_there_is_found(said: Any, message: str) -> None:
     """Whatever the shape; without one the beginning of the body is quoted."""
     failure = upstream_failure(said, 400)
     assert ("upstream_error", message, 400) == (failure.code, failure.message, failure.status)
+
+
+@pytest.mark.parametrize(
+    ("loc", "param"),
+    [
+        (["body", "messages", 0, "role"], "messages.0.role"),
+        (["query", "n"], "query.n"),
+        (["body"], None),
+        ("body", None),
+        (None, None),
+    ],
+)
+def test_fastapi_says_which_field_it_is_about(loc: Any, param: str | None) -> None:
+    """That is OpenAI's `param`."""
+    detail = [{"type": "missing", "loc": loc, "msg": "Field required"}]
+    for said in ({"detail": detail}, {"object": "error", "message": {"detail": detail}}):
+        failure = upstream_failure(said, 422)
+        assert ("Field required", param) == (failure.message, failure.param)
 
 
 @pytest.mark.parametrize("envelope", ["error", "detail", "errors"])
