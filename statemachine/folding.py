@@ -235,6 +235,7 @@ class Folder:
             return _Items()
         if type(value) is Text:
             value = value.joined()
+            self.size += utf8_size(value)
         if isinstance(value, str):
             value = [{"type": "text", "text": value}] if value else []
         return _Items(value if isinstance(value, list) else [value])

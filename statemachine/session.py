@@ -240,35 +240,34 @@ class StreamSession:
     # --- what each kind of event does -------------------------------------------------------
 
     def _receive(self, run: ChunkRun, now: float) -> tuple[Effect, ...]:
-        transcript = self.transcript
-        if transcript.fold_run(run):
+        if self.transcript.fold_run(run):
             self._note_token(now)
-        if transcript.is_over:
-            if transcript.excess is not None:
-                sent = self._send(run, now)
-                return (*sent, *self.handle(AnswerExceeded(transcript.excess), now))
-            self._note_whole(now)
-        return self._send(run, now)
+        effects: tuple[Effect, ...] = ()
+        if (
+            self.attached
+            and self.request.stream
+            and (run.pattern is not None or is_for_clients(run.payload))
+        ):
+            self._last_sent_at = now
+            effects = (SendChunk(run),) if self.opened else self._opening(SendChunk(run))
+        return self._go_on_over(effects, now) if self.transcript.is_over else effects
 
-    def _send(self, run: ChunkRun, now: float) -> tuple[Effect, ...]:
-        if not (self.attached and self.request.stream):
-            return ()
-        if run.pattern is None and not is_for_clients(run.payload):
-            return ()
-        self._last_sent_at = now
-        return (SendChunk(run),) if self.opened else self._opening(SendChunk(run))
+    def _go_on_over(self, effects: tuple[Effect, ...], now: float) -> tuple[Effect, ...]:
+        """Note that the answer is whole; or end it, as it is in excess."""
+        excess = self.transcript.excess
+        if excess is not None:
+            return (*effects, *self.handle(AnswerExceeded(excess), now))
+        whole_at, token_at = self._whole_at, self._last_token_at
+        # Where tokens come all the same, it is whole from the last one on.
+        if whole_at is None or (token_at is not None and token_at > whole_at):
+            self._whole_at = now
+            self.milestones += 1
+        return effects
 
     def _note_token(self, now: float) -> None:
         self._last_token_at = now
         if self.first_token_at is None:
             self.first_token_at = now
-            self.milestones += 1
-
-    def _note_whole(self, now: float) -> None:
-        """The answer is whole. Where tokens come all the same, it is whole from the last one on."""
-        whole_at, token_at = self._whole_at, self._last_token_at
-        if whole_at is None or (token_at is not None and token_at > whole_at):
-            self._whole_at = now
             self.milestones += 1
 
     def _ping(self, now: float) -> tuple[Effect, ...]:

@@ -71,7 +71,9 @@ class _OpenChoice:
             if value is None or key == "delta" or key == "index":
                 continue
             if key == "finish_reason":
-                self.finish_reason = finish_reason_of(value) or self.finish_reason
+                if (reason := finish_reason_of(value)) is not None:
+                    answer.unfinished -= self.finish_reason is None
+                    self.finish_reason = reason
             elif key == "logprobs":
                 self.logprobs = answer.folder.fold_apart(self.logprobs, value)
             else:
@@ -88,7 +90,7 @@ class _OpenChoice:
             if known is None:
                 self.delta[key] = Text((value,))
                 answer.folder.size += len(key)
-            else:
+            elif value:
                 known.append(value)
         elif known is not None or not (isinstance(value, (list, Mapping)) and not value):
             self.delta[key] = answer.folder.fold(known, value)
@@ -130,7 +132,6 @@ class Transcript:
         "_look_at",
         "_max_bytes",
         "_pattern",
-        "_unfinished",
         "_usage_frames",
         "_weighed",
         "chunk_count",
@@ -140,6 +141,7 @@ class Transcript:
         "is_over",
         "is_whole",
         "text_size",
+        "unfinished",
         "upstream_created",
         "upstream_id",
         "upstream_model",
@@ -154,7 +156,6 @@ class Transcript:
         self._pattern: ChunkPattern | None = None
         self._growing: Text | None = None
         self._look_at: float = min(_LOOK_BYTES, self._max_bytes + 1)
-        self._unfinished = 0
         self._usage_frames = 0
         self._weighed = 0
         self.chunk_count = 0
@@ -162,6 +163,8 @@ class Transcript:
         self.text_size = 0
         """How many bytes of text its deltas brought; a little more than that until repeated chunks are
         measured the next time."""
+        self.unfinished = 0
+        """How many choices have come and have no finish reason yet."""
         self.is_whole = False
         """True once every choice, those asked for and those seen, has a finish reason."""
         self.is_over = False
@@ -188,13 +191,19 @@ class Transcript:
         if not ENVELOPE.issuperset(payload):
             for key, value in own_fields(payload).items():
                 self.folder.put(self.extra, key, value)
+        choices = payload.get("choices")
         if (usage := find_usage(payload)) is not None:
-            self._fold_usage(payload, usage)
+            self.usage = usage if choices else self._usage_after(payload, usage)
         bore_token = False
-        if choices := payload.get("choices"):
+        if choices:
             for choice in choices:
-                bore_token = self._fold_choice(choice) or bore_token
-            if self.is_whole or not self._unfinished:
+                index = choice.get("index")
+                if type(index) is not int:
+                    index = _number(index)
+                current = self._choices.get(index) or self._begin(index)
+                if current.fold(choice, self):
+                    bore_token = True
+            if not self.unfinished or self.is_whole:
                 self._judge()
         if self.folder.size != self._weighed:
             self._weigh()
@@ -202,20 +211,11 @@ class Transcript:
             self._look()
         return bore_token
 
-    def _fold_choice(self, choice: JsonObject) -> bool:
-        index = choice.get("index")
-        if type(index) is not int:
-            index = _number(index)
-        current = self._choices.get(index)
-        if current is None:
-            current = self._choices[index] = _OpenChoice()
-            self._unfinished += 1
-            self.folder.size += _CHOICE_BYTES
-        was_finished = current.finish_reason is not None
-        bore_token = current.fold(choice, self)
-        if not was_finished and current.finish_reason is not None:
-            self._unfinished -= 1
-        return bore_token
+    def _begin(self, index: int) -> _OpenChoice:
+        choice = self._choices[index] = _OpenChoice()
+        self.unfinished += 1
+        self.folder.size += _CHOICE_BYTES
+        return choice
 
     def fold_run(self, run: ChunkRun) -> bool:
         """Take a run in: `fold` for each of its chunks. Returns true if one of them bore a token."""
@@ -224,12 +224,13 @@ class Transcript:
         if run.pattern is not self._pattern or self._growing is None:
             return self._fold_anew(run)
         # The last chunk was of this pattern too: whatever else it holds has been taken in.
-        self.chunk_count += len(run.texts)
-        self._growing.extend(run.texts)
-        self.text_size += len(run.literals)
-        if self.text_size >= self._look_at:
+        texts = run.texts
+        self.chunk_count += len(texts)
+        self._growing.extend(texts)
+        self.text_size = size = self.text_size + len(run.literals)
+        if size >= self._look_at:
             self._look()
-        return any(run.texts)
+        return any(texts)
 
     def _fold_anew(self, run: RepeatedChunks) -> bool:
         """The same for a run that follows another kind of chunk, or whose text isn't plain here."""
@@ -256,16 +257,15 @@ class Transcript:
         # Azure's first chunk, which only has filter results, says 0.
         self.upstream_created = created if isinstance(created, int) and created > 0 else None
 
-    def _fold_usage(self, payload: JsonObject, usage: JsonObject) -> None:
-        """The latest usage counts; but where each choice's end is followed by its own (llama.cpp),
-        their sum."""
-        if not payload.get("choices"):
-            self.usage_frame = payload
-            self._usage_frames += 1
-            finished = len(self._choices) - self._unfinished
-            if self._usage_frames == finished > 1 and self.usage is not None:
-                usage = added_up(self.usage, usage)
-        self.usage = usage
+    def _usage_after(self, payload: JsonObject, usage: JsonObject) -> JsonObject:
+        """The usage after a chunk that brings nothing else. The latest counts; but where each choice's
+        end is followed by its own (llama.cpp), their sum."""
+        self.usage_frame = payload
+        self._usage_frames += 1
+        finished = len(self._choices) - self.unfinished
+        if self._usage_frames == finished > 1 and self.usage is not None:
+            return added_up(self.usage, usage)
+        return usage
 
     def _judge(self) -> None:
         self.is_whole = self.is_whole_so_far and len(self._choices) >= self._choices_expected
@@ -299,7 +299,7 @@ class Transcript:
     @property
     def is_whole_so_far(self) -> bool:
         """True if there is a choice, and each that began has a finish reason."""
-        return bool(self._choices) and not self._unfinished
+        return bool(self._choices) and not self.unfinished
 
     @property
     def has_begun(self) -> bool:

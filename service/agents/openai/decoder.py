@@ -304,6 +304,9 @@ class SseDecoder:
                 return None
             if _is_ping(payload):
                 return None
+        if _is_plain(payload):
+            self._mender.has_spoken = True
+            return self._passed_on(data, payload, payload)
         chunk = as_chunk(payload)
         if chunk is None:
             self._fail("upstream_malformed", "The model's backend sent JSON that is not a chunk.")
@@ -312,22 +315,21 @@ class SseDecoder:
             if choice.get("error"):
                 self._fail_upstream(choice["error"])
                 return None
-        return self._mended(data, chunk, is_as_sent=chunk is payload)
+        try:
+            mended = self._mender.mend(chunk)
+        except TooManyItems:
+            self._fail("upstream_malformed", _TOO_MUCH)
+            return None
+        return self._passed_on(data, chunk, mended, is_as_sent=chunk is payload)
 
-    def _mended(self, data: bytes, chunk: Any, *, is_as_sent: bool = True) -> JsonObject | None:
-        """The chunk as it goes on, which is mostly the one that came."""
-        mended: JsonObject = chunk
-        if _is_plain(chunk):
-            self._mender.has_spoken = True
+    def _passed_on(
+        self, data: bytes, chunk: JsonObject, mended: JsonObject, *, is_as_sent: bool = True
+    ) -> JsonObject:
+        """The chunk that goes on, mostly the one that came, after noting where it came from."""
+        if not is_as_sent or b"\n" in data:
+            self.sources.append(None)
         else:
-            try:
-                mended = self._mender.mend(chunk)
-            except TooManyItems:
-                self._fail("upstream_malformed", _TOO_MUCH)
-                return None
-        is_one_line = is_as_sent and b"\n" not in data
-        self.sources.append(data if is_one_line and mended is chunk else None)
-        if is_one_line:
+            self.sources.append(data if mended is chunk else None)
             self._patterns.learn_from(data, chunk, mended)
         return mended
 
@@ -349,14 +351,16 @@ class SseDecoder:
         self.ending = UpstreamFailed(upstream_failure(said, redactor=self._redactor))
 
 
-def _is_plain(payload: JsonObject) -> bool:
+def _is_plain(payload: Any) -> bool:
     """True of nearly every chunk: one choice that goes on, with one text."""
-    choices = payload.get("choices")
-    if not choices or len(choices) != 1:
+    choices = payload.get("choices") if type(payload) is dict else None
+    if type(choices) is not list or len(choices) != 1:
         return False
-    (choice,) = choices
+    choice = choices[0]
+    if type(choice) is not dict or choice.get("finish_reason") is not None or "error" in choice:
+        return False
     delta = choice.get("delta")
-    if not delta or len(delta) != 1 or choice.get("finish_reason") is not None:
+    if type(delta) is not dict or len(delta) != 1 or type(choice.get("index")) is not int:
         return False
     ((key, value),) = delta.items()
     return type(value) is str and key != "role"

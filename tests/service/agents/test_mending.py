@@ -29,7 +29,7 @@ def message_of(*payloads: Any) -> dict[str, Any]:
     """The first choice's message, which the SDK's own folding and ours agree about."""
     chunks, _ = read(*payloads)
     transcript = Transcript()
-    told: dict[object, object] = {}
+    told: Any = {}
     for each in chunks:
         transcript.fold(each)
         for choice in each.get("choices") or ():
