@@ -129,6 +129,7 @@ class Transcript:
         "_choices",
         "_choices_expected",
         "_growing",
+        "_is_counted_apart",
         "_look_at",
         "_max_bytes",
         "_pattern",
@@ -157,6 +158,7 @@ class Transcript:
         self._growing: Text | None = None
         self._look_at: float = min(_LOOK_BYTES, self._max_bytes + 1)
         self._usage_frames = 0
+        self._is_counted_apart = True
         self._weighed = 0
         self.chunk_count = 0
         self.folder = Folder()
@@ -263,7 +265,8 @@ class Transcript:
         self.usage_frame = payload
         self._usage_frames += 1
         finished = len(self._choices) - self.unfinished
-        if self._usage_frames == finished > 1 and self.usage is not None:
+        self._is_counted_apart = self._is_counted_apart and self._usage_frames == finished
+        if self._is_counted_apart and finished > 1 and self.usage is not None:
             return added_up(self.usage, usage)
         return usage
 
