@@ -315,12 +315,15 @@ class SseDecoder:
             if choice.get("error"):
                 self._fail_upstream(choice["error"])
                 return None
+        return self._mended(data, chunk, is_as_sent=chunk is payload)
+
+    def _mended(self, data: bytes, chunk: Any, *, is_as_sent: bool = True) -> JsonObject | None:
         try:
             mended = self._mender.mend(chunk)
         except TooManyItems:
             self._fail("upstream_malformed", _TOO_MUCH)
             return None
-        return self._passed_on(data, chunk, mended, is_as_sent=chunk is payload)
+        return self._passed_on(data, chunk, mended, is_as_sent=is_as_sent)
 
     def _passed_on(
         self, data: bytes, chunk: JsonObject, mended: JsonObject, *, is_as_sent: bool = True
