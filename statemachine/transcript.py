@@ -35,7 +35,7 @@ MOST_CHOICES = 1_000
 """Choices of an answer, or as many as were asked for."""
 _CHOICE_BYTES = 256
 """What a choice counts for, besides what it holds."""
-_LOOK_BYTES = 16 * 1024
+_LOOK_BYTES = 64 * 1024
 """How much text comes from one measuring to the next, which also joins its pieces."""
 
 

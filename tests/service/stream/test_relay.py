@@ -111,9 +111,9 @@ async def test_the_record_is_saved_though_the_clients_side_breaks() -> None:
     """Even if the client's side breaks in an unforeseen way at the very end, the record is saved."""
     stage = Stage().start()
     stage.writer.fails = ZeroDivisionError()
-    stage.upstream.say(UpstreamFinished())
+    stage.upstream.say(UpstreamFailed(Failure("upstream_error", "It broke.")))
     record = await stage.end()
-    assert record.state is State.COMPLETED
+    assert record.state is State.FAILED
 
 
 async def test_somebody_elses_cancellation_is_not_swallowed() -> None:

@@ -153,6 +153,6 @@ async def test_a_client_that_left_is_not_sent_the_ping_that_was_due() -> None:
         stage.relay.post(TimePassed())
         stage.relay.post(ClientLeft())
         await stage.settle()
-        stage.upstream.say(UpstreamFinished())
+        stage.upstream.say(*words("a"), UpstreamFinished())
         assert State.COMPLETED is (await stage.end()).state
     assert ["close"] == stage.writer.calls

@@ -270,8 +270,8 @@ async def test_done_alone_ends_well_and_invents_nothing(service: Service, backen
     assert (State.COMPLETED, None) == (record.state, record.finish_reason)
 
 
-async def test_done_and_nothing_else_is_an_empty_answer(service: Service, backend: Backend) -> None:
-    """An empty answer is completed, with no tokens."""
+async def test_done_and_nothing_else_is_no_answer(service: Service, backend: Backend) -> None:
+    """A backend that says it is done, and never began, has failed."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.start()
@@ -279,9 +279,9 @@ async def test_done_and_nothing_else_is_an_empty_answer(service: Service, backen
 
     backend.script = script
     streamed = await service.stream()
-    assert (200, b"data: [DONE]\n\n") == (streamed.status, streamed.body)
+    assert (502, "upstream_incomplete") == (streamed.status, streamed.error["code"])
     record = await service.kept.one()
-    assert (State.COMPLETED, 0) == (record.state, record.token_count)
+    assert (State.FAILED, 0) == (record.state, record.token_count)
 
 
 async def test_the_demo_agent_answers_without_any_key(make_service: ServiceMaker) -> None:
