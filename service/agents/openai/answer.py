@@ -1,5 +1,6 @@
 """One request to a backend and its answer, read as events."""
 
+import asyncio
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Protocol
@@ -14,6 +15,9 @@ from service.agents.openai.lane import LaneProtocol
 from service.agents.openai.reads import EventReader
 from service.agents.protocol import AgentCall, Sink
 from statemachine import ChunkReceived, Event, Failure, UpstreamFailed
+
+_PIECE_BYTES, _MOST_LINES = 8192, 1000
+"""Of a read with more lines so many bytes are taken at a time: each line may be an event."""
 
 
 class Backend(Protocol):
@@ -44,6 +48,7 @@ class OpenAIAnswer:
         "_most_silent_bytes",
         "_reader",
         "_response",
+        "_rest",
         "_silent_bytes",
         "_sink",
     )
@@ -57,6 +62,7 @@ class OpenAIAnswer:
         self._most_silent_bytes = most_silent_bytes
         self._silent_bytes = 0
         self._has_spoken = False
+        self._rest = b""
         self._sink: Sink | None = None
 
     async def __aenter__(self) -> "OpenAIAnswer":
@@ -78,13 +84,15 @@ class OpenAIAnswer:
             if lane is not None:
                 lane.listener = listener
             try:
-                data = await self._body.readany()
+                data = await (self._next_piece() if self._rest else self._body.readany())
             except (aiohttp.ClientError, OSError, Undecodable) as error:
                 error.__traceback__ = None  # aiohttp keeps the error, which would keep this frame
                 return self._reader.close(self._backend.body_failure(error))
             finally:
                 if lane is not None and lane.listener is listener:
                     lane.listener = None  # else the connection is another answer's by now
+            if len(data) > _PIECE_BYTES and _lines_in(data) > _MOST_LINES:
+                data, self._rest = data[:_PIECE_BYTES], data[_PIECE_BYTES:] + self._rest
             events = self._reader.read(data) if data else self._end()
             if events:  # else the read completed none
                 self._has_spoken = True
@@ -92,6 +100,12 @@ class OpenAIAnswer:
                 return self._with_headers(events) if self._reader.has_failed else events
             if self._is_packed and self._is_too_silent(data):
                 return self._reader.close(NO_STREAM)
+
+    async def _next_piece(self) -> bytes:
+        """What is left of a read of very many lines; others have their turn first."""
+        await asyncio.sleep(0)
+        data, self._rest = self._rest[:_PIECE_BYTES], self._rest[_PIECE_BYTES:]
+        return data
 
     def _end(self) -> list[Event]:
         """The body has ended. Without a stream in it, any success but a 200 will be the same again."""
@@ -131,7 +145,11 @@ class OpenAIAnswer:
     def _lane(self) -> LaneProtocol | None:
         """The connection's lane, while a sink listens to a plain body and the connection is this
         answer's: after the body's end it may be somebody else's."""
-        listens = self._sink is not None and not self._is_packed
+        listens = self._sink is not None and not self._is_packed and not self._rest
         connection = self._response.connection if listens else None
         protocol = None if connection is None else connection.protocol
         return protocol if isinstance(protocol, LaneProtocol) else None
+
+
+def _lines_in(data: bytes) -> int:
+    return data.count(b"\n") + data.count(b"\r")

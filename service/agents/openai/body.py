@@ -11,7 +11,7 @@ from typing import Protocol
 
 import aiohttp
 
-_PIECE_BYTES = 16_384
+_PIECE_BYTES = 8192
 _GZIP, _ZLIB, _RAW_DEFLATE = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _GZIP_MAGIC = b"\x1f\x8b"
 _READABLE = ("gzip", "x-gzip", "deflate")
@@ -58,7 +58,7 @@ class Unpacked:
         self._may_have_more = False
 
     async def readany(self) -> bytes:
-        """At most 16 KB; other tasks have their turn before each piece."""
+        """At most 8 KB; other tasks have their turn before each piece."""
         while True:
             if self._may_have_more:
                 await asyncio.sleep(0)

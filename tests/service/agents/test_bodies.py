@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import json
-import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from aiohttp import web
 
 from service.agents.openai import agent as agent_module
 from statemachine import Failure, UpstreamFailed, UpstreamFinished
+from tests.holdup import measured_loop
 from tests.service.agents.conftest import (
     Backend,
     MakeAgent,
@@ -30,27 +30,14 @@ from tests.statemachine.conftest import finish_chunk, text_chunk
 BODY = (
     b"".join(map(event_bytes, [*map(text_chunk, "abcdefgh"), finish_chunk()])) + b"data: [DONE]\n\n"
 )
-LONGEST_HOLD_SECONDS = 0.15
 
 
 @asynccontextmanager
 async def nobody_waits() -> AsyncIterator[None]:
     """The event loop isn't held."""
-    longest = 0.0
-
-    async def look() -> None:
-        nonlocal longest
-        while True:
-            began = time.perf_counter()
-            await asyncio.sleep(0.001)
-            longest = max(longest, time.perf_counter() - began)
-
-    looking = asyncio.create_task(look())
-    try:
+    async with measured_loop() as loop_time:
         yield
-    finally:
-        looking.cancel()
-    assert longest < LONGEST_HOLD_SECONDS
+    assert loop_time.longest_ms < loop_time.bound_ms
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -162,9 +149,40 @@ async def test_a_packed_body_of_nothing_holds_nobody_up(
     """A few kilobytes may unpack to any size; what no event comes of is given up."""
     packed = gzip.compress(filling * ((64 << 20) // len(filling)), 1)
     backend.answers(200, packed, content_encoding="gzip")
+    agent = make_agent(max_event_bytes=1 << 20)
     async with nobody_waits():
-        (*_, ending) = (await collect(make_agent(max_event_bytes=1 << 20)))[-1]
+        (*_, ending) = (await collect(agent))[-1]
     assert isinstance(ending, UpstreamFailed)
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"data: {}\n\n",
+        b"data:{}\n",
+        b"data:\n\n",
+        b"\n",
+        b"event: ping\n\n",
+        b": hm\n\n",
+        b"x\n\n",
+        b'{"x":1}\n\n',
+        b"data: {\ndata: }\n\n",
+    ],
+)
+async def test_many_tiny_events_at_once_hold_nobody_up(
+    backend: Backend, make_agent: MakeAgent, piece: bytes, encoding: str
+) -> None:
+    """Megabytes that are here at once are read in pieces."""
+    body = piece * ((1 << 20) // len(piece)) + b"data: [DONE]\n\n"
+    if encoding:
+        backend.answers(200, gzip.compress(body, 1), content_encoding=encoding)
+    else:
+        backend.answers(200, body)
+    agent = make_agent()
+    async with nobody_waits(), agent.open(call()) as answer:
+        while not isinstance((await answer.read())[-1], (UpstreamFinished, UpstreamFailed)):
+            pass
 
 
 @pytest.mark.parametrize("status", [200, 400])
@@ -208,8 +226,9 @@ async def test_an_errors_body_is_read_up_to_a_bound(
             closed.set()
 
     backend.answer = endless
+    agent = make_agent()
     async with nobody_waits(), asyncio.timeout(10):
-        error = await refusal(make_agent())
+        error = await refusal(agent)
         await closed.wait()
     assert (status, "x" * 200) == (error.failure.status, error.failure.message)
 
