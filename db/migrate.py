@@ -5,7 +5,12 @@ yoyo's backends are synchronous. Never decides when to migrate. Operators run `p
 
 1. Any number of processes may start at once: an advisory lock lets one migrate while the others
    wait.
-2. A migration and the note that it was applied commit together.
+2. A migration and the note that it was applied commit together. Where one fails, those before it
+   stay.
+3. All is one transaction, and nothing is left on the connection, lock and settings included: a
+   pooler such as PgBouncer gives the next transaction another connection, and this one to somebody
+   else. So a file in `db/migrations/` holds no statement that refuses to run in a transaction, and
+   no `SET` without `LOCAL`.
 """
 
 import os
@@ -18,19 +23,20 @@ from uuid import uuid4
 
 import psycopg2
 import yoyo
+from yoyo import internalmigrations
 from yoyo.backends.core.postgresql import PostgresqlBackend
 
 from db.postgres.address import shown
 from db.postgres.sql import MIGRATIONS
 from db.postgres.store import CONNECT_TIMEOUT_SECONDS, parsed, translated
-from db.store import StoreUnavailable
+from db.store import RecordRejected, StoreError, StoreUnavailable
 
 LOCK_TIMEOUT_SECONDS = 60
 """How long to wait for another process that is migrating."""
 
 _LOCK = int.from_bytes(b"verbatim")
 """The advisory lock's number, which hardly anyone else will use. The server releases the lock with its
-connection, so that a killed process leaves nothing behind."""
+transaction, so that neither a killed process nor a pooled connection holds it on."""
 
 
 def migrate(dsn: str) -> list[str]:
@@ -43,20 +49,36 @@ def migrate(dsn: str) -> list[str]:
 
     Raises:
         StoreUnavailable: nothing of the migration that failed was kept; the message says why.
+        RecordRejected: the same, because of rows that are there.
     """
     where = shown(parsed(dsn))
+    migrations = yoyo.read_migrations(str(MIGRATIONS))
+    applied: list[str] = []
     try:
         with _Backend(dsn, "_yoyo_migrations") as backend:
-            backend.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
-            backend.execute("SELECT pg_advisory_lock(:number)", {"number": _LOCK})
-            pending = backend.to_apply(yoyo.read_migrations(str(MIGRATIONS)))
-            backend.apply_migrations(pending)
-            missing = [migration.id for migration in backend.to_apply(pending)]
-            if missing:  # yoyo skips a migration that it can't load
-                raise StoreUnavailable(f"These migrations can't be loaded: {', '.join(missing)}")
-            return [migration.id for migration in pending]
+            if backend.is_up_to_date(migrations):
+                return applied
+            failure: Exception | None = None
+            with backend.locked():
+                backend.ensure_internal_schema_updated()
+                for migration in backend.to_apply(migrations):
+                    if (failure := backend.apply_or_undo(migration)) is not None:
+                        break  # what was applied before it is committed
+                    applied.append(migration.id)
+            if failure is not None:
+                raise failure
+            return applied
     except psycopg2.Error as error:
-        raise translated(error, where) from error
+        raise _translated(error, where) from error
+    except yoyo.exceptions.BadMigration as error:
+        raise StoreUnavailable(f"A migration can't be loaded: {error}") from error
+
+
+def _translated(error: psycopg2.Error, where: str) -> StoreError:
+    found = translated(error, where)
+    if isinstance(found, RecordRejected):
+        return RecordRejected(f"A migration fails on rows that are in {where}. {found}")
+    return found
 
 
 class _Backend(PostgresqlBackend):  # type: ignore[misc]  # yoyo publishes no types
@@ -73,18 +95,50 @@ class _Backend(PostgresqlBackend):  # type: ignore[misc]  # yoyo publishes no ty
         return [row[0] for row in found.fetchall()]
 
     @contextmanager
+    def locked(self) -> Iterator[None]:
+        """A transaction that keeps every other process from migrating meanwhile."""
+        with self.transaction():
+            # A snapshot of before the wait would not see what the other did.
+            self.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            self.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
+            self.execute("SELECT pg_advisory_xact_lock(:number)", {"number": _LOCK})
+            yield
+
+    def is_up_to_date(self, migrations: Any) -> bool:
+        """True if nothing is to be done; asked without a lock, and by one who may only read."""
+        return not internalmigrations.needs_upgrading(self) and not self.to_apply(migrations)
+
+    @contextmanager
     def lock(self, timeout: float = 0) -> Iterator[None]:
         # The advisory lock is held already. yoyo's own is a row with a process id: after a kill it
         # would block everyone until somebody removed it.
         yield
 
+    def ensure_internal_schema_updated(self) -> None:
+        # The inherited one refuses to be part of a transaction.
+        if internalmigrations.needs_upgrading(self):
+            internalmigrations.upgrade(self)
+
+    def apply_or_undo(self, migration: Any) -> Exception | None:
+        """Apply a migration within the transaction, or nothing of it, and return the error."""
+        try:
+            with self.transaction():  # within the other one, so a savepoint
+                self.apply_one(migration)
+                # The next may alter a table, which none may whose rows have checks pending.
+                self.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                self.execute("SET CONSTRAINTS ALL DEFERRED")
+        except (psycopg2.Error, yoyo.exceptions.BadMigration) as error:
+            if self.connection.closed:
+                raise
+            return error
+        return None
+
     def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
         # The inherited one commits the migration first and marks it afterwards: a kill between
         # the two would leave tables that the next start tries to create again.
-        with self.transaction():
-            migration.process_steps(self, "apply", force=force)
-            self.log_migration(migration, "apply")
-            self.mark_one(migration, log=False)
+        migration.process_steps(self, "apply", force=force)
+        self.log_migration(migration, "apply")
+        self.mark_one(migration, log=False)
 
     def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
         # The inherited one asks for the user's and the host's name, and fails in a container
@@ -105,7 +159,7 @@ def main(arguments: list[str]) -> int:
     dsn = arguments[0] if arguments else os.environ.get("DATABASE_URL", "")
     try:
         applied = migrate(dsn)
-    except StoreUnavailable as error:
+    except StoreError as error:
         print(error, file=sys.stderr)
         return 1
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply")

@@ -13,7 +13,8 @@ Its task belongs to no request, so that no client can cancel a commit. The rules
 4. A record that the store will never keep is found by halving its batch, becomes a dead letter, and
    is logged; its neighbours are committed. A record that keeps failing on a store that reports
    itself healthy moves to the end of the queue; once others have been committed in the meantime,
-   it becomes a dead letter too.
+   it becomes a dead letter too. What a store refuses that isn't healthy waits: a fitter one (in
+   another encoding, without somebody's trigger) may take it.
 5. The journal forgets a record once it is committed or set aside, and not before. If neither was
    possible, the record stays there for the next process.
 """
@@ -22,7 +23,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from itertools import count
+from itertools import count, islice
 from random import random
 from typing import Protocol
 
@@ -90,13 +91,14 @@ class Saver:
         self._add_letter = set_aside
         self._waiting: deque[_Waiting] = deque()
         self._waiting_characters = 0
-        self._on_disk: dict[str, asyncio.Future[None]] = {}
+        self._on_disk: dict[str, tuple[asyncio.Future[None], int]] = {}
         self._was_read_back = True
         self._read_again_at = 0.0
         self._committing = 0
         self._commits = 0
         self._next_commit_at = 0.0
         self._too_much: dict[str, int] = {}
+        self._failure: str | None = None
         self._has_work = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -106,6 +108,13 @@ class Saver:
     def unsaved(self) -> int:
         """How many records were taken over and are not committed yet."""
         return len(self._waiting) + len(self._on_disk) + self._committing
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last save failed, until one goes; None if all go, or if there is but one that
+        doesn't, on a store that reports itself healthy: then the record may be at fault, and its
+        service must not wait for others that nobody sends to one that isn't ready."""
+        return None if self.unsaved == len(self._too_much) == 1 else self._failure
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="saver")
@@ -117,10 +126,11 @@ class Saver:
         full = (
             len(self._waiting) >= MAX_WAITING or self._waiting_characters >= MAX_WAITING_CHARACTERS
         )
+        characters = _characters(record)
         if full and self._backlog.has_whole(record.completion_id):
-            self._on_disk[record.completion_id] = done
+            self._on_disk[record.completion_id] = done, characters
         else:
-            self._wait((record, done, _characters(record)))
+            self._wait((record, done, characters))
         self._is_idle.clear()
         self._has_work.set()
         return done
@@ -170,15 +180,23 @@ class Saver:
     def _take_waiting(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         characters = 0
-        while self._waiting and len(batch) < MAX_BATCH and characters < MAX_BATCH_CHARACTERS:
+        while self._waiting and len(batch) < MAX_BATCH:
+            characters += self._waiting[0][2]
+            if batch and characters > MAX_BATCH_CHARACTERS:
+                break
             batch.append(self._waiting.popleft())
-            characters += batch[-1][2]
-        self._waiting_characters -= characters
+            self._waiting_characters -= batch[-1][2]
         return batch
 
     async def _read_back(self) -> list[_Waiting]:
         """The next of the records that memory had no room for."""
-        wanted = list(self._on_disk)[:MAX_BATCH]
+        wanted: list[str] = []
+        room = MAX_BATCH_CHARACTERS
+        for completion_id, (_, characters) in islice(self._on_disk.items(), MAX_BATCH):
+            room -= characters
+            if wanted and room < 0:
+                break
+            wanted.append(completion_id)
         try:
             found = {
                 record.completion_id: record async for record in self._backlog.read_back(wanted)
@@ -191,9 +209,9 @@ class Saver:
             return []
         batch: list[_Waiting] = []
         for completion_id in wanted:
-            done = self._on_disk.pop(completion_id)
-            if (record := found.get(completion_id)) is not None:
-                batch.append((record, done, _characters(record)))
+            done, characters = self._on_disk.pop(completion_id)
+            if (record := found.pop(completion_id, None)) is not None:
+                batch.append((record, done, characters))
             else:
                 log.error("record not readable in the journal", completion_id=completion_id)
                 _give_up(done)
@@ -264,16 +282,22 @@ class Saver:
         tries_left = 1 if len(records) > 1 else _TRIES_ALONE
         waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random)
         for attempt in count(1):
+            is_refused = False
             try:
                 await self._store.save(records)
-            except StoreUnavailable as error:
-                reason = str(error)
+            except (StoreUnavailable, RecordRejected) as error:
+                reason, is_refused = str(error), isinstance(error, RecordRejected)
             else:
+                self._failure = None
                 if attempt > 1:
                     log.info("saving again", attempts=attempt)
                 return
+            is_well = await self._is_store_well()
+            if is_refused and is_well:
+                raise RecordRejected(reason)
+            self._failure = reason
             log.warning("save postponed", attempt=attempt, unsaved=self.unsaved, reason=reason)
-            if await self._is_store_well():
+            if is_well:
                 tries_left -= 1
             if not tries_left:
                 raise TooMuch(reason)
@@ -295,6 +319,6 @@ def _give_up(done: "asyncio.Future[None]") -> None:
 def _characters(record: SessionRecord) -> int:
     """About how much text a record holds."""
     request = record.request
-    said = [choice.message for choice in record.choices]
+    said = [(choice.message, choice.logprobs, choice.extra) for choice in record.choices]
     held = [request.messages, said, request.tools, request.parameters, record.extra]
     return sum(map(len, texts_of(held)))

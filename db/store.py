@@ -34,6 +34,10 @@ class StoreUnavailable(StoreError):
     """
 
 
+class TablesUnfit(StoreUnavailable):
+    """The tables are missing, or not those that this code knows."""
+
+
 class RecordRejected(StoreError):
     """The store will never keep this: the data itself is at fault. Nothing of the call was kept."""
 
@@ -288,7 +292,10 @@ class Store(Readable, Protocol):
         """
 
     async def check(self) -> None:
-        """Return if the store can take writes now. Raises `StoreUnavailable` saying why not."""
+        """Return if a save would work now: one is tried, and nothing of it is kept.
+
+        Raises `StoreUnavailable` saying why not; `TablesUnfit` of tables.
+        """
 
     async def close(self) -> None:
         """Release every resource. The store is not usable afterwards. Never raises."""

@@ -6,21 +6,25 @@ closes. No endpoints here, and nothing about streams.
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from aiohttp import web
-from attrs import frozen
+from attrs import define, frozen
 
 from db.dead_letters import DeadLetters
 from db.embedded import EmbeddedPostgres, EmbeddedUnavailable
+from db.embedded.watching import keep_running
 from db.journal import Fsync, Journal, JournalUnavailable, NoJournal
 from db.journal.recovery import Recovery
 from db.migrate import migrate
 from db.postgres.store import PostgresStore
 from db.saver import Saver
-from db.store import Store, StoreError, StoreUnavailable
+from db.store import Store, StoreError, StoreUnavailable, TablesUnfit
 from service.settings.config import Config, DatabaseConfig
 from statemachine.backoff import backoff
 
@@ -31,11 +35,16 @@ CANNOT_KEEP = (EmbeddedUnavailable, JournalUnavailable, StoreUnavailable)
 
 _CHECK_SECONDS = 2.0
 """How long `/readyz` waits for the database; a probe that hangs would be no use."""
+_FRESH_SECONDS = 0.3
+"""How long one answer serves all probes, so that many cost the database no more than one."""
+_START_PATIENCE_SECONDS = 2.0
+"""How long a start waits for the tables of a database that may be away; it serves without them."""
 _FLUSH_SECONDS = 10.0
 """How long a stop waits for the database to take the remaining records."""
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
 """Between two attempts to migrate."""
 
+_T = TypeVar("_T")
 CleanupContext = Callable[[web.Application], AsyncIterator[None]]
 Check = Callable[[], Awaitable[str | None]]
 """For `/readyz`: returns None, or why a part can't do its work now."""
@@ -61,26 +70,66 @@ class Persistence:
         """The parts that `config` describes. A `store` that is given replaces the configured
         database; the caller opens and closes it."""
         contexts: list[CleanupContext] = []
+        migration = _Migration()
         if store is None:
             store = postgres = PostgresStore(config.database.pool_max_size)
-            contexts.append(_database(config.database, postgres))
-        checks = {"database": _database_check(store)}
+            contexts.append(_database(config.database, postgres, migration))
         directory = config.journal.directory
         if directory is None:
             none = NoJournal()
             saver = Saver(store, none)
+            checks = {"database": _database_check(store, saver, migration)}
             return cls(store, none, saver, (*contexts, _saving(saver)), checks)
         path = Path(directory)
         journal = Journal(path, Fsync(config.journal.fsync), config.journal.max_bytes)
         saver = Saver(store, journal, DeadLetters(path).add)
         recovery = Recovery(path, journal.directory, saver.save)
         contexts += (_journaling(journal), _saving(saver, recovery))
-        return cls(
-            store, journal, saver, tuple(contexts), {**checks, "journal": _journal_check(journal)}
-        )
+        checks = {
+            "database": _database_check(store, saver, migration),
+            "journal": _journal_check(journal),
+        }
+        return cls(store, journal, saver, tuple(contexts), checks)
 
 
-def _database(config: DatabaseConfig, store: PostgresStore) -> CleanupContext:
+@define
+class _Migration:
+    """How bringing the tables up to date goes.
+
+    Attributes:
+        failure: why the last attempt failed; None before the first, and once one went well.
+    """
+
+    failure: str | None = None
+
+
+async def _migrate(dsn: str, tried: asyncio.Event, migration: _Migration | None = None) -> None:
+    """Bring the tables up to date, trying until that is done, whatever goes wrong: nobody else would
+    say why no table comes.
+
+    Sets `tried` after the first attempt: a start waits only for that one, and not for long.
+    """
+    migration = migration or _Migration()
+    waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
+    for attempt, wait in enumerate(waits, 1):
+        try:
+            applied = await _in_thread(lambda: migrate(dsn))
+        except Exception as error:
+            known = isinstance(error, StoreError)
+            migration.failure = str(error) if known else repr(error)[:200]
+            log.error("database not ready", attempt=attempt, reason=migration.failure)
+        else:
+            migration.failure = None
+            log.info("database ready", migrations_applied=applied)
+            return
+        finally:
+            tried.set()
+        await asyncio.sleep(wait)
+
+
+def _database(
+    config: DatabaseConfig, store: PostgresStore, migration: _Migration
+) -> CleanupContext:
     """The embedded PostgreSQL if it is configured, the store, and its tables."""
 
     async def keep(_: web.Application) -> AsyncIterator[None]:
@@ -93,11 +142,16 @@ def _database(config: DatabaseConfig, store: PostgresStore) -> CleanupContext:
             dsn = embedded.dsn
         await store.start(dsn)
         tried = asyncio.Event()
-        migrating = asyncio.create_task(_migrate(dsn, tried), name="migrate")
-        await tried.wait()
+        running = [asyncio.create_task(_migrate(dsn, tried, migration), name="migrate")]
+        if embedded is not None:
+            running.append(asyncio.create_task(keep_running(embedded), name="embedded"))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if embedded else _START_PATIENCE_SECONDS):
+                await tried.wait()
         yield
-        migrating.cancel()
-        await asyncio.gather(migrating, return_exceptions=True)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await store.close()
         if embedded is not None:
             await asyncio.to_thread(embedded.stop)
@@ -105,23 +159,25 @@ def _database(config: DatabaseConfig, store: PostgresStore) -> CleanupContext:
     return keep
 
 
-async def _migrate(dsn: str, tried: asyncio.Event) -> None:
-    """Bring the tables up to date, trying until the database can be reached.
+async def _in_thread(work: Callable[[], _T]) -> _T:
+    """Run blocking work in a thread that no stop waits for: a server may never answer it."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    result: list[_T] = []
+    failure: list[Exception] = []
 
-    Sets `tried` after the first attempt: a start waits only for that one.
-    """
-    waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
-    for attempt, wait in enumerate(waits, 1):
+    def run() -> None:
         try:
-            applied = await asyncio.to_thread(migrate, dsn)
-        except StoreError as error:
-            log.error("database not ready", attempt=attempt, reason=str(error))
-        else:
-            log.info("database ready", migrations_applied=applied)
-            return
-        finally:
-            tried.set()
-        await asyncio.sleep(wait)
+            result.append(work())
+        except Exception as error:
+            failure.append(error)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name="migrate", daemon=True).start()
+    await done.wait()
+    if failure:
+        raise failure[0]
+    return result[0]
 
 
 def _journaling(journal: Journal) -> CleanupContext:
@@ -148,18 +204,41 @@ def _saving(saver: Saver, recovery: Recovery | None = None) -> CleanupContext:
     return keep
 
 
-def _database_check(store: Store) -> Check:
+def _database_check(store: Store, saver: Saver, migration: _Migration) -> Check:
+    """Whether a save would work: one is tried, and the last one must have."""
+
     async def check() -> str | None:
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
                 await store.check()
+        except TablesUnfit as error:
+            why = migration.failure
+            return f"{error} (migrating failed: {why})" if why else str(error)
         except StoreUnavailable as error:
             return str(error)
         except TimeoutError:
             return f"it gave no answer within {_CHECK_SECONDS:g} s"
-        return None
+        return saver.failure and f"the last save failed: {saver.failure}"
 
-    return check
+    return _shared(check)
+
+
+def _shared(check: Check) -> Check:
+    """The same check, asked once for all that ask within `_FRESH_SECONDS`."""
+    asking = asyncio.Lock()
+    answer: str | None = None
+    fresh_until = 0.0
+
+    async def ask() -> str | None:
+        nonlocal answer, fresh_until
+        async with asking:
+            now = asyncio.get_running_loop().time()
+            if now >= fresh_until:
+                answer = await check()
+                fresh_until = now + _FRESH_SECONDS
+            return answer
+
+    return ask
 
 
 def _journal_check(journal: Journal) -> Check:

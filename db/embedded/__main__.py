@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             signal.signal(signal.SIGINT, interrupted)
             server.stop()
-    except EmbeddedUnavailable as error:
+    except (EmbeddedUnavailable, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 

@@ -10,16 +10,20 @@ import os
 import pwd
 import re
 import shlex
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 from urllib.parse import quote
+
+from db.embedded.environment import without_libpq
 
 PORT = 5432
 """Part of the socket's name; nothing listens on TCP."""
@@ -51,7 +55,9 @@ class Cluster:
         self.log = self.path / "log"
         self.programs = _programs(self.path / "PG_VERSION")
         self.sockets = _socket_directory(self.path)
-        self.dsn = f"postgresql://postgres@/postgres?host={quote(str(self.sockets), safe='')}"
+        self.dsn = (
+            f"postgresql://postgres@/postgres?host={quote(str(self.sockets), safe='')}&port={PORT}"
+        )
         self.as_root = os.geteuid() == 0
 
     def ensure_made(self, report: Callable[[str], None]) -> None:
@@ -63,7 +69,7 @@ class Cluster:
                 f"{self.path} is no PostgreSQL cluster: PG_VERSION is missing. "
                 "Restore it from a backup, or move it away to start with an empty one"
             )
-        report(f"creating a PostgreSQL cluster in {self.path}")
+        report(f"creating a PostgreSQL cluster in {self.path}{self._open_ways()}")
         rmtree(self.unfinished, ignore_errors=True)
         self.unfinished.mkdir(mode=0o700)
         self._give_away(self.unfinished)
@@ -72,15 +78,23 @@ class Cluster:
         self._run("initdb", *options, "--no-instructions", f"--pgdata={self.unfinished}")
         self.unfinished.rename(self.path)
 
+    def ensure_there(self) -> None:
+        """Raises `EmbeddedUnavailable` unless the cluster is made."""
+        if not (self.path / "PG_VERSION").exists():
+            raise EmbeddedUnavailable(
+                f"{self.path} has vanished, or is no PostgreSQL cluster any more: restore it from "
+                "a backup; a restart with it missing makes an empty one"
+            )
+
     def ensure_running(self, report: Callable[[str], None], settings: Mapping[str, str]) -> None:
         """Return once the server takes connections."""
+        if self.sockets != self.path:
+            self._ensure_sockets()
         if self._is_ready():
             return
-        report("starting PostgreSQL")
+        opened = self._open_ways()
+        report(f"starting PostgreSQL in {self.path}{opened}" if opened else "starting PostgreSQL")
         self._clear_remains()
-        if self.sockets != self.path:
-            self.sockets.mkdir(mode=0o700, exist_ok=True)
-            self._give_away(self.sockets)
         flags = {"listen_addresses": "", "unix_socket_directories": str(self.sockets), **settings}
         options = [f"-c {shlex.quote(f'{name}={value}')}" for name, value in flags.items()]
         self._pg_ctl(
@@ -91,7 +105,7 @@ class Cluster:
 
     def ensure_stopped(self) -> bool:
         """Stop the server cleanly. False if it wasn't running."""
-        if not self._is_running():
+        if not self.is_running():
             return False
         self._pg_ctl("stop", "-m", "fast", "-t", str(STOP_TIMEOUT_SECONDS))
         return True
@@ -99,7 +113,7 @@ class Cluster:
     def _is_ready(self) -> bool:
         """True if the server runs; waits for one that is still starting or stopping."""
         patience_ends = time.monotonic() + START_TIMEOUT_SECONDS
-        while self._is_running():
+        while self.is_running():
             if self._pid_file()[-1].strip() == "ready":
                 return True
             if time.monotonic() > patience_ends:
@@ -107,29 +121,36 @@ class Cluster:
             time.sleep(0.05)
         return False
 
-    def _is_running(self) -> bool:
+    def is_running(self) -> bool:
+        """True if the process that the pid file names is the server."""
         first = self._pid_file()[0]
-        return first.isdecimal() and int(first) in self._pids()
+        return first.isdecimal() and len(first) < 10 and self._is_ours(int(first))
 
     def _pid_file(self) -> list[str]:
         """The lines of the postmaster's file: its process id first, "ready" or another word last."""
         try:
-            return (self.path / "postmaster.pid").read_text().splitlines() or [""]
-        except FileNotFoundError:
+            return (self.path / "postmaster.pid").read_text(errors="replace").splitlines() or [""]
+        except OSError:  # none, or none that can be read
             return [""]
 
-    def _pids(self) -> set[int]:
-        """The server's processes: only they have the cluster's directory as their own."""
+    def _is_ours(self, pid: int) -> bool:
+        """True of the server's processes: only they have the cluster's directory as their own."""
         import psutil  # comes with the wheel
 
-        pids = set()
-        for process in psutil.process_iter():
-            try:
-                if "postgres" in process.name() and process.cwd() == str(self.path):
-                    pids.add(process.pid)
-            except psutil.Error:
-                continue  # it has ended, or is somebody else's
-        return pids
+        try:
+            process = psutil.Process(pid)
+            return (
+                "postgres" in process.name()
+                and process.status() != psutil.STATUS_ZOMBIE
+                and process.cwd() == str(self.path)
+            )
+        except (psutil.Error, OSError):
+            return False  # it has ended, or is somebody else's
+
+    def _pids(self) -> set[int]:
+        import psutil
+
+        return {pid for pid in psutil.pids() if self._is_ours(pid)}
 
     def _clear_remains(self) -> None:
         """After a postmaster was killed: wait for its children to end, then remove its files."""
@@ -157,6 +178,7 @@ class Cluster:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd="/",
+                env=without_libpq(os.environ),
                 start_new_session=True,  # a second Ctrl-C must not cut a stop short
                 **self._identity(),
             )
@@ -169,15 +191,42 @@ class Cluster:
             )
 
     def _identity(self) -> dict[str, Any]:
-        """As root, the cluster's owner, with the directories above it opened; else ourselves."""
+        """As root, the cluster's owner; else ourselves."""
         if not self.as_root:
             return {}
         directory = self.path if self.path.exists() else self.unfinished
-        for parent in (*directory.parents, *self.sockets.parents, *self.programs.parents):
-            if not (mode := parent.stat().st_mode) & 0o001:
-                parent.chmod(mode | 0o001)  # to pass through, not to look around
         owned = directory.stat()
         return {"user": owned.st_uid, "group": owned.st_gid, "extra_groups": []}
+
+    def _open_ways(self) -> str:
+        """As root, let PostgreSQL's user through the directories above; say so, if there are any."""
+        if not self.as_root:
+            return ""
+        opened = []
+        for parent in {*self.path.parents, *self.sockets.parents, *self.programs.parents}:
+            if not (mode := stat.S_IMODE(parent.stat().st_mode)) & 0o001:
+                parent.chmod(mode | 0o001)  # to pass through, not to look around
+                opened.append(f"{parent} (mode {mode:o}, now {mode | 0o001:o})")
+        if not opened:
+            return ""
+        return (
+            f"; PostgreSQL can't run as root, so every user may now pass through, "
+            f"but not look around in, {', '.join(sorted(opened))}"
+        )
+
+    def _ensure_sockets(self) -> None:
+        """Make the socket's directory in the temporary one, where anybody may have made it first."""
+        with suppress(FileExistsError):
+            self.sockets.mkdir(mode=0o700)
+            self._give_away(self.sockets)
+        found = self.sockets.lstat()
+        is_private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+        if not is_private or found.st_uid != self.path.stat().st_uid:
+            raise EmbeddedUnavailable(
+                f"{self.sockets} is there already, and is no directory of PostgreSQL's user alone "
+                "(mode 700), so that others might listen in it: remove it, or choose a shorter "
+                "database.data_dir, which can hold the socket itself"
+            )
 
     def _log_tail(self) -> str:
         try:
@@ -192,10 +241,10 @@ class Cluster:
             return
         if self.path.exists():
             owned = self.path.stat()
-            os.chown(directory, owned.st_uid, owned.st_gid)
+            os.chown(directory, owned.st_uid, owned.st_gid, follow_symlinks=False)
         else:
             user = _system_user()
-            os.chown(directory, user.pw_uid, user.pw_gid)
+            os.chown(directory, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
 def _system_user() -> pwd.struct_passwd:
@@ -223,13 +272,23 @@ def _programs(version_file: Path) -> Path:
         )
     found = Path(wheel.submodule_search_locations[0]).glob("pginstall*/bin")
     versions = {int(name[1]): path for path in found if (name := _VERSION.search(str(path)))}
-    version = int(version_file.read_text()) if version_file.exists() else max(versions)
+    version = _version_in(version_file) if version_file.exists() else max(versions)
     if version not in versions:
         raise EmbeddedUnavailable(
             f"{version_file.parent} was made by PostgreSQL {version}, and the wheel has "
             f"{', '.join(map(str, versions))}: install the wheel that made it, dump and restore"
         )
     return versions[version]
+
+
+def _version_in(version_file: Path) -> int:
+    written = version_file.read_text(errors="replace").strip()
+    if not re.fullmatch(r"[0-9]{1,3}", written):
+        raise EmbeddedUnavailable(
+            f"{version_file} should hold PostgreSQL's version and holds {written[:20]!r}: "
+            "restore the cluster from a backup, or move it away to start with an empty one"
+        )
+    return int(written)
 
 
 def _socket_directory(cluster: Path) -> Path:

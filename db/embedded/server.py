@@ -11,6 +11,8 @@ seconds are reported through a callback.
 3. A cluster is made under another name and renamed once it is whole, so that an interrupted first
    start leaves nothing that looks like one.
 4. The server listens on a Unix socket only.
+5. Who uses it takes libpq's variables (`PGPORT`, `PGSERVICE`, …) out of its own environment: they
+   speak of another server, and libpq would obey them on the way to this one.
 """
 
 import fcntl
@@ -21,14 +23,18 @@ from pathlib import Path
 from typing import IO
 
 from db.embedded.cluster import START_TIMEOUT_SECONDS, Cluster, EmbeddedUnavailable
+from db.embedded.environment import forget_libpq
 
 
 class EmbeddedPostgres:
     """A running embedded server that this process uses. Made by `start`, given back by `stop`."""
 
-    def __init__(self, cluster: Cluster, users: IO[bytes]) -> None:
+    def __init__(
+        self, cluster: Cluster, users: IO[bytes], settings: Mapping[str, str] | None = None
+    ) -> None:
         self._cluster = cluster
         self._users: IO[bytes] | None = users
+        self._settings = settings or {}
         self.dsn = cluster.dsn
         """Its libpq URL, for the user and the database called `postgres`."""
         self.data_dir = cluster.data_dir
@@ -54,6 +60,7 @@ class EmbeddedPostgres:
             EmbeddedUnavailable: the extra isn't installed, or the server can't run here.
         """
         report = on_progress or (lambda _: None)
+        forget_libpq()
         try:
             data_dir = data_dir.expanduser().resolve()
             data_dir.mkdir(parents=True, exist_ok=True)
@@ -72,7 +79,32 @@ class EmbeddedPostgres:
                 f"The embedded PostgreSQL can't use {data_dir}: {error}; "
                 "choose another database.data_dir or set DATABASE_URL"
             ) from error
-        return cls(cluster, users)
+        return cls(cluster, users, settings)
+
+    def is_running(self) -> bool:
+        """True unless the server has died. Looks at no more than one process; doesn't wait."""
+        return self._cluster.is_running()
+
+    def revive(self) -> bool:
+        """Start the server again if it died. Blocks. False if it runs, or isn't used any more.
+
+        Never makes a cluster: one that vanished is to be restored, not replaced by an empty one.
+
+        Raises:
+            EmbeddedUnavailable: it can't be started; the message says why.
+        """
+        try:
+            with _locked(self.data_dir):
+                if self._users is None or self._cluster.is_running():
+                    return False
+                self._cluster.ensure_there()
+                self._cluster.ensure_running(lambda _: None, self._settings)
+                return True
+        except OSError as error:
+            raise EmbeddedUnavailable(
+                f"The embedded PostgreSQL in {self.data_dir} can't be started again: {error}; "
+                "restore the directory from a backup, or restart with another database.data_dir"
+            ) from error
 
     def stop(self) -> bool:
         """Stop using the server; stop the server too if nobody else uses it. Blocks.

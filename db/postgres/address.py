@@ -1,16 +1,21 @@
-"""Chooses which of a database's network addresses to connect to. No driver here.
+"""Chooses which of a database's network addresses to connect to, in what order. No driver here.
 
 libpq can choose, but not for an event loop. It looks host names up synchronously, so that a slow
 name server would stop every stream. Where a name has several addresses (`localhost` has two on most
-machines) it tries the next one on a new socket; aiopg 1.4.0 doesn't notice, and waits for the old
-socket until it times out (`test_a_host_with_several_addresses_is_reached` would show the end of
-that).
+machines), or the address several hosts, it tries the next one on a new socket; aiopg 1.4.0 doesn't
+notice, and waits for the old socket until it times out
+(`test_a_host_with_several_addresses_is_reached` would show the end of that). So libpq is given one
+address at a time, and the order is its own: that of the list, by `load_balance_hosts=random` any;
+`target_session_attrs=prefer-standby` goes through the list twice.
 """
 
 import asyncio
+import random
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from itertools import zip_longest
+
+from attrs import evolve, frozen
 
 from db.store import StoreUnavailable
 
@@ -33,60 +38,97 @@ async def _resolve(host: str, port: str) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
+@frozen
+class Way:
+    """libpq's parameters for one attempt at one address; "" stands for its defaults."""
+
+    host: str
+    hostaddr: str
+    port: str
+    target_session_attrs: str
+
+    @property
+    def is_socket(self) -> bool:
+        """True if libpq goes to a Unix socket."""
+        return not self.hostaddr and (not self.host or self.host[0] in "/@")
+
+
 class Route:
-    """The way to one database: libpq's `host`, `hostaddr` and `port`, as last chosen.
+    """The ways to one database, from libpq's `host`, `hostaddr` and `port`.
 
     Raises:
         StoreUnavailable: the ports and the hosts don't go together.
     """
 
     def __init__(self, parts: Mapping[str, str], resolve: Resolve = _resolve) -> None:
-        self.host = parts.get("host") or ""
-        self.hostaddr = parts.get("hostaddr") or ""
-        self.port = parts.get("port") or "5432"
         self._resolve = resolve
+        self._attributes = parts.get("target_session_attrs") or "any"
+        self._shuffles = parts.get("load_balance_hosts") == "random"
         # libpq takes lists of each, separated by commas: one port for all hosts, or one for each.
-        hosts, ports = self.host.split(","), self.port.split(",")
-        addresses = self.hostaddr.split(",") if self.hostaddr else []
+        hosts, ports = (parts.get("host") or "").split(","), (parts.get("port") or "").split(",")
+        addresses = parts["hostaddr"].split(",") if parts.get("hostaddr") else []
         if len(ports) not in (1, max(len(hosts), len(addresses))):
             raise StoreUnavailable(
                 f"The database's address has {len(ports)} ports; "
                 "give one port for all hosts, or one for each, in DATABASE_URL"
             )
-        self._given = list(zip_longest(hosts, addresses, ports))
-        sockets = any(not host or host[0] in "/@" for host in self.host.split(","))
-        single = len(self._given) == 1
-        self.is_fixed = (sockets and not self.hostaddr) or (bool(self.hostaddr) and single)
-        """True of Unix sockets, a given address and libpq's defaults: there is nothing to choose."""
+        self._given = [
+            Way(host or "", address or "", (ports[0] if port is None else port) or "5432", "any")
+            for host, address, port in zip_longest(hosts, addresses, ports)
+        ]
+        (first, *others) = self._given
+        self.is_fixed = (
+            not others
+            and (first.is_socket or bool(first.hostaddr))
+            and self._attributes != "prefer-standby"
+        )
+        """True of one Unix socket, one given address and libpq's defaults: there is nothing to choose."""
 
-    async def choose(self) -> None:
-        """Settle on the first address that accepts connections; if none does, on the first.
+    async def ways(self) -> AsyncIterator[Way]:
+        """The ways to try, one after the other, those left out that accept no connection; if none
+        does, the first, which will say why.
 
         Raises:
             StoreUnavailable: no host's name is known.
         """
-        if self.is_fixed:
-            return
-        candidates: list[tuple[str, str, str]] = []
-        for host, address, port in self._given:
-            port = port or self._given[0][2]
+        ways = await self._known()
+        passes = [self._attributes]
+        if self._attributes == "prefer-standby":
+            passes = ["standby", "any"]
+        deaf: set[Way] = set()
+        for attributes in passes:
+            for way in ways:
+                if len(ways) > 1 and not way.is_socket and way not in deaf:
+                    if not await _accepts(way.hostaddr, way.port):
+                        deaf.add(way)
+                if way not in deaf:
+                    yield evolve(way, target_session_attrs=attributes)
+        if len(deaf) == len(ways):
+            yield evolve(ways[0], target_session_attrs=passes[-1])
+
+    async def _known(self) -> list[Way]:
+        """Each address of each host whose name is known."""
+        ways: list[Way] = []
+        for given in (
+            random.sample(self._given, len(self._given)) if self._shuffles else self._given
+        ):
+            if given.is_socket or given.hostaddr:
+                ways.append(given)
+                continue
             try:
-                found = [address] if address else await self._resolve(host, port)
+                found = await self._resolve(given.host, given.port)
             except (OSError, UnicodeError):  # the latter of a name with an empty or a long part
                 continue
-            candidates.extend((host or "", each, port) for each in found)
-        if not candidates:
-            names = ", ".join(host for host, *_ in self._given)
+            if self._shuffles:
+                random.shuffle(found)
+            ways.extend(evolve(given, hostaddr=each) for each in found)
+        if not ways:
+            names = ", ".join(given.host for given in self._given)
             raise StoreUnavailable(
                 f"The database's host name isn't known: {names}; "
                 "check DATABASE_URL and the name server"
             )
-        self.host, self.hostaddr, self.port = candidates[0]
-        if len(candidates) > 1:
-            for host, address, port in candidates:
-                if await _accepts(address, port):
-                    self.host, self.hostaddr, self.port = host, address, port
-                    return
+        return ways
 
 
 async def _accepts(address: str, port: str) -> bool:

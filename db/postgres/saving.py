@@ -130,6 +130,15 @@ async def save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: flo
     await outbox.flush()
 
 
+async def try_out(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: float) -> None:
+    """Write all of the batch but its commit, with every constraint checked, and take it back."""
+    outbox = _Outbox(cursor)
+    await _try_save(outbox, batch, timeout_seconds)
+    await outbox.tell("SET CONSTRAINTS ALL IMMEDIATE")
+    await outbox.tell("ROLLBACK")
+    await outbox.flush()
+
+
 async def _try_save(outbox: _Outbox, batch: Sequence[RecordRows], timeout_seconds: float) -> bool:
     """Write all but the commit. False if one of the batch was deleted at this very moment; the next
     try sees that it was."""

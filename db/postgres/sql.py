@@ -102,7 +102,7 @@ def select_list(columns: Columns, prefix: str = "") -> str:
 # The server gives up by itself, too: while it waits for a lock it doesn't notice that its client has
 # gone, and such backends would pile up.
 BEGIN: Final = (
-    "BEGIN; SET LOCAL statement_timeout = %(timeout_ms)s;"
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = %(timeout_ms)s;"
     " SET LOCAL idle_in_transaction_session_timeout = %(timeout_ms)s"
 )
 INSERT_COMPLETIONS: Final = (
@@ -184,14 +184,6 @@ WITH RECURSIVE walk AS (
 )
 SELECT {select_list(MESSAGES)} FROM walk ORDER BY steps DESC
 """
-
-CHECK: Final = (
-    "SELECT current_setting('transaction_read_only') = 'on',"
-    " has_table_privilege('completions', 'INSERT')"
-    " AND has_table_privilege('messages', 'INSERT'),"
-    " current_setting('server_encoding'),"
-    " ARRAY(SELECT migration_id FROM _yoyo_migrations)::text[]"
-)
 
 
 def migration_ids() -> frozenset[str]:

@@ -3,7 +3,9 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import psycopg2
@@ -113,6 +115,63 @@ def test_a_migration_and_its_note_commit_together(
             migrate(empty_database_url)
     assert [] == tables(empty_database_url)
     assert ALL == migrate(empty_database_url)
+
+
+def test_the_migrations_hold_nothing_that_outlives_a_transaction() -> None:
+    """Each runs in one transaction, so no statement may need to stand outside of one or leave a
+    setting behind."""
+    for path in sql.MIGRATIONS.glob("*.sql"):
+        text = path.read_text().upper()
+        assert "CONCURRENTLY" not in text
+        assert "VACUUM" not in text
+        assert "\nSET " not in text
+
+
+def test_what_migrating_sets_ends_with_it(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lock and settings are the transaction's: none of them is on the connection afterwards, which
+    behind a pooler somebody else gets next."""
+    left: list[tuple[object, ...]] = []
+
+    class Watched(module._Backend):
+        def __exit__(self, *about: object) -> None:
+            for statement in (
+                "SELECT current_setting('lock_timeout')",
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'",
+            ):
+                left.extend(self.execute(statement).fetchall())
+            super().__exit__(*about)
+
+    monkeypatch.setattr(module, "_Backend", Watched)
+    assert ALL == migrate(empty_database_url)
+    assert [("0",), (0,)] == left
+
+
+def test_who_waited_sees_what_the_other_did(empty_database_url: str) -> None:
+    """Also where transactions see the rows of their beginning, unless told otherwise."""
+    name = execute(empty_database_url, "SELECT current_database()")[0][0]
+    execute(
+        empty_database_url,
+        f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'",
+    )
+    with ThreadPoolExecutor() as threads:
+        applied = list(threads.map(migrate, [empty_database_url] * 3))
+    assert ALL == sorted(chain(*applied))
+
+
+def test_rows_that_a_migration_refuses_are_said_in_a_sentence(
+    empty_database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`python -m db.migrate` prints no traceback for what an operator has to mend."""
+    (tmp_path / "0001_odd.sql").write_text("SELECT 1 / 0;")
+    monkeypatch.setattr(module, "MIGRATIONS", tmp_path)
+    assert 1 == main([empty_database_url])
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"A migration fails on rows that are in .* SQLSTATE 22012\n", said)
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:

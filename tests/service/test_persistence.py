@@ -1,12 +1,17 @@
 """What keeps answers, at the start: the tables come as soon as the database does."""
 
 import asyncio
+import socket
+from contextlib import closing
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from db.postgres.store import PostgresStore
 from db.store import RecordRejected, StoreError, StoreUnavailable
 from service import persistence
+from service.settings.config import DatabaseConfig
 
 
 async def logged_by_migrating(
@@ -47,3 +52,51 @@ async def test_a_migration_that_the_data_refuse_is_said_and_tried_again(
     """Whatever the store's error, nobody is left to wonder why the tables don't come."""
     found = await logged_by_migrating([RecordRejected("SQLSTATE 23505")], monkeypatch, log_lines)
     assert [("database not ready", 1), ("database ready", None)] == found
+
+
+async def test_whatever_a_migration_fails_at_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, log_lines: list[Any]
+) -> None:
+    """An error that nobody foresaw is no reason to serve without tables for ever."""
+    left = [KeyError("odd"), OSError(24, "Too many open files")]
+
+    def migrate(_dsn: str) -> list[str]:
+        if left:
+            raise left.pop()
+        return []
+
+    monkeypatch.setattr(persistence, "migrate", migrate)
+    monkeypatch.setattr(persistence, "_FIRST_WAIT_SECONDS", 0.01)
+    async with asyncio.timeout(5):
+        await persistence._migrate("postgresql://", asyncio.Event())
+    assert ["database not ready"] * 2 + ["database ready"] == [line["event"] for line in log_lines]
+
+
+async def test_a_start_waits_for_no_database(
+    monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    """A server that takes the connection and says nothing keeps neither a start nor a stop."""
+    monkeypatch.setattr(persistence, "_START_PATIENCE_SECONDS", 0.2)
+    config = DatabaseConfig(url=f"postgresql://u@127.0.0.1:{unused_tcp_port}/chat")
+    keep = persistence._database(config, PostgresStore(), persistence._Migration())
+    with closing(socket.create_server(("127.0.0.1", unused_tcp_port))):
+        async with asyncio.timeout(2):
+            running = keep(web.Application())
+            await anext(running)
+            await anext(running, None)
+
+
+async def test_many_probes_are_one_question() -> None:
+    """Whoever asks within the same moment gets the same answer, and a later one a new one."""
+    asked = 0
+
+    async def check() -> str | None:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.01)
+        return f"answer {asked}"
+
+    shared = persistence._shared(check)
+    assert {"answer 1"} == set(await asyncio.gather(*(shared() for _ in range(50))))
+    await asyncio.sleep(persistence._FRESH_SECONDS)
+    assert "answer 2" == await shared()

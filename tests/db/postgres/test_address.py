@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 
 from db.embedded import EmbeddedPostgres
-from db.postgres.address import Route
+from db.postgres.address import Route, Way
 from db.postgres.store import PostgresStore
 from db.store import StoreUnavailable
 from tests.db.records import make_record
 from tests.postgres import UNSAFE_BUT_FAST
+
+
+async def ways_of(route: Route) -> list[Way]:
+    return [way async for way in route.ways()]
 
 
 async def test_a_host_with_several_addresses_is_reached(
@@ -38,12 +42,12 @@ async def test_a_name_servers_trouble_delays_nobody_else() -> None:
 
     route = Route({"host": "db.example", "port": "6432"}, resolve=slow)
     ticks = 0
-    choosing = asyncio.create_task(route.choose())
+    choosing = asyncio.create_task(ways_of(route))
     while not choosing.done():
         await asyncio.sleep(0.01)
         ticks += 1
     assert ticks > 5
-    assert ("db.example", "192.0.2.1", "6432") == (route.host, route.hostaddr, route.port)
+    assert [Way("db.example", "192.0.2.1", "6432", "any")] == choosing.result()
 
 
 async def test_the_store_never_lets_the_driver_look_a_name_up() -> None:
@@ -72,14 +76,12 @@ async def test_a_host_that_swallows_connections_is_passed_over(unused_tcp_port: 
         return ["127.0.0.2", "127.0.0.1", "127.0.0.3"]
 
     route = Route({"host": "db", "port": str(unused_tcp_port)}, resolve=three)
-    await route.choose()
-    assert "127.0.0.2" == route.hostaddr
+    assert ["127.0.0.2"] == [way.hostaddr for way in await ways_of(route)]
     server = await asyncio.start_server(
         lambda _, writer: writer.close(), "127.0.0.1", unused_tcp_port
     )
     async with server:
-        await route.choose()
-    assert "127.0.0.1" == route.hostaddr
+        assert ["127.0.0.1"] == [way.hostaddr for way in await ways_of(route)]
 
 
 @pytest.mark.parametrize(
@@ -89,16 +91,32 @@ async def test_a_host_that_swallows_connections_is_passed_over(unused_tcp_port: 
         {"host": "/run/postgresql"},
         {"host": "@abstract"},
         {"host": "db", "hostaddr": "192.0.2.1"},
-        {"host": "/a,/b"},
     ],
 )
 async def test_addresses_that_need_no_choice_are_left_alone(parts: dict[str, str]) -> None:
-    """Sockets, given addresses and libpq's own defaults are passed on untouched."""
-    route = Route(parts)
-    assert route.is_fixed
-    await route.choose()
-    assert parts.get("host", "") == route.host
-    assert parts.get("hostaddr", "") == route.hostaddr
+    """A socket, a given address and libpq's own defaults are passed on untouched."""
+    assert Route(parts).is_fixed
+
+
+async def test_sockets_are_tried_one_after_the_other() -> None:
+    """Of several sockets each is an address of its own; nobody can ask beforehand who listens."""
+    ways = await ways_of(Route({"host": "/a,,/b", "port": "1,2,3"}))
+    assert [("/a", "1"), ("", "2"), ("/b", "3")] == [(way.host, way.port) for way in ways]
+
+
+async def test_a_standby_is_preferred_in_two_rounds() -> None:
+    """As libpq has it: first all hosts for a standby, then all for whatever is there."""
+    route = Route({"host": "/a,/b", "target_session_attrs": "prefer-standby"})
+    expected = [("/a", "standby"), ("/b", "standby"), ("/a", "any"), ("/b", "any")]
+    ways = await ways_of(route)
+    assert expected == [(way.host, way.target_session_attrs) for way in ways]
+
+
+async def test_the_order_may_be_left_to_chance() -> None:
+    """`load_balance_hosts=random` begins with any of the hosts."""
+    route = Route({"host": "/a,/b,/c", "load_balance_hosts": "random"})
+    firsts = {(await ways_of(route))[0].host for _ in range(100)}
+    assert {"/a", "/b", "/c"} == firsts
 
 
 async def test_hosts_may_have_ports_of_their_own() -> None:
@@ -111,7 +129,7 @@ async def test_hosts_may_have_ports_of_their_own() -> None:
 
     for ports in ("1,2", "3"):
         with pytest.raises(StoreUnavailable, match="a, b"):
-            await Route({"host": "a,b", "port": ports}, resolve=noting).choose()
+            await ways_of(Route({"host": "a,b", "port": ports}, resolve=noting))
     assert [("a", "1"), ("b", "2"), ("a", "3"), ("b", "3")] == asked
 
 
