@@ -11,7 +11,7 @@ PARALLEL ?= -n logical --maxprocesses 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults corpus fuzz bench instructions key psql \
+.PHONY: help run test core coverage check matrix format faults corpus fuzz bench instructions key psql pgbouncer \
 	dead-letters architecture docs wheel lock clean
 
 help: ## list the commands
@@ -49,6 +49,9 @@ faults: $(VENV)/.dev-ready ## break everything many times and count lost words (
 
 corpus: $(VENV)/.dev-ready ## split, cut and kill each backend's dialect everywhere (some: ARGS="-k vllm")
 	$(BIN)/python -m pytest tests/corpus -m corpus $(ARGS)
+
+pgbouncer: $(VENV)/.dev-ready ## test behind a PgBouncer, which must be installed (apt-get install pgbouncer)
+	$(BIN)/python -m pytest -rs tests/db/postgres/test_pgbouncer.py $(ARGS)
 
 fuzz: $(VENV)/.dev-ready ## try the API with five minutes of made-up requests (with an API key: ARGS=--key)
 	$(BIN)/python -m tests.service.stage.fuzz_api $(ARGS)

@@ -9,10 +9,10 @@ Never sees to connections, and never caches. Three steps, each of which may tell
 3. Where commits wait for a synchronous standby, an empty one is made, as no rollback shows that.
 """
 
+import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
-from math import ceil
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from uuid import uuid4
 
@@ -25,6 +25,8 @@ from statemachine import Choice, SessionRecord, SessionRequest, State, UsageSour
 
 PROBE_SECONDS = 1.2
 """How long the server may take for one statement of the trial: less than a probe waits."""
+COMMIT_SECONDS = 0.8
+"""How long a commit may take where a standby has to confirm it."""
 
 _MIGRATIONS: Final = "_yoyo_migrations"
 _COLUMNS: Final[Mapping[str, Sequence[str]]] = {
@@ -75,10 +77,7 @@ SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
 """
 APPLIED: Final = f"SELECT migration_id FROM {_MIGRATIONS}"
 # Empty, but for the server's log to be on the way to the standby: a commit waits for it.
-EMPTY_COMMIT: Final = (
-    "BEGIN; SET LOCAL statement_timeout = %(timeout_ms)s;"
-    " SELECT pg_logical_emit_message(true, 'verbatim-chat', ''); COMMIT"
-)
+EMPTY_COMMIT: Final = "BEGIN; SELECT pg_logical_emit_message(true, 'verbatim-chat', ''); COMMIT"
 
 
 class ReadOnly(StoreUnavailable):
@@ -110,8 +109,13 @@ class _Facts:
     tables: Mapping[str, _Table]
 
 
-async def check(cursor: saving.Cursor, where: str, timeout_seconds: float) -> None:
+async def check(
+    cursor: saving.Cursor, where: str, timeout_seconds: float, cancel: Callable[[], object]
+) -> None:
     """Return if a save would work.
+
+    Args:
+        cancel: cancels what the cursor's connection does at that moment. It may block.
 
     Raises:
         StoreUnavailable: it would not, and why.
@@ -130,17 +134,28 @@ async def check(cursor: saving.Cursor, where: str, timeout_seconds: float) -> No
         raise TablesUnfit(f"PostgreSQL at {where}: {why}")
     if (why := _rights_obstacle(facts)) is not None:
         raise StoreUnavailable(f"PostgreSQL at {where}: {why}")
-    seconds = min(timeout_seconds, PROBE_SECONDS)
-    await saving.try_out(cursor, [rows_of(_trial())], seconds)
-    if facts.waits_for_standby:
-        began = time.monotonic()
-        # Cancelled by its timeout, a commit only stops waiting: the server warns and calls it done.
-        await cursor.execute(EMPTY_COMMIT, {"timeout_ms": ceil(seconds * 1000)})
-        if time.monotonic() - began >= seconds:
-            raise StoreUnavailable(
-                f"PostgreSQL at {where}: commits wait for a synchronous standby that doesn't "
-                "answer; bring it back or change synchronous_standby_names"
-            )
+    trial = rows_of(_trial())
+    await saving.try_out(cursor, [trial], min(timeout_seconds, PROBE_SECONDS))
+    if facts.waits_for_standby and not await _commits(cursor, cancel):
+        raise StoreUnavailable(
+            f"PostgreSQL at {where}: commits wait for a synchronous standby that doesn't "
+            "answer; bring it back or change synchronous_standby_names"
+        )
+
+
+async def _commits(cursor: saving.Cursor, cancel: Callable[[], object]) -> bool:
+    """True if a commit comes back in time. One that doesn't is cancelled, as no timeout of the server
+    ends its waiting, nor does its client's leaving; then it only stops to wait."""
+    committing = asyncio.ensure_future(cursor.execute(EMPTY_COMMIT))
+    try:
+        done, _ = await asyncio.wait({committing}, timeout=COMMIT_SECONDS)
+        if not done:
+            await asyncio.to_thread(cancel)
+        await committing
+    except BaseException:
+        committing.cancel()
+        raise
+    return bool(done)
 
 
 def session_obstacle(in_recovery: bool, read_only: bool) -> str | None:

@@ -217,7 +217,9 @@ class PostgresStore:
         """See `db.store.Store.check`. Tries a save, without keeping anything of it."""
         try:
             await self._run(
-                lambda c: readiness.check(c, self._where, self._timeout_seconds),
+                lambda c: readiness.check(
+                    c, self._where, self._timeout_seconds, c.raw.connection.cancel
+                ),
                 if_cancelled="a save would wait too long; look for locks on its tables",
             )
         except RecordRejected as error:
