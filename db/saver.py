@@ -180,21 +180,21 @@ class Saver:
     def _take_waiting(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         characters = 0
-        while self._waiting and len(batch) < MAX_BATCH:
-            characters += self._waiting[0][2]
-            if batch and characters > MAX_BATCH_CHARACTERS:
-                break
+        while self._waiting and len(batch) < MAX_BATCH and characters < MAX_BATCH_CHARACTERS:
+            if batch and self._waiting[0][2] > MAX_BATCH_CHARACTERS:
+                break  # an enormous one goes alone
             batch.append(self._waiting.popleft())
-            self._waiting_characters -= batch[-1][2]
+            characters += batch[-1][2]
+        self._waiting_characters -= characters
         return batch
 
     async def _read_back(self) -> list[_Waiting]:
         """The next of the records that memory had no room for."""
         wanted: list[str] = []
-        room = MAX_BATCH_CHARACTERS
+        wanted_characters = 0
         for completion_id, (_, characters) in islice(self._on_disk.items(), MAX_BATCH):
-            room -= characters
-            if wanted and room < 0:
+            wanted_characters += characters
+            if wanted and wanted_characters > MAX_BATCH_CHARACTERS:
                 break
             wanted.append(completion_id)
         try:

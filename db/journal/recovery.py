@@ -5,7 +5,7 @@ Never reads a line itself, and never holds up the serving. The rules:
 1. A journal is adopted by whoever gets its lock, which the kernel releases when a process dies. So
    any number of processes may start at once, and each journal has one adopter.
 2. Its completions' records are replayed (`db.journal.replay`) and handed to the saver, at most a
-   batch at a time.
+   batch at a time, and of large ones only so many as fit in little memory (`db.journal.survey`).
 3. Its directory is deleted once all of them are committed. If the adopter is killed before that,
    the next one starts over; saving twice is harmless.
 4. A damaged journal is renamed to `damaged-…` instead: it may be the only place where some words
@@ -23,6 +23,8 @@ from pathlib import Path
 import structlog
 
 from db.journal.replay import Replay
+from db.journal.segments import INCOMPLETE
+from db.journal.survey import survey
 from statemachine import SessionRecord
 
 log = structlog.get_logger(__name__)
@@ -86,22 +88,27 @@ class Recovery:
         segments, size = await asyncio.to_thread(_segments, path)
         if size:
             log.info("recovering", journal=str(path), segments=len(segments), bytes=size)
-        replay = Replay(segments)
-        count, waiting = 0, list[asyncio.Future[None]]()
-        async for record in replay.records():
-            count += 1
-            waiting.append(self._save(record))
-            if len(waiting) >= _AT_ONCE:
-                await _all_kept(waiting)
-                waiting.clear()
-                log.info("recovering", journal=str(path), completions=count)
-        await _all_kept(waiting)
+        is_incomplete = (path / INCOMPLETE).exists()
+        found = await asyncio.to_thread(survey, segments)
+        count, damages = 0, found.damages
+        for part in found.parts:
+            replay = Replay(part.segments, part.completion_ids, is_incomplete=is_incomplete)
+            waiting = list[asyncio.Future[None]]()
+            async for record in replay.records():
+                count += 1
+                waiting.append(self._save(record))
+                if len(waiting) >= _AT_ONCE:
+                    await _all_kept(waiting)
+                    waiting.clear()
+                    log.info("recovering", journal=str(path), completions=count)
+            await _all_kept(waiting)
+            damages += replay.damages
         self.recovered += count
         if size:
-            log.info("recovered", journal=str(path), completions=count, damages=replay.damages)
-        if replay.damages:
+            log.info("recovered", journal=str(path), completions=count, damages=damages)
+        if damages:
             kept = await asyncio.to_thread(path.rename, path.with_name(f"{_DAMAGED}{path.name}"))
-            log.error("damaged journal kept", journal=str(kept), damages=replay.damages)
+            log.error("damaged journal kept", journal=str(kept), damages=damages)
             return
         # Renamed first: half deleted, it must not be taken for a journal.
         done = path.with_name(f".{path.name}{_DONE}")

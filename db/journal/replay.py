@@ -3,7 +3,8 @@
 Pure but for reading files; whose journal it is makes no difference here.
 
 1. A session whose end was never journaled died with its process: it fails with `process_died`, and
-   its record has every word that was shown.
+   its record has every word that was shown. If its journal could not be written at the last, nobody
+   knows what is missing behind its last line: it fails with `journal_damaged`.
 2. A session with a gap in its lines' numbers lost some to a damaged disk: the words that are left
    are kept, but never called complete.
 3. A session named by a `saved` line is left out: the store has it, or somebody has deleted it since.
@@ -39,6 +40,11 @@ PROCESS_DIED = Failure(
 JOURNAL_DAMAGED = Failure(
     "journal_damaged", "Part of the answer was lost to a damaged disk before it was stored."
 )
+JOURNAL_INCOMPLETE = Failure(
+    "journal_damaged",
+    "The service was killed while its journal could not be written: the last words of the answer "
+    "may be lost.",
+)
 _TURN_SECONDS = 0.002
 """The longest stretch of reading before other tasks get their turn."""
 
@@ -61,12 +67,20 @@ class Replay:
     Args:
         segments: the files, oldest first.
         only: the completions wanted; None: all that no `saved` line names.
+        is_incomplete: the journal was refusing lines when its process died.
 
     Attributes:
         damages: stretches that were no lines, torn ends aside, and lines that were not understood.
     """
 
-    def __init__(self, segments: Iterable[Path], only: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        segments: Iterable[Path],
+        only: Collection[str] | None = None,
+        *,
+        is_incomplete: bool = False,
+    ) -> None:
+        self._death = JOURNAL_INCOMPLETE if is_incomplete else PROCESS_DIED
         self._segments = list(segments)
         self._only = only
         self._lives: dict[str, _Life] = {}
@@ -83,12 +97,13 @@ class Replay:
         turn_ends = time.monotonic() + _TURN_SECONDS
         for path in self._segments:
             data = await asyncio.to_thread(path.read_bytes)
-            for line in read_lines(data):
+            for line in read_lines(data, self._only):
                 if time.monotonic() >= turn_ends:
                     await asyncio.sleep(0)
                     turn_ends = time.monotonic() + _TURN_SECONDS
                 if isinstance(line, Damage):
-                    self._note_damage(path, line)
+                    if self._only is None:
+                        self._note_damage(path, line)
                 elif (record := self._take(line)) is not None:
                     yield record
         for completion_id in list(self._lives):
@@ -157,8 +172,9 @@ class Replay:
 
     def _end(self, completion_id: str) -> SessionRecord | None:
         life = self._lives.pop(completion_id)
+        death = JOURNAL_DAMAGED if life.is_damaged else self._death
         try:
-            effects = life.session.handle(UpstreamFailed(PROCESS_DIED), life.last_at)
+            effects = life.session.handle(UpstreamFailed(death), life.last_at)
             (save,) = (effect for effect in effects if isinstance(effect, Save))
         except Exception as error:  # what an odd line left behind must not hold up the others
             log.error("session not brought back", id=completion_id, reason=repr(error)[:200])

@@ -12,8 +12,11 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-_PROBE_BYTES = 256 * 1024
+PROBE_BYTES = 256 * 1024
 """As much as a large request takes."""
+WHOLE, INCOMPLETE = "whole", "incomplete"
+"""The two names of an empty file beside the segments. A disk that has room for nothing lets it be
+renamed; so it tells that lines were refused, where no line can tell it."""
 
 
 class Segment:
@@ -55,12 +58,12 @@ class Segment:
                 self.size += written
             raise
 
-    def has_room(self) -> bool:
-        """True if as much as a large request can be written; nothing of the attempt stays."""
+    def has_room(self, size: int) -> bool:
+        """True if so many bytes can be written; nothing of the attempt stays."""
         if self.fd is None:
             return False
         try:
-            return os.write(self.fd, bytes(_PROBE_BYTES)) == _PROBE_BYTES
+            return os.write(self.fd, bytes(size)) == size
         except OSError:
             return False
         finally:

@@ -9,8 +9,8 @@ shows where they lie. Never reads another process's journal, and never waits for
 2. A segment is deleted once every completion with a line in it is committed. A completion's
    `saved` line outlives all its other lines, so recovery can't bring it back.
 3. At `max_bytes`, or when the disk refuses, new sessions are refused. Running ones go on: past
-   `max_bytes` they are still written; what the disk refuses of them is in memory only, and a gap in
-   their lines' numbers shows it.
+   `max_bytes` they are still written; what the disk refuses of them is in memory only. A gap in
+   their lines' numbers shows it as soon as there is room, and until then a file's name does.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from db.journal.format import (
     text_record,
 )
 from db.journal.replay import Replay
-from db.journal.segments import Segment, sync_all
+from db.journal.segments import INCOMPLETE, PROBE_BYTES, WHOLE, Segment, sync_all
 from statemachine import (
     ChunkPattern,
     ChunkReceived,
@@ -124,6 +124,8 @@ class Journal:
         self._numbers = self._numbers_synced = 0
         self._rotate_from = 0
         self._failure: str | None = None
+        self._refused_bytes = 0
+        self._is_incomplete = False
         self._appended = 0
         self._synced = 0
         self._syncing: asyncio.Task[None] | None = None
@@ -151,6 +153,7 @@ class Journal:
             making = above / f".{name}"
             making.mkdir(mode=0o700)
             self._lock = os.open(making / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            (making / WHOLE).touch(0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             making.rename(self.directory)
             self._add_segment()
@@ -237,18 +240,43 @@ class Journal:
             if written < len(line):
                 segment.write_rest(segment.fd, line, written)
         except OSError as error:
-            if self._failure is None:
-                log.error("journal not written", reason=str(error), directory=str(self.directory))
-            self._failure = error.strerror or str(error)
+            self._note_refusal(error, len(line))
             self.size = sum(each.size for each in self._segments)  # a torn part may stay
             return False
         segment.size += len(line)
         self.size += len(line)
         if self._failure is not None:
-            log.info("journal written again", directory=str(self.directory))
-            self._failure = None
+            self._note_success(len(line))
         self._appended += 1
         return True
+
+    def _note_refusal(self, error: OSError, size: int) -> None:
+        if self._failure is None:
+            log.error("journal not written", reason=str(error), directory=str(self.directory))
+        self._failure = error.strerror or str(error)
+        self._refused_bytes = max(self._refused_bytes, size)
+        if not self._is_incomplete:
+            self._is_incomplete = True
+            self._rename_mark(WHOLE, INCOMPLETE)
+
+    def _note_success(self, size: int) -> None:
+        """So many bytes could be written after a refusal: of less than was refused it says nothing,
+        but that lines can tell again what is missing."""
+        if size >= self._refused_bytes:
+            log.info("journal written again", directory=str(self.directory))
+            self._failure, self._refused_bytes = None, 0
+        if self._is_incomplete:
+            self._is_incomplete = False  # before the lines, which come by here
+            for completion_id, entry in self._entries.items():
+                if not entry.is_whole:  # an empty line, whose number shows the gap
+                    line = events_record(completion_id, entry.count, (), 0.0)
+                    if not self._write(completion_id, entry, line):
+                        return
+            self._rename_mark(INCOMPLETE, WHOLE)
+
+    def _rename_mark(self, old: str, new: str) -> None:
+        with contextlib.suppress(OSError):  # gone, or read-only: nothing can be noted here
+            (self.directory / old).rename(self.directory / new)
 
     def _start_over(self) -> bool:
         """Make the directory anew, after somebody deleted it: what running sessions had written is
@@ -257,6 +285,7 @@ class Journal:
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            (self.directory / WHOLE).touch(0o600)
         except OSError as error:
             self._failure = error.strerror or str(error)
             return False
@@ -364,9 +393,11 @@ class Journal:
         """None, or why no new session can begin."""
         # A disk that refused is tried again here: a service that isn't ready gets no requests, so
         # nothing else would be written.
-        if self._failure is not None and self._segments and self._segments[-1].has_room():
-            log.info("journal can be written again", directory=str(self.directory))
-            self._failure = None
+        if self._failure is not None and self._segments:
+            # Where nothing was written since, as much as a large request; else what was refused.
+            size = max(PROBE_BYTES if self._is_incomplete else 0, self._refused_bytes)
+            if self._segments[-1].has_room(size):
+                self._note_success(size)
         if self._failure is not None:
             return f"the journal can't be written: {self._failure}"
         if self.size >= self._max_bytes:
@@ -410,6 +441,7 @@ class Journal:
         self._full.clear()
         if not self._entries:
             with contextlib.suppress(OSError):
-                (self.directory / "lock").unlink(missing_ok=True)
+                for name in (WHOLE, INCOMPLETE, "lock"):
+                    (self.directory / name).unlink(missing_ok=True)
                 self.directory.rmdir()
         os.close(self._lock)

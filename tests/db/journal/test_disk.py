@@ -1,5 +1,6 @@
 """The journal on a disk that refuses to write, to truncate, to delete or to close."""
 
+import asyncio
 import os
 import resource
 import shutil
@@ -14,7 +15,8 @@ from structlog.testing import capture_logs
 
 from db.journal import Fsync, Journal
 from db.journal.format import Damage, read_lines
-from statemachine import SessionPolicy, UpstreamFinished
+from db.journal.recovery import Recovery
+from statemachine import SessionPolicy, SessionRecord, State, UpstreamFinished
 from tests.db.journal.journals import (
     begin,
     ids,
@@ -93,6 +95,97 @@ def test_a_limit_on_the_file_costs_lines_and_nothing_else(tmp_path: Path) -> Non
             lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (old, old)),
             os.strerror(27),
         )
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """The kernel refuses every further byte of a file that has any."""
+    with capture_logs(), limited(resource.RLIMIT_FSIZE, 1):  # what pytest writes, too
+        yield
+
+
+async def recovered(directory: Path) -> dict[str, SessionRecord]:
+    found: dict[str, SessionRecord] = {}
+
+    def save(record: SessionRecord) -> "asyncio.Future[None]":
+        found[record.completion_id] = record
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    await Recovery(directory, None, save).run()
+    return found
+
+
+async def test_a_kill_while_the_disk_is_full_promises_no_word_too_many(tmp_path: Path) -> None:
+    """Lines were refused up to the end, so no line can tell: what didn't end is damaged, what did is
+    whole."""
+    journal = open_journal(tmp_path)
+    live(journal, "ended", ["all of it"])
+    begin(journal, "running")
+    say(journal, "running", "as far as")
+    with refusing():
+        say(journal, "running", " this")
+    assert (journal.directory / "incomplete").exists()
+    journal.close()
+    found = await recovered(tmp_path)
+    assert State.COMPLETED is found["ended"].state
+    failure = found["running"].failure
+    assert failure is not None
+    assert "journal_damaged" == failure.code
+    assert "could not be written" in failure.message
+    assert "as far as" == words(found["running"])
+    assert [] == list(tmp_path.iterdir())
+
+
+async def test_once_there_is_room_only_those_that_lost_a_line_are_damaged(tmp_path: Path) -> None:
+    """Then lines tell again, also of a session to which nothing more happens."""
+    journal = open_journal(tmp_path)
+    for name in ("lost", "idle"):
+        begin(journal, name)
+        say(journal, name, "before")
+    with refusing():
+        say(journal, "lost", " between")
+        assert journal.check() is not None
+    assert journal.check() is None
+    assert not (journal.directory / "incomplete").exists()
+    begin(journal, "later")
+    journal.close()
+    codes = {
+        name: record.failure.code
+        for name, record in (await recovered(tmp_path)).items()
+        if record.failure
+    }
+    died = "process_died"
+    assert {"lost": "journal_damaged", "idle": died, "later": died} == codes
+
+
+async def test_a_gap_is_never_called_every_word_that_was_shown(tmp_path: Path) -> None:
+    """A session with a line missing that never ended lost words, whatever ended it."""
+    journal = open_journal(tmp_path)
+    begin(journal, "a")
+    say(journal, "a", "one")
+    with refusing():
+        say(journal, "a", " two")
+    say(journal, "a", " three")
+    journal.close()
+    (record,) = (await recovered(tmp_path)).values()
+    assert record.failure is not None
+    assert "journal_damaged" == record.failure.code
+
+
+def test_room_for_less_is_no_room_for_what_was_refused(tmp_path: Path) -> None:
+    """While small lines can be written and a large request can't, no new one is to come."""
+    journal = open_journal(tmp_path)
+    begin(journal, "a")
+    long = [{"role": "user", "content": "x" * 400_000}]
+    with capture_logs(), limited(resource.RLIMIT_FSIZE, 300_000):
+        assert not begin(journal, "b", messages=long)
+        say(journal, "a", "a little")
+        assert "can't be written" in str(journal.check())
+    assert journal.check() is None
+    assert begin(journal, "b", messages=long)
+    journal.close()
 
 
 def test_a_segment_that_can_not_follow_is_waited_for(tmp_path: Path) -> None:

@@ -78,6 +78,38 @@ def make_marked(records: Iterable[SessionRecord]) -> list[SessionRecord]:
     return [make_record(request=record.request, extra={"from": "disk"}) for record in records]
 
 
+async def test_what_waited_in_the_journal_comes_back_by_size(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of large records only so many are read back at a time as fit a transaction, of small ones
+    more; one that is larger comes alone."""
+    monkeypatch.setattr(saver_module, "MAX_WAITING", 0)
+    monkeypatch.setattr(saver_module, "MAX_BATCH_CHARACTERS", 5000)
+    sizes = [2000, 2000, 2000, 9000, 100, 100, 100]
+    records = [make_record(user("x" * size)) for size in sizes]
+    backlog = FakeBacklog(*records)
+    saver = Saver(store, backlog)
+    futures = [saver.save(record) for record in records]
+    saver.start()
+    await asyncio.gather(*futures)
+    assert [2, 1, 1, 3] == [len(call) for call in store.calls]
+    await finish(saver)
+
+
+async def test_an_enormous_record_keeps_its_neighbours_out_of_its_transaction(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits before it is committed before it."""
+    monkeypatch.setattr(saver_module, "MAX_BATCH_CHARACTERS", 5000)
+    records = [make_record(user("x" * size)) for size in (100, 100, 9000, 100)]
+    saver = Saver(store, FakeBacklog())
+    futures = [saver.save(record) for record in records]
+    saver.start()
+    await asyncio.gather(*futures)
+    assert [2, 1, 1] == [len(call) for call in store.calls]
+    await finish(saver)
+
+
 async def test_new_records_do_not_keep_back_those_in_the_journal(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
