@@ -323,7 +323,7 @@ class StreamSession:
             whole=whole,
             usage=usage,
             usage_source=source,
-            token_count=tokens if isinstance(tokens, int) else 0,
+            token_count=tokens if type(tokens) is int else 0,
             chunk_count=transcript.chunk_count,
             ttft_ms=None if first is None else (first - request.created_at) * 1000,
             duration_ms=(now - request.created_at) * 1000,

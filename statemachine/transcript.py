@@ -257,7 +257,7 @@ class Transcript:
         self.upstream_id = upstream_id if isinstance(upstream_id, str) else None
         self.upstream_model = model if isinstance(model, str) else None
         # Azure's first chunk, which only has filter results, says 0.
-        self.upstream_created = created if isinstance(created, int) and created > 0 else None
+        self.upstream_created = created if type(created) is int and created > 0 else None
 
     def _usage_after(self, payload: JsonObject, usage: JsonObject) -> JsonObject:
         """The usage after a chunk that brings nothing else. The latest counts; but where each choice's

@@ -190,13 +190,13 @@ def _completion(
         model=readable(request.model),
         upstream_id=_readable(record.upstream_id),
         upstream_model=_readable(record.upstream_model),
-        upstream_created=created if created is not None and abs(created) <= _INT64 else None,
+        upstream_created=created if type(created) is int and abs(created) <= _INT64 else None,
         state=record.state,
         finish_reason=_readable(record.finish_reason),
         error=_error(record.failure),
         usage=_object(record.usage),
         usage_source=record.usage_source.value,
-        token_count=max(0, min(int(record.token_count), _INT64)),
+        token_count=_count(record.token_count),
         chunk_count=record.chunk_count,
         ttft_ms=record.ttft_ms,
         duration_ms=record.duration_ms,
@@ -227,8 +227,14 @@ def _error(failure: Failure | None) -> dict[str, Any] | None:
     return error if failure.reported_code == failure.code else {**error, "kind": failure.code}
 
 
-def _readable(text: str | None) -> str | None:
-    return None if text is None else readable(text)
+def _count(value: Any) -> int:
+    """A number of things as a column can hold it; 0 for what is none."""
+    return max(0, min(value, _INT64)) if type(value) is int else 0
+
+
+def _readable(text: Any) -> str | None:
+    """A text for its column; None for what is none, be it a number or a list."""
+    return readable(text) if isinstance(text, str) else None
 
 
 def _indexable(text: str) -> str:

@@ -93,7 +93,7 @@ class ChunkEncoder:
         """
         if self._created is None:
             created = payload.get("created")
-            known = isinstance(created, int) and created > 0  # Azure's first chunk says 0
+            known = type(created) is int and created > 0  # Azure's first chunk says 0
             self._created = created if known else self._fallback_created
         chunk = {
             **payload,

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from structlog.testing import capture_logs
 from db import saver as saver_module
 from db.saver import NotKept, Saver
 from db.store import RecordRejected, StoreUnavailable
+from statemachine import SessionRecord
 from tests.db.journal.journals import ids
 from tests.db.records import make_record
 from tests.db.saver.fakes import (
@@ -196,4 +198,66 @@ async def test_nothing_is_set_aside_while_a_store_refuses_every_save(
     await asyncio.gather(*futures)
     assert [] == letters
     assert sorted(ids(store.committed)) == sorted(ids(records))
+    await finish(saver)
+
+
+# --- stores that refuse and aren't well --------------------------------------------------------
+
+
+class UnfitStore(FakeStore):
+    """Refuses everything until it is made fit, as a database in the wrong encoding does."""
+
+    is_fit = False
+
+    async def check(self) -> None:
+        if not self.is_fit:
+            raise StoreUnavailable("unfit")
+
+    async def save(self, records: Sequence[SessionRecord]) -> None:
+        if not self.is_fit:
+            raise RecordRejected("SQLSTATE 22P05")
+        await super().save(records)
+
+
+async def test_what_an_unfit_store_refuses_waits_for_a_fit_one() -> None:
+    """Refused by a store that says itself that it isn't well, a record is at no fault: nothing is
+    set aside, and once the store is fit all is saved."""
+    store, letters = UnfitStore(), Letters()
+    saver = started(store, NO_JOURNAL, letters.add)
+    records = make_records(5)
+    futures = [saver.save(record) for record in records]
+    await asyncio.sleep(0.3)
+    assert "SQLSTATE 22P05" == str(saver.failure)
+    assert {} == letters
+    store.is_fit = True
+    await asyncio.gather(*futures)
+    assert ids(records) == sorted(ids(store.committed))
+    assert "None" == str(saver.failure)
+    await finish(saver)
+
+
+async def until_it_says(saver: Saver, failure: str | None) -> None:
+    async with asyncio.timeout(5):
+        while saver.failure != failure:
+            await asyncio.sleep(0)
+
+
+async def test_one_record_that_never_goes_is_no_failure_of_the_store(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that said it wasn't ready for it would get no others, which alone could show whose
+    fault it is; with a second one that doesn't go, it is the store's."""
+    monkeypatch.setattr(saver_module, "_FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(saver_module, "_LONGEST_WAIT_SECONDS", 0.002)
+    first, second = make_records(2)
+    for record in (first, second):
+        store.poison[record.completion_id] = StoreUnavailable("too large")
+    saver = started(store)
+    saver.save(first)
+    await asyncio.sleep(0)
+    await until_it_says(saver, "too large")
+    await until_it_says(saver, None)
+    saver.save(second)
+    await until_it_says(saver, "too large")
+    store.poison.clear()
     await finish(saver)
