@@ -1,18 +1,20 @@
-"""Accepts connections: deadlines for headers, bodies and idling, and errors for invalid HTTP.
+"""Accepts connections: deadlines for headers, bodies, idling and for clients that take nothing, and
+errors for invalid HTTP.
 
 `Runner` serves the application and answers invalid HTTP in OpenAI's shape; `read_body` applies the
 body's deadline. Who the client is, and how much it may ask, is decided elsewhere.
 """
 
 import asyncio
-import socket
-from contextlib import suppress
+import contextvars
+from collections.abc import Callable, Mapping
 
 import structlog
 from aiohttp import hdrs, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler
 
 from service.edge.errors import ApiError, error_response, invalid_request
+from service.edge.progress import Progress, bound_unsent
 from service.ids import random_hex
 from statemachine import Failure
 
@@ -24,10 +26,12 @@ _HEADERS_TOO_LARGE = Failure(
     type="invalid_request_error",
 )
 _NOT_HTTP = invalid_request("The request is not valid HTTP.").failure
-_TCP_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
-_MOST_MILLISECONDS = 2**31 - 1
-"""The largest value of a socket option, a C int; some 25 days."""
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
+_SEND_TIMEOUT_SECONDS = 60.0
+_LOOKS = 8
+"""Times that a client is looked at before it is given up; so it has up to an eighth more."""
+_FAREWELL_SECONDS = 5.0
+"""How long a stop waits for what clients haven't taken yet."""
+_FAREWELL_LOOK_SECONDS = 0.02
 _TOO_MANY_HEADERS = "Too many headers"
 """aiohttp 3.14's message for it; there is no class to tell it by."""
 
@@ -35,15 +39,25 @@ _TOO_MANY_HEADERS = "Too many headers"
 class Runner(web.AppRunner):
     """An `AppRunner` whose handlers are cancelled when their client leaves, without access log.
 
+    A client that takes nothing of what waits for it is cut off, whatever it asked for. One that
+    takes some of it is not, however slowly. A stop waits some seconds for what clients haven't
+    taken yet.
+
     Args:
         app: the application.
         idle_timeout_seconds: how long a connection may go without a complete request, whether it
             is idle or its headers come byte by byte. Then it is closed.
         shutdown_timeout: how long handlers may take to end, in seconds.
+        send_timeout_seconds: asked for the seconds that a client may take nothing, while its
+            connection has no such limit of its own (`limit_waiting`).
     """
 
     def __init__(
-        self, app: web.Application, idle_timeout_seconds: float, shutdown_timeout: float
+        self,
+        app: web.Application,
+        idle_timeout_seconds: float,
+        shutdown_timeout: float,
+        send_timeout_seconds: Callable[[], float] = lambda: _SEND_TIMEOUT_SECONDS,
     ) -> None:
         super().__init__(
             app,
@@ -52,41 +66,116 @@ class Runner(web.AppRunner):
             shutdown_timeout=shutdown_timeout,
             keepalive_timeout=idle_timeout_seconds,
         )
+        self._send_timeout_seconds = send_timeout_seconds
 
     async def _make_server(self) -> web.Server:
         # aiohttp offers no other place to choose the class of its connections;
         # test_connections.py fails if this one goes.
         made = await super()._make_server()
-        return _Server(
+        server = _Server(
             made.request_handler,
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             **made._kwargs,
         )
+        server.send_timeout_seconds = self._send_timeout_seconds
+        return server
 
 
 class _Server(web.Server):
+    """Makes the connections, and looks after all of them with one timer while there are any."""
+
+    send_timeout_seconds: Callable[[], float]
+    _looks: asyncio.TimerHandle | None = None
+
     def __call__(self) -> RequestHandler:
         return ClientConnection(self, loop=self._loop, **self._kwargs)
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if self._looks is None:
+            self.look_within(self.send_timeout_seconds())
+
+    def look_within(self, timeout_seconds: float) -> None:
+        """Look at the clients next in time for one that may be given up after so many seconds."""
+        delay = timeout_seconds / _LOOKS
+        if self._looks is not None:
+            if self._looks.when() <= self._loop.time() + delay:
+                return
+            self._looks.cancel()
+        # A context of its own: this may be a request's task, whose ids every line would then have.
+        self._looks = self._loop.call_later(delay, self._look, context=contextvars.Context())
+
+    def _look(self) -> None:
+        self._looks = None
+        shortest = usual = self.send_timeout_seconds()
+        for connection, transport in tuple(self._connections.items()):
+            assert isinstance(connection, ClientConnection)
+            shortest = min(shortest, connection.look(transport, usual))
+        if self._connections:
+            self.look_within(shortest)
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # aiohttp's
+        """Wait a little for slow readers, then end every connection."""
+        for _ in range(int(_FAREWELL_SECONDS / _FAREWELL_LOOK_SECONDS)):
+            if not any(each.get_write_buffer_size() for each in self._connections.values()):
+                break
+            await asyncio.sleep(_FAREWELL_LOOK_SECONDS)
+        left = tuple(self._connections.values())
+        await super().shutdown(timeout)
+        for transport in left:
+            if transport.get_write_buffer_size():
+                transport.abort()
+        if self._looks is not None:
+            self._looks.cancel()
 
 
 class ClientConnection(RequestHandler):
     """A client's connection; the `protocol` of its requests."""
 
-    __slots__ = ("_unacknowledged_seconds",)
+    __slots__ = ("_about", "_progress", "_send_timeout_seconds")
 
-    def limit_unacknowledged(self, seconds: float) -> None:
-        """Have the kernel give up a client that acknowledges nothing for so long (Linux). It holds
-        for the connection's later requests too."""
-        if seconds == getattr(self, "_unacknowledged_seconds", None) or self.transport is None:
-            return  # asked for already: one system call for a connection, not for each request
-        self._unacknowledged_seconds = seconds
-        sock = self.transport.get_extra_info("socket")
-        if _TCP_USER_TIMEOUT is None or sock is None or sock.family not in _INTERNET:
-            return
-        with suppress(OSError):  # already closed
-            milliseconds = min(int(seconds * 1000), _MOST_MILLISECONDS)
-            sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._about: Mapping[str, str] = {}
+        self._progress = Progress()
+        self._send_timeout_seconds: float | None = None
+        bound_unsent(transport)
+        super().connection_made(transport)
+
+    def limit_waiting(self, seconds: float, about: Mapping[str, str]) -> None:
+        """Wait so long for a client that takes nothing. It holds for the connection's later requests
+        too.
+
+        Args:
+            about: what is sent, for the log line if the client is given up.
+        """
+        self._about = about
+        if seconds != self._send_timeout_seconds and isinstance(self._manager, _Server):
+            self._send_timeout_seconds = seconds
+            self._manager.look_within(seconds)
+
+    def look(self, transport: asyncio.Transport, usual_seconds: float) -> float:
+        """Cut the client off if it has taken nothing for too long; the seconds that are too long."""
+        progress = self._progress
+        limit = self._send_timeout_seconds or usual_seconds
+        if progress.stuck_seconds(transport, self._loop.time()) >= limit:
+            log.warning("client stalled", **self._about)
+            transport.abort()  # whoever writes to it, or waits for it, is told
+        elif not progress.owes and self._current_request is None:
+            self._about = {}  # that answer has been taken
+        return limit
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """End the answer. Its row, which was saved before, can't tell if the client wasn't there."""
+        is_lost = True
+        try:
+            resp, is_lost = await super().finish_response(request, resp, start_time)
+            return resp, is_lost
+        finally:
+            if is_lost and self._about:
+                log.info("answer not taken", **self._about)
 
     def handle_error(
         self,

@@ -13,7 +13,7 @@ from service.callers.auth import owner_of
 from service.callers.charging import Charging
 from service.callers.limits import Admission, Ticket
 from service.clock import Clock
-from service.edge.connections import continue_later, read_body
+from service.edge.connections import ClientConnection, continue_later, read_body
 from service.edge.errors import ApiError
 from service.ids import random_hex
 from service.settings.config import Config
@@ -133,12 +133,11 @@ class Completions:
         session = StreamSession(asked, self._policy(chat, agents[0], ticket))
         if not self.journal.begin(asked, session.policy):
             raise ApiError(_JOURNAL_FULL)
-        limits = RelayLimits(
-            self.config.value.sse.send_timeout_seconds,
-            self.config.value.database.commit_timeout_seconds,
-        )
-        writer = self._writer(request, chat, asked)
-        client = ClientSide(writer, self.clock, limits.farewell_seconds)
+        limits = RelayLimits(self.config.value.database.commit_timeout_seconds)
+        if isinstance(request.protocol, ClientConnection):
+            about = {"completion_id": asked.completion_id, "trace_id": asked.trace_id}
+            request.protocol.limit_waiting(self.config.value.sse.send_timeout_seconds, about)
+        client = ClientSide(self._writer(request, chat, asked), self.clock)
         self.charging.expect(asked.completion_id, ticket)
         moments = Moments(asked, self.watchers)
         call = AgentCall(chat, asked.completion_id, trace.traceparent, is_fallback)
@@ -184,7 +183,7 @@ class Completions:
         encoder = ChunkEncoder(
             asked.completion_id, asked.model, int(asked.created_at), asked.include_usage
         )
-        return SseWriter(request, encoder, self.config.value.sse.send_timeout_seconds)
+        return SseWriter(request, encoder)
 
 
 def _conversation_key(request: web.Request, chat: ChatRequest) -> str | None:

@@ -81,7 +81,7 @@ async def serve(
     its supervisor instead of printing an announcement, and drains if the supervisor is gone.
     """
     app = build_app(config, ask_siblings=None if slot is None else slot.ask_siblings)
-    runner = Runner(app, config.server.idle_timeout_seconds, _STRAGGLER_SECONDS)
+    runner = _make_runner(app, config)
     stopping = asyncio.Event()
     _on_signals(stopping.set)
     hangups.obey(app[RELOADER].ask, stopping.set)
@@ -106,6 +106,15 @@ async def serve(
         if slot is not None:
             slot.leave()
     log.info("stopped")
+
+
+def _make_runner(app: web.Application, config: Config) -> Runner:
+    return Runner(
+        app,
+        config.server.idle_timeout_seconds,
+        _STRAGGLER_SECONDS,
+        lambda: app[CONFIG].value.sse.send_timeout_seconds,
+    )
 
 
 def _collect_garbage_seldom() -> None:

@@ -42,9 +42,5 @@ class Saver(Protocol):
 class RelayLimits:
     """How long a relay waits, in seconds."""
 
-    send_timeout_seconds: float
-    """For a client that takes nothing, before it counts as gone."""
     commit_timeout_seconds: float
     """For the commit, before the client is told the end."""
-    farewell_seconds: float = 5.0
-    """For a client that reads slowly, once its stream has ended."""

@@ -13,8 +13,8 @@ The rules:
    write.
 3. The next read waits until the effects of the last are carried out: the client's back-pressure
    reaches the upstream. No task, timer or future is made per chunk.
-4. One timer per session looks at what time has made due (`session.due`) and at writes that
-   stall. It is set again when it fires, not when a chunk comes.
+4. One timer per session looks at what time has made due (`session.due`). It is set again when it
+   fires, not when a chunk comes. A client that takes nothing is cut off by its connection.
 5. An event from outside that ends the session interrupts whatever the relay waits for: the
    upstream's next bytes, or a client that doesn't read.
 6. The relay runs in a task of its own. A handler that aiohttp cancels posts `ClientLeft` and
@@ -23,6 +23,7 @@ The rules:
 """
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 
 import structlog
@@ -128,8 +129,7 @@ class Relay:
         try:
             await self._drive()
             await self._part()
-            self._is_running = False  # a ping that waited for its turn is not to interrupt the rest
-            return await self._client.close()
+            return self._client.response()
         except BaseException:
             self._client.abort()  # a client left without an end must not wait for one
             raise
@@ -158,10 +158,11 @@ class Relay:
                 self._admit(UpstreamFailed(_OWN_FAULT))
 
     async def _part(self) -> None:
-        """Carry out what the end asked for. Whatever breaks, the record is saved."""
-        self._client.begin_farewell()
-        if self._client.was_interrupted:
-            self._effects.sort(key=_is_for_the_client)  # the record doesn't wait for who stalls
+        """Carry out what the end asked for, waiting for no client. Whatever breaks, the record is
+        saved."""
+        self._client.stop_waiting()
+        if self._ping_task is not None:
+            self._ping_task.cancel()  # it may wait for a client, and everything would wait for it
         while self._effects:
             try:
                 await self._carry_out()
@@ -346,20 +347,14 @@ class Relay:
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        now = self._clock()
-        since = self._client.writing_since or now
-        self._ticks_at = min(self.session.wakes_at, since + self._limits.send_timeout_seconds)
-        delay = self._ticks_at - now
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(delay, _SHORTEST_TIMER_SECONDS), self._tick)
+        self._ticks_at = self.session.wakes_at
+        if self._ticks_at < math.inf:
+            delay = max(self._ticks_at - self._clock(), _SHORTEST_TIMER_SECONDS)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def _tick(self) -> None:
         now = self._clock()
         client = self._client
-        since = client.writing_since
-        if since is not None and now - since >= self._limits.send_timeout_seconds:
-            log.info("client stalled", completion_id=self._completion_id)
-            client.abort()  # the waiting write raises, and the client has left
         self.session.excuse_silence(now if client.holds_upstream else client.upstream_free_at)
         event = self.session.due(now)
         try:
@@ -378,7 +373,3 @@ def _runs_of(effects: Iterable[Effect]) -> list[ChunkRun]:
             break
         runs.append(effect.run)
     return runs
-
-
-def _is_for_the_client(effect: Effect) -> bool:
-    return not isinstance(effect, (StopUpstream, Save))

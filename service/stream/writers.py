@@ -12,7 +12,6 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from aiohttp_sse import EventSourceResponse
 
-from service.edge.connections import ClientConnection
 from service.edge.errors import error_response
 from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
 from statemachine import ChunkRun, Failure, SessionRecord
@@ -49,10 +48,14 @@ class Writer(Protocol):
         """Tell the client what went wrong, in the way that is still open."""
 
     async def send_done(self, record: SessionRecord) -> None:
-        """Write the end of a whole answer."""
+        """Write the end of a whole answer, or have it written with the body's end."""
 
-    async def close(self) -> web.StreamResponse:
-        """End the body; the response for the handler to return. Never raises."""
+    def stop_waiting(self) -> None:
+        """From now on return at once, whether the client has room or not."""
+
+    def response(self) -> web.StreamResponse:
+        """The response for the handler to return. aiohttp ends its body, at the client's pace. The
+        last call; never raises."""
 
     def abort(self) -> None:
         """Cut the connection now; a write that is waiting raises `ClientConnectionLost`."""
@@ -68,8 +71,14 @@ class _Stream(EventSourceResponse):
     _send_headers_immediately = False
     """aiohttp then puts them before the first thing that is written; that comes at once."""
 
+    tail = b""
+    """What is written with the body's end, in one packet."""
+
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         return await web.StreamResponse.prepare(self, request)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        await super().write_eof(self.tail)
 
 
 class SseWriter:
@@ -78,37 +87,32 @@ class SseWriter:
     Args:
         request: whose client is written to.
         encoder: makes chunks ours.
-        send_timeout_seconds: how long the kernel keeps unacknowledged bytes (Linux).
     """
 
-    def __init__(
-        self, request: web.Request, encoder: ChunkEncoder, send_timeout_seconds: float
-    ) -> None:
+    def __init__(self, request: web.Request, encoder: ChunkEncoder) -> None:
         self._request = request
         self._encoder = encoder
-        self._send_timeout_seconds = send_timeout_seconds
-        self._stream: EventSourceResponse | None = None
-        self._sink: AbstractStreamWriter | None = None
+        self._stream: _Stream | None = None
+        self._sink: StreamWriter | None = None
         self._transport: asyncio.Transport | None = None
         self._refusal: web.Response | None = None
-        self._tail = b""
+        self._waits = True
 
     async def open(self) -> None:
-        if isinstance(self._request.protocol, ClientConnection):
-            self._request.protocol.limit_unacknowledged(self._send_timeout_seconds)
         stream = _Stream()
         try:
             sink = await stream.prepare(self._request)
         except (ConnectionError, AssertionError) as error:
             # aiohttp asserts on a transport that went away just before.
             raise ClientConnectionLost from error
+        assert isinstance(sink, StreamWriter)
         self._stream = stream
         self._sink = sink
 
     async def send_chunks(self, runs: Sequence[ChunkRun]) -> None:
         await self._write(self._encoder.encode_all(runs))
         # What went before has left aiohttp's hands, so the socket may be written to directly.
-        if isinstance(self._sink, StreamWriter) and self._sink.chunked:
+        if self._sink is not None and self._sink.chunked:
             self._transport = self._request.transport
 
     def is_clear(self) -> bool:
@@ -139,26 +143,23 @@ class SseWriter:
     async def send_done(self, record: SessionRecord) -> None:
         if self._stream is None:
             raise ClientConnectionLost
-        self._tail = DONE  # leaves with the body's end, in one packet
+        self._stream.tail = DONE
 
-    async def close(self) -> web.StreamResponse:
-        if self._stream is None:
-            return self._refusal or web.Response(status=499)
-        try:
-            await self._stream.write_eof(self._tail)
-        except (ConnectionError, RuntimeError):
-            pass  # the client is gone; there is no body left to end
-        return self._stream
+    def stop_waiting(self) -> None:
+        self._waits = False
+
+    def response(self) -> web.StreamResponse:
+        return self._stream or self._refusal or web.Response(status=499)
 
     def abort(self) -> None:
         if self._request.transport is not None:
             self._request.transport.abort()
 
     async def _write(self, data: bytes) -> None:
-        if self._stream is None:  # its opening was broken off
+        if self._sink is None:  # its opening was broken off
             raise ClientConnectionLost
         try:
-            await self._stream.write(data)
+            await self._sink.write(data, drain=self._waits)
         except (ConnectionError, RuntimeError) as error:
             raise ClientConnectionLost from error
 
@@ -193,7 +194,10 @@ class JsonWriter:
             body=encode_json(completion_object(record)), content_type="application/json"
         )
 
-    async def close(self) -> web.StreamResponse:
+    def stop_waiting(self) -> None:
+        pass  # nothing is written before the end
+
+    def response(self) -> web.StreamResponse:
         return self._response or web.Response(status=499)
 
     def abort(self) -> None:

@@ -14,7 +14,7 @@ from pytest_aiohttp.plugin import aiohttp_client, aiohttp_client_cls
 
 from db.memory.store import MemoryStore
 from db.store import Store
-from service.app import STREAMS, build_app
+from service.app import CONFIG, STREAMS, build_app
 from service.edge.connections import Runner
 from service.settings.config import (
     Config,
@@ -182,7 +182,12 @@ async def make_service(tmp_path: Path) -> AsyncIterator[ServiceMaker]:
         )
         kept: Store = Kept() if store is None else store
         app = build_app(config, environ=environ or {"KEY": "backend-key"}, store=kept)
-        runner = Runner(app, config.server.idle_timeout_seconds, shutdown_timeout=1.0)
+        runner = Runner(
+            app,
+            config.server.idle_timeout_seconds,
+            shutdown_timeout=1.0,
+            send_timeout_seconds=lambda: app[CONFIG].value.sse.send_timeout_seconds,
+        )
         service = Service(app, runner, kept)
         running.append(service)
         return await service.start()

@@ -27,6 +27,8 @@ _ABOUT_THE_SDK = "x-stainless-"
 """What the SDK tells of itself: its retries and timeouts, which aren't used here, and the machine."""
 _LONGEST_FIELD_BYTES, _MOST_FIELDS = 65_536, 500
 """Of a response's head; aiohttp's own limits are 8,190 and 128."""
+_READ_AHEAD_BYTES = 64 * 1024
+"""aiohttp reads twice as much ahead of a client that is slow; its default is 256 KB."""
 _AS_IT_IS = "%/:?=&+,;@!$'()*~[]"
 """Characters of a query that need no quoting, or are it."""
 _REDIRECTS = frozenset((301, 302, 307, 308))
@@ -158,6 +160,7 @@ class Connection:
             max_line_size=_LONGEST_FIELD_BYTES,
             max_field_size=_LONGEST_FIELD_BYTES,
             max_headers=_MOST_FIELDS,
+            read_bufsize=_READ_AHEAD_BYTES,
         )
 
     async def _template(self, path: str) -> httpx2.Request:

@@ -27,7 +27,7 @@ from statemachine import (
 )
 from tests.statemachine.conftest import asked, text_chunk
 
-LIMITS = RelayLimits(send_timeout_seconds=60.0, commit_timeout_seconds=0.2)
+LIMITS = RelayLimits(commit_timeout_seconds=0.2)
 
 
 class FakeUpstream:
@@ -37,6 +37,7 @@ class FakeUpstream:
         self.events: asyncio.Queue[list[Event] | Exception] = asyncio.Queue()
         self.closed = False
         self.is_reading = False
+        self.was_closed_while_read = False
 
     def say(self, *events: Event) -> None:
         self.events.put_nowait(list(events))
@@ -54,16 +55,18 @@ class FakeUpstream:
         return item
 
     async def close(self) -> None:
-        assert not self.is_reading, "whoever closes it has stopped reading"
+        self.was_closed_while_read |= self.is_reading
         self.closed = True
 
 
 class FakeWriter:
-    """Notes every call. `blocked` stops writes until it is set or the connection aborted."""
+    """Notes every call. With `free` cleared, writes wait until it is set, the connection is aborted
+    or nobody is to wait any more."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.takes_at_once = False
+        self.waits = True
         self.free = asyncio.Event()
         self.free.set()
         self.fails: Exception | None = None
@@ -73,6 +76,8 @@ class FakeWriter:
         self.calls.append(call)
         if self.fails is not None:
             raise self.fails
+        if not self.waits:
+            return
         waits = [asyncio.ensure_future(event.wait()) for event in (self.free, self._aborted)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -103,8 +108,11 @@ class FakeWriter:
     async def send_done(self, record: SessionRecord) -> None:
         await self._note("done")
 
-    async def close(self) -> web.StreamResponse:
-        self.calls.append("close")
+    def stop_waiting(self) -> None:
+        self.waits = False
+
+    def response(self) -> web.StreamResponse:
+        self.calls.append("response")
         return web.Response()
 
     def abort(self) -> None:
@@ -180,7 +188,7 @@ class Stage:
         self.relay = Relay(
             self.session,
             NoJournal(),
-            ClientSide(self.writer, clock, limits.farewell_seconds),
+            ClientSide(self.writer, clock),
             upstream,
             self.saver,
             limits,
@@ -200,6 +208,7 @@ class Stage:
         assert self.relay.task is not None
         async with asyncio.timeout(5):
             await self.relay.task
+        assert not self.upstream.was_closed_while_read
         (record,) = self.saver.records
         return record
 

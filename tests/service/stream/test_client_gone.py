@@ -217,26 +217,7 @@ async def test_a_client_that_takes_nothing_has_left(
     assert record.state is State.CLIENT_GONE
     assert record.duration_ms >= 1000
     received = len(record.choices[0].message["content"])
-    assert received < 30_000_000  # socket buffers and ours, not all that was on offer
-    client.leave()
-
-
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
-async def test_the_kernel_gives_up_a_client_that_is_cut_off(
-    backend: Backend, make_service: ServiceMaker
-) -> None:
-    """A client whose machine acknowledges nothing any more is given up within
-    `send_timeout_seconds` too."""
-    backend.script = silent_until_closed
-    sse = SseConfig(keep_alive_interval_seconds=0.05, send_timeout_seconds=7.0)
-    service = await make_service(agent_for(backend), sse=sse)
-    client = await RawClient.ask(service)
-    await client.read_until(b": keep-alive")
-    assert service.runner.server is not None
-    (connection,) = service.runner.server.connections
-    assert connection.transport is not None
-    kernel = connection.transport.get_extra_info("socket")
-    assert 7000 == kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert received < 1_000_000  # socket buffers and ours, not all that was on offer
     client.leave()
 
 

@@ -23,7 +23,7 @@ from tests.statemachine.conftest import finish_chunk
 async def test_moments_are_announced_once_and_in_order(fate: str) -> None:
     """Whatever becomes of a completion, its beginning is announced first and its closing last, and
     a watcher that raises holds up neither the others nor the answer."""
-    stage = Stage(limits=RelayLimits(60.0, 0.05), watchers=[Broken()])
+    stage = Stage(limits=RelayLimits(0.05), watchers=[Broken()])
     stage.saver.is_slow = fate == "not saved"
     stage.start().upstream.say(*words("a"), *words("b"))
     await stage.settle()
@@ -49,7 +49,7 @@ async def test_moments_are_announced_once_and_in_order(fate: str) -> None:
 
 async def test_a_save_that_comes_late_is_announced_late() -> None:
     """A commit after the client got its end is a moment like any other."""
-    stage = Stage(limits=RelayLimits(60.0, 0.05))
+    stage = Stage(limits=RelayLimits(0.05))
     stage.saver.is_slow = True
     stage.start().upstream.say(*words("a"), UpstreamFinished())
     await stage.end()
@@ -67,18 +67,18 @@ async def test_chunks_of_one_read_leave_together_and_done_comes_last() -> None:
     assert ["open", "send a|b"] == stage.writer.calls
     stage.upstream.say(ChunkReceived(finish_chunk()), UpstreamFinished())
     record = await stage.end()
-    assert ["send -", "done", "close"] == stage.writer.calls[2:]
+    assert ["send -", "done", "response"] == stage.writer.calls[2:]
     assert record.state is State.COMPLETED
     assert stage.upstream.closed
 
 
 async def test_a_slow_commit_delays_done_only_so_long() -> None:
     """`[DONE]` waits for the commit at most `commit_timeout_seconds`."""
-    stage = Stage(limits=RelayLimits(60.0, 0.05))
+    stage = Stage(limits=RelayLimits(0.05))
     stage.saver.is_slow = True
     stage.start().upstream.say(*words("a"), UpstreamFinished())
     await stage.end()
-    assert ["done", "close"] == stage.writer.calls[-2:]
+    assert ["done", "response"] == stage.writer.calls[-2:]
 
 
 async def test_an_upstream_that_breaks_after_its_reason_has_ended_well() -> None:
@@ -130,7 +130,7 @@ async def test_somebody_elses_cancellation_is_not_swallowed() -> None:
 
 async def test_somebody_elses_cancellation_after_an_end_is_not_swallowed_either() -> None:
     """The relay swallows the one interruption that it made, and no other."""
-    stage = Stage(limits=RelayLimits(60.0, 60.0))
+    stage = Stage(limits=RelayLimits(60.0))
     stage.saver.is_slow = True
     stage.start().upstream.say(*words("a"))
     await stage.settle()

@@ -3,24 +3,26 @@
 import asyncio
 
 import pytest
-from aiohttp import web
 from freezegun import freeze_time
 
-from service.stream.ports import RelayLimits
 from service.stream.writers import ClientConnectionLost
 from statemachine import (
     ClientGone,
     ClientLeft,
     DrainExpired,
     Event,
+    Failure,
     SessionPolicy,
     State,
     StopRequested,
     TimePassed,
+    UpstreamFailed,
     UpstreamFinished,
 )
 from tests.service.stream.conftest import ANSWER, FakeAgent, attempts_of, busy
 from tests.service.stream.neighbours import Stage, words
+
+BROKE = Failure("upstream_error", "It broke.")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,7 @@ async def test_outside_events_interrupt_a_silent_upstream(event: Event, calls: l
     record = await stage.end()
     assert "a" == record.choices[0].message["content"]
     assert stage.upstream.closed
-    assert stage.writer.calls[2:] == [*calls, "close"]
+    assert stage.writer.calls[2:] == [*calls, "response"]
 
 
 @pytest.mark.parametrize("event", [StopRequested(), ClientLeft()])
@@ -50,7 +52,7 @@ async def test_an_end_before_the_relay_ran_is_saved_like_any_other(event: Event)
 
 async def test_an_end_from_outside_breaks_a_stalled_write() -> None:
     """The record doesn't wait for the client that holds the write up."""
-    stage = Stage(limits=RelayLimits(60.0, 0.2, farewell_seconds=0.2)).start()
+    stage = Stage().start()
     stage.writer.free.clear()
     stage.upstream.say(*words("a"))
     await stage.settle()
@@ -58,13 +60,13 @@ async def test_an_end_from_outside_breaks_a_stalled_write() -> None:
     await stage.settle()
     assert "a" == stage.saver.records[0].choices[0].message["content"]
     await stage.end()
-    assert ["abort", "close"] == stage.writer.calls[-2:]
+    assert ["open", "send a", "response"] == stage.writer.calls
 
 
 async def test_an_end_from_outside_breaks_a_stalled_ping() -> None:
     """The record doesn't wait for it either, though another ping is due meanwhile."""
     policy = SessionPolicy(keep_alive_interval_seconds=0.01)
-    stage = Stage(policy, RelayLimits(60.0, 0.2, farewell_seconds=0.2)).start()
+    stage = Stage(policy).start()
     stage.upstream.say(*words("a"))
     await stage.settle()
     stage.writer.free.clear()
@@ -73,7 +75,6 @@ async def test_an_end_from_outside_breaks_a_stalled_ping() -> None:
     stage.relay.post(StopRequested())
     await stage.settle()
     assert "a" == stage.saver.records[0].choices[0].message["content"]
-    stage.writer.free.set()
     await stage.end()
 
 
@@ -91,13 +92,30 @@ async def test_an_end_while_a_retry_waits_asks_nobody_again() -> None:
     assert (1, 0, 0) == (agent.asked, agent.open_now, fallback.asked)
 
 
-async def test_a_stalled_write_is_a_client_that_left() -> None:
-    """A write that makes no progress for `send_timeout_seconds` is cut off."""
-    stage = Stage(limits=RelayLimits(0.1, 0.2)).start()
+@pytest.mark.parametrize("ending", [UpstreamFinished(), UpstreamFailed(BROKE)])
+async def test_the_end_does_not_wait_for_a_ping_that_stalls(ending: Event) -> None:
+    """The upstream's own end is saved, and handed to the connection, though the client takes
+    nothing."""
+    stage = Stage(SessionPolicy(keep_alive_interval_seconds=0.01)).start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.writer.free.clear()
+    await asyncio.sleep(0.1)
+    stage.upstream.say(*words("b"), ending)
+    record = await stage.end()
+    assert "ab" == record.choices[0].message["content"]
+    told = "done" if record.failure is None else "error upstream_error"
+    assert ["send b", told, "response"] == stage.writer.calls[-3:]
+
+
+async def test_a_client_cut_off_in_the_middle_of_a_write_has_left() -> None:
+    """Its connection gives it up, and the write that waited raises."""
+    stage = Stage().start()
     stage.writer.free.clear()
     stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.writer.abort()
     record = await stage.end()
-    assert "abort" in stage.writer.calls
     assert record.state is State.CLIENT_GONE
 
 
@@ -131,16 +149,9 @@ async def test_a_ping_that_comes_with_the_end_does_not_cut_a_slow_client_off() -
         await stage.settle()
         clock.tick(15.1)
         stage.upstream.say(UpstreamFinished())
-        close = stage.writer.close
-
-        async def close_slowly() -> web.StreamResponse:
-            await stage.settle()
-            return await close()
-
-        stage.writer.close = close_slowly  # type: ignore[method-assign]
         stage.relay.post(TimePassed())  # before the relay's task has taken the end in
         await stage.end()
-    assert ["ping", "done", "close"] == stage.writer.calls[2:]
+    assert ["ping", "done", "response"] == stage.writer.calls[2:]
 
 
 async def test_a_client_that_left_is_not_sent_the_ping_that_was_due() -> None:
@@ -155,4 +166,4 @@ async def test_a_client_that_left_is_not_sent_the_ping_that_was_due() -> None:
         await stage.settle()
         stage.upstream.say(*words("a"), UpstreamFinished())
         assert State.COMPLETED is (await stage.end()).state
-    assert ["close"] == stage.writer.calls
+    assert ["response"] == stage.writer.calls

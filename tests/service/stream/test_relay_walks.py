@@ -65,6 +65,7 @@ class World:
         self.journaled = self.settled = ""
         self.shown = ""
         self.calls: list[str] = []
+        self.broken: list[str] = []
         self.saver = FakeSaver()
         self.noted = Noted()
         self.settles_chunks = self.settles_ends = settles
@@ -75,6 +76,7 @@ class World:
         self._is_reading = self._is_writing = False
         self._may_write = asyncio.Event()
         self._may_write.set()
+        self._waits = True
         self._has_room = False
         self._trips = self._tripped = False
         self.is_lost = False
@@ -84,16 +86,22 @@ class World:
         self.relay = Relay(
             self.session,
             here,
-            ClientSide(here, self.clock, farewell_seconds=60.0),
+            ClientSide(here, self.clock),
             Upstream(self),  # type: ignore[arg-type]
             self.saver,
-            RelayLimits(send_timeout_seconds=1e6, commit_timeout_seconds=1.0),
+            RelayLimits(commit_timeout_seconds=1.0),
             self.clock,
             Moments(self.session.request, Watchers((self.noted,))),
         )
 
     def clock(self) -> float:
         return self.now
+
+    def expect(self, holds: bool, promise: str) -> None:
+        """Note a broken promise: raised, it would only be one more mistake that the relay
+        survives."""
+        if not holds:
+            self.broken.append(promise)
 
     # --- the journal ------------------------------------------------------------------------
 
@@ -110,7 +118,7 @@ class World:
     # --- the client -------------------------------------------------------------------------
 
     async def _write(self, call: str, text: str = "") -> None:
-        assert not self._is_writing, "one write at a time"
+        self.expect(not self._is_writing, "one write at a time")
         if self._trips:
             self._trips, self._tripped = False, True
             raise ZeroDivisionError
@@ -126,14 +134,14 @@ class World:
             raise ClientConnectionLost
 
     def _show(self, call: str, text: str) -> None:
-        assert self.session.attached, "who has left is sent nothing"
+        self.expect(self.session.attached, "who has left is sent nothing")
         self.calls.append(call)
         self.shown += text
         safe = self.settled if self.settles_chunks else self.journaled
-        assert safe.startswith(self.shown), "safe before it is shown"
+        self.expect(safe.startswith(self.shown), "safe before it is shown")
 
     async def open(self) -> None:
-        assert [] == self.calls
+        self.expect([] == self.calls, "opened first, and once")
         await self._write("open")
 
     async def send_chunks(self, runs: Sequence[ChunkRun]) -> None:
@@ -144,7 +152,7 @@ class World:
         return self._has_room and "send" in self.calls and not (is_stalled or self.is_lost)
 
     def send_chunks_now(self, runs: Sequence[ChunkRun]) -> None:
-        assert self.is_clear()
+        self.expect(self.is_clear(), "sent past a wait only where there is room")
         self._show("send", text_in(runs))
 
     async def ping(self) -> None:
@@ -154,17 +162,20 @@ class World:
         await self._write(f"error {failure.code}")
 
     async def send_done(self, record: SessionRecord) -> None:
-        assert [record] == self.saver.records
+        self.expect([record] == self.saver.records, "saved before the end is told")
         self.calls.append("done")
 
-    async def close(self) -> web.StreamResponse:
-        for _ in range(3):
-            await asyncio.sleep(0)
-        self.calls.append("close")
+    def stop_waiting(self) -> None:
+        self.expect(self.session.state.is_final, "only at the end nobody waits")
+        self._may_write.set()
+        self._waits = False
+
+    def response(self) -> web.StreamResponse:
+        self.calls.append("response")
         return web.Response()
 
     def abort(self) -> None:
-        assert self.is_lost, "nobody who reads is cut off"
+        self.expect(self.is_lost, "nobody who reads is cut off")
 
     # --- the upstream -----------------------------------------------------------------------
 
@@ -181,7 +192,7 @@ class World:
         return item
 
     async def close_upstream(self) -> None:
-        assert not self._is_reading, "closed by who reads it"
+        self.expect(not self._is_reading, "closed by who reads it")
         self._closed += 1
 
     def _bring(self, item: list[Event] | Exception) -> None:
@@ -218,7 +229,8 @@ class World:
         self.relay.post(TimePassed())
 
     def client_stalls(self) -> None:
-        self._may_write.clear()
+        if self._waits:
+            self._may_write.clear()
 
     def client_reads(self) -> None:
         self._may_write.set()
@@ -257,6 +269,7 @@ class World:
     # --- what holds afterwards --------------------------------------------------------------
 
     def check(self) -> None:
+        assert [] == self.broken
         (record,) = self.saver.records
         content = (record.choices[0].message["content"] or "") if record.choices else ""
         assert self.journaled.startswith(content), "kept as it was written down"
@@ -267,7 +280,7 @@ class World:
         ended, saved = f"ended {record.state}", f"saved {record.completion_id}"
         assert [1, 1] == [self.noted.moments.count(moment) for moment in (ended, saved)]
         assert (record.failure is None) is (record.state is State.COMPLETED)
-        assert "close" == self.calls[-1]
+        assert "response" == self.calls[-1]
         if self.is_lost or self._tripped or not self.session.attached:
             return
         assert content == self.shown
