@@ -15,6 +15,7 @@ from service.callers.limits import Admission, Ticket
 from service.clock import Clock
 from service.edge.connections import ClientConnection, continue_later, read_body
 from service.edge.errors import ApiError
+from service.endpoints.keep_alive import keep_alive_interval
 from service.ids import random_hex
 from service.settings.config import Config
 from service.settings.live import Live
@@ -130,7 +131,7 @@ class Completions:
     ) -> Relay:
         trace = request[TRACE]
         asked = self._session_request(request, chat, agents[0], trace)
-        session = StreamSession(asked, self._policy(chat, agents[0], ticket))
+        session = StreamSession(asked, self._policy(request, chat, agents[0], ticket))
         if not self.journal.begin(asked, session.policy):
             raise ApiError(_JOURNAL_FULL)
         limits = RelayLimits(self.config.value.database.commit_timeout_seconds)
@@ -166,12 +167,14 @@ class Completions:
             stream=chat.stream,
         )
 
-    def _policy(self, chat: ChatRequest, agent: Agent, ticket: Ticket) -> SessionPolicy:
+    def _policy(
+        self, request: web.Request, chat: ChatRequest, agent: Agent, ticket: Ticket
+    ) -> SessionPolicy:
+        config = self.config.value
+        interval = keep_alive_interval(request, config)
         return SessionPolicy(
-            client_gone=agent.client_gone or self.config.value.client_gone,
-            keep_alive_interval_seconds=(
-                self.config.value.sse.keep_alive_interval_seconds if chat.stream else None
-            ),
+            client_gone=agent.client_gone or config.client_gone,
+            keep_alive_interval_seconds=interval if chat.stream else None,
             idle_seconds=agent.timeouts.idle_seconds,
             total_seconds=agent.timeouts.total_seconds,
             max_answer_bytes=ticket.max_answer_bytes,

@@ -21,6 +21,7 @@ SHORTEST_KEY = 16
 """In characters. Keys are hashed once and without salt, which is safe if they can't be guessed."""
 
 _count = Allowed("a whole number above 0", lambda value: value > 0)
+_above_0 = Allowed("a number above 0", lambda value: value > 0)
 _name = Allowed(
     "1 to 64 letters, digits and . _ - @, a letter or digit first",
     lambda value: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", value) is not None,
@@ -33,11 +34,12 @@ _PAIRS = f"name:key, a comma between two; a key has {SHORTEST_KEY} or more visib
 
 Count = Annotated[int, _count]
 Hash = Annotated[str, _hash]
+Seconds = Annotated[float, _above_0]
 
 
 @frozen
 class ApiKeyConfig:
-    """One caller: its name, the hash of its key, and limits that differ from `limits`."""
+    """One caller: its name, the hash of its key, and what differs from `limits` and `sse`."""
 
     name: Annotated[str, _name]
     sha256: Hash
@@ -46,6 +48,7 @@ class ApiKeyConfig:
     tokens_per_minute: Count | None = None
     max_concurrent_streams: Count | None = None
     max_answer_bytes: Count | None = None
+    keep_alive_interval_seconds: Seconds | None = None
 
     @property
     def digests(self) -> tuple[bytes, ...]:
