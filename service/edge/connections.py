@@ -168,14 +168,24 @@ class ClientConnection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """End the answer. Its row, which was saved before, can't tell if the client wasn't there."""
-        is_lost = True
+        """End the answer, and wait until all of it has left this process. Its row, which was saved
+        before, can't tell if the client was lost meanwhile."""
+        is_taken = False
         try:
             resp, is_lost = await super().finish_response(request, resp, start_time)
+            if self.transport is not None and self.transport.get_write_buffer_size():
+                await self._empty(self.transport)
+            is_taken = not is_lost
             return resp, is_lost
         finally:
-            if is_lost and self._about:
+            if not is_taken and self._about:
                 log.info("answer not taken", **self._about)
+
+    async def _empty(self, transport: asyncio.Transport) -> None:
+        """aiohttp counts an answer as ended while there are up to 64 KB of it left here."""
+        transport.set_write_buffer_limits(high=0)
+        await self._drain_helper()
+        transport.set_write_buffer_limits()
 
     def handle_error(
         self,

@@ -162,6 +162,9 @@ class SseWriter:
             await self._sink.write(data, drain=self._waits)
         except (ConnectionError, RuntimeError) as error:
             raise ClientConnectionLost from error
+        if self._request.transport is None:
+            # Lost while this waited for room, which aiohttp tells only if it was by an error.
+            raise ClientConnectionLost
 
 
 class JsonWriter:
