@@ -11,8 +11,8 @@ PARALLEL ?= -n logical --maxprocesses 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults corpus fuzz bench instructions key psql pgbouncer \
-	dead-letters architecture docs wheel lock clean
+.PHONY: help run test core coverage check matrix format faults corpus proxies pgbouncer fuzz bench \
+	instructions key psql dead-letters architecture docs wheel lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ corpus: $(VENV)/.dev-ready ## split, cut and kill each backend's dialect everywh
 
 pgbouncer: $(VENV)/.dev-ready ## test behind a PgBouncer, which must be installed (apt-get install pgbouncer)
 	$(BIN)/python -m pytest -rs tests/db/postgres/test_pgbouncer.py $(ARGS)
+
+proxies: $(VENV)/.dev-ready ## try the recipes of deploy/proxies behind the proxies that are installed
+	$(BIN)/python -m pytest -m proxies -s -v tests/proxies $(ARGS)
 
 fuzz: $(VENV)/.dev-ready ## try the API with five minutes of made-up requests (with an API key: ARGS=--key)
 	$(BIN)/python -m tests.service.stage.fuzz_api $(ARGS)

@@ -1,0 +1,1 @@
+"""Real reverse proxies in front of the service, each with its recipe of `deploy/proxies/`."""
