@@ -131,7 +131,7 @@ def from_record(record: SessionRecord) -> Seen:
             {
                 **choice.extra,
                 "index": choice.index,
-                "message": choice.message,
+                "message": json.loads(json.dumps(choice.message)),  # half characters meet
                 "finish_reason": choice.finish_reason if record.whole else None,
                 "logprobs": choice.logprobs,
             }
