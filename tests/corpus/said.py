@@ -20,7 +20,8 @@ class Said:
     Attributes:
         text: the words of each choice.
         reasons: the finish reasons that have come, by choice.
-        is_finished: every choice that began has a finish reason, or a `[DONE]` has come.
+        is_finished: something was said, and every choice that began has a finish reason, or a
+            `[DONE]` has come.
         has_failed: an error has come, or a finish reason that means cut off, or what is no text.
     """
 
@@ -46,7 +47,7 @@ def said_in(events: Sequence[bytes]) -> Said:
     return Said(
         text_of(choices),
         reasons,
-        is_done or (bool(reasons) and len(reasons) == len(choices)),
+        bool(choices) and (is_done or len(reasons) == len(choices)),
         has_failed or any(reason not in _REAL_ENDS for reason in reasons.values()),
     )
 

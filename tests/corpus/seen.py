@@ -161,23 +161,24 @@ def _choice(choice: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_of(choices: Iterable[Mapping[str, Any]]) -> dict[int, str]:
-    """All words of these choices, by index: content, thinking and calls' arguments, in this order."""
+    """All words of these choices, by index: text, thinking and calls' arguments, in this order."""
     return {choice["index"]: "".join(_texts(choice["message"])) for choice in choices}
 
 
 def _texts(message: Mapping[str, Any]) -> Iterator[str]:
     content = message.get("content") or ""
-    for part in [content] if isinstance(content, str) else content:
-        yield from [part] if isinstance(part, str) else _part_texts(part)
+    parts = [{"text": content}] if isinstance(content, str) else content
+    for key in ("text", "thinking"):
+        for part in parts:
+            yield from _part_texts(part.get(key))
     for key in ("reasoning", "reasoning_content", "refusal"):
         yield message.get(key) or ""
     for call in message.get("tool_calls") or ():
         yield call["function"]["arguments"]
 
 
-def _part_texts(part: Mapping[str, Any]) -> Iterator[str]:
-    for value in (part.get("text"), part.get("thinking")):
-        if isinstance(value, str):
-            yield value
-        for inner in value if isinstance(value, list) else ():
-            yield inner["text"]
+def _part_texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for inner in value if isinstance(value, list) else ():
+        yield inner["text"]
