@@ -25,6 +25,7 @@ from db.postgres import sql
 from db.rows.history import RecordRows, rows_of
 from db.store import RecordRejected, StoredMessage
 from statemachine import SessionRecord
+from statemachine.tokens import texts_of
 
 _ROWS_PER_STATEMENT = 100
 _DIGESTS_PER_STATEMENT = 2_000
@@ -33,7 +34,10 @@ _LONG_STATEMENT_BYTES = 64 * 1024
 _LONG_BATCH = 20
 """So many messages' rows are made in one go; then other tasks get their turn."""
 _LONG_CHAT = 200
-"""From so many messages on, a request's rows are made in a thread: that takes milliseconds."""
+"""From so many messages on, or so many texts in one of them, a request's rows are made in a thread:
+that takes milliseconds."""
+_LONG_TEXT = 256 * 1024
+"""The same for the characters of one message."""
 
 _T = TypeVar("_T")
 
@@ -58,9 +62,14 @@ class Cursor(Protocol):
 
 
 class _Outbox:
-    """Statements on their way to the server, in their order."""
+    """Statements on their way to the server, in their order.
 
-    def __init__(self, cursor: Cursor) -> None:
+    Attributes:
+        is_long: some of them are so long that they are worded in a thread.
+    """
+
+    def __init__(self, cursor: Cursor, *, is_long: bool = False) -> None:
+        self.is_long = is_long
         self._cursor = cursor
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -110,20 +119,37 @@ async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
             messages = 0
             await asyncio.sleep(0)
         try:
-            if len(record.request.messages) < _LONG_CHAT:
-                batch[record.completion_id] = rows_of(record)
+            if _is_long(record.request.messages):
+                rows = evolve(await asyncio.to_thread(rows_of, record), is_long=True)
             else:
-                batch[record.completion_id] = await asyncio.to_thread(rows_of, record)
+                rows = rows_of(record)
         except Exception as error:
             raise RecordRejected(
                 f"{record.completion_id!r} can't be made into rows: {type(error).__name__}"
             ) from error
+        batch[record.completion_id] = rows
     return list(batch.values())
+
+
+def _is_long(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """True if making the rows of a request's messages, and wording them, takes milliseconds."""
+    if len(messages) >= _LONG_CHAT:
+        return True
+    for message in messages:
+        content = message.get("content")
+        if type(content) is str:
+            if len(content) > _LONG_TEXT:
+                return True
+        else:
+            texts = texts_of(message)
+            if len(texts) >= _LONG_CHAT or sum(map(len, texts)) > _LONG_TEXT:
+                return True
+    return False
 
 
 async def save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: float) -> None:
     """Write what is new of the batch, and commit. The server may commit also if we give up."""
-    outbox = _Outbox(cursor)
+    outbox = _Outbox(cursor, is_long=True in [rows.is_long for rows in batch])
     while not await _try_save(outbox, batch, timeout_seconds):
         await outbox.tell("ROLLBACK")
     await outbox.tell("COMMIT")
@@ -221,7 +247,11 @@ async def _insert(
     outbox: _Outbox, statement: str, columns: sql.Columns, rows: Sequence[Any]
 ) -> None:
     for part in _slices(rows, _ROWS_PER_STATEMENT):
-        await outbox.tell(sql.with_rows(statement, columns, part))
+        if outbox.is_long:
+            worded = await asyncio.to_thread(sql.with_rows, statement, columns, part)
+        else:
+            worded = sql.with_rows(statement, columns, part)
+        await outbox.tell(worded)
 
 
 def _merged_messages(batch: Sequence[RecordRows]) -> dict[str, StoredMessage]:

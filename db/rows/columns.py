@@ -27,6 +27,7 @@ ESCAPE = "␛"
 _UNSTORABLE = re.compile("[\0␛\ud800-\udfff]")
 _ESCAPED = re.compile("␛([0-9a-f]{4})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_SPLIT_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _ESCAPE_UTF8 = ESCAPE.encode()
 
 
@@ -40,8 +41,7 @@ def readable(text: str) -> str:
         text = text.replace("\0", "␀")
     if text.isascii() or not _SURROGATE.search(text):
         return text
-    # Through UTF-16, so that a pair split over two chunks becomes the character it spells.
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return _SURROGATE.sub("\ufffd", _joined(text))
 
 
 def raw_bytes(text: str) -> bytes | None:
@@ -99,7 +99,15 @@ def from_jsonb(source: str | None) -> Any:
 
 
 def _escape(text: str) -> str:
-    return _UNSTORABLE.sub(lambda found: f"␛{ord(found[0]):04x}", text)
+    if not _UNSTORABLE.search(text):
+        return text
+    # In one pass for each kind: a text may have millions of them.
+    text = text.replace(ESCAPE, "␛241b").replace("\0", "␛0000")
+    if not _SURROGATE.search(text):
+        return text
+    # Python writes surrogates as `\\ud800`, so that other backslashes step aside; NUL has become free.
+    encoded = text.replace("\\", "\0").encode("utf-8", "backslashreplace")
+    return encoded.replace(b"\\u", _ESCAPE_UTF8).replace(b"\0", b"\\").decode()
 
 
 def _unescape(text: str) -> str:
@@ -140,8 +148,13 @@ def canonical_json(value: Any) -> bytes:
 
 
 def _joined(text: str) -> str:
-    """The text with each split surrogate pair as the character it spells."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    """The text with each surrogate pair, which was split over two chunks, as the character that it
+    spells."""
+    return _SPLIT_PAIR.sub(_character, text)
+
+
+def _character(pair: re.Match[str]) -> str:
+    return pair[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le")
 
 
 # --- the slow writer ------------------------------------------------------------------------

@@ -43,10 +43,11 @@ alone: whatever else its deltas carried, no client is likely to send it back."""
 
 _PLAIN = frozenset(("role", "content"))
 _REASONING_PARTS = frozenset(("reasoning", "redacted_thinking", "thinking"))
-_REASONING_TEXT = re.compile(
-    r"\s*<(think|thinking|thought|reason|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL
-)
-"""Reasoning that came as text; Open WebUI and others show it apart and don't send it back."""
+_REASONING_TAG = re.compile(r"\s*<(think|thinking|thought|reason|reasoning)>")
+"""Begins reasoning that came as text; Open WebUI and others show it apart and don't send it back."""
+_LONGEST_ARGUMENTS = 512 * 1024
+"""Longer tool arguments are compared as the text that they are: to read megabytes of tiny values, or
+of one number, takes seconds."""
 
 
 def digest_of(value: Any) -> str:
@@ -127,8 +128,8 @@ def spoken(content: Any) -> Any:
         content = _canonical_text(content)
     if not isinstance(content, str):
         return content
-    if reasoning := _REASONING_TEXT.match(content):
-        content = content[reasoning.end() :]
+    if reasoning := _REASONING_TAG.match(content):
+        _, _, content = content[reasoning.end() :].partition(f"</{reasoning[1]}>")
     return content.strip()
 
 
@@ -149,6 +150,8 @@ def _canonical_tool_call(call: Any) -> Any:
 def _canonical_arguments(arguments: Any) -> Any:
     if not isinstance(arguments, str):
         return {} if arguments is None else arguments
+    if len(arguments) > _LONGEST_ARGUMENTS:
+        return arguments
     try:
         return json.loads(arguments or "{}")
     except (ValueError, RecursionError):

@@ -60,6 +60,8 @@ class RecordRows:
     sent: tuple[StoredMessage, ...]
     """The messages that the client sent, oldest first; only those with a new digest are stored."""
     answers: tuple[StoredMessage, ...]
+    is_long: bool = False
+    """Wording them takes so long that it isn't done in the event loop."""
 
 
 def rows_of(record: SessionRecord) -> RecordRows:

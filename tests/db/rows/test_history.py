@@ -11,6 +11,7 @@ from db.rows.history import rows_of
 from statemachine import SessionRecord
 from tests.db.records import assistant, make_partial, make_record, user
 
+LONG = "1" + ",1" * 300_000
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at":1}'}}
 
 
@@ -48,6 +49,8 @@ def sent_back(record: SessionRecord, copy: dict[str, Any]) -> SessionRecord:
         (assistant("Hi"), assistant("\n Hi  \n")),
         (assistant("Hi"), assistant("Hi", reasoning_content="Hm.", reasoning="Hm.")),
         (assistant("Hi"), assistant("<think>\nHm.\n</think>\n\nHi")),
+        (assistant("<think>Hi"), assistant(" <reason>Hi</think>")),
+        (assistant("b</think>"), assistant("<think>a</reason></think>b</think>")),
         (assistant("Hi"), assistant([{"type": "text", "text": "Hi "}])),
         (
             assistant("Hi"),
@@ -113,6 +116,10 @@ def test_spellings_of_one_message_share_their_digest(
         (
             assistant(None, tool_calls=[{**CALL, "function": {"arguments": "{broken"}}]),
             assistant(None, tool_calls=[{**CALL, "function": {"arguments": "{broken "}}]),
+        ),
+        (  # so long that nobody reads them
+            assistant(None, tool_calls=[{**CALL, "function": {"arguments": f"[{LONG}]"}}]),
+            assistant(None, tool_calls=[{**CALL, "function": {"arguments": f"[ {LONG}]"}}]),
         ),
     ],
 )
