@@ -100,21 +100,19 @@ class Account:
     def check(self, now: float) -> None:
         """Raises ApiError `too_many_streams` or `rate_limited` (429)."""
         if self.most_streams is not None and self.streams >= self.most_streams:
-            raise _refusal(
-                "too_many_streams",
-                f"All {self.most_streams} streams that you may have at once are taken; "
-                "please try again.",
-                1.0,
+            taken = (
+                "The one stream that you may have at once is"
+                if self.most_streams == 1
+                else f"All {self.most_streams} streams that you may have at once are"
             )
-        for budget, things in ((self.requests, "requests"), (self.tokens, "tokens")):
+            raise _refusal("too_many_streams", f"{taken} taken; please try again.", 1.0)
+        for budget, thing in ((self.requests, "request"), (self.tokens, "token")):
             wait = budget.wait_seconds(now)
             if wait:
-                raise _refusal(
-                    "rate_limited",
-                    f"Your {budget.per_minute} {things} a minute are used up; "
-                    f"please try again in {duration(wait)}.",
-                    wait,
-                )
+                many = f"{budget.per_minute} {thing}s a minute are"
+                used = f"one {thing} a minute is" if budget.per_minute == 1 else many
+                message = f"Your {used} used up; please try again in {duration(wait)}."
+                raise _refusal("rate_limited", message, wait)
 
     def headers(self, now: float) -> dict[str, str]:
         """OpenAI's headers, for the budgets that have a limit."""

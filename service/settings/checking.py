@@ -185,7 +185,7 @@ def _describe(value: Any) -> str:
     """The kind of a value, without the value."""
     match value:
         case str():
-            return f"a text of {len(value)} characters"
+            return f"a text of {len(value)} character{'' if len(value) == 1 else 's'}"
         case int() if abs(value) < _TELLTALE or isinstance(value, bool):
             return repr(value)
         case None | float():

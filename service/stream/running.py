@@ -47,7 +47,9 @@ class RunningStreams:
         if self.is_draining:
             raise ApiError(_DRAINING)
         if len(self._relays) >= self.limit:
-            message = f"All {self.limit} streams of this service are taken; please try again."
+            many = f"All {self.limit} streams of this service are"
+            taken = "The one stream of this service is" if self.limit == 1 else many
+            message = f"{taken} taken; please try again."
             raise ApiError(
                 Failure("too_many_streams", message, type="rate_limit_error", retry_after_seconds=1)
             )

@@ -205,7 +205,7 @@ class SseDecoder:
         if len(block) > limit and self.ending is None and len(block.strip(b"\n")) > limit:
             self._fail(
                 "upstream_malformed",
-                f"The model's backend sent an event of more than {limit} bytes.",
+                f"The model's backend sent an event of more than {limit} byte{'' if limit == 1 else 's'}.",
             )
             self._buffer.clear()
 

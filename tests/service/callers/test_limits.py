@@ -472,3 +472,48 @@ def test_a_refusal_costs_microseconds() -> None:
         with pytest.raises(ApiError):
             account.check(0.0)
     assert time.perf_counter() - since < 1
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (LimitsConfig(1, None), "Your one request a minute is used up; "),
+        (LimitsConfig(2, None), "Your 2 requests a minute are used up; "),
+        (LimitsConfig(None, 1), "Your one token a minute is used up; "),
+        (LimitsConfig(None, 2), "Your 2 tokens a minute are used up; "),
+        (LimitsConfig(max_concurrent_streams=1), "The one stream that you may have at once is "),
+        (LimitsConfig(max_concurrent_streams=2), "All 2 streams that you may have at once are "),
+    ],
+)
+def test_a_refusal_is_good_english(limits: LimitsConfig, said: str) -> None:
+    """One of a thing is not several."""
+    account = Account(limits)
+    account.requests.take(2, 0.0)
+    account.tokens.take(2, 0.0)
+    account.streams = 2
+    with pytest.raises(ApiError) as caught:
+        account.check(0.0)
+    assert caught.value.failure.message.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (1, "The one stream of this service is taken; please try again."),
+        (2, "All 2 streams of this service are taken; please try again."),
+    ],
+)
+async def test_so_is_that_of_the_service(
+    backend: Backend, make_service: ServiceMaker, limit: int, said: str
+) -> None:
+    """The same holds for the places of all callers together."""
+    backend.script = talk_until_closed
+    server = ServerConfig(max_concurrent_streams=limit)
+    service = await make_service(agent_for(backend), server=server)
+    streams = [await opened(service) for _ in range(limit)]
+    assert said == (await service.stream()).error["message"]
+    for response in streams:
+        response.close()
