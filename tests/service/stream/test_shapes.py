@@ -8,7 +8,7 @@ from openai import AsyncOpenAI
 
 from service.settings.access import AuthConfig, LimitsConfig
 from statemachine import State
-from tests.service.callers.keys import ANNE, api_key
+from tests.service.callers.test_auth import ANNE, api_key
 from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for
 from tests.service.stage.backend import Backend, Exchange, Script, chunk, event_bytes
 
