@@ -30,6 +30,22 @@ BODY_ENDED = Failure(BROKEN_OFF, "The model's answer broke off before its end.")
 """An upstream that just stops, although its connection is sound. Only the session knows if its finish
 reasons make that a good end after all."""
 NOTHING_CAME = Failure(BROKEN_OFF, "The model's backend ended the answer before it began.")
+CUT_OFF_REASONS = (
+    "abort",
+    "aborted",
+    "cancelled",
+    "canceled",
+    "error",
+    "failed",
+    "incomplete",
+    "insufficient_system_resource",
+    "internal_error",
+    "malformed_function_call",
+    "network_error",
+    "server_error",
+    "timeout",
+)
+"""Finish reasons by which backends say that they didn't finish."""
 CLIENT_LEFT = Failure("client_left", "The client left before the answer was complete.")
 STOPPED = Failure("stopped", "The answer was stopped on request before it was complete.")
 DRAINING = Failure(

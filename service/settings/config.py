@@ -27,6 +27,7 @@ from service.settings.access import (
 from service.settings.checking import Allowed, ConfigError, Problem, Source, structure
 from service.settings.checking import mask_password as mask_password  # for those who print one
 from statemachine import ClientGone
+from statemachine.endings import CUT_OFF_REASONS
 
 
 def _is_http_url(value: str) -> bool:
@@ -125,24 +126,6 @@ class ScriptedAgentConfig:
     fallbacks: tuple[Name, ...] = ()
     client_gone: ClientGone | None = None
     max_event_bytes: Count = 8 * 1024 * 1024
-
-
-CUT_OFF_REASONS = (
-    "abort",
-    "aborted",
-    "cancelled",
-    "canceled",
-    "error",
-    "failed",
-    "incomplete",
-    "insufficient_system_resource",
-    "internal_error",
-    "malformed_function_call",
-    "network_error",
-    "server_error",
-    "timeout",
-)
-"""Finish reasons by which backends say that they didn't finish."""
 
 
 @frozen

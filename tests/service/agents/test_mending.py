@@ -7,8 +7,8 @@ import pytest
 from openai.lib.streaming._deltas import accumulate_delta
 
 from service.agents.openai.decoder import MOST_VALUES, SseDecoder
-from service.settings.config import CUT_OFF_REASONS
 from statemachine import Transcript, UpstreamFailed, UpstreamFinished
+from statemachine.endings import CUT_OFF_REASONS
 from statemachine.transcript import MOST_CHOICES, MOST_ITEMS
 from tests.service.agents.test_decoder import DONE, FINISHED, NO_LIMIT, event
 from tests.statemachine.conftest import chunk, finish_chunk, text_chunk
