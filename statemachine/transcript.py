@@ -260,13 +260,13 @@ class Transcript:
         self.upstream_created = created if type(created) is int and created > 0 else None
 
     def _usage_after(self, payload: JsonObject, usage: JsonObject) -> JsonObject:
-        """The usage after a chunk that brings nothing else. The latest counts; but where each choice's
-        end is followed by its own (llama.cpp), their sum."""
+        """The usage after a chunk that brings nothing else. The latest counts; but where one comes for
+        each choice, behind its end (llama.cpp), their sum."""
         self.usage_frame = payload
         self._usage_frames += 1
         finished = len(self._choices) - self.unfinished
-        self._is_counted_apart = self._is_counted_apart and self._usage_frames == finished
-        if self._is_counted_apart and finished > 1 and self.usage is not None:
+        self._is_counted_apart = self._is_counted_apart and self._usage_frames <= finished
+        if self._is_counted_apart and self._usage_frames > 1 and self.usage is not None:
             return added_up(self.usage, usage)
         return usage
 

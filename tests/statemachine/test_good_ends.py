@@ -178,6 +178,15 @@ def test_usage_of_each_choice_is_added_up() -> None:
     assert (UsageSource.PROVIDER, 13) == (record.usage_source, record.token_count)
 
 
+def test_usage_of_each_choice_may_come_at_the_end() -> None:
+    """It need not be right behind the choice that it is of."""
+    ends = [chunk({}, "stop", index=1), finish_chunk()]
+    record = ended(*ends, used(4), used(9), UpstreamFinished(), choices_expected=2)
+    assert ({"prompt_tokens": 5, "completion_tokens": 13, "total_tokens": 18, "summed": True}) == (
+        record.usage
+    )
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_the_latest_usage_counts_otherwise(frames: int) -> None:
     """Of figures that grow as the answer does, the last is the sum already."""
