@@ -15,7 +15,9 @@ Its task belongs to no request, so that no client can cancel a commit. The rules
    itself healthy moves to the end of the queue; once others have been committed in the meantime,
    it becomes a dead letter too. What a store refuses that isn't healthy waits: a fitter one (in
    another encoding, without somebody's trigger) may take it.
-5. The journal forgets a record once it is committed or set aside, and not before. If neither was
+5. A record of enormous text is saved beside the others, one such at a time: it takes seconds, and
+   nobody else is to wait for it.
+6. The journal forgets a record once it is committed or set aside, and not before. If neither was
    possible, the record stays there for the next process.
 """
 
@@ -94,6 +96,8 @@ class Saver:
         self._on_disk: dict[str, tuple[asyncio.Future[None], int]] = {}
         self._was_read_back = True
         self._read_again_at = 0.0
+        self._large: deque[_Waiting] = deque()
+        self._beside: asyncio.Task[None] | None = None
         self._committing = 0
         self._commits = 0
         self._next_commit_at = 0.0
@@ -107,7 +111,8 @@ class Saver:
     @property
     def unsaved(self) -> int:
         """How many records were taken over and are not committed yet."""
-        return len(self._waiting) + len(self._on_disk) + self._committing
+        held = len(self._waiting) + len(self._large) + len(self._on_disk)
+        return held + self._committing + (self._beside is not None)
 
     @property
     def failure(self) -> str | None:
@@ -143,22 +148,47 @@ class Saver:
                 await self._is_idle.wait()
         except TimeoutError:
             log.error("records not saved yet", count=self.unsaved)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        return self.unsaved
+        left = self.unsaved
+        for task in (self._task, self._beside):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        return left
 
     async def _run(self) -> None:
         while True:
             await self._has_work.wait()
             await self._gather()
+            if not self._has_something_to_take():
+                self._has_work.clear()
+                self._note_if_idle()
+                continue
             batch = self._take_waiting() if self._is_turn_of_memory() else await self._read_back()
+            if len(batch) == 1 and batch[0][2] > MAX_BATCH_CHARACTERS:
+                self._beside = asyncio.create_task(self._commit(batch), name="saver of a large one")
+                self._beside.add_done_callback(self._note_large_done)
+                continue
             self._committing = len(batch)
             await self._commit(batch)
             self._committing = 0
-            if not self.unsaved:
-                self._has_work.clear()
-                self._is_idle.set()
+            self._note_if_idle()
+
+    def _has_something_to_take(self) -> bool:
+        """False also while all that waits is large, and another such is being saved."""
+        if self._waiting:
+            return True
+        if self._beside is None:
+            return bool(self._large or self._on_disk)
+        return any(size <= MAX_BATCH_CHARACTERS for _, size in self._on_disk.values())
+
+    def _note_large_done(self, _: "asyncio.Task[None]") -> None:
+        self._beside = None
+        self._has_work.set()
+
+    def _note_if_idle(self) -> None:
+        if not self.unsaved:
+            self._has_work.clear()
+            self._is_idle.set()
 
     async def _gather(self) -> None:
         """Wait until the next transaction may begin."""
@@ -170,19 +200,21 @@ class Saver:
 
     def _is_turn_of_memory(self) -> bool:
         """See rule 3. While the journal can't be read, memory has every turn."""
-        if not self._waiting or not self._on_disk:
-            self._was_read_back = not self._waiting
+        in_memory = bool(self._waiting or (self._large and self._beside is None))
+        if not in_memory or not self._on_disk:
+            self._was_read_back = not in_memory
         else:
             can_be_read = asyncio.get_running_loop().time() >= self._read_again_at
             self._was_read_back = can_be_read and not self._was_read_back
         return not self._was_read_back
 
     def _take_waiting(self) -> list[_Waiting]:
+        if self._large and self._beside is None:
+            self._waiting_characters -= self._large[0][2]
+            return [self._large.popleft()]
         batch: list[_Waiting] = []
         characters = 0
         while self._waiting and len(batch) < MAX_BATCH and characters < MAX_BATCH_CHARACTERS:
-            if batch and self._waiting[0][2] > MAX_BATCH_CHARACTERS:
-                break  # an enormous one goes alone
             batch.append(self._waiting.popleft())
             characters += batch[-1][2]
         self._waiting_characters -= characters
@@ -192,7 +224,13 @@ class Saver:
         """The next of the records that memory had no room for."""
         wanted: list[str] = []
         wanted_characters = 0
-        for completion_id, (_, characters) in islice(self._on_disk.items(), MAX_BATCH):
+        may_be_large = self._beside is None
+        takeable = (
+            (completion_id, characters)
+            for completion_id, (_, characters) in self._on_disk.items()
+            if may_be_large or characters <= MAX_BATCH_CHARACTERS
+        )
+        for completion_id, characters in islice(takeable, MAX_BATCH):
             wanted_characters += characters
             if wanted and wanted_characters > MAX_BATCH_CHARACTERS:
                 break
@@ -250,7 +288,7 @@ class Saver:
         return self._commits > self._too_much.setdefault(record.completion_id, self._commits)
 
     def _wait(self, item: _Waiting) -> None:
-        self._waiting.append(item)
+        (self._large if item[2] > MAX_BATCH_CHARACTERS else self._waiting).append(item)
         self._waiting_characters += item[2]
 
     def _set_aside(self, record: SessionRecord, error: Exception) -> bool:

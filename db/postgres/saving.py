@@ -147,6 +147,17 @@ def _is_long(messages: Sequence[Mapping[str, Any]]) -> bool:
     return False
 
 
+def characters_of(batch: Sequence[RecordRows]) -> int:
+    """About how much text the rows hold."""
+    characters = 0
+    for rows in batch:
+        for row in (*rows.sent, *rows.answers):
+            characters += len(row.content or "")
+            if row.parts:
+                characters += sum(map(len, texts_of(row.parts)))
+    return characters
+
+
 async def save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: float) -> None:
     """Write what is new of the batch, and commit. The server may commit also if we give up."""
     outbox = _Outbox(cursor, is_long=True in [rows.is_long for rows in batch])

@@ -4,7 +4,8 @@ The only file that sees aiopg, and with `db.migrate` the only one that sees psyc
 when to retry a save, or for how long: that is `db.saver`'s part.
 
 1. No call takes longer than `timeout_seconds`, whatever the server does. Only a save gets a tenth
-   more for each record and a thousandth for each message, so that a large one on a slow line ends.
+   more for each record, a thousandth for each message, and all of it again for each eight million
+   characters, so that a large one on a slow line ends.
 2. A connection returns to the pool idle, or closed, which rolls its transaction back. So a call
    that is cancelled leaves neither half a save nor a lost connection.
 3. After a server's restart the pool is full of dead connections: a call tries as many as there can
@@ -46,6 +47,8 @@ from db.store import (
 from statemachine import SessionRecord
 
 CONNECT_TIMEOUT_SECONDS = 5
+_CHARACTERS_IN_TIME = 8_000_000
+"""For so much text a save gets its timeout once more."""
 
 _T = TypeVar("_T")
 
@@ -152,10 +155,13 @@ class PostgresStore:
         batch = await saving.rows_of_all(records)
         if batch:
             messages = sum(len(rows.sent) for rows in batch)
-            patience_seconds = self._timeout_seconds * (1 + len(batch) / 10 + messages / 1000)
+            size = saving.characters_of(batch) / _CHARACTERS_IN_TIME
+            statement_seconds = self._timeout_seconds * (1 + size)
+            patience_seconds = statement_seconds + self._timeout_seconds * (
+                len(batch) / 10 + messages / 1000
+            )
             await self._run(
-                lambda cursor: saving.save(cursor, batch, self._timeout_seconds),
-                patience_seconds,
+                lambda cursor: saving.save(cursor, batch, statement_seconds), patience_seconds
             )
 
     async def find(self, completion_id: str) -> StoredCompletion | None:

@@ -96,17 +96,36 @@ async def test_what_waited_in_the_journal_comes_back_by_size(
     await finish(saver)
 
 
-async def test_an_enormous_record_keeps_its_neighbours_out_of_its_transaction(
+async def test_nobody_waits_for_an_enormous_record(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits before it is committed before it."""
+    """It is saved beside the others, one such at a time, from memory as from the journal."""
     monkeypatch.setattr(saver_module, "MAX_BATCH_CHARACTERS", 5000)
-    records = [make_record(user("x" * size)) for size in (100, 100, 9000, 100)]
-    saver = Saver(store, FakeBacklog())
-    futures = [saver.save(record) for record in records]
-    saver.start()
-    await asyncio.gather(*futures)
-    assert [2, 1, 1] == [len(call) for call in store.calls]
+    monkeypatch.setattr(saver_module, "MAX_WAITING", 3)
+    large = [make_record(user("x" * 9000)) for _ in range(4)]
+    small = make_records(6)
+    free, running, most, save = asyncio.Event(), 0, 0, store.save
+
+    async def slow(batch: Sequence[SessionRecord]) -> None:
+        nonlocal running, most
+        if batch[0] in large:
+            running += 1
+            most = max(most, running)
+            await free.wait()
+            running -= 1
+        await save(batch)
+
+    monkeypatch.setattr(store, "save", slow)
+    saver = started(store, FakeBacklog(*large, *small))
+    slow_ones = [saver.save(record) for record in large]
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(saver.save(record) for record in small))
+    assert 4 == saver.unsaved
+    free.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*slow_ones)
+    assert 1 == most
+    monkeypatch.setattr(store, "save", save)
     await finish(saver)
 
 
