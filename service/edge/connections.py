@@ -175,7 +175,7 @@ class ClientConnection(RequestHandler):
             resp, is_lost = await super().finish_response(request, resp, start_time)
             if self.transport is not None and self.transport.get_write_buffer_size():
                 await self._empty(self.transport)
-            is_taken = not is_lost
+            is_taken = not is_lost and self.transport is not None
             return resp, is_lost
         finally:
             if not is_taken and self._about:

@@ -204,6 +204,7 @@ async def test_a_client_cut_off_after_the_end_is_told_from_one_that_saw_it(
     await _soon(lambda: lines_of(log_lines, "client stalled"))
     ids = (record.completion_id, record.request.trace_id)
     await client.rest()
+    await asyncio.sleep(0.05)
     for line in lines_of(log_lines, "client stalled") + lines_of(log_lines, "answer not taken"):
         assert ids == (line["completion_id"], line["trace_id"])
     assert left == bool(lines_of(log_lines, "answer not taken"))
