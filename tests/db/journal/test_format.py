@@ -292,3 +292,11 @@ def test_saved_completions_are_found_without_reading_the_rest() -> None:
     assert ["a", "b\ud800", "chatcmpl-0", "c"] == list(read_saved(data))
     assert ["chatcmpl-0"] == list(read_saved(data[1:-2]))
     assert ["b"] == list(read_saved(saved_line(["a"])[1:] + saved_line(["b"])))
+
+
+def test_a_journal_of_before_the_limit_has_none() -> None:
+    """An answer that was shown whole comes back whole, however large it was."""
+    line = json.loads(begin_line(asked(), SessionPolicy(max_answer_bytes=5)).split(b" ", 2)[2])
+    assert 5 == request_of(line)[1].max_answer_bytes
+    del line["policy"]["max_answer_bytes"]
+    assert request_of(line)[1].max_answer_bytes is None
