@@ -12,13 +12,15 @@ from aiohttp import web
 
 from db.store import Store
 from service.agents.directory import AgentDirectory
-from service.callers.auth import Keyring, require_key
+from service.callers.auth import PROBES, Keyring, require_key
 from service.callers.charging import Charging
 from service.callers.limits import Admission
 from service.clock import steady_clock
 from service.completion_log import CompletionLog
 from service.edge.cors import cors
+from service.edge.encodings import refuse_packed
 from service.edge.errors import errors_middleware
+from service.edge.other_sites import refuse_other_sites
 from service.endpoints.completions import AskSiblings, Completions
 from service.endpoints.conversations import Conversations
 from service.endpoints.models import Models
@@ -81,7 +83,16 @@ def _with_middlewares(config: Config) -> web.Application:
     """An application with the middlewares and signals that every request passes, and no routes."""
     keys = Keyring(config.auth.api_keys, is_required=not is_loopback(config.server.host))
     admission = Admission(config.limits, config.auth.api_keys)
-    middlewares = [telemetry_middleware, errors_middleware, require_key(keys)]
+    refuse_foreign = refuse_other_sites(
+        lambda: keys.is_open, config.server.allowed_hosts, config.server.cors_origins, PROBES
+    )
+    middlewares = [
+        telemetry_middleware,
+        errors_middleware,
+        refuse_foreign,
+        refuse_packed,
+        require_key(keys),
+    ]
     answer_preflight, mark_origin = cors(config.server.cors_origins)
     if config.server.cors_origins:
         middlewares.insert(1, answer_preflight)

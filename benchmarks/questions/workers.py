@@ -62,7 +62,7 @@ def _request(key: str) -> bytes:
     messages = [{"role": "user", "content": "Say some words."}]
     body = json.dumps({"model": "demo", "stream": True, "messages": messages}).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         f"X-Conversation-Id: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

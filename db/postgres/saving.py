@@ -34,10 +34,12 @@ _LONG_STATEMENT_BYTES = 64 * 1024
 _LONG_BATCH = 20
 """So many messages' rows are made in one go; then other tasks get their turn."""
 _LONG_CHAT = 200
-"""From so many messages on, or so many texts in one of them, a request's rows are made in a thread:
-that takes milliseconds."""
+"""From so many messages on, or so many texts in them where not all are plain, a request's rows are made
+in a thread: that takes milliseconds."""
 _LONG_TEXT = 256 * 1024
-"""The same for the characters of one message."""
+"""The same for the characters of one plain message, or of all texts in them."""
+
+_PLAIN = {str}
 
 _T = TypeVar("_T")
 
@@ -68,8 +70,9 @@ class _Outbox:
         is_long: some of them are so long that they are worded in a thread.
     """
 
-    def __init__(self, cursor: Cursor, *, is_long: bool = False) -> None:
-        self.is_long = is_long
+    is_long = False
+
+    def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -135,16 +138,11 @@ def _is_long(messages: Sequence[Mapping[str, Any]]) -> bool:
     """True if making the rows of a request's messages, and wording them, takes milliseconds."""
     if len(messages) >= _LONG_CHAT:
         return True
-    for message in messages:
-        content = message.get("content")
-        if type(content) is str:
-            if len(content) > _LONG_TEXT:
-                return True
-        else:
-            texts = texts_of(message)
-            if len(texts) >= _LONG_CHAT or sum(map(len, texts)) > _LONG_TEXT:
-                return True
-    return False
+    contents: list[Any] = [message.get("content") for message in messages]
+    if {*map(type, contents)} == _PLAIN:  # nearly always
+        return max(map(len, contents)) > _LONG_TEXT
+    texts = texts_of(messages)
+    return len(texts) >= _LONG_CHAT or sum(map(len, texts)) > _LONG_TEXT
 
 
 def characters_of(batch: Sequence[RecordRows]) -> int:
@@ -160,7 +158,9 @@ def characters_of(batch: Sequence[RecordRows]) -> int:
 
 async def save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: float) -> None:
     """Write what is new of the batch, and commit. The server may commit also if we give up."""
-    outbox = _Outbox(cursor, is_long=True in [rows.is_long for rows in batch])
+    outbox = _Outbox(cursor)
+    if True in [rows.is_long for rows in batch]:
+        outbox.is_long = True
     while not await _try_save(outbox, batch, timeout_seconds):
         await outbox.tell("ROLLBACK")
     await outbox.tell("COMMIT")

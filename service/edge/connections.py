@@ -8,12 +8,15 @@ body's deadline. Who the client is, and how much it may ask, is decided elsewher
 import asyncio
 import contextvars
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import structlog
-from aiohttp import hdrs, http_exceptions, web
+from aiohttp import HttpVersion11, hdrs, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler
 
 from service.edge.errors import ApiError, error_response, invalid_request
+from service.edge.half_closed import PROBE_AFTER_SECONDS, Probe, can_be_probed
+from service.edge.parting import Parting
 from service.edge.progress import Progress, bound_unsent
 from service.ids import random_hex
 from statemachine import Failure
@@ -25,6 +28,7 @@ _HEADERS_TOO_LARGE = Failure(
     "A header or the address is longer than 8,190 bytes, or there are more than 128 headers.",
     type="invalid_request_error",
 )
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NOT_HTTP = invalid_request("The request is not valid HTTP.").failure
 _SEND_TIMEOUT_SECONDS = 60.0
 _LOOKS = 8
@@ -63,6 +67,8 @@ class Runner(web.AppRunner):
             app,
             handler_cancellation=True,
             access_log=None,  # the canonical line is the log of a completion
+            auto_decompress=False,  # a megabyte may unpack to a gigabyte, on the loop
+            lingering_time=0,  # not aiohttp's, which parses what it throws away; see `Parting`
             shutdown_timeout=shutdown_timeout,
             keepalive_timeout=idle_timeout_seconds,
         )
@@ -131,9 +137,81 @@ class _Server(web.Server):
 
 
 class ClientConnection(RequestHandler):
-    """A client's connection; the `protocol` of its requests."""
+    """A client's connection; the `protocol` of its requests.
 
-    __slots__ = ("_about", "_progress", "_send_timeout_seconds")
+    Attributes:
+        filler: what may be written into the response that has begun, at any moment between two
+            writes, and says nothing; None: there is no such thing.
+    """
+
+    __slots__ = (
+        "_about",
+        "_has_asked_all",
+        "_is_refused",
+        "_parting",
+        "_progress",
+        "_send_timeout_seconds",
+        "filler",
+    )
+
+    def __init__(self, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self.filler: bytes | None = None
+        self._parting: Parting | None = None
+        self._is_refused = False
+        self._has_asked_all = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._parting is None:
+            super().data_received(data)
+        else:
+            self._parting.take(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's says None: close
+        """Go on with what a client has asked for that asks nothing more, if it asked for it whole;
+        and find out whether it is still there. True: keep the connection."""
+        waiter, request, transport = self._waiter, self._current_request, self.transport
+        is_idle = not self._request_count or (waiter is not None and not waiter.done())
+        is_torn = request is not None and not request.content.is_eof()
+        if self._parting or is_idle or is_torn or transport is None or not can_be_probed(transport):
+            return False
+        self._has_asked_all = True
+        has_begun = request is not None and request.writer.output_size > 0
+        Probe(transport, self._nothing_to_say, 0.0 if has_begun else PROBE_AFTER_SECONDS)
+        return True
+
+    def _nothing_to_say(self) -> bytes | None:
+        """What says nothing at this moment; see `Probe`."""
+        request = self._current_request
+        if request is None:
+            return b""  # its answer is being written, and finds out by itself
+        if not request.content.is_eof():
+            return None  # it broke off within the body, just when the request was taken up
+        if request.writer.output_size:
+            return self.filler or b""
+        # Not to HTTP/1.0, which knows no interim responses (RFC 9110, section 15.2).
+        return _CONTINUE if request.version >= HttpVersion11 else None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self._parting is not None:
+            self._parting.end()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send what is left of a response; after one to a request that isn't wholly read, close
+        such that its client can read it."""
+        is_unread = not request.content.is_eof()
+        self.filler = None
+        if is_unread or (self._has_asked_all and not self._messages):
+            resp.force_close()
+        finished = await self._finish(request, resp, start_time)
+        if (is_unread or self._is_refused) and self.transport is not None:
+            self.close()  # nothing further is parsed, whatever was pipelined
+            self._parting = Parting(self.transport)
+            await self._parting.wait()
+        return finished
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._about: Mapping[str, str] = {}
@@ -165,7 +243,7 @@ class ClientConnection(RequestHandler):
             self._about = {}  # that answer has been taken
         return limit
 
-    async def finish_response(
+    async def _finish(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """End the answer, and wait until all of it has left this process. Its row, which was saved
@@ -199,6 +277,7 @@ class ClientConnection(RequestHandler):
         if not isinstance(exc, http_exceptions.HttpProcessingError):
             return super().handle_error(request, status, exc, message)
         log.debug("not HTTP", reason=type(exc).__name__)
+        self._is_refused = True
         long = isinstance(exc, http_exceptions.LineTooLong) or _TOO_MANY_HEADERS in exc.message
         response = error_response(_HEADERS_TOO_LARGE if long else _NOT_HTTP)
         response.headers["x-request-id"] = f"req_{random_hex(24)}"
@@ -229,7 +308,7 @@ async def read_body(request: web.Request, timeout_seconds: float) -> bytes:
     if length is not None and length > request.client_max_size:
         raise web.HTTPRequestEntityTooLarge(request.client_max_size, length)
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await request.writer.write(_CONTINUE)
         request.writer.output_size = 0  # as in aiohttp's own: the answer hasn't begun
     try:
         if request.content.is_eof():

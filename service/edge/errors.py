@@ -19,11 +19,14 @@ ERROR_CODES: Mapping[str, int] = {
     # the status if the error comes before the 200 is sent
     "invalid_request": 400,
     "invalid_api_key": 401,
+    "host_not_allowed": 403,
+    "origin_not_allowed": 403,
     "not_found": 404,
     "model_not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,
     "body_too_large": 413,
+    "unsupported_encoding": 415,
     "stopped": 409,
     "rate_limited": 429,
     "too_many_streams": 429,
@@ -82,6 +85,8 @@ def error_response(failure: Failure) -> web.Response:
         response.headers["Retry-After"] = str(max(0, round(wait)))
     if failure.code == "invalid_api_key":
         response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
+    if failure.code == "unsupported_encoding":
+        response.headers[hdrs.ACCEPT_ENCODING] = "identity"  # RFC 9110, section 15.5.16
     should_retry = False if failure.code in _DONT_RETRY else failure.should_retry
     if should_retry is not None:
         response.headers["x-should-retry"] = "true" if should_retry else "false"

@@ -3,6 +3,7 @@ and `…/{id}/cancel`, which stops one that runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiohttp import web
 from attrs import define
@@ -13,8 +14,9 @@ from service.callers.auth import owner_of
 from service.callers.charging import Charging
 from service.callers.limits import Admission, Ticket
 from service.clock import Clock
-from service.edge.connections import ClientConnection, continue_later, read_body
+from service.edge.connections import ClientConnection, continue_later
 from service.edge.errors import ApiError
+from service.endpoints.bodies import parsed_body
 from service.endpoints.keep_alive import keep_alive_interval
 from service.ids import random_hex
 from service.settings.config import Config
@@ -43,8 +45,6 @@ _JOURNAL_FULL = Failure(
     "The service can't write answers down safely now and takes no new requests.",
     retry_after_seconds=5,
 )
-_CONVERSATION_HEADERS = ("X-OpenWebUI-Chat-Id", "X-Conversation-Id")
-
 
 AskSiblings = Callable[[web.Request], Awaitable[web.Response | None]]
 
@@ -79,8 +79,9 @@ class Completions:
         self.streams.check_room()
         ticket = self.admission.admit(request)
         try:
-            timeout_seconds = self.config.value.server.request_timeout_seconds
-            chat = parse_request(await read_body(request, timeout_seconds))
+            server = self.config.value.server
+            parse = partial(parse_request, most_values=server.max_body_values)
+            chat = await parsed_body(request, server.request_timeout_seconds, parse)
             picked = self.directory.pick(chat.model)
             self.streams.check_room()  # the body may have taken its time
             agents = askable(picked, chat.model)
@@ -158,7 +159,7 @@ class Completions:
             agent=agent.name,
             model=chat.model,
             messages=chat.messages,
-            conversation_key=_conversation_key(request, chat),
+            conversation_key=self._conversation_key(request, chat),
             tools=chat.tools,
             parameters=chat.parameters,
             metadata=chat.metadata,
@@ -166,6 +167,14 @@ class Completions:
             include_usage=chat.include_usage is True and chat.stream,
             stream=chat.stream,
         )
+
+    def _conversation_key(self, request: web.Request, chat: ChatRequest) -> str | None:
+        """The client's own name for the conversation: a header, else `metadata.conversation_id`."""
+        for name in self.config.value.server.conversation_headers:
+            if key := request.headers.get(name):
+                return key
+        key = (chat.metadata or {}).get("conversation_id")
+        return key or None
 
     def _policy(
         self, request: web.Request, chat: ChatRequest, agent: Agent, ticket: Ticket
@@ -187,12 +196,3 @@ class Completions:
             asked.completion_id, asked.model, int(asked.created_at), asked.include_usage
         )
         return SseWriter(request, encoder)
-
-
-def _conversation_key(request: web.Request, chat: ChatRequest) -> str | None:
-    """The client's own name for the conversation: a header, else `metadata.conversation_id`."""
-    for name in _CONVERSATION_HEADERS:
-        if key := request.headers.get(name):
-            return key
-    key = (chat.metadata or {}).get("conversation_id")
-    return key or None

@@ -12,8 +12,9 @@ from attrs import frozen
 
 from db.store import CompletionView, Readable, StoredMessage
 from service.callers.auth import owner_of
-from service.edge.connections import continue_later, read_body
+from service.edge.connections import continue_later
 from service.endpoints.asking import ask
+from service.endpoints.bodies import parsed_body
 from service.endpoints.lists import (
     filtered_paging_of,
     json_response,
@@ -70,7 +71,7 @@ class StoredCompletions:
     async def update(self, request: web.Request) -> web.Response:
         """Give a completion other metadata."""
         timeout_seconds = self.config.value.server.request_timeout_seconds
-        metadata = parse_metadata_update(await read_body(request, timeout_seconds))
+        metadata = await parsed_body(request, timeout_seconds, parse_metadata_update)
         completion_id = request.match_info["completion_id"]
         call = self.store.set_metadata(owner_of(request), completion_id, metadata)
         return _shown(await ask(call), request)

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from attrs import Factory, asdict, evolve, field, frozen
@@ -26,28 +25,9 @@ from service.settings.access import (
 )
 from service.settings.checking import Allowed, ConfigError, Problem, Source, structure
 from service.settings.checking import mask_password as mask_password  # for those who print one
+from service.settings.kinds import Count, HeaderName, Name, Seconds, above_0, from_0, http_url
 from statemachine import ClientGone
 from statemachine.endings import CUT_OFF_REASONS
-
-
-def _is_http_url(value: str) -> bool:
-    try:
-        parts = urlsplit(value)
-        has_place = bool(parts.hostname) and parts.port != 0  # a bad port raises
-    except ValueError:
-        return False
-    return has_place and not parts.fragment and value.startswith(("http://", "https://"))
-
-
-_above_0 = Allowed("a number above 0", lambda value: value > 0)
-_from_0 = Allowed("a number from 0", lambda value: value >= 0)
-_count = Allowed("a whole number above 0", lambda value: value > 0)
-_http_url = Allowed("an http:// or https:// URL without a fragment", _is_http_url)
-_some_text = Allowed("a non-empty text", lambda value: bool(value))
-
-Seconds = Annotated[float, _above_0]
-Name = Annotated[str, _some_text]
-Count = Annotated[int, _count]
 
 
 @frozen
@@ -56,11 +36,18 @@ class ServerConfig:
     port: Annotated[int, Allowed("a port, 0 to 65535", lambda value: 0 <= value <= 65535)] = 8000
     workers: Count = 1
     max_body_bytes: Count = 10 * 1024 * 1024
+    max_body_values: Count = 100_000
     max_concurrent_streams: Count = 2000
     request_timeout_seconds: Seconds = 60.0
     idle_timeout_seconds: Seconds = 75.0
-    drain_timeout_seconds: Annotated[float, _from_0] = 30.0
+    drain_timeout_seconds: Annotated[float, from_0] = 30.0
     cors_origins: tuple[Name, ...] = ()
+    allowed_hosts: tuple[Name, ...] = ()
+    conversation_headers: tuple[HeaderName, ...] = (
+        "X-OpenWebUI-Chat-Id",
+        "X-Conversation-Id",
+        "X-Session-Id",
+    )
 
 
 @frozen
@@ -117,12 +104,12 @@ class ScriptedAgentConfig:
     kind: Literal["scripted"]
     models: tuple[Name, ...] = ()
     reply: str | None = None
-    tokens_per_second: Annotated[float, _above_0] = 30.0
-    first_token_delay_seconds: Annotated[float, _from_0] = 0.0
-    fail_after_tokens: Annotated[int, _from_0] | None = None
+    tokens_per_second: Annotated[float, above_0] = 30.0
+    first_token_delay_seconds: Annotated[float, from_0] = 0.0
+    fail_after_tokens: Annotated[int, from_0] | None = None
     fail_with: Literal["reset", "stall", "error", "truncate", "malformed"] = "error"
     timeouts: Timeouts = Timeouts()
-    retries: Annotated[int, _from_0] = 0
+    retries: Annotated[int, from_0] = 0
     fallbacks: tuple[Name, ...] = ()
     client_gone: ClientGone | None = None
     max_event_bytes: Count = 8 * 1024 * 1024
@@ -134,13 +121,13 @@ class OpenAIAgentConfig:
 
     name: Name
     kind: Literal["openai"]
-    base_url: Annotated[Name, _http_url] = "https://api.openai.com/v1"
+    base_url: Annotated[Name, http_url] = "https://api.openai.com/v1"
     api_key_env: Name | None = "OPENAI_API_KEY"
     models: tuple[Name, ...] = ("*",)
     preamble: str | None = None
     parameters: dict[str, Any] = field(factory=dict)
     timeouts: Timeouts = Timeouts()
-    retries: Annotated[int, _from_0] = 2
+    retries: Annotated[int, from_0] = 2
     circuit: CircuitConfig | None = CircuitConfig()
     fallbacks: tuple[Name, ...] = ()
     client_gone: ClientGone | None = None
@@ -187,7 +174,9 @@ RELOADABLE = (
     "database.commit_timeout_seconds",
     "limits",
     "logging",
+    "server.conversation_headers",
     "server.drain_timeout_seconds",
+    "server.max_body_values",
     "server.max_concurrent_streams",
     "sse",
 )
@@ -326,9 +315,9 @@ def _set(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
 
 def _with_base_url(config: Config, base_url: str) -> Config:
     """Give the agents whose key is `OPENAI_API_KEY` this address, as users of the SDK expect."""
-    if not _http_url.rule(base_url):
+    if not http_url.rule(base_url):
         source, found = "environment variable OPENAI_BASE_URL", repr(mask_password(base_url))
-        raise ConfigError([Problem(source, "", found, _http_url.words)])
+        raise ConfigError([Problem(source, "", found, http_url.words)])
     agents = tuple(
         evolve(agent, base_url=base_url)
         if isinstance(agent, OpenAIAgentConfig) and agent.api_key_env == "OPENAI_API_KEY"

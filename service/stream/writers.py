@@ -7,15 +7,20 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from aiohttp_sse import EventSourceResponse
 
+from service.edge.connections import ClientConnection
 from service.edge.errors import error_response
 from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
 from statemachine import ChunkRun, Failure, SessionRecord
 
+_EVENT_STREAM = "text/event-stream; charset=utf-8"
+"""SSE is always UTF-8, but clients that go by media types alone read a `text/` type without a
+charset as Latin-1."""
+_PING_CHUNK = b"%x\r\n%b\r\n" % (len(PING), PING)
 _LITTLE_BYTES = 16 * 1024
 """Left over from earlier writes; asyncio's low-water mark, below which aiohttp makes nobody wait."""
 
@@ -74,6 +79,10 @@ class _Stream(EventSourceResponse):
     tail = b""
     """What is written with the body's end, in one packet."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers[hdrs.CONTENT_TYPE] = _EVENT_STREAM
+
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         return await web.StreamResponse.prepare(self, request)
 
@@ -108,6 +117,9 @@ class SseWriter:
         assert isinstance(sink, StreamWriter)
         self._stream = stream
         self._sink = sink
+        connection = self._request.protocol
+        if isinstance(connection, ClientConnection):
+            connection.filler = _PING_CHUNK if sink.chunked else PING
 
     async def send_chunks(self, runs: Sequence[ChunkRun]) -> None:
         await self._write(self._encoder.encode_all(runs))

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
-from service.wire.jsontext import decode_json
+from service.wire.jsontext import TooManyValues, decode_json
 
 JsonObject = dict[str, Any]
 
@@ -17,6 +17,10 @@ MAX_CHOICES = 128
 MAX_MESSAGES = 10_000
 """Far beyond any conversation (OpenAI takes 2,048). Half a million tiny ones fit into a body, and
 would hold up the saving of everybody else's answers for minutes."""
+MAX_MODEL = 512
+"""Characters of a model's name, which is in each chunk of an answer."""
+MAX_VALUES = 100_000
+"""Keys and values of a body, unless `server.max_body_values` says otherwise."""
 MAX_METADATA_PAIRS, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 """OpenAI's limits for `metadata`: pairs, characters per key, characters per value."""
 
@@ -54,13 +58,16 @@ class ChatRequest:
         return {key: value for key, value in self.body.items() if key not in _NOT_PARAMETERS}
 
 
-def parse_request(data: bytes) -> ChatRequest:
+def parse_request(data: bytes, most_values: int = MAX_VALUES) -> ChatRequest:
     """Check the body of `POST /v1/chat/completions`.
+
+    Args:
+        most_values: how many keys and values it may have, on all levels together.
 
     Raises:
         InvalidRequest: with the sentence for the client and the field's name.
     """
-    body = _object(data)
+    body = _object(data, most_values)
     stream_options = _optional(body, "stream_options", dict) or {}
     include_usage = _optional(
         stream_options, "include_usage", bool, param="stream_options.include_usage"
@@ -114,7 +121,7 @@ def parse_metadata_update(data: bytes) -> Mapping[str, str] | None:
     Raises:
         InvalidRequest: not `{"metadata": …}` and nothing else, or over the limits.
     """
-    body = _object(data)
+    body = _object(data, MAX_VALUES)
     if "metadata" not in body:
         raise InvalidRequest("'metadata' is missing; null removes it.", "metadata")
     for key in body:
@@ -154,9 +161,14 @@ def upstream_body(
     }
 
 
-def _object(data: bytes) -> JsonObject:
+def _object(data: bytes, most_values: int) -> JsonObject:
     try:
-        body = decode_json(data)
+        body = decode_json(data, most_values)
+    except TooManyValues:
+        raise InvalidRequest(
+            f"The body has more than {most_values:,} keys and values, the most that this service "
+            "takes (server.max_body_values)."
+        ) from None
     except ValueError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
     if not isinstance(body, dict):
@@ -170,6 +182,8 @@ def _model(body: JsonObject) -> str:
         raise InvalidRequest("You must name a model: 'model' is missing.", "model")
     if not isinstance(model, str):
         raise InvalidRequest(f"'model' must be a string, not {_kind(model)}.", "model")
+    if len(model) > MAX_MODEL:
+        raise InvalidRequest(f"'model' may have {MAX_MODEL} characters at most.", "model")
     return model
 
 

@@ -106,7 +106,7 @@ def request_of(plan: Plan) -> bytes:
     asked = {"model": plan.model, "stream": plan.stream, "n": plan.choices, "messages": messages}
     body = json.dumps({**asked, **fields, **plan.extra}, separators=(",", ":")).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: faults\r\nConnection: close\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         f"X-Conversation-Id: {plan.key}\r\n\r\n"
     )
@@ -216,7 +216,7 @@ async def stop_completion(port: int, completion_id: str) -> int:
         return 0
     try:
         writer.write(
-            f"POST /v1/chat/completions/{completion_id}/cancel HTTP/1.1\r\nHost: faults\r\n"
+            f"POST /v1/chat/completions/{completion_id}/cancel HTTP/1.1\r\nHost: localhost\r\n"
             "Connection: close\r\nContent-Length: 0\r\n\r\n".encode()
         )
         answer = await reader.read()

@@ -90,7 +90,7 @@ class Service:
             async with asyncio.timeout(15):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 try:
-                    request = f"GET {path} HTTP/1.1\r\nHost: faults\r\nConnection: close\r\n\r\n"
+                    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
                     writer.write(request.encode())
                     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
                 finally:

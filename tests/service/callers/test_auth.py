@@ -310,7 +310,8 @@ SECRET = "sk-secret"
         *(
             (
                 {"api_keys": [{"name": name, "sha256": HASH}]},
-                f"auth.api_keys[0].name: found a text of {len(name)} character{'s' * (len(name) > 1)}, allowed: 1 to 64",
+                f"auth.api_keys[0].name: found a text of {len(name)} "
+                f"character{'s' * (len(name) != 1)}, allowed: 1 to 64",
             )
             for name in ("", "-a", "a b", "a\n", "ä", "a" * 65, "a:b")
         ),

@@ -58,7 +58,7 @@ async def connect(service: Service) -> AsyncIterator[Connection]:
         writer.transport.abort()
 
 
-POST = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+POST = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 # --- what is no request ---------------------------------------------------------------------------
@@ -68,18 +68,22 @@ POST = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: applicati
     ("text", "status", "code"),
     [
         (
-            f"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: {'a' * 9000}\r\n\r\n",
+            f"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: {'a' * 9000}\r\n\r\n",
             431,
             "headers_too_large",
         ),
-        (f"GET /healthz?{'a' * 9000} HTTP/1.1\r\nHost: x\r\n\r\n", 431, "headers_too_large"),
+        (
+            f"GET /healthz?{'a' * 9000} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            431,
+            "headers_too_large",
+        ),
         (
             "GET / HTTP/1.1\r\n" + "".join(f"X-{n}: a\r\n" for n in range(200)) + "\r\n",
             431,
             "headers_too_large",
         ),
         ("hello\r\n\r\n", 400, "invalid_request"),
-        ("GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n", 400, "invalid_request"),
+        ("GET / HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n", 400, "invalid_request"),
         (POST + "Content-Length: x\r\n\r\n", 400, "invalid_request"),
         ("\x16\x03\x01\x02\x00", 400, "invalid_request"),
     ],
@@ -104,8 +108,6 @@ async def test_invalid_http_is_answered_in_openais_shape(
         ("Transfer-Encoding: chunked", 0, "zz\r\n", "invalid_request"),
         # aiohttp 3.14 keeps this from who reads the body, so that the deadline ends it.
         ("Transfer-Encoding: chunked", 0.2, "zz\r\n", "request_timeout"),
-        ("Content-Encoding: gzip\r\nContent-Length: 8", 0, "not gzip", "invalid_request"),
-        ("Content-Encoding: gzip\r\nContent-Length: 8", 0.2, "not gzip", "invalid_request"),
     ],
 )
 async def test_a_body_that_contradicts_its_headers_is_the_clients_fault(
@@ -178,7 +180,7 @@ async def test_the_bodys_deadline_does_not_hold_for_the_answer(make_service: Ser
 
 
 @pytest.mark.parametrize(
-    "start", ["", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"]
+    "start", ["", "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["first", "second"]
 )
 @pytest.mark.parametrize("trickle", ["", "a"], ids=["idle", "slow"])
 async def test_a_connection_without_a_whole_request_is_closed(

@@ -239,6 +239,30 @@ async def test_the_sdk_lists_the_models(client: openai.AsyncOpenAI, backend: Bac
     assert ["llama"] == [model.id async for model in client.models.list()]
 
 
+@pytest.mark.parametrize("name", ["llama", "mistralai/Mistral-7B", "a b%2Fc", "ü:7b@x"])
+async def test_the_sdk_shows_one_model(
+    client: openai.AsyncOpenAI, backend: Backend, name: str
+) -> None:
+    """The SDK shows a model by its id, whatever is in that, with its backend's own fields."""
+
+    async def script(exchange: Exchange) -> None:
+        listed = [{"id": "other"}, {"id": name, "created": 7, "vendor": "V"}]
+        await exchange.json(200, {"object": "list", "data": listed})
+
+    backend.script = script
+    model = await client.models.retrieve(name)
+    shown = (model.id, model.object, model.created, model.owned_by, model.model_extra)
+    assert (name, "model", 7, "backend", {"vendor": "V"}) == shown
+
+
+async def test_the_sdk_is_told_of_an_unknown_model(client: openai.AsyncOpenAI) -> None:
+    """A model that the list hasn't is not found, by the code that asking for one has too."""
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.models.retrieve("mistralai/none")
+    assert ("model_not_found", "model") == (caught.value.code, caught.value.param)
+    assert "'mistralai/none'" in caught.value.message
+
+
 async def test_a_hundred_streams_do_not_mix(
     client: openai.AsyncOpenAI, store: PostgresStore, backend: Backend
 ) -> None:

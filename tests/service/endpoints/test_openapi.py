@@ -144,6 +144,7 @@ def test_limits_are_those_of_the_code(description: Description) -> None:
     schemas = description.document["components"]["schemas"]
     asked_for = schemas["CreateChatCompletionRequest"]["properties"]
     assert asked_for["n"]["maximum"] == requests.MAX_CHOICES
+    assert asked_for["model"]["maxLength"] == requests.MAX_MODEL
     assert asked_for["messages"]["maxItems"] == requests.MAX_MESSAGES
     metadata = schemas["Metadata"]
     assert metadata["maxProperties"] == requests.MAX_METADATA_PAIRS
@@ -236,7 +237,7 @@ async def test_every_good_answer_is_as_described(
     asking = asyncio.create_task(ask("POST", PATH, 409, **asked(model="slow")))
     await ask("POST", f"{PATH}/{await running(service)}/cancel")
     await asking
-    for path in ("/v1/models", "/healthz", "/readyz"):
+    for path in ("/v1/models", "/v1/models/demo", "/healthz", "/readyz"):
         await ask("GET", path)
     document = await ask("GET", "/openapi.json")
     assert document == description.document
@@ -341,6 +342,12 @@ async def test_refusals_are_as_described(make_service: ServiceMaker, tmp_path: P
         options = {"json": {"metadata": None}} if method == "POST" else {}
         await description.ask(service, method, f"{PATH}/chatcmpl-1", 404, **options)
     await description.ask(service, "POST", f"{PATH}/chatcmpl-1/cancel", 404)
+    await description.ask(service, "GET", "/v1/models/other", 404)
+    everything = {"Completions", "Stored completions", "Conversations", "Models"}
+    for method, path, body in every(description, everything):
+        foreign, packed = {"Origin": "https://other.example"}, {"Content-Encoding": "gzip"}
+        await description.ask(service, method, path, 403, headers=foreign, **body)
+        await description.ask(service, method, path, 415, headers=packed, **body)
     only = await make_service(ScriptedAgentConfig(name="demo", kind="scripted"))
     await description.ask(only, "POST", PATH, 404, **asked(model="other"))
     full = JournalConfig(directory=str(tmp_path / "full"), max_bytes=1)
@@ -442,7 +449,9 @@ async def test_answers_to_invalid_http_are_as_described(make_service: ServiceMak
     for method, path, _ in every(description, everything):
         for header, status in (("X-A: " + "a" * 9000, 431), ("X-A\0: a", 400)):
             reader, writer = await asyncio.open_connection(host, port)
-            writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
+            writer.write(
+                f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode()
+            )
             head, _, body = (await reader.read()).partition(b"\r\n\r\n")
             first, *lines = head.decode().split("\r\n")
             assert int(first.split()[1]) == status

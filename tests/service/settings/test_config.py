@@ -92,11 +92,14 @@ KEYS: dict[str, Row] = {
     "server.port": (0, PORTS),
     "server.workers": (2, COUNT),
     "server.max_body_bytes": (1, COUNT),
+    "server.max_body_values": (1, COUNT),
     "server.max_concurrent_streams": (1, COUNT),
     "server.request_timeout_seconds": (0.5, SECONDS),
     "server.idle_timeout_seconds": (0.5, SECONDS),
     "server.drain_timeout_seconds": (0, FROM_0),
     "server.cors_origins": (["https://a.example"], LISTS),
+    "server.allowed_hosts": (["a.example"], LISTS),
+    "server.conversation_headers": (["X-Thread"], LISTS),
     "sse.keep_alive_interval_seconds": (0.05, SECONDS),
     "sse.send_timeout_seconds": (1, SECONDS),
     "client_gone": ("finish", [*GONE_OR_NONE, (None, "cancel or finish")]),
@@ -256,6 +259,7 @@ def test_a_wrong_value_is_refused_and_never_converted(file: Path, key: str) -> N
     [
         ("server.cors_origins", ["https://a", ""], "[1]"),
         ("server.cors_origins", [5], "[0]"),
+        ("server.allowed_hosts", ["a", ""], "[1]"),
         ("agents.scripted.models", ["a", None], "[1]"),
         ("agents.openai.models", [["a"]], "[0]"),
         ("agents.openai.fallbacks", [{}], "[0]"),
@@ -353,8 +357,9 @@ def test_unknown_keys_have_their_own_hints(file: Path) -> None:
     """Of several unknown keys in one place, each is a problem with a hint of its own."""
     lines = tree_problems(file, {"server": {"prot": 1, "hots": "::1"}})
     known = (
-        "host, port, workers, max_body_bytes, max_concurrent_streams, request_timeout_seconds, "
-        "idle_timeout_seconds, drain_timeout_seconds, cors_origins"
+        "host, port, workers, max_body_bytes, max_body_values, max_concurrent_streams, "
+        "request_timeout_seconds, idle_timeout_seconds, drain_timeout_seconds, cors_origins, "
+        "allowed_hosts, conversation_headers"
     )
     assert lines == [
         f"{file}: server.hots: found an unknown key, allowed: {known} (did you mean host?)",
@@ -765,3 +770,11 @@ def test_parameters_that_are_no_json_are_refused(file: Path) -> None:
     (line,) = problems(file, text)
     assert "agents[0].parameters" in line
     assert "what JSON can say" in line
+
+
+@pytest.mark.parametrize("name", ["", "X B", "X-A:", "X\n", "X-Ä"])
+def test_a_header_has_a_headers_name(file: Path, name: str) -> None:
+    """A name that no header can have would never be found, and nobody would know why."""
+    (problem,) = tree_problems(file, {"server": {"conversation_headers": ["X-A", name]}})
+    assert problem.startswith(f"{file}: server.conversation_headers[1]: found ")
+    assert problem.endswith(", allowed: the name of a header")

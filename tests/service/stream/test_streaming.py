@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from service.agents.scripted import INTRODUCTION
+from service.settings.config import ServerConfig
 from statemachine import State
 from tests.service.conftest import QUESTION, Service, ServiceMaker, agent_for
 from tests.service.stage.backend import Backend, Exchange, chunk, event_bytes, say
@@ -17,7 +18,7 @@ async def test_a_stream_is_in_openais_format(service: Service) -> None:
     """Every event is a chunk with one id, our id; the model is the one asked for; `[DONE]` ends."""
     streamed = await service.stream(model="gpt-asked")
     assert 200 == streamed.status
-    assert "text/event-stream" == streamed.headers["Content-Type"]
+    assert "text/event-stream; charset=utf-8" == streamed.headers["Content-Type"]
     assert "no-cache" == streamed.headers["Cache-Control"]
     assert "Hello world!" == streamed.text
     assert streamed.is_done
@@ -329,7 +330,8 @@ async def test_a_header_or_metadata_names_the_conversation(service: Service) -> 
     ids = []
     for headers, metadata in (
         ({"X-OpenWebUI-Chat-Id": "c1"}, {}),
-        ({"X-Conversation-Id": "c1"}, {}),
+        ({"X-Conversation-Id": "c1", "X-Session-Id": "other"}, {}),
+        ({"x-session-id": "c1"}, {"conversation_id": "other"}),
         ({}, {"conversation_id": "c1"}),
         ({}, {}),
     ):
@@ -339,7 +341,27 @@ async def test_a_header_or_metadata_names_the_conversation(service: Service) -> 
             completion = await service.store.find((await response.json())["id"])
             assert completion is not None
             ids.append(completion.conversation_id)
-    assert ids[0] == ids[1] == ids[2] != ids[3]
+    *named, unnamed = ids
+    assert 1 == len(set(named))
+    assert unnamed not in named
+
+
+async def test_the_headers_that_name_a_conversation_are_configurable(
+    make_service: ServiceMaker,
+) -> None:
+    """The first of the configured headers that a request has counts, and no other does."""
+    service = await make_service(server=ServerConfig(conversation_headers=("X-First", "X-Second")))
+    names = {
+        "one": {"X-First": "one", "X-Second": "two"},
+        "two": {"x-second": "two", "X-Conversation-Id": "three"},
+        None: {"X-Conversation-Id": "three"},
+    }
+    for expected, headers in names.items():
+        body = {"model": "m", "messages": QUESTION}
+        url = f"{service.url}/v1/chat/completions"
+        async with service.http.post(url, json=body, headers=headers) as response:
+            assert 200 == response.status
+        assert expected == service.kept.records[-1].request.conversation_key
 
 
 async def test_the_body_ends_right_after_done(service: Service) -> None:

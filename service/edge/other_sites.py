@@ -1,0 +1,123 @@
+"""Tells browsers' pages from other sites, and refuses them while callers need no key.
+
+Without keys the service trusts whoever can connect, which is this machine alone. A browser on it
+connects for any page it shows: with the page's `Origin`, or by a name of the page's own that was made
+to lead here (DNS rebinding). Who may call once there are keys is decided elsewhere.
+"""
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Collection
+from functools import lru_cache
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from service.edge.errors import ApiError
+from statemachine import Failure
+
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:@/\s]+?)\.?(?::[0-9]*)?")
+"""A name, or an address, and maybe a port (RFC 3986, section 3.2.2)."""
+_FETCH_SITE = "Sec-Fetch-Site"
+_OTHER_SITES = frozenset(("cross-site", "same-site"))
+"""Of `Sec-Fetch-Site`, which pages can't forge; `same-site` is another origin, such as another port."""
+_ANY = "*"
+_LONGEST_SHOWN = 100
+
+
+def refuse_other_sites(
+    is_open: Callable[[], bool],
+    hosts: Collection[str],
+    origins: Collection[str],
+    open_paths: Collection[str],
+) -> Middleware:
+    """The middleware that refuses what another site's page may have sent.
+
+    It raises ApiError (403): `host_not_allowed` for a `Host` that is neither loopback nor in `hosts`,
+    `origin_not_allowed` for a page whose origin is neither this service's own nor in `origins`.
+
+    Args:
+        is_open: whether callers need no key now; as long as they do, everything passes.
+        hosts: further names of the service; `*` among them allows any.
+        origins: allowed values of `Origin`; `*` among them allows any.
+        open_paths: paths that tell nothing about anybody, and pass.
+    """
+    names = {_name_of(host) for host in hosts}
+
+    @web.middleware
+    async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if is_open() and request.path not in open_paths and not _is_from_sibling(request):
+            if _ANY not in names:
+                _check_host(request, names)
+            if _ANY not in origins:
+                _check_origin(request, origins)
+        return await handler(request)
+
+    return refuse
+
+
+def _check_host(request: web.Request, names: Collection[str | None]) -> None:
+    given = request.headers.get(hdrs.HOST)  # absent from HTTP/1.0 alone, which no browser speaks
+    hosts = [] if given is None else [given]
+    if not request.raw_path.startswith(("/", "*")):  # absolute form: its name counts as well
+        hosts.append(request.url.host_subcomponent or "")
+    for host in hosts:
+        name = _name_of(host)
+        if not (name and (name in names or _is_loopback(name))):
+            raise _refusal(
+                "host_not_allowed",
+                f"This service has no keys and answers to this machine's own names alone, not to "
+                f"{host[:_LONGEST_SHOWN]!r}. Whoever runs it can list that in server.allowed_hosts, "
+                "or make keys.",
+            )
+
+
+def _check_origin(request: web.Request, origins: Collection[str]) -> None:
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is None:
+        is_foreign = request.headers.get(_FETCH_SITE, "").strip().lower() in _OTHER_SITES
+    else:
+        is_foreign = origin not in origins and not _is_own(origin, request)
+    if is_foreign:
+        shown = "another site" if origin is None else repr(origin[:_LONGEST_SHOWN])
+        raise _refusal(
+            "origin_not_allowed",
+            f"This service has no keys and takes no requests from pages of {shown}. "
+            "Whoever runs it can list their origin in server.cors_origins, or make keys.",
+        )
+
+
+def _is_own(origin: str, request: web.Request) -> bool:
+    """True if the origin is the very host and port that the request was sent to."""
+    scheme, _, host = origin.lower().partition("://")
+    return scheme in ("http", "https") and host == request.headers.get(hdrs.HOST, "").lower()
+
+
+@lru_cache(maxsize=64)
+def _name_of(host: str) -> str | None:
+    """The name or address in a `Host`, in one spelling; None if there is none."""
+    found = _HOST.fullmatch(host.strip())
+    return found[1].lower().strip("[]") if found else None
+
+
+@lru_cache(maxsize=64)
+def _is_loopback(name: str) -> bool:
+    if name == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def _is_from_sibling(request: web.Request) -> bool:
+    """True of a worker's own Unix socket, which no browser can reach."""
+    sock = request.transport.get_extra_info("socket") if request.transport else None
+    return sock is not None and sock.family == socket.AF_UNIX
+
+
+def _refusal(code: str, message: str) -> ApiError:
+    return ApiError(Failure(code, message, type="invalid_request_error"))
