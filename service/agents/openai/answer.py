@@ -97,7 +97,7 @@ class OpenAIAnswer:
             if events:  # else the read completed none
                 self._has_spoken = True
                 self._silent_bytes = 0
-                return self._with_headers(events) if self._reader.has_failed else events
+                return self._with_headers(events) if type(events[-1]) is UpstreamFailed else events
             if self._is_packed and self._is_too_silent(data):
                 return self._reader.close(NO_STREAM)
 

@@ -275,7 +275,7 @@ class SseDecoder:
                 return None
             if b"error" not in name and (not text or text.lower() in _PINGS):
                 return None
-        if name not in _PLAIN_NAMES:
+        if name and name not in _PLAIN_NAMES:
             return self._decode_named(data, name)
         if len(data) > MOST_VALUES and has_more_values(data, MOST_VALUES):
             self._fail("upstream_malformed", _TOO_MUCH)
@@ -298,15 +298,15 @@ class SseDecoder:
         return None
 
     def _take_payload(self, data: bytes, payload: Any) -> JsonObject | None:
+        if _is_plain(payload):
+            self._mender.has_spoken = True
+            return self._passed_on(data, payload, payload)
         if type(payload) is dict and _may_be_no_chunk(payload):
             if says_error(payload):
                 self._fail_upstream(error_of(payload))
                 return None
             if _is_ping(payload):
                 return None
-        if _is_plain(payload):
-            self._mender.has_spoken = True
-            return self._passed_on(data, payload, payload)
         chunk = as_chunk(payload)
         if chunk is None:
             self._fail("upstream_malformed", "The model's backend sent JSON that is not a chunk.")
@@ -357,7 +357,7 @@ class SseDecoder:
 def _is_plain(payload: Any) -> bool:
     """True of nearly every chunk: one choice that goes on, with one text."""
     choices = payload.get("choices") if type(payload) is dict else None
-    if type(choices) is not list or len(choices) != 1:
+    if type(choices) is not list or len(choices) != 1 or "error" in payload or "x_groq" in payload:
         return False
     choice = choices[0]
     if type(choice) is not dict or choice.get("finish_reason") is not None or "error" in choice:

@@ -53,11 +53,6 @@ class EventReader:
         self._uses_shortcut = uses_shortcut
         self.take_event = self._decoder.take
 
-    @property
-    def has_failed(self) -> bool:
-        """True if the answer's ending is a failure."""
-        return isinstance(self._decoder.ending, UpstreamFailed)
-
     def read(self, data: bytes) -> list[Event]:
         """The events of one socket read, the answer's ending included; none if it completes none.
         Never raises."""

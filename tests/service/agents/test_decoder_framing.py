@@ -60,7 +60,7 @@ def test_an_error_in_mid_stream_is_the_end_in_its_own_words(error: bytes, after:
     """However it is written, and whatever follows it; what came before is kept."""
     for pieces in cuts(event(A) + error + after):
         payloads, ending = read(pieces)
-        assert payloads == [A]
+        assert [A] == payloads
         assert isinstance(ending, UpstreamFailed)
         assert ("upstream_error", "No.") == (ending.failure.code, ending.failure.message)
 

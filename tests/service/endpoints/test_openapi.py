@@ -314,7 +314,8 @@ async def test_errors_of_backends_are_as_described(
     service = await make_service(agent_for(backend))
     for stream in (False, True):
         body = await description.ask(service, "POST", PATH, status, **asked(stream=stream))
-        assert {"error": {"message": "No.", "type": "odd", "param": None, "code": "7"}} == body
+        told = {"message": "No.", "type": "odd", "param": None, "code": "7", "more": "?"}
+        assert {"error": told} == body
     (item, _) = (await description.ask(service, "GET", PATH, 200))["data"]
     assert "upstream_error" == item["error"]["kind"]
 
