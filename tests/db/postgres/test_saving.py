@@ -12,6 +12,7 @@ import pytest
 
 from db.postgres import saving
 from db.postgres.store import PostgresStore
+from db.rows.history import rows_of
 from tests.db.postgres.servers import counts, rows_left, until_blocked
 from tests.db.records import assistant, make_record, user
 
@@ -75,6 +76,7 @@ async def test_a_chat_grows_by_the_turn(store: PostgresStore, database_url: str)
 SAVE_IN_A_PROCESS = """
 import asyncio, sys
 from db.postgres.store import PostgresStore
+from db.rows.history import rows_of
 from tests.db.records import make_record
 
 async def main():
@@ -153,3 +155,11 @@ async def test_a_long_chat_costs_by_the_turn(
     assert expected == rows_left(database_url)
     assert {"statements": 8, "round trips": 2} == seen[0]  # three begin it, one commits
     assert all(count == seen[0] for count in seen)
+
+
+def test_the_size_of_a_save_counts_all_its_text() -> None:
+    """Contents, and what else messages hold: a save's time grows with it."""
+    record = make_record(
+        user("x" * 100), answer={"role": "assistant", "content": "y" * 10, "reasoning": "z" * 1000}
+    )
+    assert 1110 <= saving.characters_of([rows_of(record)]) < 1200
