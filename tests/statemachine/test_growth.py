@@ -1,5 +1,6 @@
 """How long folding takes as an answer grows, and how large it may grow."""
 
+import gc
 from collections.abc import Callable, Iterator
 from time import process_time
 from typing import Any
@@ -82,14 +83,27 @@ def seconds_for(shape: Shape, count: int) -> float:
             transcript.choices()
             yield process_time() - begun
 
-    return min(tries())
+    gc.disable()  # it looks through all that is there, the chunks that wait to be folded too
+    try:
+        return min(tries())
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_longer_answer_takes_longer_in_proportion(shape: Shape) -> None:
     """A chunk costs what is in it, whatever came before, in every shape."""
-    short, long = seconds_for(shape, 300), seconds_for(shape, TIMES * 300)
-    assert long < 2 * TIMES * short
+    # Quadratic folding fails each time; a busy machine, now and then.
+    ratios = (seconds_for(shape, TIMES * 300) / seconds_for(shape, 300) for _ in range(5))
+    assert any(ratio < 2 * TIMES for ratio in ratios)
+
+
+@pytest.mark.parametrize("name", ["text", "a tool call each", "text behind a part"])
+def test_twenty_thousand_take_about_twice_as_long_as_ten(name: str) -> None:
+    """The same for long answers, more exactly."""
+    shape = SHAPES[name]
+    ratios = (seconds_for(shape, 20_000) / seconds_for(shape, 10_000) for _ in range(5))
+    assert any(ratio < 2.3 for ratio in ratios)
 
 
 def test_one_chunk_with_many_items_takes_as_long_as_many_chunks() -> None:
