@@ -262,7 +262,9 @@ class Relay:
 
     def _carry_out_beside(self) -> None:
         """Have effects carried out while the relay's own task waits for the upstream: pings."""
-        if self._effects and not self._carrying.locked():
+        if not self._effects or self._carrying.locked():
+            return
+        if self._ping_task is None or self._ping_task.done():  # one not begun yet carries out all
             self._ping_task = asyncio.create_task(self._ping())
 
     async def _ping(self) -> None:

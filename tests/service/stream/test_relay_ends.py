@@ -96,16 +96,39 @@ async def test_an_end_while_a_retry_waits_asks_nobody_again() -> None:
 async def test_the_end_does_not_wait_for_a_ping_that_stalls(ending: Event) -> None:
     """The upstream's own end is saved, and handed to the connection, though the client takes
     nothing."""
-    stage = Stage(SessionPolicy(keep_alive_interval_seconds=0.01)).start()
-    stage.upstream.say(*words("a"))
-    await stage.settle()
-    stage.writer.free.clear()
-    await asyncio.sleep(0.1)
-    stage.upstream.say(*words("b"), ending)
-    record = await stage.end()
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        stage = Stage(SessionPolicy(keep_alive_interval_seconds=15.0)).start()
+        stage.upstream.say(*words("a"))
+        await stage.settle()
+        stage.writer.free.clear()
+        clock.tick(15.1)
+        stage.relay.post(TimePassed())
+        await stage.settle()
+        stage.upstream.say(*words("b"), ending)
+        record = await stage.end()
     assert "ab" == record.choices[0].message["content"]
     told = "done" if record.failure is None else "error upstream_error"
-    assert ["send b", told, "response"] == stage.writer.calls[-3:]
+    assert ["ping", "send b", told, "response"] == stage.writer.calls[-4:]
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+async def test_the_end_does_not_wait_where_two_pings_were_late(is_stopped: bool) -> None:
+    """A busy loop may bring the second before the first was begun; one that stalls holds nobody
+    up."""
+    with freeze_time("2026-01-01 12:00:00") as clock:
+        stage = Stage(SessionPolicy(keep_alive_interval_seconds=15.0)).start()
+        stage.upstream.say(*words("a"))
+        await stage.settle()
+        stage.writer.free.clear()
+        for _ in range(2):
+            clock.tick(15.1)
+            stage.relay.post(TimePassed())
+        await stage.settle()
+        if is_stopped:
+            stage.relay.post(StopRequested())
+        else:
+            stage.upstream.say(UpstreamFinished())
+        await stage.end()
 
 
 async def test_a_client_cut_off_in_the_middle_of_a_write_has_left() -> None:
