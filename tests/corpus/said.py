@@ -38,7 +38,7 @@ def said_in(events: Sequence[bytes]) -> Said:
         payload = _payload_of(line)
         if line.removeprefix(b"data:").strip() == b"[DONE]":
             is_done = True
-        elif payload.get("error") or payload.get("object") == "error":
+        elif _is_error(payload):
             has_failed = True
         elif not (has_failed or is_done):
             folded.add({"choices": [], **_mended(payload)})
@@ -62,6 +62,11 @@ def _payload_of(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return payload if isinstance(payload, dict) else {}
+
+
+def _is_error(payload: dict[str, Any]) -> bool:
+    of_groq = payload.get("x_groq", {}).get("error")
+    return bool(payload.get("error") or of_groq) or payload.get("object") == "error"
 
 
 def _mended(payload: dict[str, Any]) -> dict[str, Any]:
