@@ -11,7 +11,7 @@ PARALLEL ?= -n logical --maxprocesses 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults corpus proxies pgbouncer fuzz bench \
+.PHONY: help run test core coverage check matrix format faults corpus holdup proxies pgbouncer fuzz bench \
 	instructions key psql dead-letters architecture docs wheel lock clean
 
 help: ## list the commands
@@ -55,6 +55,9 @@ pgbouncer: $(VENV)/.dev-ready ## test behind a PgBouncer, which must be installe
 
 proxies: $(VENV)/.dev-ready ## try the recipes of deploy/proxies behind the proxies that are installed
 	$(BIN)/python -m pytest -m proxies -s -v tests/proxies $(ARGS)
+
+holdup: $(VENV)/.dev-ready ## attack the service in every way known, and print how long others waited
+	$(BIN)/python -m tests.hostile $(ARGS)
 
 fuzz: $(VENV)/.dev-ready ## try the API with five minutes of made-up requests (with an API key: ARGS=--key)
 	$(BIN)/python -m tests.service.stage.fuzz_api $(ARGS)

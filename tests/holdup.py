@@ -13,7 +13,9 @@ shows in too.
 The bound is `BOUND_MS` on a usual machine. A slower one gets more, by the time that it takes for the
 same small computation in the same run.
 
-`watched_process` does the same from outside, for a service in a process of its own.
+`watched_process` does the same from outside, for a service in a process of its own. What that
+computes while the asking thread waits for its turn counts too, so it suits a service that is idle
+but for what is measured.
 """
 
 import asyncio
