@@ -19,7 +19,7 @@ from service.clock import steady_clock
 from service.completion_log import CompletionLog
 from service.edge.cors import cors
 from service.edge.encodings import refuse_packed
-from service.edge.errors import errors_middleware
+from service.edge.errors import errors_middleware, refusing
 from service.edge.other_sites import refuse_other_sites
 from service.endpoints.completions import AskSiblings, Completions
 from service.endpoints.conversations import Conversations
@@ -89,8 +89,7 @@ def _with_middlewares(config: Config) -> web.Application:
     middlewares = [
         telemetry_middleware,
         errors_middleware,
-        refuse_foreign,
-        refuse_packed,
+        refusing(refuse_foreign, refuse_packed),
         require_key(keys),
     ]
     answer_preflight, mark_origin = cors(config.server.cors_origins)

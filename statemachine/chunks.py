@@ -87,7 +87,9 @@ def bears_token(key: str, value: Any) -> bool:
 def finish_reason_of(value: Any) -> str | None:
     """The reason that a choice's `finish_reason` names; None if it names none, as `null`, `""`,
     `false` and `{}` do. Of an object it is the `type` (SGLang)."""
-    if isinstance(value, Mapping):
+    if value is None:
+        return None
+    if type(value) is not str and isinstance(value, Mapping):
         value = value.get("type")
     if isinstance(value, str):
         return None if value.strip().lower() in _NO_REASONS else value

@@ -37,7 +37,7 @@ _LONG_CHAT = 200
 """From so many messages on, or so many texts in them where not all are plain, a request's rows are made
 in a thread: that takes milliseconds."""
 _LONG_TEXT = 256 * 1024
-"""The same for the characters of one plain message, or of all texts in them."""
+"""The same for the characters of all texts in a request and its answer."""
 
 _PLAIN = {str}
 
@@ -122,7 +122,7 @@ async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
             messages = 0
             await asyncio.sleep(0)
         try:
-            if _is_long(record.request.messages):
+            if _is_long(record):
                 rows = evolve(await asyncio.to_thread(rows_of, record), is_long=True)
             else:
                 rows = rows_of(record)
@@ -134,25 +134,28 @@ async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
     return list(batch.values())
 
 
-def _is_long(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """True if making the rows of a request's messages, and wording them, takes milliseconds."""
+def _is_long(record: SessionRecord) -> bool:
+    """True if making its rows, and wording them, takes milliseconds."""
+    messages = record.request.messages
     if len(messages) >= _LONG_CHAT:
         return True
-    contents: list[Any] = [message.get("content") for message in messages]
-    if {*map(type, contents)} == _PLAIN:  # nearly always
-        return max(map(len, contents)) > _LONG_TEXT
-    texts = texts_of(messages)
+    said = [choice.message for choice in record.choices]
+    contents: list[Any] = [message.get("content") for message in (*messages, *said)]
+    if {*map(type, contents)} == _PLAIN and all(len(message) == 2 for message in said):
+        return sum(map(len, contents)) > _LONG_TEXT  # nearly always
+    texts = texts_of([*messages, *said])
     return len(texts) >= _LONG_CHAT or sum(map(len, texts)) > _LONG_TEXT
 
 
 def characters_of(batch: Sequence[RecordRows]) -> int:
-    """About how much text the rows hold."""
+    """About how much text the long ones of these rows hold."""
     characters = 0
     for rows in batch:
-        for row in (*rows.sent, *rows.answers):
-            characters += len(row.content or "")
-            if row.parts:
-                characters += sum(map(len, texts_of(row.parts)))
+        if rows.is_long:
+            for row in (*rows.sent, *rows.answers):
+                characters += len(row.content or "")
+                if row.parts:
+                    characters += sum(map(len, texts_of(row.parts)))
     return characters
 
 

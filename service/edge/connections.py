@@ -200,18 +200,28 @@ class ClientConnection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send what is left of a response; after one to a request that isn't wholly read, close
-        such that its client can read it."""
+        """Send what is left of a response, and wait until all of it has left this process: its row,
+        which was saved before, can't tell if the client was lost meanwhile. After one to a request
+        that isn't wholly read, close such that its client can read it."""
         is_unread = not request.content.is_eof()
         self.filler = None
         if is_unread or (self._has_asked_all and not self._messages):
             resp.force_close()
-        finished = await self._finish(request, resp, start_time)
+        is_taken = False
+        try:
+            resp, is_lost = await super().finish_response(request, resp, start_time)
+            transport = self.transport
+            if transport is not None and transport.get_write_buffer_size():
+                await self._empty(transport)
+            is_taken = not is_lost and self.transport is not None
+        finally:
+            if not is_taken and self._about:
+                log.info("answer not taken", **self._about)
         if (is_unread or self._is_refused) and self.transport is not None:
             self.close()  # nothing further is parsed, whatever was pipelined
             self._parting = Parting(self.transport)
             await self._parting.wait()
-        return finished
+        return resp, is_lost
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._about: Mapping[str, str] = {}
@@ -242,22 +252,6 @@ class ClientConnection(RequestHandler):
         elif not progress.owes and self._current_request is None:
             self._about = {}  # that answer has been taken
         return limit
-
-    async def _finish(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """End the answer, and wait until all of it has left this process. Its row, which was saved
-        before, can't tell if the client was lost meanwhile."""
-        is_taken = False
-        try:
-            resp, is_lost = await super().finish_response(request, resp, start_time)
-            if self.transport is not None and self.transport.get_write_buffer_size():
-                await self._empty(self.transport)
-            is_taken = not is_lost and self.transport is not None
-            return resp, is_lost
-        finally:
-            if not is_taken and self._about:
-                log.info("answer not taken", **self._about)
 
     async def _empty(self, transport: asyncio.Transport) -> None:
         """aiohttp counts an answer as ended while there are up to 64 KB of it left here."""

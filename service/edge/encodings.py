@@ -1,7 +1,6 @@
 """Refuses requests whose body is packed, before a byte of it is read. Unpacks nothing, ever."""
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
 
 from service.edge.errors import ApiError
 from statemachine import Failure
@@ -10,9 +9,8 @@ _PLAIN = ("", "identity")
 _LONGEST_SHOWN = 100
 
 
-@web.middleware
-async def refuse_packed(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Pass requests on whose body is as it is, and refuse all others.
+def refuse_packed(request: web.Request) -> None:
+    """Refuse every request whose body isn't as it is.
 
     Raises:
         ApiError: `unsupported_encoding` (415), for a `Content-Encoding` other than `identity` and a
@@ -27,7 +25,6 @@ async def refuse_packed(request: web.Request, handler: Handler) -> web.StreamRes
         coding = headers[hdrs.TRANSFER_ENCODING].strip()
         if coding.lower() != "chunked":
             raise _refusal(hdrs.TRANSFER_ENCODING, coding)
-    return await handler(request)
 
 
 def _refusal(header: str, coding: str) -> ApiError:

@@ -4,11 +4,11 @@ Handlers raise `ApiError`; no other file builds an error response.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from service.wire import InvalidRequest, encode_json, error_body
 from statemachine import Failure
@@ -91,6 +91,23 @@ def error_response(failure: Failure) -> web.Response:
     if should_retry is not None:
         response.headers["x-should-retry"] = "true" if should_retry else "false"
     return response
+
+
+Check = Callable[[web.Request], None]
+"""Raises ApiError for a request that is to be refused."""
+
+
+def refusing(*checks: Check) -> Middleware:
+    """The middleware that passes on what all checks let pass. One for all of them, as each costs every
+    request a coroutine."""
+
+    @web.middleware
+    async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+        for check in checks:
+            check(request)
+        return await handler(request)
+
+    return refuse
 
 
 @web.middleware

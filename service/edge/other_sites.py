@@ -12,9 +12,8 @@ from collections.abc import Callable, Collection
 from functools import lru_cache
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
 
-from service.edge.errors import ApiError
+from service.edge.errors import ApiError, Check
 from statemachine import Failure
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:@/\s]+?)\.?(?::[0-9]*)?")
@@ -23,6 +22,9 @@ _FETCH_SITE = "Sec-Fetch-Site"
 _OTHER_SITES = frozenset(("cross-site", "same-site"))
 """Of `Sec-Fetch-Site`, which pages can't forge; `same-site` is another origin, such as another port."""
 _ANY = "*"
+_OWN_NAMES = frozenset(("host.docker.internal", "host.containers.internal"))
+"""What Docker and Podman call this machine in containers. No page can have such a name: `.internal` is
+never given to anybody in the public DNS."""
 _LONGEST_SHOWN = 100
 
 
@@ -31,8 +33,8 @@ def refuse_other_sites(
     hosts: Collection[str],
     origins: Collection[str],
     open_paths: Collection[str],
-) -> Middleware:
-    """The middleware that refuses what another site's page may have sent.
+) -> Check:
+    """The check that refuses what another site's page may have sent.
 
     It raises ApiError (403): `host_not_allowed` for a `Host` that is neither loopback nor in `hosts`,
     `origin_not_allowed` for a page whose origin is neither this service's own nor in `origins`.
@@ -43,28 +45,29 @@ def refuse_other_sites(
         origins: allowed values of `Origin`; `*` among them allows any.
         open_paths: paths that tell nothing about anybody, and pass.
     """
-    names = {_name_of(host) for host in hosts}
+    names = {name for host in hosts if (name := _name_of(host))} | _OWN_NAMES
 
-    @web.middleware
-    async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if is_open() and request.path not in open_paths and not _is_from_sibling(request):
-            if _ANY not in names:
-                _check_host(request, names)
-            if _ANY not in origins:
-                _check_origin(request, origins)
-        return await handler(request)
+    def refuse(request: web.Request) -> None:
+        if is_open() and request.path not in open_paths:
+            try:
+                if _ANY not in names:
+                    _check_host(request, names)
+                if _ANY not in origins:
+                    _check_origin(request, origins)
+            except ApiError:
+                if not _is_from_sibling(request):
+                    raise
 
     return refuse
 
 
-def _check_host(request: web.Request, names: Collection[str | None]) -> None:
+def _check_host(request: web.Request, names: Collection[str]) -> None:
     given = request.headers.get(hdrs.HOST)  # absent from HTTP/1.0 alone, which no browser speaks
     hosts = [] if given is None else [given]
     if not request.raw_path.startswith(("/", "*")):  # absolute form: its name counts as well
         hosts.append(request.url.host_subcomponent or "")
     for host in hosts:
-        name = _name_of(host)
-        if not (name and (name in names or _is_loopback(name))):
+        if not (_is_loopback(host) or _name_of(host) in names):
             raise _refusal(
                 "host_not_allowed",
                 f"This service has no keys and answers to this machine's own names alone, not to "
@@ -94,7 +97,6 @@ def _is_own(origin: str, request: web.Request) -> bool:
     return scheme in ("http", "https") and host == request.headers.get(hdrs.HOST, "").lower()
 
 
-@lru_cache(maxsize=64)
 def _name_of(host: str) -> str | None:
     """The name or address in a `Host`, in one spelling; None if there is none."""
     found = _HOST.fullmatch(host.strip())
@@ -102,9 +104,11 @@ def _name_of(host: str) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def _is_loopback(name: str) -> bool:
-    if name == "localhost":
-        return True
+def _is_loopback(host: str) -> bool:
+    """True of a `Host` that leads to this machine, wherever its name is looked up."""
+    name = _name_of(host)
+    if name is None or name == "localhost":
+        return name is not None
     try:
         address = ipaddress.ip_address(name)
     except ValueError:

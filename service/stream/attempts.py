@@ -96,7 +96,8 @@ class Attempts:
         if self._is_trial:
             self._is_trial = False
             self._agent.circuits.abandoned(self._call.request.model)
-        await self._hang_up()
+        if self._open is not None:
+            await self._hang_up()
 
     async def _hang_up(self) -> None:
         opened, self._open, self._answer = self._open, None, None

@@ -48,12 +48,15 @@ class HeldBack:
             self._bytes += len(run.literals)
             return len(self.events) < HELD_AS_THEY_COME and self._bytes < MOST_HELD_BYTES
         self.has_begun = self.has_begun or bool(run.payload.get("choices"))
-        said = {key: value for key, value in run.payload.items() if key not in _NEW_EACH_TIME}
         count = len(self.events)
-        if count >= HELD_AS_THEY_COME and said == self._last:
+        if count >= HELD_AS_THEY_COME and not self._is_new(run.payload):
             return False
         if count >= MOST_HELD or self._bytes >= MOST_HELD_BYTES:
             return False
-        self._last = said
         self._bytes += weight_of(run.payload) if run.source is None else len(run.source)
         return True
+
+    def _is_new(self, payload: JsonObject) -> bool:
+        said = {key: value for key, value in payload.items() if key not in _NEW_EACH_TIME}
+        last, self._last = self._last, said
+        return said != last

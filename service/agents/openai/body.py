@@ -10,6 +10,7 @@ import zlib
 from typing import Protocol
 
 import aiohttp
+from aiohttp import hdrs
 
 _PIECE_BYTES = 8192
 _GZIP, _ZLIB, _RAW_DEFLATE = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
@@ -30,10 +31,10 @@ class Undecodable(Exception):
 
 def encoding_of(response: aiohttp.ClientResponse) -> str:
     """The encoding that a response names; empty for a plain one."""
-    names = response.headers.getall("Content-Encoding", [])
-    if not names:
+    if hdrs.CONTENT_ENCODING not in response.headers:
         return ""
-    parts = [part.strip().lower() for part in ",".join(names).split(",")]
+    names = ",".join(response.headers.getall(hdrs.CONTENT_ENCODING))
+    parts = [part.strip().lower() for part in names.split(",")]
     return ", ".join(part for part in parts if part not in ("", "identity"))
 
 

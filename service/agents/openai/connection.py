@@ -9,7 +9,7 @@ above aiohttp's own reader.
 import asyncio
 import ssl
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -84,9 +84,9 @@ class Connection:
         self._proxy: str | None = None
         self._preparing = asyncio.Lock()
 
-    async def post(
+    def post(
         self, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
+    ) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
         """Send one request; returns once the response's head is there, whatever its status.
 
         A redirect within the backend's own origin is followed, as a POST. The caller closes the
@@ -100,29 +100,35 @@ class Connection:
             aiohttp.ClientError, OSError: no response could be had; `aiohttp.ServerTimeoutError`
                 if connecting took too long.
         """
-        url = self._urls.get(path) or await self._prepare(path)
-        return await self._send("POST", url, data=body, headers=headers)
+        return self._send("POST", path, headers, body)
 
-    async def get(self, path: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    def get(
+        self, path: str, headers: Mapping[str, str]
+    ) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
         """The same without a body."""
-        url = self._urls.get(path) or await self._prepare(path)
-        return await self._send("GET", url, headers=headers)
+        return self._send("GET", path, headers)
 
     async def close(self) -> None:
         """Give back every connection."""
         if self._session is not None:
             await self._session.close()
 
-    async def _send(self, method: str, url: URL, **options: Any) -> aiohttp.ClientResponse:
+    async def _send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> aiohttp.ClientResponse:
+        url = self._urls.get(path)
+        if url is None:
+            url = await self._prepare(path)
         assert self._session is not None
         for _ in range(_MOST_REDIRECTS + 1):
             response = await self._session.request(
                 method,
                 url,
+                data=body,
+                headers=headers,
                 allow_redirects=False,
                 proxy=self._proxy,
                 timeout=self._timeout,
-                **options,
             )
             status = response.status
             if status not in _REDIRECTS and status != _SEE_OTHER:

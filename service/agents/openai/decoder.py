@@ -285,6 +285,9 @@ class SseDecoder:
         except ValueError:
             self._fail("upstream_malformed", "The model's backend sent an event that is not JSON.")
             return None
+        if _is_plain(payload):
+            self._mender.has_spoken = True
+            return self._passed_on(data, payload, payload)
         return self._take_payload(data, payload)
 
     def _decode_named(self, data: bytes, name: bytes) -> JsonObject | None:
@@ -298,9 +301,6 @@ class SseDecoder:
         return None
 
     def _take_payload(self, data: bytes, payload: Any) -> JsonObject | None:
-        if _is_plain(payload):
-            self._mender.has_spoken = True
-            return self._passed_on(data, payload, payload)
         if type(payload) is dict and _may_be_no_chunk(payload):
             if says_error(payload):
                 self._fail_upstream(error_of(payload))
