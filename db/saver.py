@@ -357,6 +357,10 @@ def _give_up(done: "asyncio.Future[None]") -> None:
 def _characters(record: SessionRecord) -> int:
     """About how much text a record holds."""
     request = record.request
-    said = [(choice.message, choice.logprobs, choice.extra) for choice in record.choices]
+    said: list[object] = []
+    for choice in record.choices:
+        said.append(choice.message)
+        if choice.logprobs or choice.extra:
+            said += (choice.logprobs, choice.extra)
     held = [request.messages, said, request.tools, request.parameters, record.extra]
     return sum(map(len, texts_of(held)))

@@ -177,7 +177,7 @@ async def telemetry_middleware(request: web.Request, handler: Handler) -> web.St
     trace = adopt_trace(request.headers.get("traceparent"))
     request[REQUEST_ID] = request_id
     request[TRACE] = trace
-    structlog.contextvars.clear_contextvars()
+    # A connection's requests share a context; nobody binds more than this, which replaces the last's.
     structlog.contextvars.bind_contextvars(request_id=request_id, trace_id=trace.trace_id)
     return await handler(request)
 

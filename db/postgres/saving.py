@@ -34,12 +34,10 @@ _LONG_STATEMENT_BYTES = 64 * 1024
 _LONG_BATCH = 20
 """So many messages' rows are made in one go; then other tasks get their turn."""
 _LONG_CHAT = 200
-"""From so many messages on, or so many texts in them where not all are plain, a request's rows are made
+"""From so many messages on, or so many texts where not all messages are plain, a record's rows are made
 in a thread: that takes milliseconds."""
 _LONG_TEXT = 256 * 1024
 """The same for the characters of all texts in a request and its answer."""
-
-_PLAIN = {str}
 
 _T = TypeVar("_T")
 
@@ -80,6 +78,7 @@ class _Outbox:
     async def tell(self, statement: str | bytes, parameters: Any = None) -> None:
         """Send a statement without a result, together with a later one and before it."""
         await self._hold(statement, parameters)
+        del statement  # it may be of 100 MB, and is held once
         if self._held_bytes > _MOST_HELD_BYTES:
             await self.flush()
 
@@ -93,13 +92,16 @@ class _Outbox:
         """Send all that is held. If the server refuses one statement, its error is raised, and those
         after it are not carried out."""
         if self._held:
-            held, self._held, self._held_bytes = b"; ".join(self._held), [], 0
+            held = self._held[0] if len(self._held) == 1 else b"; ".join(self._held)
+            self._held, self._held_bytes = [], 0
             await self._cursor.execute(held)
 
     async def _hold(self, statement: str | bytes, parameters: Any) -> None:
         if isinstance(statement, str):
             whole = parameters is None
             statement = statement.encode() if whole else self._cursor.mogrify(statement, parameters)
+        if len(statement) > _MOST_HELD_BYTES:
+            await self.flush()  # it goes alone, as joining them would copy it
         self._held.append(statement)
         self._held_bytes += len(statement)
         if len(statement) > _LONG_STATEMENT_BYTES:
@@ -139,23 +141,25 @@ def _is_long(record: SessionRecord) -> bool:
     messages = record.request.messages
     if len(messages) >= _LONG_CHAT:
         return True
+    size = 0
     said = [choice.message for choice in record.choices]
-    contents: list[Any] = [message.get("content") for message in (*messages, *said)]
-    if {*map(type, contents)} == _PLAIN and all(len(message) == 2 for message in said):
-        return sum(map(len, contents)) > _LONG_TEXT  # nearly always
-    texts = texts_of([*messages, *said])
-    return len(texts) >= _LONG_CHAT or sum(map(len, texts)) > _LONG_TEXT
+    for message in (*messages, *said):
+        content = message.get("content")
+        if type(content) is not str or len(message) > 2:
+            texts = texts_of([messages, said])
+            return len(texts) >= _LONG_CHAT or sum(map(len, texts)) > _LONG_TEXT
+        size += len(content)
+    return size > _LONG_TEXT  # nearly always from here
 
 
 def characters_of(batch: Sequence[RecordRows]) -> int:
-    """About how much text the long ones of these rows hold."""
+    """About how much text the rows hold."""
     characters = 0
     for rows in batch:
-        if rows.is_long:
-            for row in (*rows.sent, *rows.answers):
-                characters += len(row.content or "")
-                if row.parts:
-                    characters += sum(map(len, texts_of(row.parts)))
+        for row in (*rows.sent, *rows.answers):
+            characters += len(row.content or "")
+            if row.parts:
+                characters += sum(map(len, texts_of(row.parts)))
     return characters
 
 
@@ -262,10 +266,9 @@ async def _insert(
 ) -> None:
     for part in _slices(rows, _ROWS_PER_STATEMENT):
         if outbox.is_long:
-            worded = await asyncio.to_thread(sql.with_rows, statement, columns, part)
+            await outbox.tell(await asyncio.to_thread(sql.with_rows, statement, columns, part))
         else:
-            worded = sql.with_rows(statement, columns, part)
-        await outbox.tell(worded)
+            await outbox.tell(sql.with_rows(statement, columns, part))
 
 
 def _merged_messages(batch: Sequence[RecordRows]) -> dict[str, StoredMessage]:

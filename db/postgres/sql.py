@@ -215,7 +215,8 @@ def with_rows(statement: str, columns: Columns, values: Sequence[Any]) -> bytes:
     if b"\\u0000" in source or _ESCAPE in source:  # hardly ever: some column would refuse it
         source = rows_json([_storable_row(columns, value) for value in values])
     before, after = _around_rows(statement)
-    return b"".join((before, in_dollars(source), after))
+    tag = _tag_for(source)
+    return b"".join((before, tag, source, tag, after))  # one copy: it may be of 100 MB
 
 
 @cache
@@ -230,11 +231,16 @@ def in_dollars(source: bytes) -> bytes:
     Nothing within needs escaping: to go through a million-character answer for that would block
     the loop as long as the rest of its save.
     """
+    tag = _tag_for(source)
+    return b"".join((tag, source, tag))
+
+
+def _tag_for(source: bytes) -> bytes:
     tag, number = b"$rows$", 0
     while tag[:-1] in source:  # hardly ever: somebody chats about this very line
         number += 1
         tag = b"$rows%d$" % number
-    return b"".join((tag, source, tag))
+    return tag
 
 
 def _storable_row(columns: Columns, value: Any) -> dict[str, Any]:

@@ -50,6 +50,9 @@ CONNECT_TIMEOUT_SECONDS = 5
 _CHARACTERS_IN_TIME = 8_000_000
 """For so much text a save gets its timeout once more."""
 
+_NOBODYS_SECONDS = 86_400.0
+"""aiopg's own deadline for each statement, which would end a large save early: ours is the call's."""
+
 _T = TypeVar("_T")
 
 
@@ -134,7 +137,7 @@ class PostgresStore:
             make_dsn(**parts),
             minsize=0,
             maxsize=self._max_size,
-            timeout=self._timeout_seconds,
+            timeout=_NOBODYS_SECONDS,
             enable_json=False,
             enable_hstore=False,
             enable_uuid=False,
@@ -155,7 +158,8 @@ class PostgresStore:
         batch = await saving.rows_of_all(records)
         if batch:
             messages = sum(len(rows.sent) for rows in batch)
-            size = saving.characters_of(batch) / _CHARACTERS_IN_TIME
+            long = [rows for rows in batch if rows.is_long]
+            size = saving.characters_of(long) / _CHARACTERS_IN_TIME
             statement_seconds = self._timeout_seconds * (1 + size)
             patience_seconds = statement_seconds + self._timeout_seconds * (
                 len(batch) / 10 + messages / 1000

@@ -34,7 +34,7 @@ class HeldBack:
         self.events: list[Event] = []
         self.has_begun = False
         self._bytes = 0
-        self._last: JsonObject | None = None
+        self._last: JsonObject = {}
 
     def add(self, events: Sequence[Event]) -> None:
         """Hold these back too."""
@@ -49,14 +49,15 @@ class HeldBack:
             return len(self.events) < HELD_AS_THEY_COME and self._bytes < MOST_HELD_BYTES
         self.has_begun = self.has_begun or bool(run.payload.get("choices"))
         count = len(self.events)
-        if count >= HELD_AS_THEY_COME and not self._is_new(run.payload):
+        if count >= HELD_AS_THEY_COME and _said(run.payload) == _said(self._last):
             return False
         if count >= MOST_HELD or self._bytes >= MOST_HELD_BYTES:
             return False
+        self._last = run.payload
         self._bytes += weight_of(run.payload) if run.source is None else len(run.source)
         return True
 
-    def _is_new(self, payload: JsonObject) -> bool:
-        said = {key: value for key, value in payload.items() if key not in _NEW_EACH_TIME}
-        last, self._last = self._last, said
-        return said != last
+
+def _said(payload: JsonObject) -> JsonObject:
+    """What a chunk says besides its name and time."""
+    return {key: value for key, value in payload.items() if key not in _NEW_EACH_TIME}
