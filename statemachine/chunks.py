@@ -22,6 +22,10 @@ nothing and differ in each chunk."""
 _NO_REASONS = frozenset(("", "null", "none"))
 """Texts by which some upstreams say that there is no finish reason yet."""
 
+NEW_LINE = 10
+"""Parts the `literals` of repeated chunks. As a number: CPython looks for one in bytes ten times as
+quickly as for `b"\n"`."""
+
 ENVELOPE = frozenset(("id", "object", "created", "model", "choices", "usage", PADDING))
 """A chunk's top-level fields that OpenAI defines and that are interpreted."""
 

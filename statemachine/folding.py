@@ -69,11 +69,14 @@ class Text(list[str]):
             self.pack()
 
     def pack(self) -> None:
-        """Join the pieces that came since the last time."""
+        """Join the pieces that came since the last time; and the joined ones, when they are as large as
+        the one before: a hundred megabytes are a few pieces then, whose memory goes back at once."""
         if len(self) > self._packed:
             self[self._packed :] = ("".join(self[self._packed :]),)
-            self._packed += 1
             self.bytes_packed += utf8_size(self[-1])
+            while len(self) > 1 and len(self[-2]) < 2 * len(self[-1]):
+                self[-2:] = (self[-2] + self[-1],)
+            self._packed = len(self)
 
     def joined(self) -> str:
         """The text. Its pieces are given up for it, so that a large one isn't held twice."""

@@ -43,6 +43,7 @@ from statemachine import (
     UpstreamFailed,
     UpstreamFinished,
 )
+from statemachine.chunks import NEW_LINE
 
 JOURNALED: Mapping[str, type[Event]] = {
     kind.__name__: kind
@@ -256,7 +257,7 @@ def _event(event: Event) -> bytes:
 
 def _chunks(before: bytes, literals: bytes, after: bytes) -> bytes:
     """An event for each line, with the same around it."""
-    if b"\n" in literals:
+    if NEW_LINE in literals:
         literals = literals.replace(b"\n", after + b'},{"chunk":' + before)
     return b'{"chunk":%b%b%b}' % (before, literals, after)
 

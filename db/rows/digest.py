@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Mapping
 from hashlib import sha256
+from secrets import token_hex
 from typing import Any
 
 from db.rows.columns import canonical_json
@@ -48,6 +49,10 @@ _REASONING_TAG = re.compile(r"\s*<(think|thinking|thought|reason|reasoning)>")
 _LONGEST_ARGUMENTS = 512 * 1024
 """Longer tool arguments are compared as the text that they are: to read megabytes of tiny values, or
 of one number, takes seconds."""
+LONGEST_SLICE = 1024 * 1024
+"""Characters of a text that are made into JSON at a time."""
+_MARK = token_hex(32)
+"""A text that is in no message."""
 
 
 def digest_of(value: Any) -> str:
@@ -57,7 +62,25 @@ def digest_of(value: Any) -> str:
 
 def message_digest(parent: str, role: str, content: Mapping[str, Any]) -> str:
     """The digest of a message with this canonical content, below the one with digest `parent`."""
+    text = content.get("content")
+    if type(text) is str and len(text) > LONGEST_SLICE:
+        return _digest_in_slices([parent, role, {**content, "content": _MARK}], text)
     return digest_of([parent, role, content])
+
+
+def _digest_in_slices(value: Any, text: str) -> str:
+    """The digest of a value in which `_MARK` stands for a long text, whose JSON is never held whole."""
+    before, after = canonical_json(value).split(_MARK.encode())
+    digest = sha256(before)
+    start = 0
+    while start < len(text):
+        end = start + LONGEST_SLICE
+        if "\ud800" <= text[end - 1 : end] <= "\udbff":
+            end += 1  # half of a character, whose other half may follow
+        digest.update(canonical_json(text[start:end])[1:-1])
+        start = end
+    digest.update(after)
+    return digest.hexdigest()
 
 
 def answer_content(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from statemachine import (
     RepeatedChunks,
     SessionRecord,
 )
-from statemachine.chunks import PADDING
+from statemachine.chunks import NEW_LINE, PADDING
 
 DONE = b"data: [DONE]\n\n"
 PING = b": keep-alive\n"
@@ -65,7 +65,7 @@ class ChunkEncoder:
             self._adopt(pattern)
         if pattern.between:
             literals = literals.replace(pattern.between, self._between)
-        if b"\n" in literals:
+        if NEW_LINE in literals:
             literals = literals.replace(b"\n", self._after + self._before)
         return b"%b%b%b" % (self._before, literals, self._after)
 

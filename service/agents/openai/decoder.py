@@ -24,12 +24,14 @@ from service.agents.openai.shapes import as_chunk, is_completion
 from service.wire import decode_json
 from service.wire.measuring import has_more_values
 from statemachine import Failure, RepeatedChunks, UpstreamFailed, UpstreamFinished
+from statemachine.chunks import NEW_LINE
 from statemachine.endings import BODY_ENDED, BROKEN_OFF
 
 JsonObject = dict[str, Any]
 Ending = UpstreamFinished | UpstreamFailed
 
 _BOM = b"\xef\xbb\xbf"
+_CR, _LF = 13, NEW_LINE
 INCOMPLETE = BODY_ENDED
 """The ending of a body that just stops. Only the session knows if its finish reasons make that a
 good end after all."""
@@ -98,9 +100,9 @@ class SseDecoder:
         Returns None if the next bytes are anything else; then nothing was taken, and `feed` is to be
         given them. Never raises.
         """
-        if self._ended_in_cr or b"\r" in data or self.ending is not None:
+        if self._ended_in_cr or _CR in data or self.ending is not None:
             return None
-        if self._buffer and b"\n" not in data:
+        if self._buffer and _LF not in data:
             return None  # no event ends here
         if self._buffer or data[-2:] != b"\n\n":
             return self._take_with_rest(bytes(self._buffer) + data)
@@ -131,7 +133,7 @@ class SseDecoder:
             return []
         if (
             self._started
-            and not (self._buffer or self._ended_in_cr or b"\r" in data)
+            and not (self._buffer or self._ended_in_cr or _CR in data)
             and data.startswith(b"data: {")
             and data.find(b"\n") == len(data) - 2
             and data.endswith(b"\n\n")
@@ -151,7 +153,7 @@ class SseDecoder:
         if end >= 0:
             blocks = bytes(self._buffer[:end]).split(b"\n\n")
             del self._buffer[: end + 2]
-        if self._is_line_parted or (end < 0 and b"\n" in data and begins_line_parted(self._buffer)):
+        if self._is_line_parted or (end < 0 and _LF in data and begins_line_parted(self._buffer)):
             self._is_line_parted = True
             blocks += take_lines(self._buffer)
         payloads = self._decode(blocks)
@@ -181,7 +183,7 @@ class SseDecoder:
             self._ended_in_cr = False
             if not data:
                 return data
-        if b"\r" in data:
+        if _CR in data:
             self._ended_in_cr = data.endswith(b"\r")
             return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         self._ended_in_cr = False
@@ -216,11 +218,11 @@ class SseDecoder:
                 self._check_size(block)
             if self.ending is not None:
                 break
-            if block.startswith(b"data: {") and b"\n" not in block:
+            if block.startswith(b"data: {") and _LF not in block:
                 payload = self._decode_data(block[6:], b"")
                 if payload is not None:
                     payloads.append(payload)
-            elif not block.startswith(b":") or b"\n" in block:  # else a comment
+            elif not block.startswith(b":") or _LF in block:  # else a comment
                 payloads += self._decode_block(block)
         return payloads
 
@@ -329,7 +331,7 @@ class SseDecoder:
         self, data: bytes, chunk: JsonObject, mended: JsonObject, *, is_as_sent: bool = True
     ) -> JsonObject:
         """The chunk that goes on, mostly the one that came, after noting where it came from."""
-        if not is_as_sent or b"\n" in data:
+        if not is_as_sent or _LF in data:
             self.sources.append(None)
         else:
             self.sources.append(data if mended is chunk else None)

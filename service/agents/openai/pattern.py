@@ -21,8 +21,9 @@ import orjson
 from attrs import evolve
 
 from statemachine import ChunkPattern, JsonObject, RepeatedChunks
-from statemachine.chunks import PADDING, text_field
+from statemachine.chunks import NEW_LINE, PADDING, text_field
 
+_CR = 13  # see NEW_LINE
 _LESSONS_AT_ONCE = 4
 _MOST_CHUNKS_BETWEEN_LESSONS = 64
 """An upstream whose chunks differ in more than a text each time isn't worth learning from."""
@@ -85,7 +86,7 @@ class PatternReader:
         if pattern is None or not (data.startswith(self._head) and data.endswith(self._tail)):
             return None
         literals = data[self._skipped_before : self._skipped_after]
-        if b"\n" in literals:
+        if NEW_LINE in literals:
             return self._read_all(pattern, data[:-2].split(b"\n\n"), self._tail[:-2])
         try:
             if pattern.between:
@@ -118,7 +119,7 @@ class PatternReader:
         received = b"".join(events)
         length = count * (len(head) + len(tail)) + len(literals) - (count - 1)
         # A line too many, or all missing, would make what is expected far longer than what came.
-        if len(received) != length or literals.count(b"\n") != count - 1 or b"\r" in literals:
+        if len(received) != length or literals.count(b"\n") != count - 1 or _CR in literals:
             return None
         if received != b"".join((head, literals.replace(b"\n", tail + head), tail)):
             return None
