@@ -357,10 +357,16 @@ def _give_up(done: "asyncio.Future[None]") -> None:
 def _characters(record: SessionRecord) -> int:
     """About how much text a record holds."""
     request = record.request
-    said: list[object] = []
+    characters = 0
+    others: list[object] = [request.tools, request.parameters, record.extra]
     for choice in record.choices:
-        said.append(choice.message)
-        if choice.logprobs or choice.extra:
-            said += (choice.logprobs, choice.extra)
-    held = [request.messages, said, request.tools, request.parameters, record.extra]
-    return sum(map(len, texts_of(held)))
+        others += (choice.logprobs, choice.extra)
+    for message in (*request.messages, *[choice.message for choice in record.choices]):
+        content = message.get("content")
+        if type(content) is str and len(message) == 2:  # nearly all: a role, and this
+            characters += len(content)
+        else:
+            others.append(message)
+    if any(others):
+        characters += sum(map(len, texts_of(others)))
+    return characters
