@@ -12,6 +12,8 @@ from tests.service.edge.test_connections import connect
 
 PAGE = "https://chat.example"
 OWN_NAMES = [
+    "host.docker.internal:8000",
+    "Host.Containers.Internal",
     "localhost",
     "localhost:8000",
     "LocalHost:8000",
@@ -104,16 +106,16 @@ async def test_nothing_is_done_and_nothing_is_shown(
 
 async def test_names_may_be_configured(make_service: ServiceMaker) -> None:
     """Names that are listed pass, on any port and in any spelling; others don't."""
-    names = ("Host.Docker.Internal", "10.0.0.1", "[fe80::1]")
+    names = ("Chat.Example", "10.0.0.1", "[fe80::1]")
     service = await make_service(server=ServerConfig(allowed_hosts=names))
     for name in (
-        "host.docker.internal:8000",
-        "HOST.docker.internal.",
+        "chat.example:8000",
+        "CHAT.example.",
         "10.0.0.1:8000",
         "[FE80::1]",
     ):
         assert (200, None) == await asked(service, f"Host: {name}\r\n")
-    for name in ("docker.internal", "x.host.docker.internal", "10.0.0.2"):
+    for name in ("example", "x.chat.example", "x.host.docker.internal", "10.0.0.2"):
         assert (403, "host_not_allowed") == await asked(service, f"Host: {name}\r\n")
 
 
