@@ -119,7 +119,8 @@ def test_chunks_that_vary_each_time_are_seldom_learned_from(lessons: list[bytes]
     [
         ({}, {"content": "a"}, "content"),
         ({}, {"content": ""}, "content"),
-        ({}, {"role": "assistant", "content": "a", "refusal": None}, "content"),
+        ({}, {"role": None, "content": "a", "refusal": None}, "content"),
+        ({}, {"role": "assistant", "content": "a", "refusal": None}, None),
         ({"usage": None, "x": [1]}, {"reasoning": "a"}, "reasoning"),
         ({}, {}, None),
         ({}, None, None),
@@ -140,8 +141,7 @@ def test_chunks_that_vary_each_time_are_seldom_learned_from(lessons: list[bytes]
 def test_only_a_chunk_with_one_growing_text_has_a_text_field(
     fields: Any, delta: Any, key: str | None
 ) -> None:
-    """The chunk has one choice that goes on, with one text besides the role and nothing that adds
-    up."""
+    """The chunk has one choice that goes on, with one text, no role and nothing that adds up."""
     assert key == text_field({**chunk(delta), **fields})
 
 

@@ -111,18 +111,22 @@ fields = st.fixed_dictionaries(
 )
 
 
+REPEATABLE: list[Any] = [{}, {"role": None}, {"refusal": None}]
+"""What stands beside the text in chunks that repeat. One that says a role doesn't."""
+
+
 @st.composite
-def chunks_of_text(draw: st.DrawFn) -> Any:
-    delta = dict(draw(st.sampled_from([{}, {"role": "assistant"}, {"refusal": None}])))
+def chunks_of_text(draw: st.DrawFn, beside: Any) -> Any:
+    delta = dict(draw(st.sampled_from(beside)))
     delta[draw(st.sampled_from(["content", "content", "reasoning_content", "id"]))] = draw(texts)
     payload = {**chunk(delta), **draw(fields)}
     payload["choices"][0].update(draw(choice_fields))
     return payload
 
 
-payloads = chunks_of_text()
+payloads = chunks_of_text([*REPEATABLE, {"role": "assistant"}])
 writers = st.sampled_from(WRITERS)
-patterns = st.builds(pattern_of, payloads, writers)
+patterns = st.builds(pattern_of, chunks_of_text(REPEATABLE), writers)
 
 
 @st.composite
