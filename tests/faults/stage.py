@@ -99,6 +99,7 @@ class Stage:
             "base_url": self.upstream.base_url,
             "api_key_env": None,
             "retries": 0,
+            "circuit": None,  # what breaks for one stream is no reason to spare the others
             "timeouts": {
                 "connect_seconds": 2,
                 "first_token_seconds": first_token_seconds,

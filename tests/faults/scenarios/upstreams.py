@@ -12,16 +12,17 @@ _LOST = failed("upstream_unreachable", "upstream_incomplete")
 _CUT = failed("upstream_incomplete")
 _SLOW = failed("first_token_timeout")
 _ENDED = frozenset((COMPLETED,))
+_JUNK = failed("upstream_malformed")
 _GARBLED = failed("upstream_unreachable", "upstream_incomplete", "upstream_malformed")
 
 # misdeed, name, its truth before headers, before the first token, mid-stream, after the finish
-# reason: what breaks off once everything was said has ended well.
+# reason: what breaks off, or brings junk, once everything was said has ended well.
 BREAKS: tuple[tuple[Misdeed, str, Sequence[frozenset[Outcome]]], ...] = (
     (upstream.reset, "RST", (_LOST, _CUT, _CUT, _ENDED)),
     (upstream.fin, "FIN", (_LOST, _CUT, _CUT, _ENDED)),
     (upstream.truncated, "truncated", (_LOST, _CUT, _CUT, _ENDED)),
-    (upstream.malformed, "malformed JSON", (_GARBLED, *[failed("upstream_malformed")] * 3)),
-    (upstream.bad_utf8, "bad UTF-8", [failed("upstream_malformed")] * 4),
+    (upstream.malformed, "malformed JSON", (_GARBLED, _JUNK, _JUNK, _ENDED)),
+    (upstream.bad_utf8, "bad UTF-8", (_JUNK, _JUNK, _JUNK, _ENDED)),
     (upstream.error_event, "error event", [failed("overloaded")] * 4),
     (upstream.stall, "stall", (_SLOW, _SLOW, failed("idle_timeout"), _ENDED)),
     (upstream.dribble, "byte by byte", [_ENDED] * 4),
