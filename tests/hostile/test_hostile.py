@@ -31,7 +31,7 @@ async def stage(
 AT_THE_LIMIT = pytest.mark.xfail(
     reason="keeping an answer at its limit holds the interpreter for 100 to 300 ms"
 )
-LARGE = {"45 MB of text": AT_THE_LIMIT, "ever new tool calls": AT_THE_LIMIT}
+LARGE = {"45 MB of text": AT_THE_LIMIT}
 
 
 @pytest.mark.parametrize(
