@@ -31,6 +31,8 @@ PORT = 5432
 START_TIMEOUT_SECONDS = 120
 """Recovery after a crash can take long; `pg_ctl` returns as soon as the server is ready."""
 STOP_TIMEOUT_SECONDS = 60
+_DYING_SECONDS = 0.05
+"""A process that was killed a moment ago may still look alive for as long."""
 
 _SYSTEM_USER = "pgserver"
 """The user that runs the server if we are root, as which PostgreSQL refuses to run; made if missing."""
@@ -115,7 +117,8 @@ class Cluster:
         patience_ends = time.monotonic() + START_TIMEOUT_SECONDS
         while self.is_running():
             if self._pid_file()[-1].strip() == "ready":
-                return True
+                time.sleep(_DYING_SECONDS)
+                return self.is_running()
             if time.monotonic() > patience_ends:
                 raise EmbeddedUnavailable(f"PostgreSQL doesn't become ready{self._log_tail()}")
             time.sleep(0.05)

@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from tests.hostile.attacks import ATTACKS, MEGABYTE, Answer, Request
 from tests.hostile.stage import IS_POSSIBLE, Stage, attacked_service
+from tests.postgres import empty_tables
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -26,6 +27,7 @@ async def stage(
     directory = tmp_path_factory.mktemp("hostile")
     async with attacked_service(directory, migrated_database) as made:
         yield made
+    empty_tables(migrated_database)
 
 
 AT_THE_LIMIT = pytest.mark.xfail(
