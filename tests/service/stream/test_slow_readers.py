@@ -46,7 +46,9 @@ class Reader:
 
     async def post(self, path: str, version: str = "1.1", stream: bool = True) -> None:
         body = json.dumps({"model": "m", "stream": stream, "messages": QUESTION}).encode()
-        head = f"POST {path} HTTP/{version}\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/{version}\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         if not path.endswith("completions"):
             head, body = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n", b""
         await asyncio.get_running_loop().sock_sendall(self.sock, head.encode() + body)
