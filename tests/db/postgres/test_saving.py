@@ -10,11 +10,13 @@ from typing import Any
 import psycopg2
 import pytest
 
+from db.migrate import migrate
 from db.postgres import saving
 from db.postgres.store import PostgresStore
 from db.rows.history import rows_of
 from tests.db.postgres.servers import counts, rows_left, until_blocked
 from tests.db.records import assistant, make_record, user
+from tests.postgres import execute
 
 # --- collisions -------------------------------------------------------------------------------
 
@@ -163,3 +165,20 @@ def test_the_size_of_a_save_counts_all_its_text() -> None:
         user("x" * 100), answer={"role": "assistant", "content": "y" * 10, "reasoning": "z" * 1000}
     )
     assert 1110 <= saving.characters_of([rows_of(record)]) < 1200
+
+
+async def test_a_large_save_has_longer_than_other_calls(empty_database_url: str) -> None:
+    """A statement of sixteen million characters may take longer than a call does, and isn't given up."""
+    migrate(empty_database_url)
+    execute(
+        empty_database_url,
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.7); RETURN NEW; END $$;"
+        " CREATE TRIGGER dawdle BEFORE INSERT ON completions EXECUTE FUNCTION dawdle()",
+    )
+    store = await PostgresStore.open(empty_database_url, timeout_seconds=0.5)
+    try:
+        await store.save([make_record(user("x" * 16_000_000))])
+    finally:
+        await store.close()
+    assert [(1,)] == execute(empty_database_url, "SELECT count(*) FROM completions")
