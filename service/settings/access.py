@@ -12,6 +12,7 @@ from typing import Annotated
 from attrs import frozen
 
 from service.settings.checking import Allowed, ConfigError, Problem
+from service.settings.kinds import Count, Seconds
 
 SECRET = ("auth",)
 """Top keys below which values are described and never shown."""
@@ -20,8 +21,6 @@ API_KEYS = "environment variable API_KEYS"
 SHORTEST_KEY = 16
 """In characters. Keys are hashed once and without salt, which is safe if they can't be guessed."""
 
-_count = Allowed("a whole number above 0", lambda value: value > 0)
-_above_0 = Allowed("a number above 0", lambda value: value > 0)
 _name = Allowed(
     "1 to 64 letters, digits and . _ - @, a letter or digit first",
     lambda value: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", value) is not None,
@@ -32,9 +31,7 @@ _hash = Allowed(
 )
 _PAIRS = f"name:key, a comma between two; a key has {SHORTEST_KEY} or more visible ASCII characters"
 
-Count = Annotated[int, _count]
 Hash = Annotated[str, _hash]
-Seconds = Annotated[float, _above_0]
 
 
 @frozen
