@@ -214,9 +214,7 @@ def with_rows(statement: str, columns: Columns, values: Sequence[Any]) -> bytes:
         source = _ESCAPE
     if b"\\u0000" in source or _ESCAPE in source:  # hardly ever: some column would refuse it
         source = rows_json([_storable_row(columns, value) for value in values])
-    before, after = _around_rows(statement)
-    tag = _tag_for(source)
-    return b"".join((before, tag, source, tag, after))  # one copy: it may be of 100 MB
+    return in_dollars(source, *_around_rows(statement))
 
 
 @cache
@@ -225,22 +223,18 @@ def _around_rows(statement: str) -> tuple[bytes, bytes]:
     return before.encode(), after.encode()
 
 
-def in_dollars(source: bytes) -> bytes:
+def in_dollars(source: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
     """A literal of these bytes, which have no NUL, quoted by dollars and a tag that isn't in them.
 
     Nothing within needs escaping: to go through a million-character answer for that would block
-    the loop as long as the rest of its save.
+    the loop as long as the rest of its save. What stands before and after the literal is put around
+    it at once, as each copy may be of 100 MB.
     """
-    tag = _tag_for(source)
-    return b"".join((tag, source, tag))
-
-
-def _tag_for(source: bytes) -> bytes:
     tag, number = b"$rows$", 0
     while tag[:-1] in source:  # hardly ever: somebody chats about this very line
         number += 1
         tag = b"$rows%d$" % number
-    return tag
+    return b"".join((before, tag, source, tag, after))
 
 
 def _storable_row(columns: Columns, value: Any) -> dict[str, Any]:
