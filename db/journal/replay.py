@@ -20,6 +20,7 @@ import structlog
 from attrs import evolve
 
 from db.journal.format import Damage, events_of, read_lines, read_saved, request_of
+from db.journal.survey import note_damage
 from statemachine import (
     Failure,
     IllegalTransition,
@@ -102,21 +103,14 @@ class Replay:
                     await asyncio.sleep(0)
                     turn_ends = time.monotonic() + _TURN_SECONDS
                 if isinstance(line, Damage):
-                    if self._only is None:
-                        self._note_damage(path, line)
+                    if self._only is None:  # else whoever chose them has looked for damage
+                        self.damages += note_damage(path, line)
                 elif (record := self._take(line)) is not None:
                     yield record
         for completion_id in list(self._lives):
             if (record := self._end(completion_id)) is not None:
                 yield record
             await asyncio.sleep(0)
-
-    def _note_damage(self, path: Path, damage: Damage) -> None:
-        if damage.is_tail:
-            log.info("torn end of journal cut off", segment=str(path), bytes=damage.length)
-            return
-        self.damages += 1
-        log.error("journal damaged", segment=str(path), offset=damage.offset, bytes=damage.length)
 
     def _take(self, line: Mapping[str, Any]) -> SessionRecord | None:
         """One line in; the completion's record, if this was its end."""

@@ -46,7 +46,7 @@ def survey(segments: Sequence[Path]) -> Survey:
         saved.update(read_saved(data))
         for line in read_sizes(data):
             if isinstance(line, Damage):
-                damages += _note(path, line)
+                damages += note_damage(path, line)
                 continue
             name, size = line
             if name is None:  # such as one from another version of the format
@@ -80,7 +80,8 @@ def _any_in(path: Path, names: Sequence[str], places: dict[str, dict[Path, None]
     return any(path in places[name] for name in names)
 
 
-def _note(path: Path, damage: Damage) -> int:
+def note_damage(path: Path, damage: Damage) -> int:
+    """Log a stretch that is no line; 0 if it is a torn end, as any kill leaves one, else 1."""
     if damage.is_tail:
         log.info("torn end of journal cut off", segment=str(path), bytes=damage.length)
         return 0
