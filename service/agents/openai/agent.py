@@ -115,9 +115,8 @@ class OpenAIAgent:
         )
         return OpenAIAnswer(self, call, reader, self._config.max_event_bytes)
 
-    async def ask(self, call: AgentCall) -> aiohttp.ClientResponse:
-        """Send one request. Raises AgentError, also for any status but 2xx, and for a body in an
-        encoding that isn't read."""
+    async def ask(self, call: AgentCall) -> tuple[aiohttp.ClientResponse, str]:
+        """See `Backend.ask`."""
         body = upstream_body(
             call.request,
             model=self._upstream_model(call),
@@ -131,16 +130,13 @@ class OpenAIAgent:
         except (aiohttp.ClientError, OSError) as error:
             seconds = self.timeouts.connect_seconds
             raise connection_error(error, seconds, self._redactor) from error
-        if response.status not in _SUCCESS:
-            try:
-                raise refusal(await self._status_failure(response))
-            finally:
-                response.close()
         encoding = encoding_of(response)
-        if not is_readable(encoding):
+        if response.status in _SUCCESS and is_readable(encoding):
+            return response, encoding
+        try:
+            raise await self._refusal(response, encoding)
+        finally:
             response.close()
-            raise refusal(_unreadable(self._redactor.text(encoding[:100])))
-        return response
 
     async def models(self) -> list[dict[str, Any]]:
         named = self._named_models()
@@ -192,11 +188,9 @@ class OpenAIAgent:
         """What the backend lists. Raises AgentError if that is nothing, and what `get` raises."""
         response = await self._connection.get(_MODELS, _MODELS_HEADERS)
         try:
-            if response.status not in _SUCCESS:
-                raise refusal(await self._status_failure(response))
             encoding = encoding_of(response)
-            if not is_readable(encoding):
-                raise refusal(_unreadable(self._redactor.text(encoding[:100])))
+            if response.status not in _SUCCESS or not is_readable(encoding):
+                raise await self._refusal(response, encoding)
             body = body_of(response, encoding)
             data, is_whole = await read_at_most(
                 body, _LARGEST_MODELS_BYTES, _MODELS_TIMEOUT_SECONDS
@@ -215,6 +209,12 @@ class OpenAIAgent:
         return found
 
     # --- the one door for foreign errors ----------------------------------------------------
+
+    async def _refusal(self, response: aiohttp.ClientResponse, encoding: str) -> AgentError:
+        """Why a response isn't one to be read, by its status or else by its encoding."""
+        if response.status not in _SUCCESS:
+            return refusal(await self._status_failure(response))
+        return refusal(_unreadable(self._redactor.text(encoding[:100])))
 
     async def _status_failure(self, response: aiohttp.ClientResponse) -> Failure:
         """What a response says that is no answer. Its connection is no good afterwards."""

@@ -8,7 +8,7 @@ from typing import Protocol
 import aiohttp
 from attrs import evolve
 
-from service.agents.openai.body import Undecodable, body_of, encoding_of
+from service.agents.openai.body import Undecodable, body_of
 from service.agents.openai.decoder import NO_STREAM
 from service.agents.openai.failures import with_headers
 from service.agents.openai.lane import LaneProtocol
@@ -23,9 +23,9 @@ _PIECE_BYTES, _MOST_LINES = 8192, 1000
 class Backend(Protocol):
     """Who is asked."""
 
-    async def ask(self, call: AgentCall) -> aiohttp.ClientResponse:
-        """Send one request. Raises AgentError, also for any status but 2xx, and for a body in an
-        encoding that isn't read."""
+    async def ask(self, call: AgentCall) -> tuple[aiohttp.ClientResponse, str]:
+        """Send one request; return the response and its body's encoding (`encoding_of`). Raises
+        AgentError, also for any status but 2xx, and for a body in an encoding that isn't read."""
 
     def body_failure(self, error: Exception) -> Failure:
         """What became of a body that was being read."""
@@ -66,8 +66,7 @@ class OpenAIAnswer:
         self._sink: Sink | None = None
 
     async def __aenter__(self) -> "OpenAIAnswer":
-        self._response = await self._backend.ask(self._call)
-        encoding = encoding_of(self._response)
+        self._response, encoding = await self._backend.ask(self._call)
         self._is_packed = bool(encoding)
         self._body = body_of(self._response, encoding)
         return self
