@@ -3,9 +3,9 @@
 from aiohttp import hdrs, web
 
 from service.edge.errors import ApiError
+from service.wire.codings import codings_in
 from statemachine import Failure
 
-_PLAIN = ("", "identity")
 _LONGEST_SHOWN = 100
 
 
@@ -18,9 +18,8 @@ def refuse_packed(request: web.Request) -> None:
     """
     headers = request.headers
     if hdrs.CONTENT_ENCODING in headers:
-        for coding in ",".join(headers.getall(hdrs.CONTENT_ENCODING)).split(","):
-            if coding.strip().lower() not in _PLAIN:
-                raise _refusal(hdrs.CONTENT_ENCODING, coding.strip())
+        for coding in codings_in(headers.getall(hdrs.CONTENT_ENCODING)):
+            raise _refusal(hdrs.CONTENT_ENCODING, coding)
     if hdrs.TRANSFER_ENCODING in headers:
         coding = headers[hdrs.TRANSFER_ENCODING].strip()
         if coding.lower() != "chunked":

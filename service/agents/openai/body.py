@@ -12,6 +12,8 @@ from typing import Protocol
 import aiohttp
 from aiohttp import hdrs
 
+from service.wire.codings import codings_in
+
 _PIECE_BYTES = 8192
 _GZIP, _ZLIB, _RAW_DEFLATE = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -33,9 +35,7 @@ def encoding_of(response: aiohttp.ClientResponse) -> str:
     """The encoding that a response names; empty for a plain one."""
     if hdrs.CONTENT_ENCODING not in response.headers:
         return ""
-    names = ",".join(response.headers.getall(hdrs.CONTENT_ENCODING))
-    parts = [part.strip().lower() for part in names.split(",")]
-    return ", ".join(part for part in parts if part not in ("", "identity"))
+    return ", ".join(codings_in(response.headers.getall(hdrs.CONTENT_ENCODING))).lower()
 
 
 def is_readable(encoding: str) -> bool:
