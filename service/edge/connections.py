@@ -15,7 +15,8 @@ from aiohttp import HttpVersion11, hdrs, http_exceptions, web
 from aiohttp.web_protocol import RequestHandler
 
 from service.edge.errors import ApiError, error_response, invalid_request
-from service.edge.half_closed import PROBE_AFTER_SECONDS, Probe, can_be_probed
+from service.edge.half_closed import PROBE_AFTER_SECONDS, Probe
+from service.edge.kernel import tells_of
 from service.edge.parting import Parting
 from service.edge.progress import Progress, bound_unsent
 from service.ids import random_hex
@@ -173,7 +174,7 @@ class ClientConnection(RequestHandler):
         waiter, request, transport = self._waiter, self._current_request, self.transport
         is_idle = not self._request_count or (waiter is not None and not waiter.done())
         is_torn = request is not None and not request.content.is_eof()
-        if self._parting or is_idle or is_torn or transport is None or not can_be_probed(transport):
+        if self._parting or is_idle or is_torn or transport is None or not tells_of(transport):
             return False
         self._has_asked_all = True
         has_begun = request is not None and request.writer.output_size > 0

@@ -6,8 +6,9 @@ with a reset. So a little is sent that says nothing. What becomes of the answer 
 """
 
 import asyncio
-import socket
 from collections.abc import Callable
+
+from service.edge.kernel import tcp_info
 
 PROBE_AFTER_SECONDS = 0.1
 """Where no response has begun: an answer that is there by then needs no probe, and some clients don't
@@ -15,17 +16,9 @@ expect what they are probed with."""
 _LOOKS_AFTER_SECONDS = (0.002, 0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 1.0)
 """When the kernel is asked what became of the probe. A connection's round trip takes as long as that;
 after the last look, the next write finds out."""
-_TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
 _STATE_BYTES = 1
-_TCP_CLOSE = 7
+_TCP_CLOSE = b"\x07"
 """The state that a reset leaves behind: Linux, `include/net/tcp_states.h`."""
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
-
-
-def can_be_probed(transport: asyncio.Transport) -> bool:
-    """True if this connection's kernel can say what became of it: TCP on Linux."""
-    sock = transport.get_extra_info("socket")
-    return _TCP_INFO is not None and sock is not None and sock.family in _INTERNET
 
 
 class Probe:
@@ -68,10 +61,7 @@ class Probe:
     def _look(self) -> None:
         if self._transport.is_closing():
             return
-        assert _TCP_INFO is not None  # or there were no probe
-        sock = self._transport.get_extra_info("socket")
-        (state,) = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _STATE_BYTES)
-        if state == _TCP_CLOSE:
+        if tcp_info(self._transport, _STATE_BYTES) == _TCP_CLOSE:
             self._transport.abort()
         else:
             self._look_later()

@@ -6,22 +6,21 @@ Whether to wait for it any longer is decided in `service.edge.connections`.
 import asyncio
 import socket
 import struct
-import sys
 
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
+from service.edge.kernel import internet_socket, tcp_info
+
 _TCP_NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _MOST_UNSENT_BYTES = 64 * 1024
 """What the kernel takes of a stream beyond what is on its way. Its own limit is megabytes, all of
 which would be read from a backend, and kept, for a client that takes nothing."""
-_TCP_INFO: int | None = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 _INFO = struct.Struct("=24x I 92x Q 16x I")
 """Of Linux's `struct tcp_info`: packets that aren't acknowledged, bytes that are, bytes not sent."""
 
 
 def bound_unsent(transport: asyncio.BaseTransport) -> None:
     """Have the kernel hold little that it can't send, so that waiting begins early."""
-    sock = transport.get_extra_info("socket")
-    if _TCP_NOTSENT_LOWAT is not None and sock is not None and sock.family in _INTERNET:
+    sock = internet_socket(transport)
+    if _TCP_NOTSENT_LOWAT is not None and sock is not None:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _MOST_UNSENT_BYTES)
 
 
@@ -58,11 +57,10 @@ class Progress:
 def _taken(transport: asyncio.WriteTransport) -> tuple[bool, int]:
     """Whether anything waits for the client, and a number that changes whenever it takes some."""
     held: int = transport.get_write_buffer_size()
-    sock = transport.get_extra_info("socket")
-    if _TCP_INFO is None or sock is None or sock.family not in _INTERNET:
-        return held > 0, held
     try:
-        info: bytes = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO.size)
+        info = tcp_info(transport, _INFO.size)
+        if info is None:
+            return held > 0, held
         packets, acknowledged, unsent = _INFO.unpack(info)
     except (OSError, struct.error):  # closed just before; a kernel older than 4.6
         return held > 0, held
