@@ -34,7 +34,7 @@ import structlog
 from db.store import RecordRejected, Store, StoreUnavailable
 from statemachine import SessionRecord
 from statemachine.backoff import backoff
-from statemachine.tokens import texts_of
+from statemachine.tokens import plain_characters, texts_of
 
 log = structlog.get_logger(__name__)
 
@@ -357,16 +357,12 @@ def _give_up(done: "asyncio.Future[None]") -> None:
 def _characters(record: SessionRecord) -> int:
     """About how much text a record holds."""
     request = record.request
-    characters = 0
+    messages = (*request.messages, *[choice.message for choice in record.choices])
     others: list[object] = [request.tools, request.parameters, record.extra]
     for choice in record.choices:
         others += (choice.logprobs, choice.extra)
-    for message in (*request.messages, *[choice.message for choice in record.choices]):
-        content = message.get("content")
-        if type(content) is str and len(message) == 2:  # nearly all: a role, and this
-            characters += len(content)
-        else:
-            others.append(message)
-    if any(others):
-        characters += sum(map(len, texts_of(others)))
-    return characters
+    said = plain_characters(messages)
+    if said is None:
+        others.append(messages)
+    rest = sum(map(len, texts_of(others))) if any(others) else 0
+    return (said or 0) + rest

@@ -1,5 +1,6 @@
 """Estimates tokens for upstreams that don't count them, from the texts within a JSON value. Pure."""
 
+from collections.abc import Iterable, Mapping
 from math import ceil
 from typing import Any
 
@@ -40,3 +41,15 @@ def texts_of(value: Any) -> list[str]:
         elif kind is list or kind is tuple:
             todo.extend(item)
     return texts
+
+
+def plain_characters(messages: Iterable[Mapping[str, Any]]) -> int | None:
+    """The characters that these messages say, if each is a role and a text, as nearly all are: quicker
+    than by `texts_of`. None if one of them is more than that."""
+    characters = 0
+    for message in messages:
+        content = message.get("content")
+        if type(content) is not str or len(message) > 2:
+            return None
+        characters += len(content)
+    return characters

@@ -25,7 +25,7 @@ from db.postgres import sql
 from db.rows.history import RecordRows, rows_of
 from db.store import RecordRejected, StoredMessage
 from statemachine import SessionRecord
-from statemachine.tokens import texts_of
+from statemachine.tokens import plain_characters, texts_of
 
 _ROWS_PER_STATEMENT = 100
 _DIGESTS_PER_STATEMENT = 2_000
@@ -141,15 +141,12 @@ def _is_long(record: SessionRecord) -> bool:
     messages = record.request.messages
     if len(messages) >= _LONG_CHAT:
         return True
-    size = 0
-    said = [choice.message for choice in record.choices]
-    for message in (*messages, *said):
-        content = message.get("content")
-        if type(content) is not str or len(message) > 2:
-            texts = texts_of([messages, said])
-            return len(texts) >= _LONG_CHAT or sum(map(len, texts)) > _LONG_TEXT
-        size += len(content)
-    return size > _LONG_TEXT  # nearly always from here
+    said = (*messages, *[choice.message for choice in record.choices])
+    characters = plain_characters(said)
+    if characters is not None:
+        return characters > _LONG_TEXT  # nearly always
+    texts = texts_of(said)
+    return len(texts) >= _LONG_CHAT or sum(map(len, texts)) > _LONG_TEXT
 
 
 def characters_of(batch: Sequence[RecordRows]) -> int:
