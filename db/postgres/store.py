@@ -91,6 +91,24 @@ class _Current:
         return str(getattr(_way.get(), self._name))
 
 
+class _Connection(psycopg2.extensions.connection):
+    """A connection that the event loop watches no longer than it is open.
+
+    libpq closes the descriptor of one that fails, and aiopg 1.4.0 leaves its writing watched. On uvloop
+    the next thing with the same number then fails, be it a connection or the loop's own pair of
+    sockets (findings/aiopg-uvloop-refused.sh).
+    """
+
+    def poll(self) -> int:
+        descriptor = self.fileno()
+        try:
+            return super().poll()
+        except psycopg2.Error:
+            with suppress(OSError):  # asyncio's own loop complains of a closed one, and forgets it
+                asyncio.get_running_loop().remove_writer(descriptor)
+            raise
+
+
 class PostgresStore:
     """A `db.store.Store`, for any number of tasks of one event loop. `start` it, or `open` one.
 
@@ -141,6 +159,7 @@ class PostgresStore:
             enable_json=False,
             enable_hstore=False,
             enable_uuid=False,
+            connection_factory=_Connection,
             **chosen,
         )
 
@@ -343,19 +362,12 @@ class PostgresStore:
         raise failure
 
     async def _take(self, pool: aiopg.Pool) -> aiopg.Connection:
-        for is_last in (False, False, True):
-            try:
-                return await pool.acquire()
-            except RuntimeError:
-                if self._is_closed:
-                    raise StoreUnavailable("The store is closed") from None
-                # After a refused connection its descriptor's number is used again while uvloop
-                # 0.22 is still closing what watched it; a turn later it is done. The test that
-                # shows the end of that is `test_a_refused_connection_is_no_closed_store`.
-                if is_last:
-                    raise
-                await asyncio.sleep(0.01)
-        raise AssertionError("unreachable")
+        try:
+            return await pool.acquire()
+        except RuntimeError:
+            if self._is_closed:
+                raise StoreUnavailable("The store is closed") from None
+            raise
 
     def _release(self, connection: aiopg.Connection) -> None:
         raw = connection.raw
