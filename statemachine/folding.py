@@ -18,8 +18,8 @@ What is given is kept as it came until something folds into it: one `_Object`, `
 for each value that grows, none for those that come whole.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 COME_ONCE = frozenset(("id", "type", "name", "role", "index"))
 """Fields of an object that name it."""
@@ -50,18 +50,27 @@ _PIECES = 1024
 """As many pieces of a text wait to be joined: each takes some 60 bytes more than its text."""
 
 
+class Follower(Protocol):
+    """Is told how the pieces of a text came, before they are joined."""
+
+    def note(self, pieces: Sequence[str]) -> None:
+        """These pieces, the next ones, are about to be joined."""
+
+
 class Text(list[str]):
     """Text still arriving: its pieces, joined at the end; before that many small ones into a large.
 
-    `bytes_packed` is the UTF-8 size of the pieces that are joined already.
+    `bytes_packed` is the UTF-8 size of the pieces that are joined already. `follower` is told of those
+    that are joined, from `be_followed` to `end_following`.
     """
 
-    __slots__ = ("_packed", "bytes_packed")
+    __slots__ = ("_packed", "bytes_packed", "follower")
 
     def __init__(self, pieces: Iterable[str] = ()) -> None:
         super().__init__(pieces)
         self._packed = 0
         self.bytes_packed = 0
+        self.follower: Follower | None = None
 
     def add(self, piece: str) -> None:
         self.append(piece)
@@ -72,7 +81,11 @@ class Text(list[str]):
         """Join the pieces that came since the last time; and the joined ones, when they are as large as
         the one before: a hundred megabytes are a few pieces then, whose memory goes back at once."""
         if len(self) > self._packed:
-            self[self._packed :] = ("".join(self[self._packed :]),)
+            fresh = self[self._packed :]
+            if self.follower is not None:
+                self.follower.note(fresh)
+            self[self._packed :] = ("".join(fresh),)
+            del fresh
             self.bytes_packed += utf8_size(self[-1])
             while len(self) > 1 and len(self[-2]) < 2 * len(self[-1]):
                 self[-2:] = (self[-2] + self[-1],)
@@ -80,11 +93,49 @@ class Text(list[str]):
 
     def joined(self) -> str:
         """The text. Its pieces are given up for it, so that a large one isn't held twice."""
+        if self.follower is not None:
+            self.pack()
         if len(self) > 1:
+            is_packed = self._packed == len(self)
             self[:] = ("".join(self),)
-            self._packed = 0
-            self.bytes_packed = 0
+            self._packed = int(is_packed)
+            if not is_packed:
+                self.bytes_packed = 0
         return self[0] if self else ""
+
+    # --- for a follower ---------------------------------------------------------------------
+
+    def be_followed(self) -> int:
+        """Join what has come; how many characters that are. The follower is told of what comes next."""
+        self.pack()
+        return sum(map(len, self))
+
+    def end_following(self) -> None:
+        """Join what has come, and tell the follower of no more."""
+        self.pack()
+        self.follower = None
+
+    @property
+    def unjoined(self) -> int:
+        """How many pieces came since the last joining."""
+        return len(self) - self._packed
+
+    def pieces(self, start: int, most: int) -> list[str]:
+        """Those pieces, from this one on, at most so many."""
+        start += self._packed
+        return self[start : start + most]
+
+    def cut(self, start: int, end: int) -> str:
+        """The text from one character to another, of what is joined."""
+        parts = list[str]()
+        for piece in self:
+            if start < len(piece):
+                parts.append(piece[max(start, 0) : end])
+            start -= len(piece)
+            end -= len(piece)
+            if end <= 0:
+                break
+        return parts[0] if len(parts) == 1 else "".join(parts)
 
 
 class _Object(dict[str, Any]):

@@ -14,6 +14,7 @@ from attrs import define, field, frozen
 
 from statemachine.chunks import ChunkRun, JsonObject, ParsedChunk
 from statemachine.states import ClientGone, State
+from statemachine.tape import DEFAULT_LIMIT, Tape
 
 
 class UsageSource(enum.StrEnum):
@@ -95,6 +96,8 @@ class SessionPolicy:
     """Longest life of the whole completion, counted from its creation."""
     max_answer_bytes: int | None = None
     """Largest answer, in bytes of what is kept of it; None: no limit."""
+    max_tape_bytes: int = DEFAULT_LIMIT
+    """Largest tape; of a larger one only the end is kept while the answer runs, and nothing after."""
 
 
 @frozen
@@ -138,6 +141,10 @@ class SessionRecord:
     upstream_model: str | None
     upstream_created: int | None
     extra: JsonObject
+    tape: Tape | None = field(default=None, eq=False, repr=False)
+    """The answer's chunks; None if they aren't known exactly."""
+    usage_frame: JsonObject | None = field(default=None, eq=False, repr=False)
+    """The last chunk that carried usage and no choice, which is sent with `usage` to whom asked for it."""
 
     @property
     def completion_id(self) -> str:

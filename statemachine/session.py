@@ -19,7 +19,7 @@ The rules:
 9. An answer that grows too large ends with the chunk that was too much, which is still sent.
 """
 
-from statemachine.chunks import ChunkRun, is_for_clients
+from statemachine.chunks import ChunkRun, ParsedChunk, is_for_clients
 from statemachine.endings import (
     BODY_ENDED,
     BROKEN_OFF,
@@ -106,7 +106,9 @@ class StreamSession:
         self.opened = False
         self.attached = True
         self.agent = request.agent
-        self.transcript = Transcript(request.choices_expected, policy.max_answer_bytes)
+        self.transcript = Transcript(
+            request.choices_expected, policy.max_answer_bytes, policy.max_tape_bytes
+        )
         self.first_token_at: float | None = None
         self.client_left_at: float | None = None
         self.milestones = 0
@@ -240,14 +242,15 @@ class StreamSession:
     # --- what each kind of event does -------------------------------------------------------
 
     def _receive(self, run: ChunkRun, now: float) -> tuple[Effect, ...]:
+        is_shown = True
+        if isinstance(run, ParsedChunk):
+            is_shown = is_for_clients(run.payload)
+            if is_shown:
+                self.transcript.tape.add(run)
         if self.transcript.fold_run(run):
             self._note_token(now)
         effects: tuple[Effect, ...] = ()
-        if (
-            self.attached
-            and self.request.stream
-            and (run.pattern is not None or is_for_clients(run.payload))
-        ):
+        if is_shown and self.attached and self.request.stream:
             self._last_sent_at = now
             effects = (SendChunk(run),) if self.opened else self._opening(SendChunk(run))
         return self._go_on_over(effects, now) if self.transcript.is_over else effects
@@ -308,6 +311,7 @@ class StreamSession:
 
     def _record(self, state: State, failure: Failure | None, now: float) -> SessionRecord:
         transcript, request = self.transcript, self.request
+        transcript.tape.close()
         choices = transcript.choices()
         usage, source = usage_of(transcript, request, choices)
         tokens = (usage or {}).get("completion_tokens")
@@ -333,4 +337,6 @@ class StreamSession:
             upstream_model=transcript.upstream_model,
             upstream_created=transcript.upstream_created,
             extra=dict(transcript.extra),
+            tape=transcript.tape,
+            usage_frame=transcript.usage_frame,
         )

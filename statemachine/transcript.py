@@ -27,6 +27,7 @@ from statemachine.chunks import (
 )
 from statemachine.folding import Folder, Text, plain, utf8_size
 from statemachine.messages import Choice, Failure
+from statemachine.tape import BACKSLASH, DEFAULT_LIMIT, Tape
 from statemachine.usage import added_up
 
 MOST_ITEMS = 5_000
@@ -123,6 +124,10 @@ class Transcript:
     Args:
         choices_expected: OpenAI's `n`.
         max_bytes: the most that it may hold, about; None: no limit.
+        max_tape_bytes: the most that its tape may take, about.
+
+    Attributes:
+        tape: its chunks, as they came, without their texts.
     """
 
     __slots__ = (
@@ -141,6 +146,7 @@ class Transcript:
         "folder",
         "is_over",
         "is_whole",
+        "tape",
         "text_size",
         "unfinished",
         "upstream_created",
@@ -150,7 +156,12 @@ class Transcript:
         "usage_frame",
     )
 
-    def __init__(self, choices_expected: int = 1, max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        choices_expected: int = 1,
+        max_bytes: int | None = None,
+        max_tape_bytes: int = DEFAULT_LIMIT,
+    ) -> None:
         self._choices: dict[int, _OpenChoice] = {}
         self._choices_expected = choices_expected
         self._max_bytes = float("inf") if max_bytes is None else max_bytes
@@ -161,6 +172,7 @@ class Transcript:
         self._is_counted_apart = True
         self._weighed = 0
         self.chunk_count = 0
+        self.tape = Tape(max_tape_bytes)
         self.folder = Folder()
         self.text_size = 0
         """How many bytes of text its deltas brought; a little more than that until repeated chunks are
@@ -220,12 +232,17 @@ class Transcript:
         return choice
 
     def fold_run(self, run: ChunkRun) -> bool:
-        """Take a run in: `fold` for each of its chunks. Returns true if one of them bore a token."""
+        """Take a run in: `fold` for each of its chunks. Returns true if one of them bore a token.
+
+        Repeated chunks go onto the tape here; a parsed one that is for clients is put there first.
+        """
         if not isinstance(run, RepeatedChunks):
             return self.fold(run.payload)
         if run.pattern is not self._pattern or self._growing is None:
             return self._fold_anew(run)
         # The last chunk was of this pattern too: whatever else it holds has been taken in.
+        if BACKSLASH in run.literals or self.tape.notes_all:
+            self.tape.note(run)
         texts = run.texts
         self.chunk_count += len(texts)
         self._growing.extend(texts)
@@ -236,20 +253,24 @@ class Transcript:
 
     def _fold_anew(self, run: RepeatedChunks) -> bool:
         """The same for a run that follows another kind of chunk, or whose text isn't plain here."""
-        pattern, rest = run.pattern, run.texts[1:]
-        first = pattern.chunk(run.texts[0])
-        bore_token = self.fold(first)
-        index = _number(first["choices"][0].get("index"))
-        self._growing = self._choices[index].growing(pattern.key)
-        if self._growing is None:
-            return any([self.fold(pattern.chunk(text)) for text in rest]) or bore_token
+        pattern, texts = run.pattern, run.texts
+        frame = pattern.chunk("")  # whatever else such chunks hold
+        self.tape.close()
+        self.fold(frame)
+        index = _number(frame["choices"][0].get("index"))
+        self._growing = growing = self._choices[index].growing(pattern.key)
+        self.chunk_count -= 1
+        if growing is None:
+            self.tape.begin_apart(run)
+            return any([self.fold(pattern.chunk(text)) for text in texts])
+        self.tape.begin(run, growing)
         self._pattern = pattern
-        self.chunk_count += len(rest)
-        self._growing.extend(rest)
+        self.chunk_count += len(texts)
+        growing.extend(texts)
         self.text_size += len(run.literals)
         if self.text_size >= self._look_at:
             self._look()
-        return bore_token or any(rest)
+        return any(texts)
 
     def _fold_envelope(self, payload: JsonObject) -> None:
         upstream_id, model = payload.get("id"), payload.get("model")
@@ -289,6 +310,7 @@ class Transcript:
         if self.text_size >= self._room:
             self._exceed("answer_too_large", f"more than {self._max_bytes} bytes")
         self._look_at = min(self.text_size + _LOOK_BYTES, self._room)
+        self.tape.check_size()
 
     @property
     def _room(self) -> float:
