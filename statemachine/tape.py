@@ -90,16 +90,17 @@ class Stretch:
         lengths: how many characters each text has, in hexadecimal digits: `0` to `e`; `f` is fifteen
             and more, the next digit counting on. Those of pieces that are joined in `text` already.
         count: how many those are.
+        characters: how many they have together.
         ascii: literals are in ASCII.
         odd: those that aren't written like that, by number within the stretch.
         paddings: each chunk's padding, a literal, a line each; empty if the pattern has none.
     """
 
     __slots__ = (
-        "_characters",
         "_marks",
         "ascii",
         "begins",
+        "characters",
         "count",
         "lengths",
         "odd",
@@ -119,8 +120,31 @@ class Stretch:
         self.ascii = False
         self.odd: dict[int, bytes] | None = None
         self.paddings: bytearray | None = bytearray() if pattern.between else None
-        self._characters = 0
+        self.characters = 0
         self._marks: list[tuple[int, int, int]] | None = None
+
+    @classmethod
+    def restored(
+        cls, begins: int, pattern: ChunkPattern, text: Text, start: int, digits: bytes, count: int
+    ) -> "Stretch":
+        """One of which all has come.
+
+        Args:
+            digits: where its `lengths` are the first so many.
+
+        Raises:
+            ValueError: they are fewer.
+        """
+        stretch = cls(begins, pattern, text, start)
+        at = 0
+        while stretch.count < count:
+            wanted = min(_MARK_EVERY, count - stretch.count)
+            lengths, end = read_lengths(digits, at, wanted)
+            if len(lengths) < wanted:
+                raise ValueError("lengths are missing")
+            stretch.note_lengths(digits[at:end], wanted, sum(lengths))
+            at = end
+        return stretch
 
     @property
     def total(self) -> int:
@@ -136,10 +160,10 @@ class Stretch:
         if self.count // _MARK_EVERY < (self.count + count) // _MARK_EVERY:
             if self._marks is None:
                 self._marks = []
-            self._marks.append((self.count, len(self.lengths), self._characters))
+            self._marks.append((self.count, len(self.lengths), self.characters))
         self.lengths += digits
         self.count += count
-        self._characters += characters
+        self.characters += characters
 
     def write(self, texts: Sequence[str], literals: Sequence[bytes]) -> int:
         """Note which of the next texts' literals are odd; about how many bytes that takes."""
@@ -163,7 +187,7 @@ class Stretch:
                 at, digit, characters = self._marks[found - 1]
         while at < number:
             step = min(number - at, _MARK_EVERY)
-            numbers, digit = _read_lengths(self.lengths, digit, step)
+            numbers, digit = read_lengths(self.lengths, digit, step)
             characters += sum(numbers)
             at += step
         return digit, characters
@@ -309,6 +333,11 @@ class Tape:
             self.size = 0
         self.first = self.parts[0].begins
 
+    def put(self, part: Part) -> None:
+        """Put a part of a tape that was stored behind the others."""
+        self.parts.append(part)
+        self.size += _size_of(part)
+
     # --- reading ----------------------------------------------------------------------------
 
     def part_at(self, position: int) -> int:
@@ -385,11 +414,11 @@ class Cursor:
             _, _, digit, characters = known
         else:
             digit, characters = part.locate(number)
-        lengths, end = _read_lengths(part.lengths, digit, most)
+        lengths, end = read_lengths(part.lengths, digit, most)
         ends = [*accumulate(lengths, initial=0)]
         if ends[-1] > room:
             fitting = max(1, bisect_right(ends, room) - 1)
-            _, end = _read_lengths(part.lengths, digit, fitting)
+            _, end = read_lengths(part.lengths, digit, fitting)
             del ends[fitting + 1 :]
         start = part.start + characters
         whole = part.text.cut(start, start + ends[-1])
@@ -464,8 +493,8 @@ def _long_digits(length: int) -> bytes:
     return b"f" * (length // 15) + _DIGITS[length % 15 : length % 15 + 1]
 
 
-def _read_lengths(digits: bytes | bytearray, start: int, count: int) -> tuple[Sequence[int], int]:
-    """So many lengths from a place in the digits on, and where the next one stands."""
+def read_lengths(digits: bytes | bytearray, start: int, count: int) -> tuple[Sequence[int], int]:
+    """Read `Stretch.lengths`: so many from a place in the digits on, and where the next one stands."""
     block = bytes(digits[start : start + count])
     if b"f" not in block and len(block) == count:
         return block.translate(_TO_NUMBERS), start + count

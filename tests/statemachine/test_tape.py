@@ -1,7 +1,7 @@
 """The tape: whatever came, in whatever pieces, can be read again from any position as it came."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -32,7 +32,7 @@ def written_oddly(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("<", "\\u003c").replace("/", "\\/")
 
 
-WRITERS = {
+WRITERS: dict[str, Callable[[str], str]] = {
     "as it is": lambda text: json.dumps(text, ensure_ascii=False),
     "in ASCII": json.dumps,
     "oddly": written_oddly,
@@ -72,7 +72,7 @@ runs = st.one_of(
     st.sampled_from(
         (
             ParsedChunk(chunk({"role": "assistant"})),
-            ParsedChunk(text_chunk("parsed"), b'{"source": 1}'),
+            ParsedChunk(text_chunk("parsed"), json.dumps(text_chunk("parsed")).encode()),
             ParsedChunk(chunk({"content": ["part"]}, index=2)),
             ParsedChunk({"choices": [], "system_fingerprint": "fp"}),
             ParsedChunk({"choices": [], "usage": {"completion_tokens": 1}}),

@@ -1,0 +1,202 @@
+"""Makes a tape's two columns, and the tape of what they hold. Pure, no SQL.
+
+`docs/tape.md` shows both to whoever reads them with `psql` and `jq`. The rules:
+
+1. `tape` is JSON: the chunks that came whole, as they came; and of each stretch its pattern and where
+   its texts are, which is mostly a message of the answer.
+2. `tape_lengths` has the lengths of all stretches' texts, as in `Stretch.lengths`, two digits a byte. An
+   odd number of them is filled up with an `f`.
+3. No tape is kept that isn't whole.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+from attrs import frozen
+
+from statemachine import Choice, ChunkPattern, SessionRecord
+from statemachine.folding import Text
+from statemachine.tape import BACKSLASH, Chunks, Stretch, Tape
+
+_BETWEEN = b"\t"
+"""Stands between a text's literal and its padding's, in none of which it can be."""
+
+
+class TapeDamaged(ValueError):
+    """The columns make no tape: somebody edited them, or the messages that they belong to."""
+
+
+@frozen
+class TapeColumns:
+    """What is stored of a tape.
+
+    Attributes:
+        tape: JSON.
+        lengths: hexadecimal digits, an even number.
+    """
+
+    tape: bytes
+    lengths: str
+
+
+@frozen
+class KeptTape:
+    """What was stored of one.
+
+    Attributes:
+        tape: the answer's chunks.
+        usage_frame: see `SessionRecord`.
+        status: the HTTP status of a failure, where it isn't the code's usual one.
+    """
+
+    tape: Tape
+    usage_frame: Mapping[str, Any] | None = None
+    status: int | None = None
+
+
+def columns_of(record: SessionRecord) -> TapeColumns | None:
+    """The columns of a record's tape; None if it has none that is whole."""
+    tape = record.tape
+    if tape is None or not tape.is_whole:
+        return None
+    patterns: dict[int, ChunkPattern] = {}
+    parts: list[bytes] = []
+    lengths: list[bytes | bytearray] = []
+    for part in tape.parts:
+        if isinstance(part, Chunks):
+            parts.append(b'{"chunks":[%b]}' % b",".join(part.sources))
+        elif part.count:
+            patterns.setdefault(id(part.pattern), part.pattern)
+            number = list(patterns).index(id(part.pattern))
+            parts.append(b'{"pattern":%d,%b}' % (number, _stretch(part, record.choices)))
+            lengths.append(part.lengths)
+    members = [b'"parts":[%b]' % b",".join(parts)]
+    if patterns:
+        members.insert(0, b'"patterns":[%b]' % b",".join(map(_pattern, patterns.values())))
+    if record.usage_frame is not None:
+        frame = {key: 0 if key in _REPLACED else value for key, value in record.usage_frame.items()}
+        members.append(b'"usage":' + _dump(frame))
+    if record.failure is not None and record.failure.status is not None:
+        members.append(b'"status":%d' % record.failure.status)
+    digits = b"".join(lengths).decode("ascii")
+    return TapeColumns(b"{%b}" % b",".join(members), digits + "f" * (len(digits) % 2))
+
+
+_REPLACED = frozenset(("id", "object", "created", "model", "choices", "usage"))
+"""Of a usage chunk all that is ours by the time it is sent; only their places count."""
+
+
+def _stretch(part: Stretch, choices: Sequence[Choice]) -> bytes:
+    members = [b'"count":%d' % part.count, _place_of(part, choices)]
+    if part.ascii:
+        members.append(b'"ascii":true')
+    if part.odd:
+        odd = {str(number): literal.decode() for number, literal in part.odd.items()}
+        members.append(b'"odd":' + _dump(odd))
+    if part.paddings is not None:
+        if BACKSLASH in part.paddings:
+            members.append(b'"paddings":' + _dump(part.paddings.decode()))
+        else:
+            members.append(b'"paddings":[%b]' % bytes(part.paddings[:-1]).replace(b"\n", b","))
+    return b",".join(members)
+
+
+def _place_of(part: Stretch, choices: Sequence[Choice]) -> bytes:
+    """Where a stretch's texts are: in the message of a choice, or, where no message has them, here."""
+    key, text = part.pattern.key, part.text.joined()
+    for position, choice in enumerate(choices):
+        if type(said := choice.message.get(key)) is str and said == text:
+            return b'"choice":%d,"start":%d' % (position, part.start)
+    return b'"text":' + _dump(text[part.start : part.start + part.characters])
+
+
+def _pattern(pattern: ChunkPattern) -> bytes:
+    chunk = _dump(pattern.chunk(""))
+    padded = b',"padded":true' if pattern.between else b""
+    return b'{"key":%b,"chunk":%b%b}' % (_dump(pattern.key), chunk, padded)
+
+
+def _dump(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # lone surrogates
+        return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def tape_of(tape: str, lengths: bytes, choices: Sequence[Choice]) -> KeptTape:
+    """The tape that these columns hold.
+
+    Args:
+        choices: the answer that it belongs to.
+
+    Raises:
+        TapeDamaged: they hold none.
+    """
+    try:
+        kept = _load(tape)
+        made = Tape()
+        for part in _parts(kept, lengths.hex().encode(), choices):
+            made.put(part)
+        made.created = _created(kept)
+        return KeptTape(made, kept.get("usage"), kept.get("status"))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise TapeDamaged(f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _parts(
+    kept: Mapping[str, Any], digits: bytes, choices: Sequence[Choice]
+) -> Iterator[Chunks | Stretch]:
+    patterns = [
+        ChunkPattern(each["chunk"], each["key"], b"", b"", _BETWEEN if each.get("padded") else b"")
+        for each in kept.get("patterns", ())
+    ]
+    texts: dict[tuple[int, str], Text] = {}
+    position = at = 0
+    for part in kept["parts"]:
+        if "chunks" in part:
+            chunks = Chunks(position, list(map(_dump, part["chunks"])))
+            position += chunks.total
+            yield chunks
+            continue
+        pattern = patterns[part["pattern"]]
+        if "text" in part:
+            text, start = Text((part["text"],)), 0
+        else:
+            place, start = (part["choice"], pattern.key), part["start"]
+            text = texts.setdefault(place, Text((choices[place[0]].message[place[1]],)))
+        stretch = Stretch.restored(position, pattern, text, start, digits[at:], part["count"])
+        if start + stretch.characters > len(text.joined()):
+            raise ValueError("a text is shorter than its lengths")
+        _add_writing(stretch, part)
+        at += len(stretch.lengths)
+        position += stretch.total
+        yield stretch
+
+
+def _add_writing(stretch: Stretch, part: Mapping[str, Any]) -> None:
+    stretch.ascii = bool(part.get("ascii"))
+    if odd := part.get("odd"):
+        stretch.odd = {int(number): literal.encode() for number, literal in odd.items()}
+    paddings = part.get("paddings")
+    if isinstance(paddings, str):
+        stretch.paddings = bytearray(paddings.encode())
+    elif paddings is not None:
+        stretch.paddings = bytearray(b"".join([_dump(padding) + b"\n" for padding in paddings]))
+
+
+def _created(kept: Mapping[str, Any]) -> Any:
+    for part in kept["parts"]:
+        first = (
+            part["chunks"][0] if "chunks" in part else kept["patterns"][part["pattern"]]["chunk"]
+        )
+        return first.get("created")
+    return None
+
+
+def _load(source: str) -> Any:
+    try:
+        return orjson.loads(source)
+    except orjson.JSONDecodeError:  # lone surrogates
+        return json.loads(source)
