@@ -7,8 +7,9 @@
 
 `n` counts a completion's lines from 0, so that a missing one is noticed. The kinds of line:
 
-- `request`, `policy`: a session began (n = 0);
+- `request`, `policy`, `version`: a session began (n = 0);
 - `events`: what happened to it, in order, at second `at`; written before any of it is shown;
+- `pattern`, and `events` that are `like` one: see `db.journal.repeats`;
 - `saved`: these completions are committed, their lines are no longer needed.
 
 Lengths and checksums make damage local: a torn last line is cut off, a flipped byte costs the
@@ -29,7 +30,6 @@ from cattrs import Converter
 
 from statemachine import (
     AttemptStarted,
-    ChunkPattern,
     ChunkReceived,
     ClientLeft,
     DeadlineExpired,
@@ -60,6 +60,10 @@ JOURNALED: Mapping[str, type[Event]] = {
 """The events that are written by name. All chunks share a shorter form; `TimePassed`, which changes
 no answer, is not written."""
 
+VERSION = 2
+"""From 2 on, lines tell what every chunk was to the byte (`db.journal.repeats`); from 1, only what it
+said."""
+
 _T = TypeVar("_T")
 
 _HEADER_LONGEST = 8 + 1 + 10 + 1
@@ -68,7 +72,6 @@ _SAVED = b' {"saved":['
 _ID = b'{"id":"'
 _FEW = 8
 """So many completions are looked for one by one, faster than line by line for all of them."""
-_END_OF_TEXT = b"}}]}"
 
 
 def _fields_of(kind: type) -> Callable[[Any], dict[str, Any]]:
@@ -106,6 +109,7 @@ def begin_line(request: SessionRequest, policy: SessionPolicy) -> bytes:
             # Not cattrs, which would copy every message: ten times the cost of the rest.
             "request": _request_fields(request),
             "policy": _policy_fields(policy),
+            "version": VERSION,
         }
     )
 
@@ -116,26 +120,6 @@ def events_record(completion_id: str, number: int, events: Sequence[Event], now:
     Put together by hand, once for each read from an upstream: a chunk's JSON goes in as it came.
     """
     return _record(dump_json(completion_id), number, b",".join(map(_event, events)), now)
-
-
-def text_record(name: bytes, number: int, start: bytes, run: RepeatedChunks, now: float) -> bytes:
-    """The same for repeated chunks whose pattern was the last thing written of this completion: of
-    each chunk only what is new, its text. Read back, that folds to the same answer.
-
-    Args:
-        name: the completion's id as JSON.
-        start: `start_of_text` of the pattern.
-    """
-    literals = run.literals
-    if run.pattern.between:
-        literals = b"\n".join(map(orjson.dumps, run.texts))
-    return _record(name, number, _chunks(start, literals, _END_OF_TEXT), now)
-
-
-def start_of_text(pattern: ChunkPattern) -> bytes:
-    """What stands before a text where nothing else of its chunk is written."""
-    index = pattern.payload["choices"][0].get("index") or 0
-    return b'{"choices":[{"index":%d,"delta":{%b:' % (index, dump_json(pattern.key))
 
 
 def saved_line(completion_ids: Iterable[str]) -> bytes:
@@ -235,14 +219,15 @@ def load_json(source: bytes) -> Any:
 
 def _record(name: bytes, number: int, events: bytes, now: float) -> bytes:
     fields = (name, number, orjson.dumps(now), events)
-    return _line_of(b'{"id":%b,"n":%d,"at":%b,"events":[%b]}' % fields)
+    return line_of(b'{"id":%b,"n":%d,"at":%b,"events":[%b]}' % fields)
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    return _line_of(dump_json(value))
+    return line_of(dump_json(value))
 
 
-def _line_of(source: bytes) -> bytes:
+def line_of(source: bytes) -> bytes:
+    """The line with this JSON."""
     return b"%08x %d %b\n" % (zlib.crc32(source), len(source), source)
 
 
@@ -350,6 +335,8 @@ def _read_line(data: bytes, start: int) -> tuple[dict[str, Any], int] | None:
         return None
     if not isinstance(line, dict):
         return None
+    if "like" in line:
+        line["source"] = source
     # Length and checksum vouch for the line, even if its newline is damaged or missing.
     return line, end + data.startswith(b"\n", end)
 

@@ -12,16 +12,20 @@ Pure but for reading files; whose journal it is makes no difference here.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 from attrs import evolve
 
-from db.journal.format import Damage, events_of, read_lines, read_saved, request_of
+from db.journal.format import VERSION, Damage, events_of, read_lines, read_saved, request_of
+from db.journal.repeats import pattern_of, run_of
 from db.journal.survey import note_damage
 from statemachine import (
+    ChunkPattern,
+    ChunkReceived,
+    Event,
     Failure,
     IllegalTransition,
     Save,
@@ -51,15 +55,33 @@ _TURN_SECONDS = 0.002
 
 
 class _Life:
-    """A session that is being played again, and the number that its next line should have."""
+    """A session that is being played again, and the number that its next line should have.
 
-    __slots__ = ("expected", "is_damaged", "last_at", "session")
+    `is_exact`: its lines tell what each chunk was, and not only what it said.
+    """
+
+    __slots__ = ("expected", "is_damaged", "is_exact", "last_at", "patterns", "session")
 
     def __init__(self, session: StreamSession, at: float) -> None:
         self.session = session
         self.expected = 0
         self.last_at = at
         self.is_damaged = False
+        self.is_exact = False
+        self.patterns: dict[int, ChunkPattern] = {}
+
+    def events_of(self, line: Mapping[str, Any]) -> Sequence[Event]:
+        """What happened by a line, of whatever kind."""
+        if "request" in line:
+            return ()
+        if "pattern" in line:
+            self.patterns[line["n"]] = pattern_of(line)
+            return ()
+        if "like" in line:
+            if (pattern := self.patterns.get(line["like"])) is not None:
+                return (ChunkReceived(run_of(line, line["source"], pattern)),)
+            self.is_damaged = True
+        return events_of(line)
 
 
 class Replay:
@@ -142,6 +164,7 @@ class Replay:
         else:
             session = StreamSession(_forgotten_request(line), SessionPolicy())
         life = self._lives[line["id"]] = _Life(session, float(line["at"]))
+        life.is_exact = line.get("version", 1) >= VERSION
         return life
 
     def _play(
@@ -151,7 +174,7 @@ class Replay:
             life.is_damaged = True
         life.expected = line["n"] + 1
         life.last_at = max(life.last_at, line["at"])
-        for event in () if "request" in line else events_of(line):
+        for event in life.events_of(line):
             try:
                 effects = life.session.handle(event, life.last_at)
             except IllegalTransition:
@@ -180,9 +203,10 @@ class Replay:
 def _marked_if_damaged(record: SessionRecord, life: _Life) -> SessionRecord:
     """The record; if any of its lines is missing, not called complete, whatever its end was."""
     if not life.is_damaged:
-        return record
+        return record if life.is_exact else evolve(record, tape=None)
     return evolve(
         record,
+        tape=None,
         state=State.FAILED if record.state is State.COMPLETED else record.state,
         failure=JOURNAL_DAMAGED if record.state is State.COMPLETED else record.failure,
         finish_reason=None,

@@ -30,9 +30,8 @@ from db.journal.format import (
     dump_json,
     events_record,
     saved_line,
-    start_of_text,
-    text_record,
 )
+from db.journal.repeats import pattern_record, start_of_text, text_record
 from db.journal.replay import Replay
 from db.journal.segments import INCOMPLETE, PROBE_BYTES, WHOLE, Segment, sync_all
 from statemachine import (
@@ -77,8 +76,8 @@ class _Entry:
         count: how many lines it has, lost ones included.
         is_whole: false once one of them was lost.
         segments: where they are, oldest first.
-        pattern: that of the text which was written last, unless anything else was written since.
-        start: what the pattern puts before each such text.
+        pattern: the one that was made known last.
+        start: what it puts before each text.
     """
 
     __slots__ = ("count", "is_whole", "name", "pattern", "segments", "start")
@@ -188,19 +187,12 @@ class Journal:
             return
         last = events[-1]
         run = last.run if isinstance(last, ChunkReceived) else None
-        if isinstance(run, RepeatedChunks):
-            if run.pattern is entry.pattern and len(events) == 1:
-                record = text_record(entry.name, entry.count, entry.start, run, now)
-                self._write(completion_id, entry, record)
-                return
-            entry.pattern, entry.start = run.pattern, start_of_text(run.pattern)
-        else:
-            entry.pattern = None
-            if run is None:  # else there is no ping among them
-                events = [event for event in events if not isinstance(event, TimePassed)]
-        if events:
-            record = events_record(completion_id, entry.count, events, now)
+        if len(events) == 1 and isinstance(run, RepeatedChunks) and run.pattern is entry.pattern:
+            record = text_record(entry.name, entry.count, entry.start, run, now)
             self._write(completion_id, entry, record)
+            return
+        if lines := _lines(completion_id, entry, events, now):
+            self._write(completion_id, entry, b"".join(lines), len(lines))
 
     def forget(self, completion_ids: Iterable[str]) -> None:
         """These are committed: their lines are no longer needed."""
@@ -215,9 +207,9 @@ class Journal:
         if self._put(saved_line(completion_ids)):
             self._segments[-1].saved_here.update(completion_ids)
 
-    def _write(self, completion_id: str, entry: _Entry, line: bytes) -> bool:
-        entry.count += 1  # also of a line that gets lost: the gap tells
-        if not self._put(line):
+    def _write(self, completion_id: str, entry: _Entry, lines: bytes, count: int = 1) -> bool:
+        entry.count += count  # also of lines that get lost: the gap tells
+        if not self._put(lines):
             entry.is_whole = False
             return False
         segment = self._segments[-1]
@@ -445,3 +437,29 @@ class Journal:
                     (self.directory / name).unlink(missing_ok=True)
                 self.directory.rmdir()
         os.close(self._lock)
+
+
+def _lines(completion_id: str, entry: _Entry, events: Sequence[Event], now: float) -> list[bytes]:
+    """The lines for several events, or for one that isn't of the pattern known."""
+    lines: list[bytes] = []
+    others: list[Event] = []
+
+    def write_others() -> None:
+        if others:
+            lines.append(events_record(completion_id, entry.count + len(lines), others, now))
+            others.clear()
+
+    for event in events:
+        run = event.run if isinstance(event, ChunkReceived) else None
+        if isinstance(run, RepeatedChunks):
+            write_others()
+            if run.pattern is not entry.pattern:
+                number = entry.count + len(lines)
+                entry.pattern, entry.start = run.pattern, start_of_text(run.pattern, number)
+                lines.append(pattern_record(entry.name, number, run.pattern, now))
+            number = entry.count + len(lines)
+            lines.append(text_record(entry.name, number, entry.start, run, now))
+        elif not isinstance(event, TimePassed):
+            others.append(event)
+    write_others()
+    return lines

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.wire.jsontext import encode_json
+from service.wire.jsontext import decode_json, encode_json
 from statemachine import (
     Choice,
     ChunkPattern,
@@ -13,6 +13,7 @@ from statemachine import (
     SessionRecord,
 )
 from statemachine.chunks import NEW_LINE, PADDING
+from statemachine.tape import Written, WrittenChunk
 
 DONE = b"data: [DONE]\n\n"
 PING = b": keep-alive\n"
@@ -50,11 +51,27 @@ class ChunkEncoder:
         self._include_usage = include_usage
         self._pattern: ChunkPattern | None = None
 
+    def go_on_after(self, created: Any) -> None:
+        """Go on where others have encoded the first chunk, in which `created` was this."""
+        known = type(created) is int and created > 0  # Azure's first chunk says 0
+        self._created = created if known else self._fallback_created
+
     def encode_all(self, runs: Sequence[ChunkRun]) -> bytes:
         """Chunks that leave together. Raises ValueError as `encode` does."""
         if len(runs) == 1:
             return self.encode_run(runs[0])
         return b"".join([self.encode_run(run) for run in runs])
+
+    def encode_written(self, written: Sequence[Written]) -> bytes:
+        """Chunks that are read from a tape, as they were sent. Raises ValueError as `encode` does."""
+        return b"".join(
+            [
+                self.encode(decode_json(one.source))
+                if isinstance(one, WrittenChunk)
+                else self.encode_run(one)
+                for one in written
+            ]
+        )
 
     def encode_run(self, run: ChunkRun) -> bytes:
         """The events of a run, one for each of its chunks. Raises ValueError as `encode` does."""
@@ -92,9 +109,7 @@ class ChunkEncoder:
         Raises ValueError if it is nested too deeply.
         """
         if self._created is None:
-            created = payload.get("created")
-            known = type(created) is int and created > 0  # Azure's first chunk says 0
-            self._created = created if known else self._fallback_created
+            self.go_on_after(payload.get("created"))
         chunk = {
             **payload,
             "id": self._id,

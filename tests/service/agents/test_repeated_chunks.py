@@ -33,6 +33,8 @@ from statemachine import (
     UpstreamFinished,
 )
 from statemachine.chunks import text_field
+from statemachine.tape import Cursor, Tape
+from tests.db.journal.journals import replayed
 from tests.service.agents.test_pattern import WRITERS, Write
 from tests.service.wire.test_encoder import data_of
 from tests.statemachine.conftest import asked, chunk, finish_chunk, text_chunk
@@ -327,46 +329,45 @@ def test_a_session_read_back_from_texts_alone_ends_the_same(told: list[list[Even
         assert journal.begin(request, policy)
         for events in reads:
             journal.append(request.completion_id, events, 9.0)
-        (segment,) = journal.segments_of([request.completion_id])
-        records = list(read_lines(segment.read_bytes()))
+        (restored,) = replayed(journal.directory)
         journal.forget([request.completion_id])
         journal.close()
-    live, restored = (StreamSession(request, policy) for _ in range(2))
+    live = StreamSession(request, policy)
     for events in reads:
-        expected = [effect for event in events for effect in live.handle(event, 9.0)]
-    found: list[Effect] = []
-    for record in records[1:]:
-        assert not isinstance(record, Damage)
-        found = [effect for event in events_of(record) for effect in restored.handle(event, 9.0)]
-    assert expected == found
+        effects = [effect for event in events for effect in live.handle(event, 9.0)]
+    (record,) = (effect.record for effect in effects if isinstance(effect, Save))
+    assert record == restored
+    assert record.tape is not None and restored.tape is not None
+    assert sent_from(record.tape) == sent_from(restored.tape)
+
+
+def sent_from(tape: Tape) -> bytes:
+    """What a reader of all of a tape is sent."""
+    encoder = ChunkEncoder("chatcmpl-1", "demo", 1, include_usage=True)
+    sent, cursor = b"", Cursor(tape)
+    while block := cursor.read():
+        sent += encoder.encode_written(block)
+    return sent
 
 
 def test_only_the_text_is_written_of_chunks_like_the_one_before(tmp_path: Path) -> None:
-    """The first of a run is written as it came, and so is the first after anything else."""
+    """What they have in common is written once, until there is another such pattern."""
     request = asked()
     journal = Journal.open(tmp_path, Fsync.NEVER, 2**30)
     assert journal.begin(request, SessionPolicy())
     plain, padded, *_ = SOME_PATTERNS
     assert padded.between
     finish = ChunkReceived(finish_chunk())
-    said = [
-        (plain, "b"),
-        (plain, "c"),
-        (plain, "d"),
-        None,
-        (plain, "e"),
-        (padded, "f"),
-        (padded, "g"),
-    ]
+    said = [(plain, "b"), (plain, "c"), None, (plain, "e"), (padded, "f"), (padded, "g")]
     for item in said:
         event = finish if item is None else received(item[0], [item[1], "é"], json_of)
         journal.append(request.completion_id, [event], 9.0)
     (segment,) = journal.segments_of([request.completion_id])
-    _, *records = read_lines(segment.read_bytes())
-    whole = []
-    for record in records:
-        assert not isinstance(record, Damage)
-        first, *_ = record["events"]
-        whole.append(first["chunk"].keys() != {"choices"})
-    assert [True, False, False, True, True, True, False] == whole
+    _, *lines = read_lines(segment.read_bytes())
+    kinds = []
+    for number, line in enumerate(lines, 1):
+        assert not isinstance(line, Damage)
+        assert number == line["n"]
+        kinds.append("pattern" if "pattern" in line else line.get("like", "whole"))
+    assert ["pattern", 1, 1, "whole", 1, "pattern", 6, 6] == kinds
     journal.close()

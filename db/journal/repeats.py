@@ -1,0 +1,98 @@
+"""Makes the journal's lines for chunks that repeat an earlier one, and reads them back. Pure.
+
+The pattern of such chunks is written once, in a line of its own. Then each line holds of its chunks
+only what is new, with the pattern's number:
+
+    {"id": "chatcmpl-…", "n": 3, "at": …, "pattern": {"key": "content", "chunk": {…}, "padded": false}}
+    {"id": "chatcmpl-…", "n": 4, "at": …, "like": 3, "events": [{"chunk": {"choices": [
+        {"index": 0, "delta": {"content": " Paris"}}]}}]}
+
+Read by whoever knows nothing of patterns, a line says the same words. Literals are written as they
+came, and read as they stand, so that recovery knows the chunks to the byte.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from db.journal.format import dump_json, line_of
+from statemachine import ChunkPattern, RepeatedChunks
+from statemachine.chunks import NEW_LINE
+
+_BEFORE_PADDING = b'}}],"obfuscation":'
+_EVENTS = b',"events":[{"chunk":'
+
+
+def pattern_record(name: bytes, number: int, pattern: ChunkPattern, now: float) -> bytes:
+    """The line that makes a pattern known; `name` is the completion's id as JSON."""
+    told = {
+        "key": pattern.key,
+        "chunk": pattern.chunk(""),
+        "padded": bool(pattern.between),
+    }
+    fields = (name, number, orjson.dumps(now), dump_json(told))
+    return line_of(b'{"id":%b,"n":%d,"at":%b,"pattern":%b}' % fields)
+
+
+def start_of_text(pattern: ChunkPattern, number: int) -> bytes:
+    """What stands in a line between its time and its first text.
+
+    Args:
+        number: of the line that made the pattern known.
+    """
+    return b',"like":%d%b%b' % (number, _EVENTS, _start_of_chunk(pattern))
+
+
+def _start_of_chunk(pattern: ChunkPattern) -> bytes:
+    index = pattern.payload["choices"][0].get("index") or 0
+    return b'{"choices":[{"index":%b,"delta":{%b:' % (dump_json(index), dump_json(pattern.key))
+
+
+def text_record(name: bytes, number: int, start: bytes, run: RepeatedChunks, now: float) -> bytes:
+    """The line for chunks of a pattern that is known.
+
+    Args:
+        name: the completion's id as JSON.
+        start: `start_of_text` of the pattern.
+    """
+    literals, end = run.literals, b"}}]}"
+    if run.pattern.between:
+        literals, end = literals.replace(run.pattern.between, _BEFORE_PADDING), b"}"
+    if NEW_LINE in literals:
+        literals = literals.replace(b"\n", _separator(run.pattern, end))
+    fields = (name, number, orjson.dumps(now), start, literals, end)
+    return line_of(b'{"id":%b,"n":%d,"at":%b%b%b%b}]}' % fields)
+
+
+def _separator(pattern: ChunkPattern, end: bytes) -> bytes:
+    return end + b'},{"chunk":' + _start_of_chunk(pattern)
+
+
+def pattern_of(line: Mapping[str, Any]) -> ChunkPattern:
+    """The pattern that a line makes known, as far as one needs it to send chunks again. Raises what
+    odd lines make Python raise."""
+    told = line["pattern"]
+    between = _BEFORE_PADDING if told["padded"] else b""
+    return ChunkPattern(told["chunk"], told["key"], b"", b"", between)
+
+
+def run_of(line: Mapping[str, Any], source: bytes, pattern: ChunkPattern) -> RepeatedChunks:
+    """The chunks in a line.
+
+    Args:
+        source: its JSON.
+
+    Raises:
+        ValueError: it isn't written as `text_record` writes it.
+    """
+    start, end = _EVENTS + _start_of_chunk(pattern), b"}" if pattern.between else b"}}]}"
+    position, stop = source.find(start), len(source) - len(end) - len(b"}]}")
+    deltas = [event["chunk"]["choices"][0]["delta"] for event in line["events"]]
+    if position < 0 or not deltas:
+        raise ValueError("no texts")
+    literals = source[position + len(start) : stop].replace(_separator(pattern, end), b"\n")
+    run = RepeatedChunks(pattern, [delta[pattern.key] for delta in deltas], literals)
+    if literals.count(b"\n") != len(deltas) - 1:
+        raise ValueError("texts that aren't written as they should be")
+    return run
