@@ -13,6 +13,7 @@ from statemachine.messages import (
     Choice,
     ChunkReceived,
     ClientLeft,
+    ClientReturned,
     DeadlineExpired,
     DrainExpired,
     Effect,
@@ -33,6 +34,7 @@ from statemachine.messages import (
     UpstreamFailed,
     UpstreamFinished,
     UsageSource,
+    WaitExpired,
 )
 from statemachine.session import StreamSession
 from statemachine.states import ClientGone, State
@@ -49,6 +51,7 @@ __all__ = [
     "ChunkRun",
     "ClientGone",
     "ClientLeft",
+    "ClientReturned",
     "DeadlineExpired",
     "DrainExpired",
     "Effect",
@@ -76,5 +79,6 @@ __all__ = [
     "UpstreamFailed",
     "UpstreamFinished",
     "UsageSource",
+    "WaitExpired",
     "transitions",
 ]

@@ -20,6 +20,7 @@ from statemachine.messages import (
     AnswerExceeded,
     ChunkReceived,
     ClientLeft,
+    ClientReturned,
     DeadlineExpired,
     DrainExpired,
     Effect,
@@ -35,6 +36,7 @@ from statemachine.messages import (
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
+    WaitExpired,
 )
 from statemachine.session import StreamSession
 from statemachine.states import ClientGone, State
@@ -49,28 +51,35 @@ EVENTS = tuple(MATRIX)
 
 
 def state_table(client_gone: ClientGone) -> str:
-    """A row per event, a column per state; cells that the other policy has otherwise are bold."""
-    table = transitions(client_gone)
-    (other,) = (transitions(policy) for policy in ClientGone if policy is not client_gone)
+    """A row per event, a column per state; cells that another policy has otherwise are bold."""
     rows = [["event", *(f"`{state.value}`" for state in State)]]
     for event in EVENTS:
-        cells = [_cell(table[state].get(event), other[state].get(event)) for state in State]
-        rows.append([f"`{event.__name__}`", *cells])
+        rows.append([f"`{event.__name__}`", *(_cell(event, state, client_gone) for state in State)])
     return _markdown_table(rows)
 
 
-def _cell(cell: Cell | None, other: Cell | None) -> str:
+def _cell(event: type[Event], state: State, client_gone: ClientGone) -> str:
+    targets = _targets(event, state)
+    text = _words(targets[client_gone])
+    return text if len(set(targets.values())) == 1 else f"**{text}**"
+
+
+def _words(cell: Cell | None) -> str:
     if cell is None:
         return "illegal"
-    text = "ignored" if cell is IGNORED else f"`{cell.value}`"
-    return text if cell == other else f"**{text}**"
+    return "ignored" if cell is IGNORED else f"`{cell.value}`"
+
+
+def _targets(event: type[Event], state: State) -> dict[ClientGone, Cell | None]:
+    """What stands in this cell under each policy."""
+    return {policy: transitions(policy)[state].get(event) for policy in ClientGone}
 
 
 # --- the diagram ----------------------------------------------------------------------------
 
 
 def state_diagram() -> str:
-    """A Mermaid state diagram of both policies; ignored cells change nothing and aren't drawn."""
+    """A Mermaid state diagram of all policies; ignored cells change nothing and aren't drawn."""
     lines = ["```mermaid", "stateDiagram-v2", "    direction LR", "    [*] --> pending"]
     for (source, target), labels in _arrows().items():
         # Mermaid ends a label at a second colon or a semicolon; these have neither.
@@ -84,15 +93,14 @@ def _arrows() -> dict[tuple[State, State], list[str]]:
     arrows: dict[tuple[State, State], list[str]] = {}
     for source in State:
         for event in EVENTS:
-            targets = {policy: transitions(policy)[source].get(event) for policy in ClientGone}
-            for policy, target in targets.items():
+            targets = _targets(event, source)
+            for target in dict.fromkeys(targets.values()):
                 if not isinstance(target, State):
                     continue
-                same = len(set(targets.values())) == 1
-                label = event.__name__ if same else f"{event.__name__} under {policy.value}"
-                labels = arrows.setdefault((source, target), [])
-                if label not in labels:
-                    labels.append(label)
+                policies = [policy.value for policy in ClientGone if targets[policy] is target]
+                is_always = len(policies) == len(ClientGone)
+                under = "" if is_always else f" under {' and '.join(policies)}"
+                arrows.setdefault((source, target), []).append(event.__name__ + under)
     return arrows
 
 
@@ -140,6 +148,21 @@ ENDINGS = (
     Ending("a deadline in the middle", (_WORD, _EXPIRED)),
     Ending("the service stops", (_WORD, DrainExpired())),
     Ending("the client leaves, `cancel`", (_WORD, ClientLeft())),
+    Ending(
+        "the client leaves, `wait`, and nobody comes back",
+        (_WORD, ClientLeft(), _WORD, WaitExpired()),
+        ClientGone.WAIT,
+    ),
+    Ending(
+        "the client leaves, `wait`, and somebody comes back",
+        (_WORD, ClientLeft(), _WORD, ClientReturned(), _REASON, UpstreamFinished()),
+        ClientGone.WAIT,
+    ),
+    Ending(
+        "the client leaves, `wait`, and the answer is whole when the wait is over",
+        (_WORD, ClientLeft(), _REASON, WaitExpired()),
+        ClientGone.WAIT,
+    ),
     Ending(
         "the client leaves, `finish`",
         (_WORD, ClientLeft(), _REASON, UpstreamFinished()),
@@ -213,14 +236,17 @@ def _code(record: SessionRecord) -> str:
 # --- all of it ------------------------------------------------------------------------------
 
 
+def _state_tables() -> Iterator[str]:
+    for policy in ClientGone:
+        yield f"### Under `client_gone: {policy.value}`"
+        yield state_table(policy)
+
+
 def printed() -> str:
     """Everything, as Markdown."""
     return "\n\n".join(
         (
-            "### Under `client_gone: cancel`",
-            state_table(ClientGone.CANCEL),
-            "### Under `client_gone: finish`",
-            state_table(ClientGone.FINISH),
+            *_state_tables(),
             "### As a diagram",
             state_diagram(),
             "### What each ending does",

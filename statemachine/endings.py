@@ -18,6 +18,7 @@ from statemachine.messages import (
     StopRequested,
     UpstreamFailed,
     UsageSource,
+    WaitExpired,
 )
 from statemachine.tokens import estimate_tokens
 from statemachine.transcript import Transcript
@@ -68,7 +69,7 @@ def failure_of(event: Event) -> Failure | None:
             return DRAINING
         case StopRequested():
             return STOPPED
-        case ClientLeft():
+        case ClientLeft() | WaitExpired():
             return CLIENT_LEFT
         case _:
             return None

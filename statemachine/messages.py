@@ -98,6 +98,8 @@ class SessionPolicy:
     """Largest answer, in bytes of what is kept of it; None: no limit."""
     max_tape_bytes: int = DEFAULT_LIMIT
     """Largest tape; of a larger one only the end is kept while the answer runs, and nothing after."""
+    client_gone_wait_seconds: float = 30.0
+    """Under `client_gone: wait`: how long the answer goes on after the last reader left."""
 
 
 @frozen
@@ -119,7 +121,8 @@ class SessionRecord:
     `choices` holds at least one entry once any chunk arrived. `whole` is true when every
     choice reached its end, so the messages may be called complete even if the completion
     failed afterwards. `extra` holds top-level chunk fields we don't interpret
-    (`system_fingerprint`, `service_tier`, `citations`, …).
+    (`system_fingerprint`, `service_tier`, `citations`, …). `client_left_at` is when the last reader
+    left, POSIX seconds; None if one was there at the end, also one that came after a leaving.
     """
 
     request: SessionRequest
@@ -196,7 +199,17 @@ class UpstreamFailed(Event):
 
 @frozen
 class ClientLeft(Event):
-    """The client's connection is gone, or it stopped reading for too long."""
+    """The last reader has left: its connection is gone, or it stopped reading for too long."""
+
+
+@frozen
+class ClientReturned(Event):
+    """A reader came after the last one had left."""
+
+
+@frozen
+class WaitExpired(Event):
+    """Nobody came back in time. A session finds out itself, under `client_gone: wait`."""
 
 
 @frozen

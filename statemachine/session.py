@@ -9,12 +9,14 @@ The rules:
    the end can read the record.
 4. "Opened" is a flag, not a state: `OpenStream` comes once, before the first thing sent; never
    for a plain request, which is sent nothing but its end.
-5. A client that left is sent nothing any more.
+5. While nobody is there nothing is sent. Whoever comes back is sent what comes from then on, pings
+   included; what it missed is for its driver to send.
 6. Usage that came in a chunk of its own is held back; a client that asked for it gets it once,
    last, and estimated (marked so) if the upstream gave none.
-7. After every choice's finish reason nothing of the answer is missing: a break, junk, a deadline or
-   a drain ends it well. Only an error that the upstream reports is one. Of an upstream that just
-   stops, without `[DONE]`, the choices that began count: some know of one only, whatever was asked.
+7. After every choice's finish reason nothing of the answer is missing: a break, junk, a deadline, a
+   drain or the end of a wait ends it well. Only an error that the upstream reports is one. Of an
+   upstream that just stops, without `[DONE]`, the choices that began count: some know of one only,
+   whatever was asked.
 8. An upstream that says it is done and has begun no choice, not even with a role, has failed.
 9. An answer that grows too large ends with the chunk that was too much, which is still sent.
 """
@@ -35,6 +37,7 @@ from statemachine.messages import (
     AttemptStarted,
     ChunkReceived,
     ClientLeft,
+    ClientReturned,
     DeadlineExpired,
     DrainExpired,
     Effect,
@@ -53,8 +56,9 @@ from statemachine.messages import (
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
+    WaitExpired,
 )
-from statemachine.states import State
+from statemachine.states import ClientGone, State
 from statemachine.table import IGNORED, IllegalTransition, transitions
 from statemachine.transcript import Transcript
 
@@ -72,12 +76,14 @@ class StreamSession:
     Attributes:
         state: where the completion is.
         opened: the 200 is committed.
-        attached: the client is still there.
+        attached: somebody is there.
         transcript: the answer so far.
         agent: the name of the agent that is being asked.
-        first_token_at, client_left_at: POSIX seconds, or None.
-        milestones: how many of these have come: the first token, the answer's being whole. Only
-            then may `wakes_at` have moved closer.
+        first_token_at, client_left_at: POSIX seconds, or None. The latter is the last reader's
+            leaving, and None again once somebody has come back.
+        milestones: how many of these have come: the first token, the answer's being whole, a
+            reader's return, and under `client_gone: wait` the last one's leaving. Only then may
+            `wakes_at` have moved closer.
     """
 
     __slots__ = (
@@ -121,7 +127,7 @@ class StreamSession:
 
     def __repr__(self) -> str:
         flags = "opened" if self.opened else "not opened"
-        left = "" if self.attached else ", client left"
+        left = "" if self.attached else ", nobody there"
         chunks = self.transcript.chunk_count
         return f"<StreamSession {self.request.completion_id} {self.state} ({flags}{left}), {chunks} chunks>"
 
@@ -149,7 +155,9 @@ class StreamSession:
                 self._enter(target)
             return self._receive(event.run, now)
         match event:
-            case UpstreamFailed() | DeadlineExpired() | DrainExpired() if self._is_good_end(event):
+            case UpstreamFailed() | DeadlineExpired() | DrainExpired() | WaitExpired() if (
+                self._is_good_end(event)
+            ):
                 return self.handle(UpstreamFinished(), now)
             case UpstreamFinished() if not self.transcript.has_begun:
                 return self.handle(UpstreamFailed(NOTHING_CAME), now)
@@ -158,10 +166,8 @@ class StreamSession:
             case AttemptStarted(agent, idle_seconds):
                 self.agent = agent
                 self._idle_seconds = idle_seconds
-                return ()
-            case ClientLeft() if self.attached:
-                self.attached = False
-                self.client_left_at = now
+            case ClientLeft() | ClientReturned() | WaitExpired():
+                self._note_attendance(isinstance(event, ClientReturned), now)
         if not target.is_final:
             return ()
         return self._end(event, target, now)
@@ -185,7 +191,9 @@ class StreamSession:
         It moves closer only when `milestones` grows; otherwise each chunk and ping moves it
         away, so a driver need not ask after each.
         """
-        return min(self._trailer_at, self._total_at, self._idle_at, self._ping_at)
+        return min(
+            self._trailer_at, self._total_at, self._idle_at, self._wait_ends_at, self._ping_at
+        )
 
     def due(self, now: float) -> Event | None:
         """Return the event that time alone has made due by `now`, or None."""
@@ -204,6 +212,8 @@ class StreamSession:
                 "idle_timeout",
                 f"The model fell silent: no further token came within {self._idle_seconds:g} s.",
             )
+        if self._wait_ends_at <= now:
+            return WaitExpired()
         return TimePassed()
 
     def excuse_silence(self, now: float) -> None:
@@ -231,6 +241,13 @@ class StreamSession:
         if self._last_token_at is None or self._idle_seconds is None or not waiting:
             return NEVER
         return self._last_token_at + self._idle_seconds
+
+    @property
+    def _wait_ends_at(self) -> float:
+        left_at = self.client_left_at
+        if left_at is None or self.policy.client_gone is not ClientGone.WAIT or self.state.is_final:
+            return NEVER
+        return left_at + self.policy.client_gone_wait_seconds
 
     @property
     def _ping_at(self) -> float:
@@ -271,6 +288,18 @@ class StreamSession:
         self._last_token_at = now
         if self.first_token_at is None:
             self.first_token_at = now
+            self.milestones += 1
+
+    def _note_attendance(self, attached: bool, now: float) -> None:
+        """Note whether somebody is there, if that is news. `WaitExpired` is taken at its word that
+        nobody is: a journal may have lost the line in which the last reader left."""
+        if attached is self.attached:
+            return
+        self.attached = attached
+        self.client_left_at = None if attached else now
+        if attached:
+            self._last_sent_at = now  # no pings for the time when nobody was there
+        if attached or self.policy.client_gone is ClientGone.WAIT:
             self.milestones += 1
 
     def _ping(self, now: float) -> tuple[Effect, ...]:

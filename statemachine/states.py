@@ -1,4 +1,4 @@
-"""The states of a completion, and what a client's leaving may mean."""
+"""The states of a completion, and what it may mean that nobody reads it any more."""
 
 import enum
 
@@ -25,9 +25,13 @@ class State(enum.StrEnum):
 
 
 class ClientGone(enum.StrEnum):
-    """What a client's leaving means (`client_gone` in the configuration)."""
+    """What the last reader's leaving means (`client_gone` in the configuration). In the order of
+    patience: each waits longer than the one before."""
 
     CANCEL = "cancel"
     """Stop the upstream at once and keep the partial text."""
+    WAIT = "wait"
+    """The answer goes on for `client_gone_wait_seconds` after the last reader left; whoever comes back
+    in time finds it running."""
     FINISH = "finish"
     """Let the upstream end and keep the full text."""

@@ -17,6 +17,7 @@ from statemachine.messages import (
     AttemptStarted,
     ChunkReceived,
     ClientLeft,
+    ClientReturned,
     DeadlineExpired,
     DrainExpired,
     Event,
@@ -24,6 +25,7 @@ from statemachine.messages import (
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
+    WaitExpired,
 )
 from statemachine.states import ClientGone, State
 
@@ -60,16 +62,25 @@ MATRIX: Final[_Matrix] = {
     UpstreamFinished:  (F,       C,         NEVER,     LATE,   LATE),
     UpstreamFailed:    (F,       F,         NEVER,     LATE,   LATE),
     ClientLeft:        (G,       G,         LATE,      LATE,   LATE),
+    ClientReturned:    (NEVER,   NEVER,     LATE,      LATE,   LATE),
+    WaitExpired:       (NEVER,   NEVER,     LATE,      LATE,   LATE),
     StopRequested:     (G,       G,         LATE,      LATE,   LATE),
     DeadlineExpired:   (F,       F,         LATE,      LATE,   LATE),
     DrainExpired:      (F,       F,         LATE,      LATE,   LATE),
     TimePassed:        (P,       S,         LATE,      LATE,   LATE),
 }
 
-# Under `client_gone: finish` one row differs: the client is detached and the answer goes on.
+# Under `client_gone: finish` two rows differ: the answer goes on while nobody is there.
 FINISH_MATRIX: Final[_Matrix] = {
     **MATRIX,
     ClientLeft:        (P,       S,         LATE,      LATE,   LATE),
+    ClientReturned:    (P,       S,         LATE,      LATE,   LATE),
+}
+
+# Under `client_gone: wait` a third one does: it goes on for so long only.
+WAIT_MATRIX: Final[_Matrix] = {
+    **FINISH_MATRIX,
+    WaitExpired:       (G,       G,         LATE,      LATE,   LATE),
 }
 # fmt: on
 
@@ -87,6 +98,7 @@ def _columns(matrix: _Matrix) -> dict[State, Row]:
 
 _TABLES = {
     ClientGone.CANCEL: _columns(MATRIX),
+    ClientGone.WAIT: _columns(WAIT_MATRIX),
     ClientGone.FINISH: _columns(FINISH_MATRIX),
 }
 

@@ -10,6 +10,7 @@ from statemachine import (
     ChunkReceived,
     ClientGone,
     ClientLeft,
+    ClientReturned,
     DeadlineExpired,
     DrainExpired,
     Event,
@@ -23,10 +24,11 @@ from statemachine import (
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
+    WaitExpired,
     messages,
     transitions,
 )
-from statemachine.table import FINISH_MATRIX, MATRIX
+from statemachine.table import FINISH_MATRIX, MATRIX, WAIT_MATRIX
 from tests.statemachine.conftest import asked, finish_chunk, text_chunk
 
 P, S, C, F, G = State
@@ -40,6 +42,8 @@ EVENTS: dict[type[Event], Event] = {
     DeadlineExpired: DeadlineExpired(FAILURE),
     DrainExpired: DrainExpired(),
     ClientLeft: ClientLeft(),
+    ClientReturned: ClientReturned(),
+    WaitExpired: WaitExpired(),
     StopRequested: StopRequested(),
     TimePassed: TimePassed(),
 }
@@ -71,15 +75,29 @@ def test_every_event_has_a_row_of_five_cells() -> None:
     # Not `__subclasses__()`: attrs makes slotted classes twice, and the first lingers.
     kinds = {kind for kind in vars(messages).values() if isinstance(kind, type)}
     events = {kind for kind in kinds if issubclass(kind, Event)} - {Event}
-    for matrix in (MATRIX, FINISH_MATRIX):
+    for matrix in (MATRIX, FINISH_MATRIX, WAIT_MATRIX):
         assert events == set(matrix)
         assert {len(State)} == {len(cells) for cells in matrix.values()}
 
 
-def test_the_policies_differ_in_one_row() -> None:
-    """Under `finish`, a running session survives its client's leaving; all else is the same."""
-    assert {ClientLeft} == {event for event in MATRIX if MATRIX[event] != FINISH_MATRIX[event]}
-    assert (P, S, IGNORED, IGNORED, IGNORED) == FINISH_MATRIX[ClientLeft]
+def test_the_policies_differ_in_what_leaving_and_coming_back_mean() -> None:
+    """Under `finish` and `wait` a running session survives its last reader's leaving, under `wait`
+    until the wait is over; all else is the same."""
+    late = (IGNORED, IGNORED, IGNORED)
+    rows = (ClientLeft, ClientReturned, WaitExpired)
+    assert [(G, G, *late), (None, None, *late), (None, None, *late)] == [MATRIX[e] for e in rows]
+    assert [(P, S, *late), (P, S, *late), (None, None, *late)] == [FINISH_MATRIX[e] for e in rows]
+    assert [(P, S, *late), (P, S, *late), (G, G, *late)] == [WAIT_MATRIX[e] for e in rows]
+    for matrix in (FINISH_MATRIX, WAIT_MATRIX):
+        assert {} == {e: matrix[e] for e in MATRIX if e not in rows and matrix[e] != MATRIX[e]}
+
+
+def test_each_policy_has_a_table_of_its_own() -> None:
+    """The policies go from the least patient one to the most, and each obeys its own matrix."""
+    assert ["cancel", "wait", "finish"] == [policy.value for policy in ClientGone]
+    for policy, matrix in zip(ClientGone, (MATRIX, WAIT_MATRIX, FINISH_MATRIX), strict=True):
+        for event, cells in matrix.items():
+            assert cells == tuple(transitions(policy)[state].get(event) for state in State)
 
 
 @pytest.mark.parametrize(("policy", "state", "event", "cell"), CELLS)

@@ -12,6 +12,7 @@ from statemachine import (
     ChunkRun,
     ClientGone,
     ClientLeft,
+    ClientReturned,
     DeadlineExpired,
     DrainExpired,
     Effect,
@@ -33,6 +34,7 @@ from statemachine import (
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
+    WaitExpired,
 )
 from tests.statemachine.conftest import asked, finish_chunk, made_up, text_after, text_chunk
 
@@ -52,6 +54,8 @@ STEPS: tuple[Event, ...] = (
     DeadlineExpired(FAILURE),
     DrainExpired(),
     ClientLeft(),
+    ClientReturned(),
+    WaitExpired(),
     StopRequested(),
     TimePassed(),
 )
@@ -90,7 +94,7 @@ def promises_hold(
     walk: list[tuple[Event, float]], client_gone: ClientGone, include_usage: bool
 ) -> None:
     """One `Save` per ended life and none before; the text saved is the text received; nothing is
-    sent before opening, after the save but its end, or to a client that left."""
+    sent before opening, after the save but its end, or while nobody is there."""
     session = StreamSession(
         asked(include_usage=include_usage), SessionPolicy(client_gone=client_gone)
     )
@@ -106,7 +110,7 @@ def promises_hold(
             continue
         if running and isinstance(event, ChunkReceived):
             text += text_in(event.run)
-        if not was_attached:
+        if not (was_attached and session.attached) or isinstance(event, ClientReturned):
             assert not any(isinstance(effect, SENDS) for effect in new)
         effects.extend(new)
     saves = [effect for effect in effects if isinstance(effect, Save)]
@@ -129,6 +133,7 @@ def promises_hold(
         kept = "".join(str(c.message["content"] or "") for c in record.choices)
         assert kept == text
         assert record.state is session.state
+        assert (record.client_left_at is None) is session.attached
         if record.state is not State.COMPLETED:
             assert record.failure is not None
             assert not any(isinstance(effect, SendDone) for effect in effects)
