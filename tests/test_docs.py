@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import service
+from db.journal.format import JOURNALED
 from service.completion_log import completion_fields
 from service.edge.errors import ERROR_CODES
 from service.process import command
@@ -272,6 +273,16 @@ def test_there_are_tables() -> None:
 def test_columns_are_documented(table: str) -> None:
     """Every column of every table has a row."""
     same(rows(section(document("docs/operations.md"), f"`{table}`")), tables()[table])
+
+
+def test_the_journals_events_are_documented() -> None:
+    """Every event that the journal writes by name has a row, with its fields, and no other has."""
+    found = re.findall(r"^\| `([A-Z]\w+)` \| [^|]+ \|(.*)\|$", document("docs/journal.md"), re.M)
+    documented = {name: set(re.findall(r"`(\w+)`", fields)) for name, fields in found}
+    kinds: dict[str, type] = dict(JOURNALED)
+    assert documented == {
+        name: {field.name for field in attrs.fields(kind)} for name, kind in kinds.items()
+    }
 
 
 # --- architecture and state machine -----------------------------------------------------------

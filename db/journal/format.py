@@ -32,6 +32,7 @@ from statemachine import (
     AttemptStarted,
     ChunkReceived,
     ClientLeft,
+    ClientReturned,
     DeadlineExpired,
     DrainExpired,
     Event,
@@ -42,6 +43,7 @@ from statemachine import (
     StopRequested,
     UpstreamFailed,
     UpstreamFinished,
+    WaitExpired,
 )
 from statemachine.chunks import NEW_LINE
 
@@ -50,11 +52,13 @@ JOURNALED: Mapping[str, type[Event]] = {
     for kind in (
         AttemptStarted,
         ClientLeft,
+        ClientReturned,
         DeadlineExpired,
         DrainExpired,
         StopRequested,
         UpstreamFailed,
         UpstreamFinished,
+        WaitExpired,
     )
 }
 """The events that are written by name. All chunks share a shorter form; `TimePassed`, which changes

@@ -27,6 +27,7 @@ from statemachine import (
     ChunkReceived,
     ClientGone,
     ClientLeft,
+    ClientReturned,
     DeadlineExpired,
     DrainExpired,
     Event,
@@ -36,6 +37,7 @@ from statemachine import (
     StopRequested,
     UpstreamFailed,
     UpstreamFinished,
+    WaitExpired,
 )
 from tests.statemachine.conftest import asked, text_chunk
 
@@ -73,7 +75,8 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(AttemptStarted, texts, st.none() | numbers),
     st.builds(UpstreamFailed, failures),
     st.builds(DeadlineExpired, failures),
-    st.sampled_from([UpstreamFinished(), ClientLeft(), StopRequested(), DrainExpired()]),
+    st.sampled_from([UpstreamFinished(), ClientLeft(), ClientReturned(), WaitExpired()]),
+    st.sampled_from([StopRequested(), DrainExpired()]),
 )
 requests = st.builds(
     SessionRequest,
@@ -95,6 +98,7 @@ requests = st.builds(
 policies = st.builds(
     SessionPolicy,
     client_gone=st.sampled_from(ClientGone),
+    client_gone_wait_seconds=numbers,
     keep_alive_interval_seconds=st.none() | numbers,
     idle_seconds=st.none() | numbers,
     total_seconds=st.none() | numbers,
@@ -300,3 +304,11 @@ def test_a_journal_of_before_the_limit_has_none() -> None:
     assert 5 == request_of(line)[1].max_answer_bytes
     del line["policy"]["max_answer_bytes"]
     assert request_of(line)[1].max_answer_bytes is None
+
+
+def test_a_journal_of_before_the_wait_is_read() -> None:
+    """Its sessions never waited; the figure that they get is never asked for."""
+    policy = SessionPolicy(ClientGone.FINISH)
+    line = json.loads(begin_line(asked(), policy).split(b" ", 2)[2])
+    del line["policy"]["client_gone_wait_seconds"]
+    assert policy == request_of(line)[1]

@@ -22,6 +22,7 @@ from statemachine import (
     ChunkReceived,
     ClientGone,
     ClientLeft,
+    ClientReturned,
     Effect,
     Event,
     Failure,
@@ -32,7 +33,9 @@ from statemachine import (
     TimePassed,
     UpstreamFailed,
     UpstreamFinished,
+    WaitExpired,
 )
+from statemachine.endings import CLIENT_LEFT
 from statemachine.table import transitions
 from tests.db.journal.journals import (
     begin,
@@ -150,6 +153,41 @@ def test_events_of_one_line_are_replayed_one_by_one(tmp_path: Path) -> None:
     (record,) = replayed(journal.directory)
     assert (State.CLIENT_GONE, "a", 2.0) == (record.state, words(record), record.client_left_at)
     journal.close()
+
+
+def test_readers_that_came_and_went_are_replayed(tmp_path: Path) -> None:
+    """A wait that was over ends the session here too, one that somebody ended leaves no moment of a
+    leaving, and of a session that was killed while it waited the last leaving is kept."""
+    journal = open_journal(tmp_path)
+    for name in ("over", "ended", "killed"):
+        assert journal.begin(asked(completion_id=name), SessionPolicy(ClientGone.WAIT))
+        say(journal, name, "some ")
+        journal.append(name, [ClientLeft()], 2.0)
+        say(journal, name, "words", 3.0)
+    journal.append("over", [WaitExpired()], 32.0)
+    journal.append("ended", [ClientReturned(), UpstreamFinished()], 31.0)
+    over, ended, killed = replayed(journal.directory)
+    assert (State.CLIENT_GONE, CLIENT_LEFT, 2.0) == (over.state, over.failure, over.client_left_at)
+    assert (State.COMPLETED, None, None) == (ended.state, ended.failure, ended.client_left_at)
+    assert (PROCESS_DIED, 2.0) == (killed.failure, killed.client_left_at)
+    assert ["some words"] * 3 == [words(record) for record in (over, ended, killed)]
+    journal.close()
+
+
+def test_a_wait_whose_beginning_was_lost_still_has_a_moment(tmp_path: Path) -> None:
+    """Where a disk has eaten the line of the leaving, the end of the wait counts as one."""
+    journal = open_journal(tmp_path)
+    assert journal.begin(asked(completion_id="a"), SessionPolicy(ClientGone.WAIT))
+    say(journal, "a", "some ")
+    journal.append("a", [ClientLeft()], 2.0)
+    journal.append("a", [WaitExpired()], 32.0)
+    (path,) = segments(journal.directory)
+    journal.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    (record,) = replayed(path.parent)
+    assert (State.CLIENT_GONE, CLIENT_LEFT) == (record.state, record.failure)
+    assert (32.0, False) == (record.client_left_at, record.whole)
 
 
 def test_an_event_that_could_not_happen_is_replayed_as_it_was_handled(tmp_path: Path) -> None:
