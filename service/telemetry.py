@@ -187,3 +187,5 @@ async def add_id_headers(request: web.Request, response: web.StreamResponse) -> 
     if REQUEST_ID in request:
         response.headers["x-request-id"] = request[REQUEST_ID]
         response.headers["x-trace-id"] = request[TRACE].trace_id
+    if COMPLETION_ID in request:
+        response.headers["x-completion-id"] = request[COMPLETION_ID]

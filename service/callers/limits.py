@@ -99,6 +99,11 @@ class Account:
 
     def check(self, now: float) -> None:
         """Raises ApiError `too_many_streams` or `rate_limited` (429)."""
+        self.check_stream(now)
+        self.check_budget(self.requests, "request", now)
+
+    def check_stream(self, now: float) -> None:
+        """Raises the same for what a request doesn't need that begins nothing."""
         if self.most_streams is not None and self.streams >= self.most_streams:
             taken = (
                 "The one stream that you may have at once is"
@@ -106,13 +111,16 @@ class Account:
                 else f"All {self.most_streams} streams that you may have at once are"
             )
             raise _refusal("too_many_streams", f"{taken} taken; please try again.", 1.0)
-        for budget, thing in ((self.requests, "request"), (self.tokens, "token")):
-            wait = budget.wait_seconds(now)
-            if wait:
-                many = f"{budget.per_minute} {thing}s a minute are"
-                used = f"one {thing} a minute is" if budget.per_minute == 1 else many
-                message = f"Your {used} used up; please try again in {duration(wait)}."
-                raise _refusal("rate_limited", message, wait)
+        self.check_budget(self.tokens, "token", now)
+
+    def check_budget(self, budget: Budget, thing: str, now: float) -> None:
+        """Raises ApiError `rate_limited`."""
+        wait = budget.wait_seconds(now)
+        if wait:
+            many = f"{budget.per_minute} {thing}s a minute are"
+            used = f"one {thing} a minute is" if budget.per_minute == 1 else many
+            message = f"Your {used} used up; please try again in {duration(wait)}."
+            raise _refusal("rate_limited", message, wait)
 
     def headers(self, now: float) -> dict[str, str]:
         """OpenAI's headers, for the budgets that have a limit."""
@@ -184,16 +192,37 @@ class Admission:
         Raises:
             ApiError: `rate_limited` or `too_many_streams` (429).
         """
-        owner = owner_of(request)
-        account = self._accounts.get(owner)
-        if account is None:
-            account = self._accounts[owner] = Account(self._own.get(owner, self._limits))
-        request[_ACCOUNT] = account
+        account = self._account_of(request)
         if account.is_limited:
             now = self._clock()
             account.check(now)
             account.requests.take(1, now)
         return Ticket(account, self._clock)
+
+    def admit_repeat(self, request: web.Request) -> None:
+        """Admit a request that may repeat an earlier one, and so need neither a stream nor tokens; one
+        that doesn't needs a ticket of `begin` besides. Raises ApiError `rate_limited`."""
+        account = self._account_of(request)
+        if account.is_limited:
+            now = self._clock()
+            account.check_budget(account.requests, "request", now)
+            account.requests.take(1, now)
+
+    def begin(self, request: web.Request) -> Ticket:
+        """The ticket for a request that `admit_repeat` admitted and that begins a completion. Raises
+        what `admit` raises."""
+        account = self._account_of(request)
+        if account.is_limited:
+            account.check_stream(self._clock())
+        return Ticket(account, self._clock)
+
+    def _account_of(self, request: web.Request) -> Account:
+        owner = owner_of(request)
+        account = self._accounts.get(owner)
+        if account is None:
+            account = self._accounts[owner] = Account(self._own.get(owner, self._limits))
+        request[_ACCOUNT] = account
+        return account
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add to each answer to a request for a completion, refusals included, what is left."""

@@ -28,8 +28,13 @@ ERROR_CODES: Mapping[str, int] = {
     "body_too_large": 413,
     "unsupported_encoding": 415,
     "stopped": 409,
+    "position_ahead": 409,
+    "idempotency_pending": 409,
+    "position_expired": 410,
+    "idempotency_mismatch": 422,
     "rate_limited": 429,
     "too_many_streams": 429,
+    "too_many_readers": 429,
     "headers_too_large": 431,
     "internal_error": 500,
     "answer_too_large": 502,
@@ -46,7 +51,7 @@ ERROR_CODES: Mapping[str, int] = {
     "first_token_timeout": 504,
     "idle_timeout": 504,
     "total_timeout": 504,
-    # In rows only: no client is left to send them to.
+    # Of stored answers only: no client was left to be told.
     "client_left": 499,
     "process_died": 500,
     "journal_damaged": 500,
@@ -55,7 +60,7 @@ ERROR_CODES: Mapping[str, int] = {
 
 _ERRORS = range(400, 600)
 """What a failure may leave as, whatever status an upstream gave it."""
-_DONT_RETRY = frozenset(("answer_too_large", "stopped", "total_timeout"))
+_DONT_RETRY = frozenset(("answer_too_large", "position_ahead", "stopped", "total_timeout"))
 """The SDKs retry on 408, 409, 429 and from 500; for these codes that would do harm."""
 
 

@@ -83,6 +83,10 @@ class ClientSide:
         """The session has ended: from now on no write waits until the client has room."""
         self._writer.stop_waiting()
 
+    def leave(self) -> None:
+        """Its connection is gone: from now on nothing is written to it."""
+        self.is_reachable = False
+
     def abort(self) -> None:
         """Cut the connection now; a write that waits raises `ClientConnectionLost`."""
         self._writer.abort()

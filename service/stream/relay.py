@@ -17,9 +17,11 @@ The rules:
    fires, not when a chunk comes. A client that takes nothing is cut off by its connection.
 5. An event from outside that ends the session interrupts whatever the relay waits for: the
    upstream's next bytes, or a client that doesn't read.
-6. The relay runs in a task of its own. A handler that aiohttp cancels posts `ClientLeft` and
-   goes; the relay lives on until the record is saved.
-7. Whatever breaks in here ends the session as failed, so the text so far is kept.
+6. The relay runs in a task of its own. A handler that aiohttp cancels tells it so and goes; the relay
+   lives on until the record is saved.
+7. The session hears of the last reader that leaves, and of the first that comes after it. Those besides
+   the first client read the tape by themselves (`service.stream.audience`).
+8. Whatever breaks in here ends the session as failed, so the text so far is kept.
 """
 
 import asyncio
@@ -31,7 +33,9 @@ import structlog
 from aiohttp import web
 
 from service.clock import Clock
+from service.stream.answers import ending_of
 from service.stream.attempts import Attempts
+from service.stream.audience import Audience
 from service.stream.client import ClientSide
 from service.stream.moments import Moments
 from service.stream.ports import Journal, RelayLimits, Saver
@@ -40,6 +44,7 @@ from statemachine import (
     ChunkReceived,
     ChunkRun,
     ClientLeft,
+    ClientReturned,
     Effect,
     Event,
     Failure,
@@ -72,6 +77,10 @@ class Relay:
 
     Call `start` once, await `task` for the response to return to aiohttp, and `post` whatever
     happens outside.
+
+    Attributes:
+        record: what is kept of it; None until that is committed, or late.
+        readers: how many there are, the first client included.
     """
 
     def __init__(
@@ -87,8 +96,12 @@ class Relay:
     ) -> None:
         self.session = session
         self.task: asyncio.Task[web.StreamResponse] | None = None
+        self.record: SessionRecord | None = None
+        self.readers = 1
         self._journal = journal
         self._client = client
+        self._has_client = True
+        self._audience: Audience | None = None
         self._upstream = upstream
         self._saver = saver
         self._limits = limits
@@ -122,6 +135,38 @@ class Relay:
         else:
             self._carry_out_beside()
 
+    # --- readers ----------------------------------------------------------------------------
+
+    @property
+    def audience(self) -> Audience:
+        """Those who read besides the first client."""
+        if self._audience is None:
+            session, journal = self.session, self._journal
+            settle = partial(journal.settle, is_final=False) if self._settles_chunks else None
+            self._audience = Audience(session.request, session.transcript.tape, settle)
+            if self.record is not None:
+                self._audience.end(ending_of(self.record))
+        return self._audience
+
+    def join(self) -> None:
+        """Somebody reads too, from now on. Whoever calls it calls `leave` later, once."""
+        self.readers += 1
+        if self.readers == 1 and not self.session.state.is_final:
+            self.post(ClientReturned())
+
+    def leave(self) -> None:
+        """A reader has gone."""
+        self.readers -= 1
+        if not self.readers and not self.session.state.is_final:
+            self.post(ClientLeft())
+
+    def lose_client(self) -> None:
+        """The first client's connection is gone."""
+        if self._has_client:
+            self._has_client = False
+            self._client.leave()
+            self.leave()
+
     # --- the life ---------------------------------------------------------------------------
 
     async def _run(self) -> web.StreamResponse:
@@ -135,6 +180,8 @@ class Relay:
             self._client.abort()  # a client left without an end must not wait for one
             raise
         finally:
+            if self._audience is not None and self.record is None:
+                self._audience.end(None)
             if self._timer is not None:
                 self._timer.cancel()
             try:
@@ -179,9 +226,8 @@ class Relay:
         session = self.session
         return (
             not (self._effects or session.state.is_final or self._settles_chunks)
-            and session.attached
             and not self._carrying.locked()
-            and self._client.is_clear()
+            and (self._client.is_clear() or not self._has_client)
         )
 
     def take(self, event: ChunkReceived) -> None:
@@ -192,7 +238,9 @@ class Relay:
             now = self._clock()
             self._journal.append(self._completion_id, (event,), now)
             effects = session.handle(event, now)
-            if len(effects) == 1 and isinstance(effects[0], SendChunk):
+            if self._audience is not None:
+                self._audience.note_more()
+            if len(effects) == 1 and isinstance(effects[0], SendChunk) and self._has_client:
                 self._client.send_now((effects[0].run,))
             else:
                 self._effects.extend(effects)
@@ -215,6 +263,8 @@ class Relay:
         self._journal.append(self._completion_id, events, now)
         for event in events:
             self._effects.extend(self.session.handle(event, now))
+        if self._audience is not None:
+            self._audience.note_more()
 
     def _interrupt(self) -> None:
         """Wake the relay's task from whatever it awaits. Not yet running, it needs no waking."""
@@ -249,7 +299,12 @@ class Relay:
         if not effects:
             return True
         runs = _runs_of(effects)
-        if len(runs) < len(effects) or not self._can_send_now():
+        if len(runs) < len(effects):
+            return False
+        if not self._has_client:
+            effects.clear()
+            return True
+        if not self._can_send_now():
             return False
         self._client.send_now(runs)
         effects.clear()
@@ -322,8 +377,12 @@ class Relay:
         return self._client.is_reachable and self.session.attached
 
     def _note_client_left(self) -> None:
-        if not self.session.state.is_final:
-            self._admit(ClientLeft())
+        """A write to the first client has failed. What follows is carried out by whoever wrote."""
+        if self._has_client:
+            self._has_client = False
+            self.readers -= 1
+            if not self.readers and not self.session.state.is_final:
+                self._admit(ClientLeft())
 
     async def _save(self, record: SessionRecord) -> None:
         """Hand the record over, and give its commit a moment before the client is told."""
@@ -332,6 +391,9 @@ class Relay:
         if not await _is_done_within(save, self._limits.commit_timeout_seconds):
             log.warning("commit is late", completion_id=record.completion_id)
         self._moments.watch_save(save)
+        self.record = record
+        if self._audience is not None:
+            self._audience.end(ending_of(record))
 
     # --- time -------------------------------------------------------------------------------
 

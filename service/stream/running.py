@@ -42,10 +42,14 @@ class RunningStreams:
     def __iter__(self) -> Iterator[Relay]:
         return iter(self._relays.values())
 
-    def check_room(self) -> None:
-        """Raises ApiError `draining` (503) or `too_many_streams` (429)."""
+    def check_open(self) -> None:
+        """Raises ApiError `draining` (503)."""
         if self.is_draining:
             raise ApiError(_DRAINING)
+
+    def check_room(self) -> None:
+        """Raises ApiError `draining` (503) or `too_many_streams` (429)."""
+        self.check_open()
         if len(self._relays) >= self.limit:
             many = f"All {self.limit} streams of this service are"
             taken = "The one stream of this service is" if self.limit == 1 else many
@@ -75,6 +79,11 @@ class RunningStreams:
     def get(self, completion_id: str) -> Relay | None:
         """The running relay of this completion, if there is one."""
         return self._relays.get(completion_id)
+
+    def find(self, owner: str, completion_id: str) -> Relay | None:
+        """The same; None also for another owner's."""
+        relay = self._relays.get(completion_id)
+        return relay if relay and relay.session.request.owner == owner else None
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new streams, let the running ones end, then end those that are left.

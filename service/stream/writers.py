@@ -14,7 +14,7 @@ from aiohttp_sse import EventSourceResponse
 
 from service.edge.connections import ClientConnection
 from service.edge.errors import error_response
-from service.wire import DONE, PING, ChunkEncoder, completion_object, encode_json, error_event
+from service.wire import PING, ChunkEncoder, completion_object, encode_json
 from statemachine import ChunkRun, Failure, SessionRecord
 
 _EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -122,7 +122,11 @@ class SseWriter:
             connection.filler = _PING_CHUNK if sink.chunked else PING
 
     async def send_chunks(self, runs: Sequence[ChunkRun]) -> None:
-        await self._write(self._encoder.encode_all(runs))
+        await self.send(self._encoder.encode_all(runs))
+
+    async def send(self, data: bytes) -> None:
+        """Write events. Returns when the client has room for more. Raises ClientConnectionLost."""
+        await self._write(data)
         # What went before has left aiohttp's hands, so the socket may be written to directly.
         if self._sink is not None and self._sink.chunked:
             self._transport = self._request.transport
@@ -143,6 +147,11 @@ class SseWriter:
         data = self._encoder.encode_all(runs)
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
+    def send_frame_now(self, frame: bytes) -> None:
+        """Do the same with `frame_of` events, right after `is_clear` was true."""
+        assert self._transport is not None
+        self._transport.write(frame)
+
     async def ping(self) -> None:
         await self._write(PING)
 
@@ -150,12 +159,21 @@ class SseWriter:
         if self._stream is None:
             self._refusal = error_response(failure)
         else:
-            await self._write(error_event(failure))
+            await self._write(self._encoder.error(failure))
 
     async def send_done(self, record: SessionRecord) -> None:
+        self.end_with(self._encoder.done())
+
+    def end_with(self, tail: bytes) -> None:
+        """Have these events written with the body's end. Raises ClientConnectionLost."""
         if self._stream is None:
             raise ClientConnectionLost
-        self._stream.tail = DONE
+        self._stream.tail = tail
+
+    @property
+    def is_open(self) -> bool:
+        """True once the 200 is committed."""
+        return self._stream is not None
 
     def stop_waiting(self) -> None:
         self._waits = False
@@ -177,6 +195,11 @@ class SseWriter:
         if self._request.transport is None:
             # Lost while this waited for room, which aiohttp tells only if it was by an error.
             raise ClientConnectionLost
+
+
+def frame_of(data: bytes) -> bytes:
+    """Events as a frame of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class JsonWriter:

@@ -62,6 +62,22 @@ class ChunkEncoder:
             return self.encode_run(runs[0])
         return b"".join([self.encode_run(run) for run in runs])
 
+    def done(self) -> bytes:
+        """The event that ends a whole answer."""
+        return DONE
+
+    def error(self, failure: Failure) -> bytes:
+        """The event that ends a failed one."""
+        return error_event(failure)
+
+    def usage(self, frame: Mapping[str, Any] | None, usage: Any) -> bytes:
+        """The chunk with the usage, which comes last.
+
+        Args:
+            frame: the upstream's own such chunk, if it sent one.
+        """
+        return self.encode({**(frame or {}), "choices": [], "usage": usage})
+
     def encode_written(self, written: Sequence[Written]) -> bytes:
         """Chunks that are read from a tape, as they were sent. Raises ValueError as `encode` does."""
         return b"".join(
@@ -124,6 +140,48 @@ class ChunkEncoder:
         elif chunk["choices"] or "usage" not in chunk:
             chunk["usage"] = None  # it comes once, in a chunk without choices
         return b"data: " + encode_json(chunk) + b"\n\n"
+
+
+class NumberingEncoder(ChunkEncoder):
+    """Gives each event an `id:`, the position after it, for clients that resume by `Last-Event-ID`.
+
+    Args:
+        position: how many chunks its client has had.
+    """
+
+    __slots__ = ("position",)
+
+    def __init__(
+        self, completion_id: str, model: str, created: int, include_usage: bool, position: int = 0
+    ) -> None:
+        super().__init__(completion_id, model, created, include_usage)
+        self.position = position
+
+    def encode_all(self, runs: Sequence[ChunkRun]) -> bytes:
+        return self._number(super().encode_all(runs))
+
+    def encode_written(self, written: Sequence[Written]) -> bytes:
+        return self._number(super().encode_written(written))
+
+    def usage(self, frame: Mapping[str, Any] | None, usage: Any) -> bytes:
+        return self._number(super().usage(frame, usage))
+
+    def done(self) -> bytes:
+        return b"id: %d\n%b" % (self.position, super().done())
+
+    def error(self, failure: Failure) -> bytes:
+        return b"id: %d\n%b" % (self.position, super().error(failure))
+
+    def _number(self, data: bytes) -> bytes:
+        numbered = numbered_events(data, self.position + 1)
+        self.position += data.count(b"\n\n")
+        return numbered
+
+
+def numbered_events(data: bytes, first: int) -> bytes:
+    """Events with an `id:` each, counted from `first`."""
+    events = data.split(b"\n\n")[:-1]
+    return b"".join([b"id: %d\n%b\n\n" % pair for pair in enumerate(events, first)])
 
 
 def error_body(failure: Failure) -> dict[str, Any]:
