@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "db/store.py": set(),
     "db/rows": {"db/store.py"},
     "db/journal": set(),
+    "db/claims": {"db/journal"},
     "db/saver.py": {"db/store.py"},
     "db/memory": {"db/rows", "db/store.py"},
     "db/postgres": {"db/rows", "db/store.py"},

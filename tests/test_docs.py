@@ -293,6 +293,7 @@ PARTS_OF_A_PAGE = ["What it promises", "Main types", "The way through it", "File
 SKIPPED = {
     # what a newcomer may skip: its page, and the package that says so too
     "docs/rooms/agents.md": "service/agents/openai",
+    "docs/rooms/claims.md": "db/claims",
     "docs/rooms/embedded.md": "db/embedded",
     "docs/rooms/journal.md": "db/journal",
     "docs/rooms/memory.md": "db/memory",

@@ -1,0 +1,16 @@
+"""Claims in memory, beyond what every place promises."""
+
+from db.claims import MemoryClaims
+from tests.db.claims.claiming import DAY, Clock, make_claim
+
+
+async def test_what_expired_is_let_go_of() -> None:
+    """Claims that nobody asks for again don't pile up, replaced ones included."""
+    clock = Clock()
+    claims = MemoryClaims(keep_seconds=lambda: DAY, clock=clock)
+    for number in range(1000):
+        clock.now += DAY / 100
+        await claims.take(make_claim(f"chatcmpl-{number}", f"{number}", claimed_at=clock.now))
+        again = make_claim("chatcmpl-again", f"{number}", claimed_at=clock.now)
+        await claims.take(again, instead_of=f"chatcmpl-{number}")
+    assert "<MemoryClaims, 100 kept>" == repr(claims)
