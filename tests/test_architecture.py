@@ -159,7 +159,7 @@ PURE_STANDARD_LIBRARY = {
 PURE_ROOMS = {
     # room: foreign packages that it may see beside the pure standard library
     "statemachine": {"attrs"},
-    "service/wire": {"attrs", "json", "orjson"},
+    "service/wire": {"attrs", "hashlib", "json", "orjson"},
 }
 PRINTER = "statemachine/__main__.py"
 """The command that prints the table into the docs: the one impure file there. Nothing imports it."""
