@@ -104,7 +104,8 @@ class _Connection(psycopg2.extensions.connection):
         try:
             return super().poll()
         except psycopg2.Error:
-            with suppress(OSError):  # asyncio's own loop complains of a closed one, and forgets it
+            # asyncio's own loop complains of a closed one, forgets it, and calls once more, with none.
+            with suppress(OSError, ValueError):
                 asyncio.get_running_loop().remove_writer(descriptor)
             raise
 

@@ -196,12 +196,12 @@ async def test_no_free_connection_is_said(postgres: EmbeddedPostgres, database_u
     assert "it has no connection free" in str(said)
 
 
-async def test_a_refused_connection_is_no_closed_store(unused_tcp_port: int) -> None:
-    """Nobody listens: that is said each time, on uvloop too."""
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_a_refused_connection_is_no_closed_store(loop: str, unused_tcp_port: int) -> None:
+    """Nobody listens: that is said each time, on each loop, and nothing besides."""
     script = f"""
-import asyncio, uvloop, logging
+import {loop}
 from db.postgres.store import PostgresStore
-logging.disable()
 async def main():
     store = await PostgresStore.open("postgresql://u@127.0.0.1:{unused_tcp_port}/chat")
     for _ in range(4):
@@ -210,13 +210,15 @@ async def main():
         except Exception as error:
             print(error)
     await store.close()
-uvloop.run(main())
+{loop}.run(main())
 """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-c", script),
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.STDOUT,
     )
     out, _ = await process.communicate()
-    assert 4 == out.decode().count("nothing listens there")
+    lines = out.decode().splitlines()
+    assert 4 == sum("nothing listens there" in line for line in lines)
+    assert 4 == len(lines)
