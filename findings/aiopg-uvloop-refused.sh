@@ -19,8 +19,9 @@
 #
 # Why it matters:
 #   A pool over uvloop that finds its server away raises an error that no `except psycopg2.Error`
-#   catches, and that sounds as if the pool had been closed. Where the server is back by then, one
-#   attempt is lost: take a RuntimeError at connecting for a refusal, and try once more.
+#   catches, and that sounds as if the pool had been closed. Trying once more doesn't do: whatever gets
+#   the number next may fail, at a loop's end its own sockets too. Give aiopg a `connection_factory`
+#   whose `poll` calls the loop's `remove_writer` before it raises.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
