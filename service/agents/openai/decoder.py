@@ -4,8 +4,9 @@ Accepted, because real upstreams send it: LF, CRLF and CR line ends, no space af
 comments, `retry:` and `id:` lines, data over several lines, events parted by one line end,
 characters cut in two, many events in one packet, one event in many, a last event without its blank
 line, `[DONE]` or none, events of other names, which are left out unless there is a chunk in them, a
-whole completion as a plain JSON body. An error may be a JSON object, a string, under `event: error`,
-a field of its own, or JSON without any SSE around it, in the middle of a stream or instead of one.
+whole completion as a plain JSON body. An error may be a JSON object, a list of them, a string, under
+`event: error`, a field of its own, or JSON without any SSE around it, in the middle of a stream or
+instead of one.
 
 Refused, as a failure that keeps everything before it: bad UTF-8, bad JSON, an event
 past the size limit, JSON that is no chunk, any error. Chunks of odd shapes are mended
@@ -255,8 +256,7 @@ class SseDecoder:
         if text[:1] not in (b"{", b"["):
             return []
         value = _value_of(text)
-        first = value[0] if isinstance(value, list) and value else value
-        if isinstance(first, Mapping) and says_error(first):
+        if _says_error(value):
             self._fail_upstream(value)
         elif not self._events:
             chunk = self._mended(text, value) if is_completion(value) else None
@@ -309,6 +309,9 @@ class SseDecoder:
                 return None
             if _is_ping(payload):
                 return None
+        elif type(payload) is list and _says_error(payload):
+            self._fail_upstream(payload)
+            return None
         chunk = as_chunk(payload)
         if chunk is None:
             self._fail("upstream_malformed", "The model's backend sent JSON that is not a chunk.")
@@ -374,6 +377,12 @@ def _is_plain(payload: Any) -> bool:
 def _may_be_no_chunk(payload: JsonObject) -> bool:
     """True for an object that wants a second look; for nearly no chunk."""
     return "choices" not in payload or "error" in payload or "x_groq" in payload
+
+
+def _says_error(value: Any) -> bool:
+    """True for an error, and for a list that begins with one, as Gemini has them."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, Mapping) and says_error(first)
 
 
 def _is_ping(payload: Mapping[str, Any]) -> bool:

@@ -82,6 +82,8 @@ def test_a_200_without_a_body_is_a_failure() -> None:
         event({"error": {"message": "No."}, "choices": [{"index": 0, "delta": {"content": "x"}}]}),
         event({"error": {"message": "No."}, "choices": "anything"}),
         event({"error": "No."}),
+        event([{"error": {"message": "No."}}]),
+        event([{"error": {"message": "No."}}, {"error": {"message": "Really."}}]),
         b'event: error\ndata: {"error": {"message": "No."}}\n\n',
         b'event: error\ndata: {"message": "No."}\n\n',
         b"event: error\ndata: No.\n\n",
@@ -95,11 +97,12 @@ def test_a_200_without_a_body_is_a_failure() -> None:
         b'{"error": {"message": "No."}}\n\n',
         b'{"error": {"message": "No."}}\r\n\r\n',
         BOM + b'{"error": {"message": "No."}}',
+        b'[{\n  "error": {\n    "message": "No."\n  }\n}]\n',
     ],
 )
 def test_an_error_is_the_upstreams_in_its_own_words(body: bytes) -> None:
-    """An error may come as an object, a text, beside choices, under `event: error`, or as a plain
-    JSON body."""
+    """An error may come as an object, a list of them, a text, beside choices, under `event: error`,
+    or as JSON without any SSE around it."""
     assert Failure("upstream_error", "No.", type="upstream_error") == failure(body)
 
 
