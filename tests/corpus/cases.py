@@ -6,7 +6,6 @@ A file `cases/BACKEND/WHAT.yaml` has these keys; no other is taken:
     seen               where that can be seen: run by us, or a public page, issue or source
     oddity             what it sends, in a sentence
     verdict            what we make of it, in a sentence
-    waits_for          what the service doesn't do right yet, in a phrase; then the case has to fail
     request            further fields of the request
     response           status, headers, body: what it sends, see `Response`
     expect             what client and row are to show, see `Expected`
@@ -107,7 +106,6 @@ class Case:
     response: Response
     expect: Expected
     version: str = ""
-    waits_for: str | None = None
     request: dict[str, Any] = field(factory=dict)
 
     def __str__(self) -> str:

@@ -25,9 +25,8 @@ async def test_an_ended_answer_is_recovered_as_it_was(stage: Stage) -> None:
     names = {}
     for case in load_all():
         for play in ({}, cut(chance.randint(0, len(case.events)), "end")):
-            reading = await stage.stream(case, play) if case.waits_for is None else None
-            if reading is not None:
-                names[reading.completion_id] = f"{case} {play}"
+            reading = await stage.stream(case, play)
+            names[reading.completion_id] = f"{case} {play}"
     assert isinstance(stage.store, Noting)
     live = {key: stage.store.records[key] for key in names}
     again = await replayed(stage.journal, names.keys())
@@ -61,7 +60,7 @@ async def test_a_running_answer_is_recovered_as_far_as_it_came(
 
 def middle_of(case: Case) -> int | None:
     """After how many events an answer of this case is on its way; None if it never is."""
-    if not case.is_stream or case.waits_for is not None:
+    if not case.is_stream:
         return None
     places = [
         count

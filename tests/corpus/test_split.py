@@ -9,7 +9,7 @@ import pytest
 
 from tests.corpus import expected
 from tests.corpus.cases import Case
-from tests.corpus.marks import steady
+from tests.corpus.marks import every_case
 from tests.corpus.playing import dripped, response_bytes, split
 from tests.corpus.stage import Stage
 
@@ -20,7 +20,7 @@ AT_ONCE = 4
 SHORT_BYTES = 500
 
 
-@pytest.mark.parametrize("case", steady())
+@pytest.mark.parametrize("case", every_case())
 async def test_pieces_make_no_difference(stage: Stage, case: Case) -> None:
     """Split at a few places, dripping in small pieces, and byte by byte if it is short."""
     length = len(response_bytes(case))
@@ -34,7 +34,7 @@ async def test_pieces_make_no_difference(stage: Stage, case: Case) -> None:
 
 @pytest.mark.corpus
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", steady())
+@pytest.mark.parametrize("case", every_case())
 async def test_no_place_makes_a_difference(stage: Stage, case: Case) -> None:
     """Split at every byte, and byte by byte."""
     await check_all(stage, case, [split([place]) for place in places_of(case)])
@@ -43,7 +43,7 @@ async def test_no_place_makes_a_difference(stage: Stage, case: Case) -> None:
 
 @pytest.mark.corpus
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", steady())
+@pytest.mark.parametrize("case", every_case())
 async def test_nor_does_it_without_the_shortcut(stage_without_shortcut: Stage, case: Case) -> None:
     """The same at some of the places."""
     plays = [split([place]) for place in places_of(case)[:: len(case.name)]]
