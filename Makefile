@@ -82,10 +82,8 @@ architecture: $(VENV)/.run-ready ## draw the rooms and their arrows (each file: 
 	@$(BIN)/python -m tests.architecture $(ARGS)
 
 docs: $(VENV)/.run-ready ## print state table, rooms and backends into docs/, and docs/openapi.yaml as JSON
-	$(BIN)/python -m statemachine docs/state-machine.md
-	$(BIN)/python -m tests.architecture docs/architecture.md
+	$(BIN)/python -m tests.printing
 	$(BIN)/python -m service.endpoints.openapi docs/openapi.yaml
-	$(BIN)/python -m tests.corpus docs/backends.md
 
 wheel: $(VENV)/.run-ready ## build dist/*.whl, install it elsewhere and have it answer once
 	$(BIN)/python -m tests.wheel

@@ -1,17 +1,11 @@
-"""Prints the state table, its diagram and the endings as Markdown, from the code that runs.
-
-    python -m statemachine                          print to standard output
-    python -m statemachine docs/state-machine.md    write between that file's markers
-    python -m statemachine --check FILE             exit 1 if the file is stale
+"""Prints the state table, its diagram and the endings as Markdown, from the code that runs:
+`python -m statemachine`. `make docs` has it in docs/state-machine.md.
 
 The table and the diagram are read from `statemachine.table`; the endings are what real
 `StreamSession`s say when they are led through each. The only file of this package that does I/O.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from attrs import frozen
 
@@ -41,8 +35,6 @@ from statemachine.messages import (
 from statemachine.session import StreamSession
 from statemachine.states import ClientGone, State
 from statemachine.table import IGNORED, MATRIX, Cell, transitions
-
-BEGIN, END = "<!-- printed: begin -->", "<!-- printed: end -->"
 
 EVENTS = tuple(MATRIX)
 
@@ -255,47 +247,11 @@ def printed() -> str:
     )
 
 
-def with_printed(text: str) -> str:
-    """The text with what stands between its markers printed anew.
-
-    Raises:
-        ValueError: the markers aren't there, each once and in order.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    stale, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in stale + after or END in after:
-        raise ValueError(f"needs one {BEGIN} and after it one {END}")
-    return f"{before}{BEGIN}\n\n{printed()}\n\n{END}{after}"
-
-
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print, write or check; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m statemachine")
-    parser.add_argument("file", type=Path, nargs="?", help="write between this file's markers")
-    parser.add_argument("--check", action="store_true", help="only say if the file is stale")
-    options = parser.parse_args(arguments)
-    if options.file is None:
-        print(printed())
-        return 0
-    text = options.file.read_text("utf-8")
-    try:
-        fresh = with_printed(text)
-    except ValueError as error:
-        print(f"{options.file} {error}", file=sys.stderr)
-        return 2
-    if options.check:
-        if text != fresh:
-            print(f"{options.file} is stale: make docs", file=sys.stderr)
-        return int(text != fresh)
-    options.file.write_text(fresh, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    print(printed())

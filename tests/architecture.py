@@ -1,10 +1,8 @@
 """Draws the house from its imports: which room needs which, on how many floors, any arrow up.
 
-    python -m tests.architecture                         print rooms and arrows
-    python -m tests.architecture docs/architecture.md    write between that file's markers
-    python -m tests.architecture --check FILE            exit 1 if the file is stale
-    python -m tests.architecture --files                 with every file as a box of its own
-    python -m tests.architecture --tree DIR              of another checkout
+    python -m tests.architecture               print rooms and arrows
+    python -m tests.architecture --files       with every file as a box of its own
+    python -m tests.architecture --tree DIR    of another checkout
 
 A box is what stands directly in a package: a folder with all below it, or a file of the package's
 hall; a package without folders is one box. An arrow leads from a box to each other box that its
@@ -14,7 +12,6 @@ the rules over the same imports.
 
 import argparse
 import ast
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,7 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("statemachine", "db", "service")
 """From the ground up: none imports one that is named after it."""
 COMMAND = "run.py"
-BEGIN, END = "<!-- rooms: begin -->", "<!-- rooms: end -->"
 
 Boxes = Mapping[str, frozenset[str]]
 """Box → the boxes that it imports."""
@@ -274,46 +270,16 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def with_printed(text: str, house: House) -> str:
-    """The text with what stands between its markers printed anew.
-
-    Raises:
-        ValueError: the markers aren't there, each once and in order.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    stale, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in stale + after or END in after:
-        raise ValueError(f"needs one {BEGIN} and after it one {END}")
-    return f"{before}{BEGIN}\n\n{printed(house)}\n\n{END}{after}"
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Print, write or check; returns the exit status."""
+def main() -> None:
+    """Print a house."""
     parser = argparse.ArgumentParser(prog="python -m tests.architecture")
-    parser.add_argument("file", type=Path, nargs="?", help="write between this file's markers")
-    parser.add_argument("--check", action="store_true", help="only say if the file is stale")
     parser.add_argument("--files", action="store_true", help="print every file as a box")
     parser.add_argument(
         "--tree", type=Path, default=ROOT, metavar="DIR", help="a checkout; default: this one"
     )
-    options = parser.parse_args(arguments)
-    house = House(options.tree.resolve())
-    if options.file is None:
-        print(printed(house, options.files))
-        return 0
-    text = options.file.read_text("utf-8")
-    try:
-        fresh = with_printed(text, house)
-    except ValueError as error:
-        print(f"{options.file} {error}", file=sys.stderr)
-        return 2
-    if options.check:
-        if text != fresh:
-            print(f"{options.file} is stale: make docs", file=sys.stderr)
-        return int(text != fresh)
-    options.file.write_text(fresh, "utf-8")
-    return 0
+    options = parser.parse_args()
+    print(printed(House(options.tree.resolve()), options.files))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

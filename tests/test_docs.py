@@ -32,9 +32,8 @@ from statemachine import (
     UpstreamFinished,
     messages,
 )
-from statemachine.__main__ import with_printed
 from tests import architecture
-from tests.corpus import __main__ as corpus
+from tests.printing import PRINTED, between_markers, printed_anew
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -402,25 +401,29 @@ def test_every_event_and_effect_is_explained() -> None:
     same(rows(section(document("docs/state-machine.md"), "Events and effects")), named)
 
 
-def test_state_table_is_fresh() -> None:
-    """What `python -m statemachine` prints is what stands in the document."""
-    text = document("docs/state-machine.md")
-    assert text == with_printed(text), "run: make docs"
-
-
-def test_rooms_are_fresh() -> None:
-    """What `python -m tests.architecture` draws is what stands in the document."""
-    text = document("docs/architecture.md")
-    assert text == architecture.with_printed(text, architecture.House()), "run: make docs"
-
-
-def test_backends_are_those_of_the_corpus() -> None:
-    """What is said of each backend is printed from the cases that test it."""
-    text = document("docs/backends.md")
-    assert text == corpus.with_printed(text), "run: make docs"
-
-
 # --- all documents ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_what_is_printed_into_a_document_is_fresh(name: str) -> None:
+    """State table, rooms and backends are what the code prints now."""
+    assert printed_anew(name) == document(name), "run: make docs"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<!-- x: begin -->",
+        "<!-- x: end --> <!-- x: begin -->",
+        "<!-- x: begin --> <!-- x: end --> <!-- x: end -->",
+        "<!-- x: begin --> <!-- x: begin --> <!-- x: end -->",
+    ],
+)
+def test_markers_that_are_not_a_pair_are_refused(text: str) -> None:
+    """Nothing is printed where it isn't clear what it would replace."""
+    with pytest.raises(ValueError, match="needs one <!-- x: begin -->"):
+        between_markers(text, "x", "new")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
