@@ -1,8 +1,6 @@
 """Behind a pooler that deals out connections for one transaction each."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -15,6 +13,7 @@ from db.postgres.store import PostgresStore
 from db.store import CompletionFilter, Paging, StoreUnavailable
 from tests.db.postgres.pgbouncer import MISSING, PROGRAM, pgbouncer
 from tests.db.records import make_record, user
+from tests.db.starters import migrated_by_four
 from tests.postgres import execute
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=MISSING)
@@ -46,18 +45,7 @@ def left_behind(dsn: str) -> list[tuple[object, ...]]:
 
 def test_starters_that_share_a_pooler_do_not_wait_for_each_others_remains(pooled: str) -> None:
     """Of four that start together one migrates; none fails, and nothing of it stays behind."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "db.migrate", pooled],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    said = [process.communicate(timeout=60) for process in processes]
-    assert [0] * 4 == [process.returncode for process in processes], said
-    assert 1 == sum(out.startswith("applied") for out, _ in said)
+    assert 1 == sum(said.startswith("applied") for said in migrated_by_four(pooled))
     assert [] == left_behind(pooled)
     assert [] == migrate(pooled)
 
