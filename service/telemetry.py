@@ -47,6 +47,10 @@ class Trace:
 
 REQUEST_ID = web.RequestKey("request_id", str)
 TRACE = web.RequestKey("trace", Trace)
+COMPLETION_ID = web.RequestKey("completion_id", str)
+"""Of the completion that a request is about, once that is known."""
+REPLAYED = web.RequestKey("replayed", bool)
+"""True of a request that gets the answer to an earlier one."""
 
 
 def adopt_trace(header: str | None) -> Trace:
@@ -189,3 +193,5 @@ async def add_id_headers(request: web.Request, response: web.StreamResponse) -> 
         response.headers["x-trace-id"] = request[TRACE].trace_id
     if COMPLETION_ID in request:
         response.headers["x-completion-id"] = request[COMPLETION_ID]
+        if REPLAYED in request:
+            response.headers["Idempotency-Replayed"] = "true"

@@ -16,13 +16,13 @@ LONG_BODY_BYTES = 256 * 1024
 
 async def parsed_body(
     request: web.Request, timeout_seconds: float, parse: Callable[[bytes], _T]
-) -> _T:
-    """What `parse` makes of the request's body.
+) -> tuple[_T, bytes]:
+    """What `parse` makes of the request's body, and the body.
 
     Raises whatever `read_body` raises for the body, and `parse` for what is in it. Cancelling leaves
     a long body's parsing to end by itself.
     """
     body = await read_body(request, timeout_seconds)
     if len(body) < LONG_BODY_BYTES:
-        return parse(body)
-    return await asyncio.to_thread(parse, body)
+        return parse(body), body
+    return await asyncio.to_thread(parse, body), body

@@ -2,12 +2,13 @@
 and `…/{id}/cancel`, which stops one that runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from functools import partial
 
 from aiohttp import web
 from attrs import define
 
+from db.claims import Claim
 from service.agents.directory import AgentDirectory, askable
 from service.agents.protocol import Agent, AgentCall
 from service.callers.auth import owner_of
@@ -17,7 +18,11 @@ from service.clock import Clock
 from service.edge.connections import ClientConnection, continue_later
 from service.edge.errors import ApiError
 from service.endpoints.bodies import parsed_body
+from service.endpoints.client_gone import client_gone_policy
 from service.endpoints.keep_alive import keep_alive_interval
+from service.endpoints.reading import AHEAD, LAST_EVENT_ID, Wanted, last_event_id
+from service.endpoints.repeats import KEY, Repeat, Repeats, key_of
+from service.endpoints.siblings import Siblings
 from service.ids import random_hex
 from service.settings.config import Config
 from service.settings.live import Live
@@ -28,10 +33,9 @@ from service.stream.ports import Journal, RelayLimits, Saver
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
 from service.stream.writers import JsonWriter, SseWriter, Writer
-from service.telemetry import TRACE, Trace
-from service.wire import ChatRequest, ChunkEncoder, parse_request
+from service.telemetry import COMPLETION_ID, TRACE, Trace
+from service.wire import ChatRequest, ChunkEncoder, NumberingEncoder, parse_request
 from statemachine import (
-    ClientLeft,
     Failure,
     SessionPolicy,
     SessionRequest,
@@ -45,9 +49,6 @@ _JOURNAL_FULL = Failure(
     "The service can't write answers down safely now and takes no new requests.",
     retry_after_seconds=5,
 )
-
-AskSiblings = Callable[[web.Request], Awaitable[web.Response | None]]
-
 
 @define
 class Completions:
@@ -63,8 +64,9 @@ class Completions:
     clock: Clock
     watchers: Watchers
     charging: Charging
-    ask_siblings: AskSiblings | None = None
-    """Asks the other workers for a completion that doesn't run here; None: there are none."""
+    repeats: Repeats
+    siblings: Siblings | None = None
+    """The other workers; None: there are none."""
 
     def routes(self) -> list[web.RouteDef]:
         """The calls and their handlers."""
@@ -76,29 +78,68 @@ class Completions:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. Cancelled by aiohttp when the client leaves."""
+        if KEY in request.headers:
+            return await self._create_once(request)
         self.streams.check_room()
         ticket = self.admission.admit(request)
         try:
-            server = self.config.value.server
-            parse = partial(parse_request, most_values=server.max_body_values)
-            chat = await parsed_body(request, server.request_timeout_seconds, parse)
-            picked = self.directory.pick(chat.model)
-            self.streams.check_room()  # the body may have taken its time
-            agents = askable(picked, chat.model)
-            relay = self._relay(request, chat, agents, ticket, is_fallback=agents != picked)
+            request[COMPLETION_ID] = completion_id = new_completion_id()
+            chat, _ = await self._parsed(request)
+            relay, agents = self._relay(request, chat, ticket, completion_id)
         except BaseException:
             ticket.close()
             raise
+        return await self._run(relay, agents)
+
+    async def _create_once(self, request: web.Request) -> web.StreamResponse:
+        """The same for a request with an `Idempotency-Key`, which may be a repeat."""
+        is_from_sibling = self.siblings is not None and self.siblings.is_from_sibling(request)
+        self.streams.check_open()
+        if not is_from_sibling:
+            self.admission.admit_repeat(request)
+            request[COMPLETION_ID] = new_completion_id()
+        key = key_of(request)
+        assert key is not None
+        chat, body = await self._parsed(request)
+        include_usage, last_id = chat.include_usage is True, last_event_id(request)
+        wanted = Wanted(last_id or 0, include_usage, last_id is not None)
+        repeat = Repeat(request, chat, body, wanted)
+        if is_from_sibling:
+            return await self.repeats.answer_here(repeat, key)
+        completion_id = request[COMPLETION_ID]
+        claim = await self.repeats.claim(repeat, key, completion_id)
+        if not isinstance(claim, Claim):
+            return claim
+        request[COMPLETION_ID] = completion_id
+        try:
+            ticket = self.admission.begin(request)
+            try:
+                relay, agents = self._relay(request, chat, ticket, completion_id)
+            except BaseException:
+                ticket.close()
+                raise
+        except BaseException:
+            await self.repeats.release(claim)
+            raise
+        return await self._run(relay, agents)
+
+    async def _parsed(self, request: web.Request) -> tuple[ChatRequest, bytes]:
+        """What the body asks for, and the body. Raises what reading and parsing raise."""
+        server = self.config.value.server
+        parse = partial(parse_request, most_values=server.max_body_values)
+        return await parsed_body(request, server.request_timeout_seconds, parse)
+
+    async def _run(self, relay: Relay, agents: Sequence[Agent]) -> web.StreamResponse:
         task = relay.start()  # which closes the ticket
         self.streams.add(relay, task)
         self.directory.hold(agents, task)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            relay.post(ClientLeft())
+            relay.lose_client()
             raise
 
-    async def cancel(self, request: web.Request) -> web.Response:
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
         """Stop a running completion by its id; answers once its partial text is handed over.
 
         Also one whose client left under `client_gone: finish`. 404 for one that doesn't run, and
@@ -108,7 +149,7 @@ class Completions:
         relay = self.streams.get(completion_id)
         is_theirs = relay is not None and relay.session.request.owner == owner_of(request)
         if relay is None or relay.task is None or not is_theirs:
-            if relay is None and self.ask_siblings and (answer := await self.ask_siblings(request)):
+            if relay is None and self.siblings and (answer := await self.siblings.pass_on(request)):
                 return answer
             message = f"No completion with the id {completion_id[:100]!r} is running."
             raise ApiError(
@@ -122,37 +163,46 @@ class Completions:
         )
 
     def _relay(
-        self,
-        request: web.Request,
-        chat: ChatRequest,
-        agents: tuple[Agent, ...],
-        ticket: Ticket,
-        *,
-        is_fallback: bool,
-    ) -> Relay:
+        self, request: web.Request, chat: ChatRequest, ticket: Ticket, completion_id: str
+    ) -> tuple[Relay, Sequence[Agent]]:
+        """The completion, about to begin, and whom it may ask.
+
+        Raises:
+            ApiError: no agent may be asked, all places are taken, or nothing can be written down.
+        """
+        picked = self.directory.pick(chat.model)
+        self.streams.check_room()  # the body may have taken its time
+        agents = askable(picked, chat.model)
         trace = request[TRACE]
-        asked = self._session_request(request, chat, agents[0], trace)
+        asked = self._session_request(request, chat, agents[0], trace, completion_id)
         session = StreamSession(asked, self._policy(request, chat, agents[0], ticket))
+        writer = self._writer(request, chat, asked)
         if not self.journal.begin(asked, session.policy):
             raise ApiError(_JOURNAL_FULL)
         limits = RelayLimits(self.config.value.database.commit_timeout_seconds)
         if isinstance(request.protocol, ClientConnection):
             about = {"completion_id": asked.completion_id, "trace_id": asked.trace_id}
             request.protocol.limit_waiting(self.config.value.sse.send_timeout_seconds, about)
-        client = ClientSide(self._writer(request, chat, asked), self.clock)
+        client = ClientSide(writer, self.clock)
         self.charging.expect(asked.completion_id, ticket)
         moments = Moments(asked, self.watchers)
-        call = AgentCall(chat, asked.completion_id, trace.traceparent, is_fallback)
+        call = AgentCall(chat, asked.completion_id, trace.traceparent, agents != picked)
         upstream = Attempts(agents, call, moments)
-        return Relay(
+        relay = Relay(
             session, self.journal, client, upstream, self.saver, limits, self.clock, moments
         )
+        return relay, agents
 
     def _session_request(
-        self, request: web.Request, chat: ChatRequest, agent: Agent, trace: Trace
+        self,
+        request: web.Request,
+        chat: ChatRequest,
+        agent: Agent,
+        trace: Trace,
+        completion_id: str,
     ) -> SessionRequest:
         return SessionRequest(
-            completion_id=f"chatcmpl-{random_hex(24)}",
+            completion_id=completion_id,
             created_at=self.clock(),
             trace_id=trace.trace_id,
             owner=owner_of(request),
@@ -182,17 +232,30 @@ class Completions:
         config = self.config.value
         interval = keep_alive_interval(request, config)
         return SessionPolicy(
-            client_gone=agent.client_gone or config.client_gone,
+            client_gone=client_gone_policy(
+                request, config, agent.client_gone, has_key=KEY in request.headers
+            ),
+            client_gone_wait_seconds=config.client_gone_wait_seconds,
             keep_alive_interval_seconds=interval if chat.stream else None,
             idle_seconds=agent.timeouts.idle_seconds,
             total_seconds=agent.timeouts.total_seconds,
             max_answer_bytes=ticket.max_answer_bytes,
+            max_tape_bytes=config.readers.max_tape_bytes,
         )
 
     def _writer(self, request: web.Request, chat: ChatRequest, asked: SessionRequest) -> Writer:
         if not chat.stream:
             return JsonWriter(request)
-        encoder = ChunkEncoder(
-            asked.completion_id, asked.model, int(asked.created_at), asked.include_usage
-        )
+        kind = ChunkEncoder
+        if LAST_EVENT_ID in request.headers:
+            if last_event_id(request):
+                raise ApiError(AHEAD)  # of an answer that hasn't begun
+            kind = NumberingEncoder
+        created = int(asked.created_at)
+        encoder = kind(asked.completion_id, asked.model, created, asked.include_usage)
         return SseWriter(request, encoder)
+
+
+def new_completion_id() -> str:
+    """A completion's id."""
+    return f"chatcmpl-{random_hex(24)}"

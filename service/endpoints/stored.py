@@ -26,7 +26,7 @@ from service.settings.config import Config
 from service.settings.live import Live
 from service.wire import choice_object, parse_metadata_update
 
-_PARAMETERS = (
+PARAMETERS = (
     "tool_choice",
     "seed",
     "top_p",
@@ -51,7 +51,6 @@ class StoredCompletions:
         every, one = "/v1/chat/completions", "/v1/chat/completions/{completion_id}"
         return [
             web.get(every, self.list_all),
-            web.get(one, self.retrieve),
             web.post(one, self.update, expect_handler=continue_later),
             web.delete(one, self.delete),
             web.get(f"{one}/messages", self.list_messages),
@@ -63,15 +62,10 @@ class StoredCompletions:
         page = await ask(self.store.list_completions(owner_of(request), wanted, paging))
         return json_response(list_object(page, stored_completion))
 
-    async def retrieve(self, request: web.Request) -> web.Response:
-        """One completion."""
-        completion_id = request.match_info["completion_id"]
-        return _shown(await ask(self.store.view(owner_of(request), completion_id)), request)
-
     async def update(self, request: web.Request) -> web.Response:
         """Give a completion other metadata."""
         timeout_seconds = self.config.value.server.request_timeout_seconds
-        metadata = await parsed_body(request, timeout_seconds, parse_metadata_update)
+        metadata, _ = await parsed_body(request, timeout_seconds, parse_metadata_update)
         completion_id = request.match_info["completion_id"]
         call = self.store.set_metadata(owner_of(request), completion_id, metadata)
         return _shown(await ask(call), request)
@@ -104,10 +98,25 @@ def _shown(view: CompletionView | None, request: web.Request) -> web.Response:
 
 def stored_completion(view: CompletionView) -> dict[str, Any]:
     """A stored `chat.completion`: the plain answer, with the request's parameters and the ending."""
-    row, created = view.completion, view.completion.upstream_created
+    row = view.completion
     return {
         "service_tier": None,
         "system_fingerprint": None,
+        **plain_completion(view),
+        "request_id": row.trace_id,
+        **{name: row.request.get(name) for name in PARAMETERS},
+        "input_user": row.request.get("user"),
+        "tools": view.tools,
+        "metadata": row.metadata or {},
+        "state": row.state.value,
+        "error": row.error,
+    }
+
+
+def plain_completion(view: CompletionView) -> dict[str, Any]:
+    """The object that a plain request got, or would have got."""
+    row, created = view.completion, view.completion.upstream_created
+    return {
         **(row.extra or {}),
         "id": row.completion_id,
         "object": "chat.completion",
@@ -115,13 +124,6 @@ def stored_completion(view: CompletionView) -> dict[str, Any]:
         "model": row.model,
         "choices": [choice_object(choice) for choice in view.choices],
         "usage": row.usage,
-        "request_id": row.trace_id,
-        **{name: row.request.get(name) for name in _PARAMETERS},
-        "input_user": row.request.get("user"),
-        "tools": view.tools,
-        "metadata": row.metadata or {},
-        "state": row.state.value,
-        "error": row.error,
     }
 
 

@@ -1,8 +1,9 @@
 """Makes of what is stored an answer that can be read, and of its error the failure that it was. Pure."""
 
-from db.store import Replayable, StoredCompletion
+from db.store import CompletionView, Replayable, StoredCompletion
 from service.stream.answers import Ending, StoredAnswer
-from statemachine import Failure
+from statemachine import Failure, ParsedChunk
+from statemachine.tape import Tape
 
 
 def stored_answer(found: Replayable) -> StoredAnswer | None:
@@ -27,5 +28,22 @@ def failure_of_row(row: StoredCompletion, status: int | None = None) -> Failure 
         param=error.pop("param"),
         upstream_code=reported if kind else None,
         status=status,
+        should_retry=False,
         extra=error,
     )
+
+
+def whole_answer(view: CompletionView) -> StoredAnswer:
+    """An answer whose tape isn't kept, with one chunk for each of its choices."""
+    row = view.completion
+    tape = Tape()
+    for choice in view.choices:
+        delta = {"role": "assistant", **choice.message}
+        reason = choice.finish_reason if row.error is None else None
+        said = {"index": choice.index, "delta": delta, "logprobs": choice.logprobs}
+        chunk = {"choices": [{**choice.extra, **said, "finish_reason": reason}]}
+        if row.upstream_created is not None:
+            chunk["created"] = row.upstream_created
+        tape.add(ParsedChunk(chunk))
+    ending = Ending(failure_of_row(row), row.usage)
+    return StoredAnswer(row.completion_id, row.model, int(row.created_at), tape, ending)

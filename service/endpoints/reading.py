@@ -1,0 +1,285 @@
+"""`GET /v1/chat/completions/{id}`: an answer as it is stored, or as far as it has come; and with
+`stream=true` its chunks from any position, then whatever comes, then its end.
+
+An answer is looked for where it runs, among those that wait for the database, in the database, and
+at the other workers. Never here: what a chunk looks like, and who may ask how much.
+"""
+
+import re
+import time
+
+import structlog
+from aiohttp import web
+from attrs import frozen
+
+from db.store import Readable
+from service.callers.auth import owner_of
+from service.clock import Clock
+from service.edge.connections import ClientConnection
+from service.edge.errors import ApiError, invalid_request
+from service.endpoints.asking import ask
+from service.endpoints.keep_alive import keep_alive_interval
+from service.endpoints.lists import json_response, not_found
+from service.endpoints.running_completions import running_completion
+from service.endpoints.siblings import Siblings
+from service.endpoints.stored import stored_completion
+from service.endpoints.stored_answers import stored_answer, whole_answer
+from service.settings.config import Config
+from service.settings.live import Live
+from service.stream.answers import Answer, Ending, answer_of_record
+from service.stream.follower import EXPIRED, Follower
+from service.stream.relay import Relay
+from service.stream.running import RunningStreams
+from service.stream.unsaved import Unsaved
+from service.stream.writers import SseWriter
+from service.telemetry import COMPLETION_ID
+from service.wire import ChunkEncoder
+from statemachine import Failure, SessionRecord
+
+log = structlog.get_logger(__name__)
+
+LAST_EVENT_ID = "Last-Event-ID"
+_POSITION = re.compile(r"[0-9]{1,15}", re.ASCII)
+AHEAD = Failure(
+    "position_ahead",
+    "The answer hasn't come so far: its position is behind 'starting_after'. Read it from 0.",
+    type="invalid_request_error",
+    param="starting_after",
+)
+_UNAVAILABLE = Failure(
+    "database_unavailable",
+    "What is stored can't be reached now; please try again.",
+    retry_after_seconds=1,
+)
+
+
+@frozen
+class Wanted:
+    """What a reader asks for.
+
+    Attributes:
+        position: how many chunks it has had.
+        include_usage: it wants the usage in a chunk of its own, last.
+        has_ids: it wants an `id:` with each event.
+    """
+
+    position: int = 0
+    include_usage: bool = False
+    has_ids: bool = False
+
+    @classmethod
+    def of(cls, request: web.Request) -> "Wanted":
+        """What a GET asks for. Raises ApiError (400)."""
+        given = request.query.get("starting_after")
+        position = 0 if given is None else _position(given, "starting_after")
+        last_id = last_event_id(request)
+        if last_id is not None and given is None:
+            position = last_id
+        elif last_id is not None and position != last_id:
+            message = f"'starting_after' and the header {LAST_EVENT_ID} name different positions."
+            raise invalid_request(message, "starting_after")
+        return cls(position, flag(request, "include_usage"), last_id is not None)
+
+
+def last_event_id(request: web.Request) -> int | None:
+    """The position that the header `Last-Event-ID` names; None without it. Raises ApiError (400)."""
+    given = request.headers.get(LAST_EVENT_ID)
+    return None if given is None else _position(given.strip() or "0", LAST_EVENT_ID)
+
+
+def _position(text: str, param: str) -> int:
+    if not _POSITION.fullmatch(text):
+        message = f"'{param}' must be a whole number from 0 on, not {text[:100]!r}."
+        raise invalid_request(message, param)
+    return int(text)
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """A parameter that is true or false; false if it isn't given. Raises ApiError (400)."""
+    given = request.query.get(name, "false")
+    if given.lower() not in ("true", "false"):
+        raise invalid_request(f"'{name}' must be true or false, not {given[:100]!r}.", name)
+    return given.lower() == "true"
+
+
+@frozen
+class Reading:
+    """The endpoint, and all that reads an answer for a client."""
+
+    config: Live[Config]
+    store: Readable
+    streams: RunningStreams
+    unsaved: Unsaved
+    clock: Clock
+    siblings: Siblings | None = None
+
+    def routes(self) -> list[web.RouteDef]:
+        """The call and its handler."""
+        return [web.get("/v1/chat/completions/{completion_id}", self.get)]
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """One completion, or its stream."""
+        if flag(request, "stream"):
+            return await self._stream(request, Wanted.of(request))
+        for name in ("starting_after", "include_usage"):
+            if name in request.query:
+                raise invalid_request(f"'{name}' goes with stream=true.", name)
+        return await self._show(request)
+
+    # --- as an object -----------------------------------------------------------------------
+
+    async def _show(self, request: web.Request) -> web.StreamResponse:
+        owner, completion_id = owner_of(request), request.match_info["completion_id"]
+        relay = self.streams.find(owner, completion_id)
+        if relay is not None and relay.record is None:
+            return json_response(running_completion(relay.session))
+        try:
+            view = await ask(self.store.view(owner, completion_id))
+        except ApiError:
+            if answer := await self._pass_on(request):
+                return answer
+            raise
+        if view is None and (answer := await self._pass_on(request)):
+            return answer
+        # A sibling may have ended it, and saved it, between the two questions.
+        if view is None and self.siblings is not None:
+            view = await ask(self.store.view(owner, completion_id))
+        if view is None:
+            raise self._not_there(owner, completion_id)
+        return json_response(stored_completion(view))
+
+    async def _pass_on(self, request: web.Request) -> web.StreamResponse | None:
+        return None if self.siblings is None else await self.siblings.pass_on(request)
+
+    def _not_there(self, owner: str, completion_id: str) -> ApiError:
+        if self.unsaved.is_known(owner, completion_id):
+            return ApiError(_UNAVAILABLE)
+        return not_found("completion", completion_id, "completion_id")
+
+    # --- as a stream ------------------------------------------------------------------------
+
+    async def _stream(self, request: web.Request, wanted: Wanted) -> web.StreamResponse:
+        owner, completion_id = owner_of(request), request.match_info["completion_id"]
+        if (here := await self.read_here(request, owner, completion_id, wanted)) is not None:
+            return here
+        since = time.time() - self.config.value.readers.hidden_seconds
+        try:
+            stored = await self.read_stored(request, owner, completion_id, wanted, since)
+        except ApiError as error:
+            if error.failure.code != _UNAVAILABLE.code:
+                raise
+            if answer := await self._pass_on(request):
+                return answer
+            raise
+        if stored is None and (answer := await self._pass_on(request)):
+            return answer
+        if stored is None and self.siblings is not None:
+            stored = await self.read_stored(request, owner, completion_id, wanted, since)
+        if stored is None:
+            raise self._not_there(owner, completion_id)
+        return stored
+
+    async def read_here(
+        self, request: web.Request, owner: str, completion_id: str, wanted: Wanted
+    ) -> web.StreamResponse | None:
+        """Stream an answer that runs in this process, or waits here for its commit; None if none
+        does."""
+        relay = self.streams.find(owner, completion_id)
+        if relay is not None:
+            return await self.follow(request, relay, wanted)
+        record = self.unsaved.find(owner, completion_id)
+        return None if record is None else await self.read_record(request, record, wanted)
+
+    async def follow(
+        self, request: web.Request, relay: Relay, wanted: Wanted
+    ) -> web.StreamResponse:
+        """Stream an answer that runs. Raises ApiError for a position that it hasn't, or that isn't
+        kept, and `too_many_readers` (429)."""
+        tape = relay.session.transcript.tape
+        if relay.session.state.is_final:
+            _check_end(tape.count, wanted, is_whole=relay.session.state.value == "completed")
+        elif wanted.position > tape.count:
+            raise ApiError(AHEAD)
+        if wanted.position < tape.first:
+            raise ApiError(EXPIRED)
+        self.check_room(relay)
+        relay.join()
+        try:
+            return await self._read(request, relay.audience, wanted)
+        finally:
+            relay.leave()
+
+    def check_room(self, relay: Relay) -> None:
+        """Raises ApiError `too_many_readers` (429)."""
+        most = self.config.value.readers.max_per_completion
+        if relay.readers >= most:
+            message = f"The answer has {most} readers already, the most that it may have."
+            raise ApiError(
+                Failure("too_many_readers", message, type="rate_limit_error", retry_after_seconds=1)
+            )
+
+    async def read_record(
+        self, request: web.Request, record: SessionRecord, wanted: Wanted
+    ) -> web.StreamResponse:
+        """Stream an answer that is over and not committed yet."""
+        answer = answer_of_record(record)
+        if answer is None:
+            raise ApiError(EXPIRED)
+        return await self._read_ended(request, answer, wanted)
+
+    async def read_stored(
+        self,
+        request: web.Request,
+        owner: str,
+        completion_id: str,
+        wanted: Wanted,
+        hidden_since: float | None,
+    ) -> web.StreamResponse | None:
+        """Stream an answer from the database; None if it isn't there, or hidden and ended before
+        that moment."""
+        found = await ask(
+            self.store.replayable(owner, completion_id, hidden_since=hidden_since)
+        )
+        if found is None:
+            return None
+        answer = stored_answer(found)
+        if answer is None:
+            if wanted.position:
+                raise ApiError(EXPIRED)
+            answer = whole_answer(found.view)
+        return await self._read_ended(request, answer, wanted)
+
+    async def _read_ended(
+        self, request: web.Request, answer: Answer, wanted: Wanted
+    ) -> web.StreamResponse:
+        assert answer.ending is not None
+        _check_end(answer.tape.count, wanted, is_whole=answer.ending.failure is None)
+        return await self._read(request, answer, wanted)
+
+    async def _read(
+        self, request: web.Request, answer: Answer, wanted: Wanted
+    ) -> web.StreamResponse:
+        config = self.config.value
+        request[COMPLETION_ID] = answer.completion_id
+        if isinstance(request.protocol, ClientConnection):
+            about = {"completion_id": answer.completion_id}
+            request.protocol.limit_waiting(config.sse.send_timeout_seconds, about)
+        encoder = ChunkEncoder(answer.completion_id, answer.model, answer.created, False)
+        follower = Follower(
+            answer,
+            SseWriter(request, encoder),
+            wanted.position,
+            (wanted.include_usage, wanted.has_ids),
+            keep_alive_interval(request, config),
+            self.clock,
+        )
+        log.info("reader came", completion_id=answer.completion_id, position=wanted.position)
+        return await follower.run()
+
+
+def _check_end(count: int, wanted: Wanted, *, is_whole: bool) -> None:
+    """Raises ApiError for a position behind the end of an answer that is over."""
+    end = count + (is_whole and wanted.include_usage)
+    if wanted.position > end:
+        message = f"The answer has {count} chunks; there is nothing after {wanted.position}."
+        raise invalid_request(message, "starting_after")

@@ -1,0 +1,29 @@
+"""What endpoints ask of the other workers of this service. `service.process.slot` has the real thing."""
+
+from typing import Any, Protocol
+
+from aiohttp import web
+
+
+class Siblings(Protocol):
+    """The other workers. A request that comes from one of them is sent on to nobody."""
+
+    async def pass_on(
+        self, request: web.Request, body: bytes | None = None
+    ) -> web.StreamResponse | None:
+        """Send the request to each in turn; the first answer that isn't a 404, streams included, or
+        None. It is written to the client as it comes; cancelling it cuts it off there too.
+
+        Args:
+            body: the request's, if it has been read.
+
+        Raises:
+            TimeoutError: one doesn't answer.
+        """
+
+    async def gather(self, request: web.Request) -> list[Any]:
+        """The JSON that each answers to the request, those left out that aren't there. Raises as
+        `pass_on` does."""
+
+    def is_from_sibling(self, request: web.Request) -> bool:
+        """True if the request came from one of them. No header can pretend that."""
