@@ -111,6 +111,14 @@ def default_of(field: "attrs.Attribute[Any]") -> str:
             return f"`{default}`"
 
 
+SCALARS = {
+    field.name: field
+    for field in attrs.fields(Config)
+    if (isinstance(field.type, type) and not attrs.has(field.type)) or get_origin(field.type)
+}
+"""Keys at the top that are no section. One stands in the section of another whose name begins its."""
+
+
 def configuration_sections() -> Iterator[tuple[str, dict[str, str]]]:
     """Heading → its keys with their defaults, from the classes."""
     for field in attrs.fields(Config):
@@ -128,8 +136,9 @@ def configuration_sections() -> Iterator[tuple[str, dict[str, str]]]:
             yield f"`{field.name}`", dict(keys_of(field.type, f"{field.name}."))
             if field.name == "auth":
                 yield "Every key", dict(keys_of(ApiKeyConfig, "auth.api_keys[]."))
-        else:
-            yield f"`{field.name}`", {field.name: default_of(field)}
+        elif not any(field.name.startswith(f"{other}_") for other in SCALARS):
+            group = [name for name in SCALARS if name.startswith(field.name)]
+            yield f"`{field.name}`", {name: default_of(SCALARS[name]) for name in group}
 
 
 @pytest.mark.parametrize(

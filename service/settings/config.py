@@ -26,6 +26,7 @@ from service.settings.access import (
 from service.settings.checking import Allowed, ConfigError, Problem, Source, structure
 from service.settings.checking import mask_password as mask_password  # for those who print one
 from service.settings.kinds import Count, HeaderName, Name, Seconds, above_0, from_0, http_url
+from service.settings.readers import IdempotencyConfig, ReadersConfig
 from statemachine import ClientGone
 from statemachine.endings import CUT_OFF_REASONS
 
@@ -159,6 +160,10 @@ class Config:
     server: ServerConfig = ServerConfig()
     sse: SseConfig = SseConfig()
     client_gone: ClientGone = ClientGone.CANCEL
+    client_gone_wait_seconds: Seconds = 30.0
+    client_gone_header: Literal["allow", "ignore"] = "allow"
+    readers: ReadersConfig = Factory(ReadersConfig)
+    idempotency: IdempotencyConfig = Factory(IdempotencyConfig)
     database: DatabaseConfig = DatabaseConfig()
     journal: JournalConfig = JournalConfig()
     agents: tuple[AgentConfig, ...] = Factory(_default_agents)
@@ -171,9 +176,13 @@ RELOADABLE = (
     "agents",
     "auth",
     "client_gone",
+    "client_gone_header",
+    "client_gone_wait_seconds",
     "database.commit_timeout_seconds",
+    "idempotency",
     "limits",
     "logging",
+    "readers",
     "server.conversation_headers",
     "server.drain_timeout_seconds",
     "server.max_body_values",

@@ -64,9 +64,8 @@ COUNT_OR_NONE = [(wrong, allowed) for wrong, allowed in COUNT if wrong is not No
 LISTS = [(wrong, "a list") for wrong in ("a", 5, {"a": 1}, None)]
 TEXT_OR_NONE = [(wrong, "a text") for wrong in (5, True, ["a"])]
 MAPPING = [(wrong, "a mapping of keys") for wrong in ("a", 5, ["a"], None)]
-GONE_OR_NONE = [
-    (wrong, "cancel or finish") for wrong in ("", "stop", "CANCEL", 5, True, ["cancel"])
-]
+GONE = "cancel or wait or finish"
+GONE_OR_NONE = [(wrong, GONE) for wrong in ("", "stop", "CANCEL", 5, True, ["cancel"])]
 PORTS = [(wrong, "a port, 0 to 65535") for wrong in (-1, 65536, 80.0, "80", True, None)]
 URL = "an http:// or https:// URL without a fragment"
 DATABASE = "'embedded' or a postgresql:// URL"
@@ -102,7 +101,18 @@ KEYS: dict[str, Row] = {
     "server.conversation_headers": (["X-Thread"], LISTS),
     "sse.keep_alive_interval_seconds": (0.05, SECONDS),
     "sse.send_timeout_seconds": (1, SECONDS),
-    "client_gone": ("finish", [*GONE_OR_NONE, (None, "cancel or finish")]),
+    "client_gone": ("finish", [*GONE_OR_NONE, (None, GONE)]),
+    "client_gone_wait_seconds": (0.5, SECONDS),
+    "client_gone_header": (
+        "ignore",
+        [(w, "allow or ignore") for w in ("Allow", "", True, 1, None)],
+    ),
+    "readers.max_per_completion": (1, COUNT),
+    "readers.hidden_seconds": (0.5, SECONDS),
+    "readers.max_tape_bytes": (1, COUNT),
+    "idempotency.client_gone": ("finish", [*GONE_OR_NONE, (None, GONE)]),
+    "idempotency.keep_seconds": (0.5, SECONDS),
+    "idempotency.on_mismatch": ("run", [(w, "refuse or run") for w in ("422", "", True, 1, None)]),
     "database.url": (
         "postgresql://user@host/name",
         [("", NAME), *((wrong, DATABASE) for wrong in ("mysql://h/d", "embedded ", 5, None))],
@@ -272,7 +282,9 @@ def test_a_wrong_list_item_is_named(file: Path, key: str, value: list[Any], wher
     assert [expected] == tree_problems(file, tree_with(key, value))
 
 
-@pytest.mark.parametrize("section", ["server", "sse", "database", "logging"])
+@pytest.mark.parametrize(
+    "section", ["server", "sse", "readers", "idempotency", "database", "logging"]
+)
 @pytest.mark.parametrize("wrong", ["a", 5, ["a"], None])
 def test_a_section_must_be_a_mapping(file: Path, section: str, wrong: Any) -> None:
     """A section is a mapping of keys."""
