@@ -10,7 +10,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 _EXPOSED = ", ".join(
-    ["x-request-id", "x-trace-id", "retry-after", "x-should-retry"]
+    ["x-request-id", "x-trace-id", "x-completion-id", "idempotency-replayed"]
+    + ["retry-after", "x-should-retry"]
     + [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
     + [f"x-ratelimit-{what}-tokens" for what in ("limit", "remaining", "reset")]
 )

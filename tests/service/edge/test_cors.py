@@ -71,10 +71,12 @@ def allowed_headers(response: Any) -> dict[str, str]:
     }
 
 
+OURS = ("idempotency-key", "last-event-id", "x-client-gone", "x-keep-alive-interval")
 MARKS = {
     "access-control-allow-origin": PAGE,
     "access-control-expose-headers": (
-        "x-request-id, x-trace-id, retry-after, x-should-retry, "
+        "x-request-id, x-trace-id, x-completion-id, idempotency-replayed, "
+        "retry-after, x-should-retry, "
         "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
         "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
     ),
@@ -143,7 +145,7 @@ async def test_a_star_allows_every_page_by_its_own_name(make_client: MakeClient)
 async def test_a_preflight_needs_no_key(make_client: MakeClient) -> None:
     """A preflight needs no key, allows the methods we have and the headers it asks for."""
     client = await make_client(PAGE)
-    wanted = "authorization,content-type,x-stainless-lang"
+    wanted = "authorization,content-type,x-stainless-lang," + ",".join(OURS)
     headers = {**PREFLIGHT, "Access-Control-Request-Headers": wanted}
     response = await client.options("/refused", headers=headers)
     assert 204 == response.status
