@@ -1,4 +1,5 @@
-"""Wires together the parts that keep answers: the database, the journal, the saver, the recovery.
+"""Wires together the parts that keep answers: the database, the journal, the claims, the saver, the
+recovery.
 
 They start in this order and stop in the opposite one: records are flushed, then the database
 closes. No endpoints here, and nothing about streams.
@@ -16,6 +17,7 @@ import structlog
 from aiohttp import web
 from attrs import define, frozen
 
+from db.claims import Claims, MemoryClaims, SqliteClaims
 from db.dead_letters import DeadLetters
 from db.embedded import EmbeddedPostgres, EmbeddedUnavailable
 from db.embedded.watching import keep_running
@@ -25,7 +27,8 @@ from db.migrate import migrate
 from db.postgres.store import PostgresStore
 from db.saver import Saver
 from db.store import Store, StoreError, StoreUnavailable, TablesUnfit
-from service.settings.config import Config, DatabaseConfig
+from service.clock import steady_clock
+from service.settings.config import Config, DatabaseConfig, JournalConfig
 from statemachine.backoff import backoff
 
 log = structlog.get_logger(__name__)
@@ -43,6 +46,8 @@ _FLUSH_SECONDS = 10.0
 """How long a stop waits for the database to take the remaining records."""
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
 """Between two attempts to migrate."""
+_KEEP_CLAIMS_SECONDS = 86_400.0
+"""How long an `Idempotency-Key` is kept, where nobody says otherwise."""
 
 _T = TypeVar("_T")
 CleanupContext = Callable[[web.Application], AsyncIterator[None]]
@@ -61,15 +66,26 @@ class Persistence:
 
     store: Store
     journal: Journal | NoJournal
+    claims: Claims
     saver: Saver
     contexts: tuple[CleanupContext, ...]
     checks: Mapping[str, Check]
 
     @classmethod
-    def from_config(cls, config: Config, store: Store | None = None) -> "Persistence":
-        """The parts that `config` describes. A `store` that is given replaces the configured
-        database; the caller opens and closes it."""
+    def from_config(
+        cls,
+        config: Config,
+        store: Store | None = None,
+        keep_claims_seconds: Callable[[], float] = lambda: _KEEP_CLAIMS_SECONDS,
+    ) -> "Persistence":
+        """The parts that `config` describes.
+
+        Args:
+            store: replaces the configured database; the caller opens and closes it.
+            keep_claims_seconds: asked whenever a claim's age counts.
+        """
         contexts: list[CleanupContext] = []
+        claims = _claims(config.journal, keep_claims_seconds)
         migration = _Migration()
         if store is None:
             store = postgres = PostgresStore(config.database.pool_max_size)
@@ -79,17 +95,18 @@ class Persistence:
             none = NoJournal()
             saver = Saver(store, none)
             checks = {"database": _database_check(store, saver, migration)}
-            return cls(store, none, saver, (*contexts, _saving(saver)), checks)
+            contexts += (_claiming(claims), _saving(saver))
+            return cls(store, none, claims, saver, tuple(contexts), checks)
         path = Path(directory)
         journal = Journal(path, Fsync(config.journal.fsync), config.journal.max_bytes)
         saver = Saver(store, journal, DeadLetters(path).add)
         recovery = Recovery(path, journal.directory, saver.save)
-        contexts += (_journaling(journal), _saving(saver, recovery))
+        contexts += (_journaling(journal), _claiming(claims), _saving(saver, recovery))
         checks = {
             "database": _database_check(store, saver, migration),
             "journal": _journal_check(journal),
         }
-        return cls(store, journal, saver, tuple(contexts), checks)
+        return cls(store, journal, claims, saver, tuple(contexts), checks)
 
 
 @define
@@ -185,6 +202,28 @@ def _journaling(journal: Journal) -> CleanupContext:
         journal.start()
         yield
         journal.close()
+
+    return keep
+
+
+def _claims(config: JournalConfig, keep_seconds: Callable[[], float]) -> Claims:
+    """Where claims are kept: beside the journals, as safely as these, or in memory without one."""
+    clock = steady_clock()
+    if config.directory is None:
+        return MemoryClaims(keep_seconds=keep_seconds, clock=clock)
+    return SqliteClaims(
+        Path(config.directory),
+        keep_seconds=keep_seconds,
+        clock=clock,
+        is_synced=Fsync(config.fsync) is not Fsync.NEVER,
+    )
+
+
+def _claiming(claims: Claims) -> CleanupContext:
+    async def keep(_: web.Application) -> AsyncIterator[None]:
+        claims.start()
+        yield
+        await claims.close()
 
     return keep
 

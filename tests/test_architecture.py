@@ -70,6 +70,7 @@ MAY_IMPORT = {
         "service/wire",
     },
     "service/persistence.py": {
+        "db/claims",
         "db/dead_letters.py",
         "db/embedded",
         "db/journal",

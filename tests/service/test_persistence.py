@@ -2,16 +2,22 @@
 
 import asyncio
 import socket
+import time
 from contextlib import closing
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from aiohttp import web
 
+from db.claims import Claim, ClaimsUnavailable, MemoryClaims, SqliteClaims
+from db.memory.store import MemoryStore
 from db.postgres.store import PostgresStore
 from db.store import RecordRejected, StoreError, StoreUnavailable
 from service import persistence
-from service.settings.config import DatabaseConfig
+from service.persistence import Persistence
+from service.settings.config import Config, DatabaseConfig, JournalConfig
+from tests.db.claims.claiming import make_claim
 
 
 async def logged_by_migrating(
@@ -100,3 +106,54 @@ async def test_many_probes_are_one_question() -> None:
     assert {"answer 1"} == set(await asyncio.gather(*(shared() for _ in range(50))))
     await asyncio.sleep(persistence._FRESH_SECONDS)
     assert "answer 2" == await shared()
+
+
+async def through_a_life(keeping: Persistence, claim: Claim) -> Claim:
+    """What a service that starts, is asked for this claim and stops gives for it."""
+    running = [keep(web.Application()) for keep in keeping.contexts]
+    for each in running:
+        await anext(each)
+    held = await keeping.claims.take(claim)
+    for each in reversed(running):
+        await anext(each, None)
+    with pytest.raises(ClaimsUnavailable):
+        await keeping.claims.find(claim.key)
+    return held
+
+
+def claims_of(journal: JournalConfig, keep_seconds: float = 60.0) -> Persistence:
+    return Persistence.from_config(Config(journal=journal), MemoryStore(), lambda: keep_seconds)
+
+
+async def test_claims_are_kept_beside_the_journals(tmp_path: Path) -> None:
+    """What one process claimed the next one finds, as long as claims are kept."""
+    first = make_claim("chatcmpl-1", claimed_at=time.time() - 30)
+    second = make_claim("chatcmpl-2", claimed_at=time.time())
+    config = JournalConfig(directory=str(tmp_path))
+    assert first == await through_a_life(claims_of(config), first)
+    assert ["claims.lock", "claims.sqlite3"] == sorted(path.name for path in tmp_path.iterdir())
+    assert first == await through_a_life(claims_of(config), second)
+    assert second == await through_a_life(claims_of(config, keep_seconds=20.0), second)
+
+
+async def test_without_a_journal_claims_are_in_memory() -> None:
+    """They end with the process, and are kept like others until then."""
+    for completion_id in ("chatcmpl-1", "chatcmpl-2"):
+        claim = make_claim(completion_id, claimed_at=time.time())
+        keeping = claims_of(JournalConfig(directory=None))
+        assert isinstance(keeping.claims, MemoryClaims)
+        assert claim == await through_a_life(keeping, claim)
+
+
+@pytest.mark.parametrize(("fsync", "expected"), [("never", 1), ("terminal", 2), ("always", 2)])
+async def test_claims_are_as_safe_as_the_journal(
+    fsync: Literal["never", "terminal", "always"], expected: int, tmp_path: Path
+) -> None:
+    """Who wants the ends of answers on the disk itself wants no second answer after a power loss."""
+    keeping = claims_of(JournalConfig(directory=str(tmp_path), fsync=fsync))
+    assert isinstance(keeping.claims, SqliteClaims)
+    ((synchronous,),) = await keeping.claims._call(
+        lambda connection: connection.execute("PRAGMA synchronous").fetchall()
+    )
+    assert expected == synchronous
+    await keeping.claims.close()
