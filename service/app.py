@@ -21,11 +21,15 @@ from service.edge.cors import cors
 from service.edge.encodings import refuse_packed
 from service.edge.errors import errors_middleware, refusing
 from service.edge.other_sites import refuse_other_sites
-from service.endpoints.completions import AskSiblings, Completions
+from service.endpoints.completions import Completions
 from service.endpoints.conversations import Conversations
+from service.endpoints.listing import Listing
 from service.endpoints.models import Models
 from service.endpoints.openapi import OpenApi
 from service.endpoints.probes import Probes
+from service.endpoints.reading import Reading
+from service.endpoints.repeats import Repeats
+from service.endpoints.siblings import Siblings
 from service.endpoints.stored import StoredCompletions
 from service.persistence import CleanupContext, Persistence
 from service.settings.config import RELOADABLE, Config, is_loopback
@@ -33,6 +37,7 @@ from service.settings.live import Live
 from service.settings.reload import Reloader
 from service.stream.moments import Watchers
 from service.stream.running import RunningStreams
+from service.stream.unsaved import Unsaved
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
 
 CONFIG: web.AppKey[Live[Config]] = web.AppKey("config")
@@ -48,7 +53,7 @@ def build_app(
     *,
     environ: Mapping[str, str] | None = None,
     store: Store | None = None,
-    ask_siblings: AskSiblings | None = None,
+    siblings: Siblings | None = None,
 ) -> web.Application:
     """The application, ready for a `service.edge.connections.Runner`. Nothing is started yet:
     no file, connection or task is made.
@@ -57,7 +62,7 @@ def build_app(
         config: what operators set.
         environ: where agents' keys are; the process's environment if not given.
         store: one to use, already open, instead of the database that `config` describes.
-        ask_siblings: asks the other workers, if there are any; see `Completions`.
+        siblings: the other workers, if there are any.
 
     Starting it raises `db.embedded.EmbeddedUnavailable` if the embedded PostgreSQL is asked for
     and can't be had, `db.journal.JournalUnavailable` if the journal's directory can't be written,
@@ -72,8 +77,10 @@ def build_app(
     app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
     changes = {key: partial(change, app) for key, change in RELOADS.items()}
     app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, changes)
-    keeping = Persistence.from_config(config, store)
-    app.add_routes(_routes(app, keeping, ask_siblings))
+    keeping = Persistence.from_config(
+        config, store, lambda: app[CONFIG].value.idempotency.keep_seconds
+    )
+    app.add_routes(_routes(app, keeping, siblings))
     app.cleanup_ctx.extend((*keeping.contexts, _closing(app[DIRECTORY])))
     app.on_shutdown.append(_drain)
     return app
@@ -105,10 +112,11 @@ def _with_middlewares(config: Config) -> web.Application:
 
 
 def _routes(
-    app: web.Application, keeping: Persistence, ask_siblings: AskSiblings | None
+    app: web.Application, keeping: Persistence, siblings: Siblings | None
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
-    charging = Charging()
+    charging, unsaved, clock = Charging(), Unsaved(), steady_clock()
+    reading = Reading(live, keeping.store, streams, unsaved, clock, siblings)
     completions = Completions(
         live,
         directory,
@@ -116,13 +124,16 @@ def _routes(
         app[ADMISSION],
         keeping.saver,
         keeping.journal,
-        steady_clock(),
-        Watchers((CompletionLog(), charging)),
+        clock,
+        Watchers((CompletionLog(), charging, unsaved)),
         charging,
-        ask_siblings,
+        Repeats(live, keeping.claims, keeping.store, reading, keeping.journal.directory),
+        siblings,
     )
     return [
         *completions.routes(),
+        *reading.routes(),
+        *Listing(keeping.store, streams, siblings).routes(),
         *StoredCompletions(keeping.store, live).routes(),
         *Conversations(keeping.store).routes(),
         *Models(directory).routes(),

@@ -13,6 +13,7 @@ class NoJournal:
     """Takes every session, and keeps nothing of it."""
 
     settles_ends = settles_chunks = False
+    directory = None
 
     def start(self) -> None:
         """Nothing is to be made."""

@@ -24,6 +24,12 @@ _under_way: set["asyncio.Task[Any]"] = set()
 """Keeps the tasks alive: asyncio holds them weakly."""
 
 
+def unknown_cursor() -> ApiError:
+    """The 400 for an `after` that names no item of the list."""
+    message = "'after' must be the id of an item of this list, such as its last_id."
+    return invalid_request(message, "after")
+
+
 async def ask(call: Coroutine[Any, Any, _T]) -> _T:
     """Await a call of the store, in a task of its own. Cancelling this leaves the call running: a
     client that leaves cancels its request, and a cancelled database call costs its connection.
@@ -40,8 +46,7 @@ async def ask(call: Coroutine[Any, Any, _T]) -> _T:
         log.warning("store not reached", reason=str(error))
         raise ApiError(_UNAVAILABLE) from None
     except UnknownCursor:
-        message = "'after' must be the id of an item of this list, such as its last_id."
-        raise invalid_request(message, "after") from None
+        raise unknown_cursor() from None
 
 
 def _ended(task: "asyncio.Task[Any]") -> None:

@@ -50,6 +50,7 @@ _JOURNAL_FULL = Failure(
     retry_after_seconds=5,
 )
 
+
 @define
 class Completions:
     """The endpoint, with what it needs of the service. A completion goes on with the configuration

@@ -13,8 +13,9 @@ from attrs import frozen
 
 from db.store import CompletionFilter, Page, Paging
 from service.edge.errors import ApiError, invalid_request
+from service.endpoints.asking import unknown_cursor
 from service.wire import encode_json
-from statemachine import Failure
+from statemachine import Failure, State
 
 _T = TypeVar("_T")
 
@@ -40,16 +41,50 @@ def paging_of(request: web.Request, limits: Limits = Limits()) -> Paging:
     return _paging(request, limits)
 
 
-def filtered_paging_of(request: web.Request) -> tuple[CompletionFilter, Paging]:
-    """The page and the filters that a request for the list of completions asks for."""
-    _check_parameters(request, ("after", "limit", "order", "model"), _METADATA)
+def filtered_paging_of(
+    request: web.Request,
+) -> tuple[CompletionFilter, Paging, State | None]:
+    """The page and the filters that a request for the list of completions asks for, and the state that
+    they name."""
+    _check_parameters(request, ("after", "limit", "order", "model", "state"), _METADATA)
     metadata = {
         found[1]: value
         for name, value in request.query.items()
         if (found := _METADATA.fullmatch(name))
     }
-    wanted = CompletionFilter(request.query.get("model"), metadata or None)
-    return wanted, _paging(request, Limits())
+    state = _state(request)
+    ended = state if state is not None and state.is_final else None
+    wanted = CompletionFilter(request.query.get("model"), metadata or None, ended)
+    return wanted, _paging(request, Limits()), state
+
+
+def _state(request: web.Request) -> State | None:
+    given = request.query.get("state")
+    if given is None:
+        return None
+    try:
+        return State(given)
+    except ValueError:
+        known = ", ".join(state.value for state in State)
+        message = f"'state' must be one of {known}, not {given[:_LONGEST_SHOWN]!r}."
+        raise invalid_request(message, "state") from None
+
+
+def page_of(items: Sequence[dict[str, Any]], paging: Paging) -> Page[dict[str, Any]]:
+    """A page of items that are all at hand, in the order of lists.
+
+    Raises:
+        ApiError: `invalid_request` for an unknown `after`.
+    """
+    ordered = sorted(items, key=lambda item: (item["created"], item["id"]))
+    if paging.descending:
+        ordered.reverse()
+    if paging.after is not None:
+        ids = [item["id"] for item in ordered]
+        if paging.after not in ids:
+            raise unknown_cursor()
+        ordered = ordered[ids.index(paging.after) + 1 :]
+    return Page(tuple(ordered[: paging.limit]), len(ordered) > paging.limit)
 
 
 def _check_parameters(

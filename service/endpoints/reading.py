@@ -26,7 +26,7 @@ from service.endpoints.stored import stored_completion
 from service.endpoints.stored_answers import stored_answer, whole_answer
 from service.settings.config import Config
 from service.settings.live import Live
-from service.stream.answers import Answer, Ending, answer_of_record
+from service.stream.answers import Answer, answer_of_record
 from service.stream.follower import EXPIRED, Follower
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
@@ -237,9 +237,7 @@ class Reading:
     ) -> web.StreamResponse | None:
         """Stream an answer from the database; None if it isn't there, or hidden and ended before
         that moment."""
-        found = await ask(
-            self.store.replayable(owner, completion_id, hidden_since=hidden_since)
-        )
+        found = await ask(self.store.replayable(owner, completion_id, hidden_since=hidden_since))
         if found is None:
             return None
         answer = stored_answer(found)

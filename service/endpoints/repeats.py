@@ -28,7 +28,7 @@ from service.callers.auth import owner_of
 from service.edge.errors import ApiError, error_response, invalid_request
 from service.endpoints.asking import ask
 from service.endpoints.lists import json_response
-from service.endpoints.reading import Reading, Wanted, last_event_id
+from service.endpoints.reading import Reading, Wanted
 from service.endpoints.stored import plain_completion, stored_completion
 from service.endpoints.stored_answers import failure_of_row
 from service.settings.config import Config
@@ -96,16 +96,18 @@ class Repeats:
     """Finds out whether a request is a repeat, and answers it if so.
 
     Args:
-        directory: where journals lie; None: there are none.
-        holder: the name of this process's own; "" without one.
+        journal: where this process keeps its own; None: it keeps none.
     """
 
     config: Live[Config]
     claims: Claims
     store: Readable
     reading: Reading
-    directory: Path | None
-    holder: str
+    journal: Path | None
+
+    @property
+    def _holder(self) -> str:
+        return "" if self.journal is None else self.journal.name
 
     async def claim(
         self, repeat: Repeat, key: str, completion_id: str
@@ -156,7 +158,7 @@ class Repeats:
         if self.config.value.idempotency.on_mismatch == "run":
             key += f" {body.hex()}"  # no client's key has a space
         digest = claim_key(owner_of(request), request.path, key)
-        return Claim(digest, body, completion_id, self.holder, time.time())
+        return Claim(digest, body, completion_id, self._holder, time.time())
 
     # --- where its completion is ------------------------------------------------------------
 
@@ -244,9 +246,9 @@ class Repeats:
     async def _is_lost(self, held: Claim) -> bool:
         """True if nothing of a completion is left, and nothing will come: it was deleted, or its process
         died before it began. It runs nowhere and isn't stored."""
-        if self.directory is None or held.holder == self.holder:
+        if self.journal is None or held.holder == self._holder:
             return True
-        holder = await asyncio.to_thread(holder_is_alive, self.directory, held.holder)
+        holder = await asyncio.to_thread(holder_is_alive, self.journal.parent, held.holder)
         if holder is Holder.ALIVE:
             # Either the process itself has it, then it knows of no such completion any more; or
             # whoever brings back what it left.

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from attrs import evolve
+
 from service.endpoints.stored import PARAMETERS
 from service.wire import choice_object
 from statemachine import SessionRequest, StreamSession
-from attrs import evolve
 
 
 def running_completion(session: StreamSession) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from service.edge.connections import continue_later
 from service.endpoints.asking import ask
 from service.endpoints.bodies import parsed_body
 from service.endpoints.lists import (
-    filtered_paging_of,
     json_response,
     list_object,
     not_found,
@@ -48,19 +47,12 @@ class StoredCompletions:
 
     def routes(self) -> list[web.RouteDef]:
         """The calls and their handlers."""
-        every, one = "/v1/chat/completions", "/v1/chat/completions/{completion_id}"
+        one = "/v1/chat/completions/{completion_id}"
         return [
-            web.get(every, self.list_all),
             web.post(one, self.update, expect_handler=continue_later),
             web.delete(one, self.delete),
             web.get(f"{one}/messages", self.list_messages),
         ]
-
-    async def list_all(self, request: web.Request) -> web.Response:
-        """The caller's completions that fit the filters."""
-        wanted, paging = filtered_paging_of(request)
-        page = await ask(self.store.list_completions(owner_of(request), wanted, paging))
-        return json_response(list_object(page, stored_completion))
 
     async def update(self, request: web.Request) -> web.Response:
         """Give a completion other metadata."""

@@ -1,5 +1,7 @@
 """Makes of what is stored an answer that can be read, and of its error the failure that it was. Pure."""
 
+from typing import Any
+
 from db.store import CompletionView, Replayable, StoredCompletion
 from service.stream.answers import Ending, StoredAnswer
 from statemachine import Failure, ParsedChunk
@@ -41,7 +43,7 @@ def whole_answer(view: CompletionView) -> StoredAnswer:
         delta = {"role": "assistant", **choice.message}
         reason = choice.finish_reason if row.error is None else None
         said = {"index": choice.index, "delta": delta, "logprobs": choice.logprobs}
-        chunk = {"choices": [{**choice.extra, **said, "finish_reason": reason}]}
+        chunk: dict[str, Any] = {"choices": [{**choice.extra, **said, "finish_reason": reason}]}
         if row.upstream_created is not None:
             chunk["created"] = row.upstream_created
         tape.add(ParsedChunk(chunk))

@@ -80,7 +80,7 @@ async def serve(
     the configuration again, unless the terminal has closed. A worker has a `slot`: it reports to
     its supervisor instead of printing an announcement, and drains if the supervisor is gone.
     """
-    app = build_app(config, ask_siblings=None if slot is None else slot.ask_siblings)
+    app = build_app(config, siblings=slot)
     runner = _make_runner(app, config)
     stopping = asyncio.Event()
     _on_signals(stopping.set)

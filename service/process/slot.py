@@ -6,8 +6,8 @@ A service of one process has none. Starts and ends no process.
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,28 @@ from aiohttp import hdrs, web
 from attrs import evolve, frozen
 
 from service.settings.config import Config
+from service.telemetry import COMPLETION_ID, REPLAYED
 
 _SIBLING_TIMEOUT_SECONDS = 30.0
 """For a sibling's answer; to stop a completion it waits for the commit."""
 _LONGEST_DIRECTORY = 80
 """A Unix socket's name has at most 103 bytes on every system."""
-_PASSED_ON = (hdrs.AUTHORIZATION, "X-Request-Id", "traceparent")
+_PASSED_ON = (
+    hdrs.AUTHORIZATION,
+    hdrs.CONTENT_TYPE,
+    "Idempotency-Key",
+    "Last-Event-ID",
+    "X-Keep-Alive-Interval",
+    "X-Request-Id",
+    "traceparent",
+)
+_PASSED_BACK = (
+    hdrs.CACHE_CONTROL,
+    hdrs.CONTENT_TYPE,
+    hdrs.RETRY_AFTER,
+    "X-Accel-Buffering",
+    "x-should-retry",
+)
 
 
 @frozen
@@ -71,31 +87,81 @@ class WorkerSlot:
             with suppress(OSError):
                 self.socket_dir.rmdir()
 
-    async def ask_siblings(self, request: web.Request) -> web.Response | None:
-        """Send the request to each sibling in turn; the first answer that isn't a 404, or None.
+    # --- what endpoints ask of the siblings (`service.endpoints.siblings.Siblings`) -----------
 
-        A request that comes from a sibling is not sent on. A sibling that isn't there is passed
-        over. Raises TimeoutError if one doesn't answer.
-        """
+    def is_from_sibling(self, request: web.Request) -> bool:
+        """See `Siblings`."""
+        return is_from_sibling(request)
+
+    async def pass_on(
+        self, request: web.Request, body: bytes | None = None
+    ) -> web.StreamResponse | None:
+        """See `Siblings`. A sibling that isn't there is passed over."""
         if is_from_sibling(request):
             return None
-        for number in range(self.count):
-            if number != self.number:
-                with suppress(aiohttp.ClientConnectionError):  # it has died, or is starting
-                    status, body = await self._ask(number, request)
-                    if status != web.HTTPNotFound.status_code:
-                        return web.json_response(body, status=status)
+        for number in self._others():
+            with suppress(aiohttp.ClientConnectorError):  # it has died, or is starting
+                async with self._asked(number, request, body) as theirs:
+                    if theirs.status != web.HTTPNotFound.status_code:
+                        return await _relayed(theirs, request)
         return None
 
-    async def _ask(self, number: int, request: web.Request) -> tuple[int, Any]:
+    async def gather(self, request: web.Request) -> list[Any]:
+        """See `Siblings`."""
+        found: list[Any] = []
+        if is_from_sibling(request):
+            return found
+        for number in self._others():
+            with suppress(aiohttp.ClientConnectorError):
+                async with self._asked(number, request, None) as theirs:
+                    if theirs.status == web.HTTPOk.status_code:
+                        found.append(await theirs.json())
+        return found
+
+    def _others(self) -> Iterator[int]:
+        return (number for number in range(self.count) if number != self.number)
+
+    @asynccontextmanager
+    async def _asked(
+        self, number: int, request: web.Request, body: bytes | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A sibling's response to the request. Raises TimeoutError if it doesn't begin in time: a plain
+        answer begins at its end."""
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        is_answer = body is not None or request.query.get("stream", "").lower() == "true"
+        timeout = aiohttp.ClientTimeout(
+            total=None if is_answer else _SIBLING_TIMEOUT_SECONDS,
+            sock_connect=_SIBLING_TIMEOUT_SECONDS,
+        )
         async with aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(self.socket_of(number))),
-            timeout=aiohttp.ClientTimeout(total=_SIBLING_TIMEOUT_SECONDS),
+            timeout=timeout,
+            auto_decompress=False,
         ) as http:
             url = f"http://sibling{request.rel_url}"
-            async with http.request(request.method, url, headers=headers) as response:
-                return response.status, await response.json()
+            async with http.request(request.method, url, headers=headers, data=body) as response:
+                yield response
+
+
+async def _relayed(theirs: aiohttp.ClientResponse, request: web.Request) -> web.StreamResponse:
+    """A sibling's response, written to the client as it comes. If the sibling dies meanwhile, so does
+    the client's connection: nobody takes what there is for the whole."""
+    if completion_id := theirs.headers.get("x-completion-id"):
+        request[COMPLETION_ID] = completion_id
+        if "Idempotency-Replayed" in theirs.headers:
+            request[REPLAYED] = True
+    headers = {name: theirs.headers[name] for name in _PASSED_BACK if name in theirs.headers}
+    if theirs.content_type != "text/event-stream":
+        return web.Response(status=theirs.status, body=await theirs.read(), headers=headers)
+    ours = web.StreamResponse(status=theirs.status, headers=headers)
+    await ours.prepare(request)
+    try:
+        async for data in theirs.content.iter_any():
+            await ours.write(data)
+    except aiohttp.ClientError:
+        if request.transport is not None:
+            request.transport.abort()
+    return ours
 
 
 def make_socket_dir() -> Path:

@@ -132,8 +132,10 @@ class Relay:
         if self.session.state.is_final:
             if not was_final:
                 self._interrupt()
-        else:
-            self._carry_out_beside()
+            return
+        if self.session.milestones != self._milestones:
+            self._note_milestone()
+        self._carry_out_beside()
 
     # --- readers ----------------------------------------------------------------------------
 
@@ -383,6 +385,8 @@ class Relay:
             self.readers -= 1
             if not self.readers and not self.session.state.is_final:
                 self._admit(ClientLeft())
+                if self.session.milestones != self._milestones:
+                    self._note_milestone()
 
     async def _save(self, record: SessionRecord) -> None:
         """Hand the record over, and give its commit a moment before the client is told."""

@@ -1,0 +1,75 @@
+"""`GET /v1/chat/completions`: the caller's completions, those that ended as they are stored, and those
+that run as far as they have come.
+
+Lists of ended ones come from the database, of running ones from all workers. Never here: SQL.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from aiohttp import web
+from attrs import frozen
+
+from db.store import CompletionFilter, Paging, Readable
+from service.callers.auth import owner_of
+from service.endpoints.asking import ask
+from service.endpoints.lists import (
+    filtered_paging_of,
+    json_response,
+    list_object,
+    page_of,
+)
+from service.endpoints.running_completions import is_hidden, running_completion
+from service.endpoints.siblings import Siblings
+from service.endpoints.stored import stored_completion
+from service.stream.running import RunningStreams
+from statemachine import State, StreamSession
+
+
+@frozen
+class Listing:
+    """The endpoint."""
+
+    store: Readable
+    streams: RunningStreams
+    siblings: Siblings | None = None
+
+    def routes(self) -> list[web.RouteDef]:
+        """The call and its handler."""
+        return [web.get("/v1/chat/completions", self.list_all)]
+
+    async def list_all(self, request: web.Request) -> web.Response:
+        """The caller's completions that fit the filters: those that ended, or those that run."""
+        wanted, paging, state = filtered_paging_of(request)
+        if state is not None and not state.is_final:
+            return json_response(await self._running(request, wanted, paging, state))
+        page = await ask(self.store.list_completions(owner_of(request), wanted, paging))
+        return json_response(list_object(page, stored_completion))
+
+    async def _running(
+        self, request: web.Request, wanted: CompletionFilter, paging: Paging, state: State
+    ) -> dict[str, Any]:
+        sessions = (relay.session for relay in self.streams)
+        here = _fitting(sessions, owner_of(request), wanted, state)
+        shown = [running_completion(session) for session in here]
+        if self.siblings is not None:
+            if self.siblings.is_from_sibling(request):
+                return {"data": shown}
+            for theirs in await self.siblings.gather(request):
+                shown += theirs["data"]
+        return list_object(page_of(shown, paging), dict)
+
+
+def _fitting(
+    sessions: Iterable[StreamSession], owner: str, wanted: CompletionFilter, state: State
+) -> Iterator[StreamSession]:
+    for session in sessions:
+        request = session.request
+        if (
+            session.state is state
+            and request.owner == owner
+            and not is_hidden(request)
+            and wanted.model in (None, request.model)
+            and (wanted.metadata or {}).items() <= (request.metadata or {}).items()
+        ):
+            yield session
