@@ -81,7 +81,7 @@ class Follower:
         """
         try:
             if self._answer.tape.count:
-                await self._writer.open()
+                await self._writer.open_at_once()
             await self._read_on()
             await self._end()
         except ClientConnectionLost:

@@ -170,6 +170,13 @@ class SseWriter:
             raise ClientConnectionLost
         self._stream.tail = tail
 
+    async def open_at_once(self) -> None:
+        """Commit the 200 and send its headers, although nothing follows yet. Raises
+        ClientConnectionLost."""
+        await self.open()
+        assert self._sink is not None
+        self._sink.send_headers()
+
     @property
     def is_open(self) -> bool:
         """True once the 200 is committed."""
