@@ -11,7 +11,6 @@ from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
 from attrs import frozen
 
 from statemachine import Choice, SessionRecord, State
-from statemachine.tape import Tape
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """About how much text a page holds. It always holds one item, whatever that one's size."""
@@ -158,12 +157,10 @@ class Page(Generic[T]):
 
 @frozen
 class CompletionFilter:
-    """The completions with this model, with all these pairs in their metadata, that ended in this
-    state."""
+    """The completions with this model, and with all these pairs in their metadata."""
 
     model: str | None = None
     metadata: Mapping[str, str] | None = None
-    state: State | None = None
 
 
 @frozen
@@ -186,33 +183,6 @@ class CompletionView:
                 Choice(row.choice_index or 0, row.message, finish_reason, logprobs, extra)
             )
         return tuple(choices)
-
-
-@frozen
-class KeptTape:
-    """What was stored of an answer's chunks.
-
-    Attributes:
-        tape: the chunks.
-        usage_frame: see `SessionRecord`.
-        status: the HTTP status of a failure, where it isn't the code's usual one.
-    """
-
-    tape: Tape
-    usage_frame: Mapping[str, Any] | None = None
-    status: int | None = None
-
-
-@frozen
-class Replayable:
-    """A completion with all that it takes to send its answer again as it was sent.
-
-    `tape` is None in a row of before there were tapes, where the tape was too large to be kept, and
-    where somebody has edited it or the answer: then the answer is known, and not its chunks.
-    """
-
-    view: CompletionView
-    tape: KeptTape | None
 
 
 @frozen
@@ -254,16 +224,6 @@ class Readable(Protocol):
 
     async def view(self, owner: str, completion_id: str) -> CompletionView | None:
         """One completion, or None."""
-
-    async def replayable(
-        self, owner: str, completion_id: str, *, hidden_since: float | None = None
-    ) -> Replayable | None:
-        """One completion with its chunks, or None.
-
-        Args:
-            hidden_since: a hidden one is found too, if it ended at this moment (POSIX seconds) or
-                after it; None: no hidden one is.
-        """
 
     async def list_prompt(
         self, owner: str, completion_id: str, paging: Paging

@@ -137,7 +137,7 @@ class Completions:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            relay.lose_client()
+            relay.readers.lose_client()
             raise
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:

@@ -203,16 +203,16 @@ class Reading:
         if wanted.position < tape.first:
             raise ApiError(EXPIRED)
         self.check_room(relay)
-        relay.join()
+        audience = relay.readers.join()
         try:
-            return await self._read(request, relay.audience, wanted)
+            return await self._read(request, audience, wanted)
         finally:
-            relay.leave()
+            relay.readers.leave()
 
     def check_room(self, relay: Relay) -> None:
         """Raises ApiError `too_many_readers` (429)."""
         most = self.config.value.readers.max_per_completion
-        if relay.readers >= most:
+        if relay.readers.count >= most:
             message = f"The answer has {most} readers already, the most that it may have."
             raise ApiError(
                 Failure("too_many_readers", message, type="rate_limit_error", retry_after_seconds=1)

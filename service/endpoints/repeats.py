@@ -211,11 +211,11 @@ class Repeats:
         if repeat.chat.stream:
             return await reading.follow(repeat.request, relay, repeat.wanted)
         reading.check_room(relay)
-        relay.join()
+        audience = relay.readers.join()
         try:
-            await relay.audience.wait_for_end()
+            await audience.wait_for_end()
         finally:
-            relay.leave()
+            relay.readers.leave()
         if relay.record is None:
             raise ApiError(Failure("internal_error", "The service made a mistake."))
         return _object_of(relay.record)

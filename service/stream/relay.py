@@ -33,18 +33,17 @@ import structlog
 from aiohttp import web
 
 from service.clock import Clock
-from service.stream.answers import ending_of
 from service.stream.attempts import Attempts
-from service.stream.audience import Audience
 from service.stream.client import ClientSide
 from service.stream.moments import Moments
 from service.stream.ports import Journal, RelayLimits, Saver
+from service.stream.readers import Readers
+from service.stream.waiting import is_done_within
 from service.stream.writers import ClientConnectionLost
 from statemachine import (
     ChunkReceived,
     ChunkRun,
     ClientLeft,
-    ClientReturned,
     Effect,
     Event,
     Failure,
@@ -80,7 +79,7 @@ class Relay:
 
     Attributes:
         record: what is kept of it; None until that is committed, or late.
-        readers: how many there are, the first client included.
+        readers: who reads it, the first client included.
     """
 
     def __init__(
@@ -97,11 +96,8 @@ class Relay:
         self.session = session
         self.task: asyncio.Task[web.StreamResponse] | None = None
         self.record: SessionRecord | None = None
-        self.readers = 1
         self._journal = journal
         self._client = client
-        self._has_client = True
-        self._audience: Audience | None = None
         self._upstream = upstream
         self._saver = saver
         self._limits = limits
@@ -109,6 +105,8 @@ class Relay:
         self._moments = moments
         self._completion_id = session.request.completion_id
         self._settles_chunks = journal.settles_chunks
+        settle = partial(journal.settle, is_final=False) if self._settles_chunks else None
+        self.readers = Readers(session, client, self.post, settle)
         self._effects: list[Effect] = []  # hardly ever more than two; an empty deque has 760 bytes
         self._carrying = asyncio.Lock()
         self._milestones = 0
@@ -133,41 +131,8 @@ class Relay:
             if not was_final:
                 self._interrupt()
             return
-        if self.session.milestones != self._milestones:
-            self._note_milestone()
+        self._note_milestones()
         self._carry_out_beside()
-
-    # --- readers ----------------------------------------------------------------------------
-
-    @property
-    def audience(self) -> Audience:
-        """Those who read besides the first client."""
-        if self._audience is None:
-            session, journal = self.session, self._journal
-            settle = partial(journal.settle, is_final=False) if self._settles_chunks else None
-            self._audience = Audience(session.request, session.transcript.tape, settle)
-            if self.record is not None:
-                self._audience.end(ending_of(self.record))
-        return self._audience
-
-    def join(self) -> None:
-        """Somebody reads too, from now on. Whoever calls it calls `leave` later, once."""
-        self.readers += 1
-        if self.readers == 1 and not self.session.state.is_final:
-            self.post(ClientReturned())
-
-    def leave(self) -> None:
-        """A reader has gone."""
-        self.readers -= 1
-        if not self.readers and not self.session.state.is_final:
-            self.post(ClientLeft())
-
-    def lose_client(self) -> None:
-        """The first client's connection is gone."""
-        if self._has_client:
-            self._has_client = False
-            self._client.leave()
-            self.leave()
 
     # --- the life ---------------------------------------------------------------------------
 
@@ -182,8 +147,7 @@ class Relay:
             self._client.abort()  # a client left without an end must not wait for one
             raise
         finally:
-            if self._audience is not None and self.record is None:
-                self._audience.end(None)
+            self.readers.note_end(self.record)
             if self._timer is not None:
                 self._timer.cancel()
             try:
@@ -197,8 +161,7 @@ class Relay:
         while not session.state.is_final:
             try:
                 self._admit_all(await self._upstream.read(self))
-                if session.milestones != self._milestones:
-                    self._note_milestone()
+                self._note_milestones()
                 if not (self._carry_out_now() or session.state.is_final):
                     await self._carry_out()
             except asyncio.CancelledError:
@@ -229,7 +192,7 @@ class Relay:
         return (
             not (self._effects or session.state.is_final or self._settles_chunks)
             and not self._carrying.locked()
-            and (self._client.is_clear() or not self._has_client)
+            and (self._client.is_clear() or not self.readers.has_client)
         )
 
     def take(self, event: ChunkReceived) -> None:
@@ -240,16 +203,16 @@ class Relay:
             now = self._clock()
             self._journal.append(self._completion_id, (event,), now)
             effects = session.handle(event, now)
-            if self._audience is not None:
-                self._audience.note_more()
-            if len(effects) == 1 and isinstance(effects[0], SendChunk) and self._has_client:
+            if (audience := self.readers.audience) is not None:
+                audience.note_more()
+            if len(effects) == 1 and isinstance(effects[0], SendChunk) and self.readers.has_client:
                 self._client.send_now((effects[0].run,))
             else:
                 self._effects.extend(effects)
                 if not self._carry_out_now():
                     self._carry_out_beside()
             if session.milestones != self._milestones:
-                self._note_milestone()
+                self._note_milestones()
         except Exception:
             log.exception("relay failed")
             self.post(UpstreamFailed(_OWN_FAULT))
@@ -265,8 +228,8 @@ class Relay:
         self._journal.append(self._completion_id, events, now)
         for event in events:
             self._effects.extend(self.session.handle(event, now))
-        if self._audience is not None:
-            self._audience.note_more()
+        if self.readers.audience is not None:
+            self.readers.audience.note_more()
 
     def _interrupt(self) -> None:
         """Wake the relay's task from whatever it awaits. Not yet running, it needs no waking."""
@@ -303,7 +266,7 @@ class Relay:
         runs = _runs_of(effects)
         if len(runs) < len(effects):
             return False
-        if not self._has_client:
+        if not self.readers.has_client:
             effects.clear()
             return True
         if not self._can_send_now():
@@ -380,30 +343,27 @@ class Relay:
 
     def _note_client_left(self) -> None:
         """A write to the first client has failed. What follows is carried out by whoever wrote."""
-        if self._has_client:
-            self._has_client = False
-            self.readers -= 1
-            if not self.readers and not self.session.state.is_final:
-                self._admit(ClientLeft())
-                if self.session.milestones != self._milestones:
-                    self._note_milestone()
+        if self.readers.drop_client() and not self.session.state.is_final:
+            self._admit(ClientLeft())
+            self._note_milestones()
 
     async def _save(self, record: SessionRecord) -> None:
         """Hand the record over, and give its commit a moment before the client is told."""
         self._moments.ended(record)
         save = self._saver.save(record)
-        if not await _is_done_within(save, self._limits.commit_timeout_seconds):
+        if not await is_done_within(save, self._limits.commit_timeout_seconds):
             log.warning("commit is late", completion_id=record.completion_id)
         self._moments.watch_save(save)
         self.record = record
-        if self._audience is not None:
-            self._audience.end(ending_of(record))
+        self.readers.note_end(record)
 
     # --- time -------------------------------------------------------------------------------
 
-    def _note_milestone(self) -> None:
-        """Announce the first token; and now something may be due earlier than the timer knows."""
+    def _note_milestones(self) -> None:
+        """Announce the first token; and something may be due earlier than the timer knows."""
         session = self.session
+        if session.milestones == self._milestones:
+            return
         self._milestones = session.milestones
         if not self._has_first_token and session.first_token_at is not None:
             self._has_first_token = True
@@ -431,27 +391,6 @@ class Relay:
         finally:  # even after a mistake of ours, a stream must not be left without its deadlines
             if not self.session.state.is_final:
                 self._set_timer()
-
-
-async def _is_done_within(future: "asyncio.Future[None]", seconds: float) -> bool:
-    """Wait so long for a future; cancelled or not, it is left alone. `asyncio.wait` does the same for
-    any number of them, at twice the cost."""
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-    timer = loop.call_later(seconds, _wake, waiter)
-    wake = partial(_wake, waiter)
-    future.add_done_callback(wake)
-    try:
-        await waiter
-    finally:
-        timer.cancel()
-        future.remove_done_callback(wake)
-    return future.done()
-
-
-def _wake(waiter: "asyncio.Future[None]", _: object = None) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def _runs_of(effects: Iterable[Effect]) -> list[ChunkRun]:

@@ -63,7 +63,7 @@ class Read:
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.response = response
-        self.seen = b""
+        self.seen = bytearray()
 
     @property
     def completion_id(self) -> str:
@@ -73,7 +73,7 @@ class Read:
     def events(self) -> list[bytes]:
         """The events that have come, without comments."""
         lines = [line for line in self.seen.split(b"\n") if not line.startswith(b":")]
-        return b"\n".join(lines).split(b"\n\n")[:-1]
+        return bytes(b"\n".join(lines)).split(b"\n\n")[:-1]
 
     @property
     def chunks(self) -> list[bytes]:
@@ -83,9 +83,9 @@ class Read:
     async def until(self, count: int) -> "Read":
         """Read until so many chunks have come."""
         async with asyncio.timeout(10):
-            while len(self.chunks) < count:
+            while self.seen.count(b'"choices"') < count:
                 data = await self.response.content.readany()
-                assert data, self.seen
+                assert data, self.seen[-1000:]
                 self.seen += data
         return self
 

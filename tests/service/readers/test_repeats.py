@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from service.settings.access import LimitsConfig
-from service.settings.config import Timeouts
 from service.settings.readers import IdempotencyConfig
 from statemachine import State
 from tests.service.conftest import Service, ServiceMaker, agent_for
-from tests.service.readers.conftest import Told, asked, reading, until
+from tests.service.readers.conftest import Told, asked, until
 from tests.service.stage.backend import Backend
 
 KEY = {"Idempotency-Key": "k-1"}
@@ -51,7 +50,7 @@ async def test_a_plain_repeat_gets_the_object(service: Service, told: Told, is_o
         second = asyncio.create_task(repeat())
         if not is_over:
             (relay,) = service.relays
-            await until(lambda: relay.readers == 2)
+            await until(lambda: relay.readers.count == 2)
             told.do("finish")
             await first.whole()
         completion_id, body = await second
@@ -148,7 +147,7 @@ async def test_another_body_may_have_an_answer_of_its_own(
     service = await make_service(
         agent_for(backend), idempotency=IdempotencyConfig(on_mismatch="run")
     )
-    seen = []
+    seen: list[Any] = []
     for temperature in (0.1, 0.2, 0.1, 0.2):
         if len(seen) < 2:
             told.say(f"{temperature}")

@@ -87,7 +87,7 @@ async def test_a_failure_before_the_first_chunk_is_a_status_for_everybody(
                 return second.response.status, (await second.whole()).json()
 
         second = group.create_task(read())
-        await until(lambda: relay.readers == 2)
+        await until(lambda: relay.readers.count == 2)
         told.do("cut")
     status, body = second.result()
     assert first.result() == status == 502
@@ -198,7 +198,7 @@ async def test_the_last_reader_keeps_the_answer_running(
             await second.until(1)
             (relay,) = service.relays
             first.leave()
-            await until(lambda: relay.readers == 1)
+            await until(lambda: relay.readers.count == 1)
             told.say("b", "c")
             await second.until(3)
             assert State.STREAMING is relay.session.state
@@ -297,7 +297,7 @@ async def test_only_so_many_may_read_at_once(
                 assert 429 == third.response.status
                 assert "too_many_readers" == (await third.whole()).json()["error"]["code"]
         (relay,) = service.relays
-        await until(lambda: relay.readers == 1)
+        await until(lambda: relay.readers.count == 1)
         async with reading(service, first.completion_id) as fourth:
             assert 200 == fourth.response.status
             told.do("finish")
@@ -320,7 +320,7 @@ async def test_a_reader_that_takes_nothing_holds_nobody_up(
             for _ in range(100):
                 told.say("x" * 100_000)
             await first.until(101)
-            await until(lambda: relay.readers == 1)
+            await until(lambda: relay.readers.count == 1)
             told.do("finish")
             await first.whole()
     record = await service.kept.one()

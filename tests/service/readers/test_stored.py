@@ -187,7 +187,9 @@ async def test_other_owners_answers_are_not_there(
     from service.settings.access import AuthConfig
     from tests.service.callers.test_auth import api_key
 
-    config = AuthConfig(api_keys=(api_key("ann", "sk-ann-0123456789"), api_key("bob", "sk-bob-0123456789")))
+    config = AuthConfig(
+        api_keys=(api_key("ann", "sk-ann-0123456789"), api_key("bob", "sk-bob-0123456789"))
+    )
     service = await make_service(agent_for(backend), auth=config)
     service.key = "sk-ann-0123456789"
     told.say("a")
