@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
 from attrs import frozen
 
 from statemachine import Choice, SessionRecord, State
+from statemachine.tape import Tape
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """About how much text a page holds. It always holds one item, whatever that one's size."""
@@ -183,6 +184,21 @@ class CompletionView:
                 Choice(row.choice_index or 0, row.message, finish_reason, logprobs, extra)
             )
         return tuple(choices)
+
+
+@frozen
+class KeptTape:
+    """What was stored of an answer's chunks.
+
+    Attributes:
+        tape: the chunks.
+        usage_frame: see `SessionRecord`.
+        status: the HTTP status of a failure, where it isn't the code's usual one.
+    """
+
+    tape: Tape
+    usage_frame: Mapping[str, Any] | None = None
+    status: int | None = None
 
 
 @frozen

@@ -125,7 +125,13 @@ class Stretch:
 
     @classmethod
     def restored(
-        cls, begins: int, pattern: ChunkPattern, text: Text, start: int, digits: bytes, count: int
+        cls,
+        begins: int,
+        pattern: ChunkPattern,
+        text: Text,
+        start: int,
+        digits: memoryview,
+        count: int,
     ) -> "Stretch":
         """One of which all has come.
 
@@ -155,7 +161,7 @@ class Stretch:
         """These texts, the next ones, are joined to what came before."""
         self.note_lengths(_digits_of(pieces), len(pieces), sum(map(len, pieces)))
 
-    def note_lengths(self, digits: bytes, count: int, characters: int) -> None:
+    def note_lengths(self, digits: bytes | memoryview, count: int, characters: int) -> None:
         """Do the same for texts of which only the lengths are here."""
         if self.count // _MARK_EVERY < (self.count + count) // _MARK_EVERY:
             if self._marks is None:
@@ -493,7 +499,9 @@ def _long_digits(length: int) -> bytes:
     return b"f" * (length // 15) + _DIGITS[length % 15 : length % 15 + 1]
 
 
-def read_lengths(digits: bytes | bytearray, start: int, count: int) -> tuple[Sequence[int], int]:
+def read_lengths(
+    digits: bytes | bytearray | memoryview, start: int, count: int
+) -> tuple[Sequence[int], int]:
     """Read `Stretch.lengths`: so many from a place in the digits on, and where the next one stands."""
     block = bytes(digits[start : start + count])
     if b"f" not in block and len(block) == count:

@@ -7,6 +7,7 @@
 2. `tape_lengths` has the lengths of all stretches' texts, as in `Stretch.lengths`, two digits a byte. An
    odd number of them is filled up with an `f`.
 3. No tape is kept that isn't whole.
+4. What JSON has no number for (NaN, the infinities) is null, as in the other columns.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import orjson
 from attrs import frozen
 
+from db.store import KeptTape
 from statemachine import Choice, ChunkPattern, SessionRecord
 from statemachine.folding import Text
 from statemachine.tape import BACKSLASH, Chunks, Stretch, Tape
@@ -41,47 +43,37 @@ class TapeColumns:
     lengths: str
 
 
-@frozen
-class KeptTape:
-    """What was stored of one.
-
-    Attributes:
-        tape: the answer's chunks.
-        usage_frame: see `SessionRecord`.
-        status: the HTTP status of a failure, where it isn't the code's usual one.
-    """
-
-    tape: Tape
-    usage_frame: Mapping[str, Any] | None = None
-    status: int | None = None
-
-
 def columns_of(record: SessionRecord) -> TapeColumns | None:
     """The columns of a record's tape; None if it has none that is whole."""
     tape = record.tape
     if tape is None or not tape.is_whole:
         return None
-    patterns: dict[int, ChunkPattern] = {}
+    numbers: dict[int, int] = {}
+    patterns: list[bytes] = []
     parts: list[bytes] = []
     lengths: list[bytes | bytearray] = []
     for part in tape.parts:
         if isinstance(part, Chunks):
             parts.append(b'{"chunks":[%b]}' % b",".join(part.sources))
         elif part.count:
-            patterns.setdefault(id(part.pattern), part.pattern)
-            number = list(patterns).index(id(part.pattern))
+            number = numbers.setdefault(id(part.pattern), len(patterns))
+            if number == len(patterns):
+                patterns.append(_pattern(part.pattern))
             parts.append(b'{"pattern":%d,%b}' % (number, _stretch(part, record.choices)))
             lengths.append(part.lengths)
     members = [b'"parts":[%b]' % b",".join(parts)]
     if patterns:
-        members.insert(0, b'"patterns":[%b]' % b",".join(map(_pattern, patterns.values())))
+        members.insert(0, b'"patterns":[%b]' % b",".join(patterns))
     if record.usage_frame is not None:
         frame = {key: 0 if key in _REPLACED else value for key, value in record.usage_frame.items()}
         members.append(b'"usage":' + _dump(frame))
     if record.failure is not None and record.failure.status is not None:
         members.append(b'"status":%d' % record.failure.status)
+    column = b"{%b}" % b",".join(members)
+    if b"NaN" in column or b"Infinity" in column:  # hardly ever, and then mostly in a text
+        column = _finite(column)
     digits = b"".join(lengths).decode("ascii")
-    return TapeColumns(b"{%b}" % b",".join(members), digits + "f" * (len(digits) % 2))
+    return TapeColumns(column, digits + "f" * (len(digits) % 2))
 
 
 _REPLACED = frozenset(("id", "object", "created", "model", "choices", "usage"))
@@ -118,6 +110,15 @@ def _pattern(pattern: ChunkPattern) -> bytes:
     return b'{"key":%b,"chunk":%b%b}' % (_dump(pattern.key), chunk, padded)
 
 
+def _finite(tape: bytes) -> bytes:
+    """The same tape with null for what JSON has no number for."""
+    try:
+        orjson.loads(tape)
+    except orjson.JSONDecodeError:
+        return _dump(json.loads(tape, parse_constant=lambda _: None))
+    return tape
+
+
 def _dump(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
@@ -137,25 +138,30 @@ def tape_of(tape: str, lengths: bytes, choices: Sequence[Choice]) -> KeptTape:
     try:
         kept = _load(tape)
         made = Tape()
-        for part in _parts(kept, lengths.hex().encode(), choices):
+        for part in _parts(kept, memoryview(lengths.hex().encode()), choices):
             made.put(part)
         made.created = _created(kept)
-        return KeptTape(made, kept.get("usage"), kept.get("status"))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        usage, status = kept.get("usage"), kept.get("status")
+        if not (isinstance(usage, dict | None) and isinstance(status, int | None)):
+            raise ValueError("odd usage or status")
+    except _NOT_OURS as error:
         raise TapeDamaged(f"{type(error).__name__}: {error}"[:200]) from error
+    return KeptTape(made, usage, status)
+
+
+_NOT_OURS = (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 def _parts(
-    kept: Mapping[str, Any], digits: bytes, choices: Sequence[Choice]
+    kept: Mapping[str, Any], digits: memoryview, choices: Sequence[Choice]
 ) -> Iterator[Chunks | Stretch]:
-    patterns = [
-        ChunkPattern(each["chunk"], each["key"], b"", b"", _BETWEEN if each.get("padded") else b"")
-        for each in kept.get("patterns", ())
-    ]
+    patterns = [*map(_pattern_of, kept.get("patterns", ()))]
     texts: dict[tuple[int, str], Text] = {}
     position = at = 0
     for part in kept["parts"]:
         if "chunks" in part:
+            if {*map(type, part["chunks"])} - {dict}:
+                raise ValueError("a chunk is no object")
             chunks = Chunks(position, list(map(_dump, part["chunks"])))
             position += chunks.total
             yield chunks
@@ -167,12 +173,19 @@ def _parts(
             place, start = (part["choice"], pattern.key), part["start"]
             text = texts.setdefault(place, Text((choices[place[0]].message[place[1]],)))
         stretch = Stretch.restored(position, pattern, text, start, digits[at:], part["count"])
-        if start + stretch.characters > len(text.joined()):
+        if not 0 <= start <= len(text.joined()) - stretch.characters:
             raise ValueError("a text is shorter than its lengths")
         _add_writing(stretch, part)
         at += len(stretch.lengths)
         position += stretch.total
         yield stretch
+
+
+def _pattern_of(kept: Mapping[str, Any]) -> ChunkPattern:
+    between = _BETWEEN if kept.get("padded") else b""
+    pattern = ChunkPattern(kept["chunk"], kept["key"], b"", b"", between)
+    pattern.chunk("")  # raises if it is none
+    return pattern
 
 
 def _add_writing(stretch: Stretch, part: Mapping[str, Any]) -> None:
@@ -184,6 +197,9 @@ def _add_writing(stretch: Stretch, part: Mapping[str, Any]) -> None:
         stretch.paddings = bytearray(paddings.encode())
     elif paddings is not None:
         stretch.paddings = bytearray(b"".join([_dump(padding) + b"\n" for padding in paddings]))
+    lines = 0 if stretch.paddings is None else stretch.paddings.count(b"\n")
+    if lines != (stretch.count if stretch.pattern.between else 0):
+        raise ValueError("there is not a padding for each text")
 
 
 def _created(kept: Mapping[str, Any]) -> Any:

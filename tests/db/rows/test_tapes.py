@@ -98,32 +98,82 @@ def test_a_text_that_no_message_has_is_kept_with_the_tape() -> None:
     ]
 
 
+PATTERN = '{"key":"content","chunk":{"choices":[{"delta":{"content":""}}]}}'
+PADDED = PATTERN[:-1] + ',"padded":true}'
+
+
+def stretched(stretch: str, pattern: str = PATTERN) -> str:
+    return f'{{"patterns":[{pattern}],"parts":[{{"pattern":0,{stretch}}}]}}'
+
+
 @pytest.mark.parametrize(
     ("tape", "lengths"),
     [
         ("{}", ""),
         ("[]", ""),
+        ("[" * 2_000 + "]" * 2_000, ""),
+        ('{"parts":[{"chunks":[{},5]}]}', ""),
+        ('{"parts":[],"usage":[]}', ""),
+        ('{"parts":[],"status":"503"}', ""),
         ('{"parts":[{"pattern":0,"count":1,"choice":0,"start":0}]}', "1f"),
-        (
-            '{"patterns":[{"key":"content","chunk":{}}],'
-            '"parts":[{"pattern":0,"count":3,"choice":0,"start":0}]}',
-            "11",
-        ),
-        (
-            '{"patterns":[{"key":"content","chunk":{}}],'
-            '"parts":[{"pattern":0,"count":2,"choice":0,"start":0}]}',
-            "ee",
-        ),
-        (
-            '{"patterns":[{"key":"content","chunk":{}}],'
-            '"parts":[{"pattern":0,"count":2,"choice":1,"start":0}]}',
-            "11",
-        ),
+        (stretched('"count":1,"choice":0,"start":0', '{"key":"content","chunk":{}}'), "1f"),
+        (stretched('"count":3,"choice":0,"start":0'), "11"),
+        (stretched('"count":2,"choice":0,"start":0'), "ee"),
+        (stretched('"count":2,"choice":0,"start":-1'), "11"),
+        (stretched('"count":2,"choice":1,"start":0'), "11"),
+        (stretched('"count":2,"choice":0,"start":0', PADDED), "11"),
+        (stretched('"count":2,"choice":0,"start":0,"paddings":["a"]', PADDED), "11"),
+        (stretched('"count":2,"choice":0,"start":0,"paddings":["a","b"]'), "11"),
     ],
-    ids=["nothing", "no object", "no pattern", "few lengths", "little text", "no choice"],
+    ids=[
+        "nothing",
+        "no object",
+        "too deep",
+        "no chunk",
+        "odd usage",
+        "odd status",
+        "no pattern",
+        "odd pattern",
+        "few lengths",
+        "little text",
+        "before the text",
+        "no choice",
+        "no paddings",
+        "few paddings",
+        "needless paddings",
+    ],
 )
 def test_columns_that_somebody_edited_are_noticed(tape: str, lengths: str) -> None:
     """Nobody is sent what isn't what was sent before."""
     choices = choices_of(record_of(ParsedChunk(text_chunk("abc"))))
     with pytest.raises(TapeDamaged):
         tape_of(tape, bytes.fromhex(lengths), choices)
+
+
+@pytest.mark.parametrize(("stretch", "pattern"), [("", PATTERN), (',"paddings":["a","b"]', PADDED)])
+def test_columns_that_nobody_edited_are_taken(stretch: str, pattern: str) -> None:
+    """What the damaged ones above are made of is sound."""
+    choices = choices_of(record_of(ParsedChunk(text_chunk("abc"))))
+    tape = stretched('"count":2,"choice":0,"start":0' + stretch, pattern)
+    kept = tape_of(tape, bytes.fromhex("11"), choices)
+    assert ["a", "b"] == [text for text, _ in read_all(Cursor(kept.tape))]
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_null(odd: float) -> None:
+    """The rest of the tape is as it came, texts that only look like such numbers too."""
+    record = record_of(
+        ParsedChunk(text_chunk("NaN \ud800"), b'{"NaN": "Infinity"}'),
+        ParsedChunk(chunk({"content": "a"}, odd=odd)),
+    )
+    columns = columns_of(record)
+    assert columns is not None
+    first, second = json.loads(columns.tape, parse_constant=pytest.fail)["parts"][0]["chunks"]
+    assert ({"NaN": "Infinity"}, None) == (first, second["odd"])
+
+
+def test_a_tape_that_only_speaks_of_such_numbers_stays_as_it_is() -> None:
+    """To the byte."""
+    columns = columns_of(record_of(ParsedChunk(text_chunk("NaN"), b'{ "a":  "NaN" }')))
+    assert columns is not None
+    assert b'{"parts":[{"chunks":[{ "a":  "NaN" }]}]}' == columns.tape
