@@ -355,7 +355,7 @@ def _give_up(done: "asyncio.Future[None]") -> None:
 
 
 def _characters(record: SessionRecord) -> int:
-    """About how much text a record holds."""
+    """About how much text a record holds, its tape included."""
     request = record.request
     messages = (*request.messages, *[choice.message for choice in record.choices])
     others: list[object] = [request.tools, request.parameters, record.extra]
@@ -365,4 +365,4 @@ def _characters(record: SessionRecord) -> int:
     if said is None:
         others.append(messages)
     rest = sum(map(len, texts_of(others))) if any(others) else 0
-    return (said or 0) + rest
+    return (said or 0) + rest + (record.tape.size if record.tape is not None else 0)

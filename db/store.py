@@ -202,6 +202,18 @@ class KeptTape:
 
 
 @frozen
+class Replayable:
+    """A completion with all that it takes to send its answer again as it was sent.
+
+    `tape` is None in a row of before there were tapes, where the tape was too large to be kept, and
+    where somebody has edited it or the answer: then the answer is known, and not its chunks.
+    """
+
+    view: CompletionView
+    tape: KeptTape | None
+
+
+@frozen
 class ThreadNode:
     """A node of a conversation's tree: a message, and the completion whose answer it is, if it
     is one; or a completion that never began to answer, without a message.
@@ -240,6 +252,16 @@ class Readable(Protocol):
 
     async def view(self, owner: str, completion_id: str) -> CompletionView | None:
         """One completion, or None."""
+
+    async def replayable(
+        self, owner: str, completion_id: str, *, hidden_since: float | None = None
+    ) -> Replayable | None:
+        """One completion with its chunks, or None.
+
+        Args:
+            hidden_since: a hidden one is found too, if it ended at this moment (POSIX seconds) or
+                after it; None: no hidden one is.
+        """
 
     async def list_prompt(
         self, owner: str, completion_id: str, paging: Paging

@@ -7,19 +7,25 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import structlog
+
 from db.rows.columns import readable
+from db.rows.tapes import TapeColumns, TapeDamaged, tape_of
 from db.store import (
     CompletionFilter,
     CompletionView,
     ConversationView,
     Page,
     Paging,
+    Replayable,
     StoredCompletion,
     StoredConversation,
     StoredMessage,
     ThreadNode,
     UnknownCursor,
 )
+
+log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 _Place = tuple[float, str]
@@ -33,6 +39,7 @@ class MemoryViews:
         self._completions: dict[str, StoredCompletion] = {}
         self._answers: dict[str, tuple[StoredMessage, ...]] = {}
         self._messages: dict[str, list[StoredMessage]] = {}
+        self._tapes: dict[str, TapeColumns] = {}
         self._tool_sets: dict[str, Any] = {}
         self._deleted: dict[str, tuple[str, float]] = {}
 
@@ -56,6 +63,23 @@ class MemoryViews:
         """See `db.store.Readable.view`."""
         self._require_open()
         return None if self._shown(owner, completion_id) is None else self._view(completion_id)
+
+    async def replayable(
+        self, owner: str, completion_id: str, *, hidden_since: float | None = None
+    ) -> Replayable | None:
+        """See `db.store.Readable.replayable`."""
+        row = self._shown(owner, completion_id, hidden_since)
+        if row is None:
+            return None
+        view, columns = self._view(row.completion_id), self._tapes.get(row.completion_id)
+        if columns is None:
+            return Replayable(view, None)
+        try:
+            lengths = bytes.fromhex(columns.lengths)
+            return Replayable(view, tape_of(columns.tape.decode(), lengths, view.choices))
+        except TapeDamaged:
+            log.error("tape damaged", completion_id=row.completion_id)
+            return Replayable(view, None)
 
     async def list_prompt(
         self, owner: str, completion_id: str, paging: Paging
@@ -97,10 +121,15 @@ class MemoryViews:
     @abstractmethod
     def _require_open(self) -> None: ...
 
-    def _shown(self, owner: str, completion_id: str) -> StoredCompletion | None:
+    def _shown(
+        self, owner: str, completion_id: str, hidden_since: float | None = None
+    ) -> StoredCompletion | None:
         self._require_open()
         row = self._completions.get(readable(completion_id))
-        return row if row and row.owner == readable(owner) and not row.hidden else None
+        if row is None or row.owner != readable(owner):
+            return None
+        is_old = hidden_since is None or row.finished_at < hidden_since
+        return None if row.hidden and is_old else row
 
     def _view(self, completion_id: str) -> CompletionView:
         row = self._completions[completion_id]

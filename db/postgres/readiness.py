@@ -32,7 +32,7 @@ _MIGRATIONS: Final = "_yoyo_migrations"
 _COLUMNS: Final[Mapping[str, Sequence[str]]] = {
     "conversations": tuple(sql.CONVERSATIONS),
     "tool_sets": tuple(sql.TOOL_SETS),
-    "completions": tuple(sql.COMPLETIONS),
+    "completions": tuple(sql.SAVED_COMPLETIONS),
     "messages": tuple(sql.MESSAGES),
     "completion_labels": ("label", "created_at", "completion_id"),
     "deletions": ("id", "owner", "created_at", "deleted_at"),

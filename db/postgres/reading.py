@@ -1,4 +1,4 @@
-"""Reads for owners: pages of lists, one completion, a conversation's tree. No SQL here.
+"""Reads for owners: pages of lists, one completion, its tape, a conversation's tree. No SQL here.
 
 Never sees to connections or errors.
 
@@ -14,9 +14,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from math import ceil
 from typing import Any, TypeVar
 
+import structlog
+from attrs import frozen
+
 from db.postgres import reading_sql, sql
 from db.postgres.saving import Cursor
 from db.rows.columns import from_jsonb, readable, to_jsonb
+from db.rows.tapes import TapeDamaged, tape_of
 from db.store import (
     PAGE_BYTES,
     CompletionFilter,
@@ -24,6 +28,7 @@ from db.store import (
     ConversationView,
     Page,
     Paging,
+    Replayable,
     StoredCompletion,
     StoredConversation,
     StoredMessage,
@@ -31,7 +36,11 @@ from db.store import (
     UnknownCursor,
 )
 
+log = structlog.get_logger(__name__)
+
 _T = TypeVar("_T")
+_LONG_TAPE = 256 * 1024
+"""From so many characters on, those of its texts included, a tape is read in a thread."""
 
 
 async def at_one_moment(
@@ -79,6 +88,44 @@ async def find(cursor: Cursor, owner: str, completion_id: str) -> StoredCompleti
     key = {"owner": readable(owner), "completion_id": readable(completion_id)}
     rows = await _ask(cursor, reading_sql.FIND_SHOWN, **key)
     return sql.completion_from(rows[0]) if rows else None
+
+
+@frozen
+class TapedView:
+    """A completion with its tape's columns, both or neither."""
+
+    view: CompletionView
+    tape: str | None
+    lengths: bytes | None
+
+
+async def taped(
+    cursor: Cursor, owner: str, completion_id: str, hidden_since: float | None
+) -> TapedView | None:
+    """Read what `replayable_of` makes a completion of."""
+    key = {"owner": readable(owner), "completion_id": readable(completion_id)}
+    rows = await _ask(cursor, reading_sql.FIND_REPLAYABLE, **key, hidden_since=hidden_since)
+    if not rows:
+        return None
+    tape, lengths, *row = rows[0]
+    (view,) = await _views(cursor, [sql.completion_from(row)])
+    return TapedView(view, tape, None if lengths is None else bytes(lengths))
+
+
+async def replayable_of(found: TapedView) -> Replayable:
+    """See `db.store.Readable.replayable`. Asks the database nothing."""
+    if found.tape is None or found.lengths is None:
+        return Replayable(found.view, None)
+    columns = found.tape, found.lengths, found.view.choices
+    size = len(found.tape) + len(found.lengths)
+    size += sum(len(answer.content or "") for answer in found.view.answers)
+    try:
+        if size > _LONG_TAPE:
+            return Replayable(found.view, await asyncio.to_thread(tape_of, *columns))
+        return Replayable(found.view, tape_of(*columns))
+    except TapeDamaged:
+        log.error("tape damaged", completion_id=found.view.completion.completion_id)
+        return Replayable(found.view, None)
 
 
 async def prompt(

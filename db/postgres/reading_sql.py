@@ -101,6 +101,11 @@ def completion_keys(*, model: str | None, pairs: int, after: bool, descending: b
 FIND_SHOWN: Final = (
     sql.FIND_COMPLETION + " AND owner = %(owner)s AND NOT hidden"  # found by the id's index
 )
+FIND_REPLAYABLE: Final = (
+    f"SELECT tape::text, tape_lengths, {sql.select_list(sql.COMPLETIONS)} FROM completions"
+    " WHERE completion_id = %(completion_id)s AND owner = %(owner)s"
+    " AND (NOT hidden OR finished_at >= to_timestamp(%(hidden_since)s))"
+)
 COMPLETIONS: Final = (
     f"SELECT {sql.select_list(sql.COMPLETIONS)} FROM completions"
     " WHERE completion_id = ANY (%(completion_ids)s::text[])"

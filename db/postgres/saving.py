@@ -37,7 +37,7 @@ _LONG_CHAT = 200
 """From so many messages on, or so many texts where not all messages are plain, a record's rows are made
 in a thread: that takes milliseconds."""
 _LONG_TEXT = 256 * 1024
-"""The same for the characters of all texts in a request and its answer."""
+"""The same for the characters of all texts in a request and its answer, and for the bytes of its tape."""
 
 _T = TypeVar("_T")
 
@@ -139,7 +139,7 @@ async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
 def _is_long(record: SessionRecord) -> bool:
     """True if making its rows, and wording them, takes milliseconds."""
     messages = record.request.messages
-    if len(messages) >= _LONG_CHAT:
+    if len(messages) >= _LONG_CHAT or (record.tape and record.tape.size > _LONG_TEXT):
         return True
     said = (*messages, *[choice.message for choice in record.choices])
     characters = plain_characters(said)
@@ -150,9 +150,11 @@ def _is_long(record: SessionRecord) -> bool:
 
 
 def characters_of(batch: Sequence[RecordRows]) -> int:
-    """About how much text the rows hold."""
+    """About how much text the rows hold, their tapes included."""
     characters = 0
     for rows in batch:
+        if rows.tape is not None:
+            characters += len(rows.tape.tape) + len(rows.tape.lengths)
         for row in (*rows.sent, *rows.answers):
             characters += len(row.content or "")
             if row.parts:
@@ -184,8 +186,9 @@ async def _try_save(outbox: _Outbox, batch: Sequence[RecordRows], timeout_second
     """Write all but the commit. False if one of the batch was deleted at this very moment; the next
     try sees that it was."""
     await outbox.tell(sql.BEGIN, {"timeout_ms": ceil(timeout_seconds * 1000)})
-    completions = sorted((rows.completion for rows in batch), key=lambda row: row.completion_id)
-    await _insert(outbox, sql.INSERT_COMPLETIONS, sql.COMPLETIONS, completions)
+    saved_rows = (rows.saved_completion for rows in batch)
+    completions = sorted(saved_rows, key=lambda row: row.completion_id)
+    await _insert(outbox, sql.INSERT_COMPLETIONS, sql.SAVED_COMPLETIONS, completions)
     await _insert(outbox, sql.UPSERT_CONVERSATIONS, sql.CLIENT_KEYS, _client_keys(batch))
     tool_sets = {rows.tool_set.digest: rows.tool_set for rows in batch if rows.tool_set}
     known, saved = await _known(

@@ -22,7 +22,7 @@ from db.rows.columns import (
     readable,
     rows_json,
 )
-from db.rows.history import ToolSetRow
+from db.rows.history import ByteDigits, JsonSource, TapedCompletion, ToolSetRow
 from db.store import (
     ExactText,
     Moment,
@@ -40,10 +40,12 @@ Columns = Mapping[str, str]
 
 _TYPES: Final[Mapping[Any, str]] = {
     bool: "boolean",
+    ByteDigits: "bytea",
     dict[str, Any]: "jsonb",
     ExactText: "text",
     float: "double precision",
     int: "bigint",
+    JsonSource: "json",
     Moment: "timestamptz",
     Ordinal: "integer",
     Sequence[Any]: "jsonb",
@@ -72,19 +74,21 @@ CLIENT_KEYS: Final = {"completion_id": "text", "client_key": "text"}
 """For each completion the one column of its conversation that it doesn't have itself."""
 TOOL_SETS: Final = dict(_columns_of(ToolSetRow))
 COMPLETIONS: Final = dict(_columns_of(StoredCompletion))
+SAVED_COMPLETIONS: Final = dict(_columns_of(TapedCompletion))
+"""With the tape, which few ever read."""
 MESSAGES: Final = dict(_columns_of(StoredMessage))
 
-_GIVEN_AS: Final = {"timestamptz": "double precision"}
-"""Times are sent as seconds. Until 2242 a float of them is exact to the microsecond, as the column is."""
+_GIVEN_AS: Final = {"timestamptz": "double precision", "json": "text"}
+"""Times are sent as seconds. Until 2242 a float of them is exact to the microsecond, as the column is.
+JSON is taken as it is written, be it written as such or as a text."""
+_TAKEN_AS: Final = {"timestamptz": "to_timestamp({})", "json": "{}::json"}
 
 
 def _insert(table: str, columns: Columns, condition: str = "") -> str:
     names = ", ".join(columns)
     given = {name: _GIVEN_AS.get(kind, kind) for name, kind in columns.items()}
     kinds = ", ".join(f"{name} {kind}" for name, kind in given.items())
-    values = ", ".join(
-        f"to_timestamp({name})" if kind == "timestamptz" else name for name, kind in columns.items()
-    )
+    values = ", ".join(_TAKEN_AS.get(kind, "{}").format(name) for name, kind in columns.items())
     return (
         f"INSERT INTO {table} ({names})"
         f" SELECT {values} FROM json_to_recordset(%(rows)s) AS new ({kinds}){condition}"
@@ -108,7 +112,7 @@ BEGIN: Final = (
 INSERT_COMPLETIONS: Final = (
     _insert(
         "completions",
-        COMPLETIONS,
+        SAVED_COMPLETIONS,
         " WHERE NOT EXISTS (SELECT FROM deletions WHERE deletions.id = new.completion_id)",
     )
     + " ON CONFLICT (completion_id) DO NOTHING"
@@ -206,7 +210,7 @@ def with_rows(statement: str, columns: Columns, values: Sequence[Any]) -> bytes:
 
     Args:
         values: objects with a `__dict__` and an attribute for each column, except for the column
-            beside an exact text.
+            beside an exact text; where there is none, the column is NULL.
     """
     try:
         source = rows_json([vars(value) for value in values])
@@ -239,14 +243,14 @@ def in_dollars(source: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
 
 def _storable_row(columns: Columns, value: Any) -> dict[str, Any]:
     """One row such that every column takes it."""
-    row: dict[str, Any] = {}
+    given, row = vars(value), dict[str, Any]()
     for name, kind in columns.items():
-        if kind == "bytea":
-            text = getattr(value, name.removesuffix(_RAW))
+        if name.endswith(_RAW):
+            text = given[name.removesuffix(_RAW)]
             raw = None if text is None else raw_bytes(text)
             row[name] = None if raw is None else "\\x" + raw.hex()
             continue
-        row[name] = item = getattr(value, name)
+        row[name] = item = given.get(name)
         if item is not None and kind == "jsonb":
             row[name] = as_jsonb(item)
         elif item is not None and kind == "text":

@@ -38,6 +38,7 @@ from db.store import (
     Page,
     Paging,
     RecordRejected,
+    Replayable,
     StoredCompletion,
     StoredConversation,
     StoredMessage,
@@ -212,6 +213,13 @@ class PostgresStore:
     async def view(self, owner: str, completion_id: str) -> CompletionView | None:
         """See `db.store.Readable.view`."""
         return await self._read(lambda c: reading.view(c, owner, completion_id))
+
+    async def replayable(
+        self, owner: str, completion_id: str, *, hidden_since: float | None = None
+    ) -> Replayable | None:
+        """See `db.store.Readable.replayable`."""
+        found = await self._read(lambda c: reading.taped(c, owner, completion_id, hidden_since))
+        return None if found is None else await reading.replayable_of(found)
 
     async def list_prompt(
         self, owner: str, completion_id: str, paging: Paging

@@ -20,13 +20,14 @@ the square of its length; so history is a tree, like commits:
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
 from attrs import frozen
 
-from db.rows.columns import readable
+from db.rows.columns import as_json, readable
 from db.rows.digest import answer_content, canonical_content, digest_of, message_digest
 from db.rows.messages import answer_parts, parts_of, role_of, sent_id, text_of
+from db.rows.tapes import TapeColumns, columns_of
 from db.store import StoredCompletion, StoredConversation, StoredMessage
 from statemachine import Choice, Failure, SessionRecord, SessionRequest
 
@@ -40,6 +41,17 @@ _INT32, _INT64 = 2**31 - 1, 2**63 - 1
 
 _Said = tuple[str, dict[str, Any]]
 """A message's role, and its canonical content."""
+
+JsonSource = Annotated[Any, "what `db.rows.columns.as_json` makes of JSON"]
+ByteDigits = Annotated[str, "bytes as PostgreSQL reads them: a backslash, x, hexadecimal digits"]
+
+
+@frozen(slots=False)  # a row's attributes are its `__dict__`
+class TapedCompletion(StoredCompletion):
+    """A completion as it is saved if it has a tape. Lists don't read that, so the others have none."""
+
+    tape: JsonSource | None = None
+    tape_lengths: ByteDigits | None = None
 
 
 @frozen(slots=False)  # a row's attributes are its `__dict__`
@@ -60,8 +72,19 @@ class RecordRows:
     sent: tuple[StoredMessage, ...]
     """The messages that the client sent, oldest first; only those with a new digest are stored."""
     answers: tuple[StoredMessage, ...]
+    tape: TapeColumns | None = None
     is_long: bool = False
     """Wording them takes so long that it isn't done in the event loop."""
+
+    @property
+    def saved_completion(self) -> StoredCompletion:
+        """The completion as it is saved: a `TapedCompletion`, if there is a tape."""
+        if self.tape is None:
+            return self.completion
+        digits = "\\x" + self.tape.lengths
+        return TapedCompletion(
+            **vars(self.completion), tape=as_json(self.tape.tape), tape_lengths=digits
+        )
 
 
 def rows_of(record: SessionRecord) -> RecordRows:
@@ -80,6 +103,7 @@ def rows_of(record: SessionRecord) -> RecordRows:
         tool_set=tool_set,
         sent=sent,
         answers=_answers(record, conversation, prompt_digest),
+        tape=columns_of(record),
     )
 
 

@@ -14,8 +14,11 @@ from db.migrate import main, migrate
 from db.postgres import sql
 from db.postgres.store import PostgresStore
 from db.store import CompletionFilter, Paging, StoreUnavailable
+from statemachine import ParsedChunk
 from tests.db.starters import migrated_by_four
+from tests.db.tapes import record_of
 from tests.postgres import execute
+from tests.statemachine.conftest import text_chunk
 
 ALL = sorted(sql.migration_ids())
 ALL_TABLES = [
@@ -176,16 +179,21 @@ def test_every_table_is_described(database_url: str) -> None:
     assert set(ALL_TABLES) <= set(names)
 
 
+def migrate_to(number: int, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have only the first so many migrations applied."""
+    for name in ALL[:number]:
+        (tmp_path / f"{name}.sql").write_text((sql.MIGRATIONS / f"{name}.sql").read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "MIGRATIONS", tmp_path)
+        migrate(dsn)
+
+
 async def test_rows_from_before_a_migration_can_be_read(
     empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows from before there were labels and hidden ones are found by their metadata, and hidden
     if their client wanted that; so are the messages that only such completions have."""
-    first = "0001_conversations_completions_messages.sql"
-    (tmp_path / first).write_text((sql.MIGRATIONS / first).read_text())
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "MIGRATIONS", tmp_path)
-        migrate(empty_database_url)
+    migrate_to(1, empty_database_url, tmp_path, monkeypatch)
     for name, store in (("a", "true"), ("b", "false")):
         execute(
             empty_database_url,
@@ -211,4 +219,35 @@ async def test_rows_from_before_a_migration_can_be_read(
     talk = await opened.view_conversation("alice", "both", Paging(9))
     assert talk is not None
     assert {"root", "sent-a", "a"} == {node.node_id for node in talk.nodes.items}
+    await opened.close()
+
+
+async def test_answers_from_before_there_were_tapes_can_be_read(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, as ever; what is saved next has its tape."""
+    migrate_to(2, empty_database_url, tmp_path, monkeypatch)
+    execute(
+        empty_database_url,
+        """
+        INSERT INTO conversations VALUES ('old', 'alice', NULL, now(), now());
+        INSERT INTO completions (completion_id, conversation_id, owner, agent, model, state,
+            usage_source, token_count, chunk_count, duration_ms, trace_id, request,
+            created_at, finished_at)
+        VALUES ('old', 'old', 'alice', 'demo', 'demo', 'failed', 'unknown', 1, 1, 1, '', '{}',
+            now(), now());
+        INSERT INTO messages (message_id, conversation_id, completion_id, choice_index, role,
+            content, state, digest, created_at)
+        VALUES ('old-0', 'old', 'old', 0, 'assistant', 'Hi', 'partial', 'old', now())
+        """,
+    )
+    assert ALL[2:] == migrate(empty_database_url)
+    opened = await PostgresStore.open(empty_database_url)
+    new = record_of(ParsedChunk(text_chunk("Hello")))
+    await opened.save([new])
+    found = await opened.replayable("alice", "old")
+    assert found is not None and found.tape is None
+    assert "Hi" == found.view.choices[0].message["content"]
+    found = await opened.replayable("alice", new.completion_id)
+    assert found is not None and found.tape is not None
     await opened.close()

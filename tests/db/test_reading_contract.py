@@ -106,6 +106,7 @@ async def test_a_closed_store_shows_nothing(store: Store) -> None:
     await store.close()
     for call in (
         store.view("alice", "x"),
+        store.replayable("alice", "x"),
         store.delete("alice", "x"),
         store.set_metadata("alice", "x", None),
         store.list_prompt("alice", "x", Paging(1)),

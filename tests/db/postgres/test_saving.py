@@ -14,9 +14,12 @@ from db.migrate import migrate
 from db.postgres import saving
 from db.postgres.store import PostgresStore
 from db.rows.history import rows_of
+from statemachine import ParsedChunk
 from tests.db.postgres.servers import counts, rows_left, until_blocked
 from tests.db.records import assistant, make_record, user
+from tests.db.tapes import record_of
 from tests.postgres import execute
+from tests.statemachine.conftest import text_chunk
 
 # --- collisions -------------------------------------------------------------------------------
 
@@ -165,6 +168,16 @@ def test_the_size_of_a_save_counts_all_its_text() -> None:
         user("x" * 100), answer={"role": "assistant", "content": "y" * 10, "reasoning": "z" * 1000}
     )
     assert 1110 <= saving.characters_of([rows_of(record)]) < 1200
+    taped = record_of(ParsedChunk(text_chunk("x"), b'{"choices":[],"odd":"%b"}' % (b"x" * 1_000)))
+    assert 1000 <= saving.characters_of([rows_of(taped)]) < 1200
+
+
+async def test_a_long_tape_is_worded_beside_the_streams() -> None:
+    """As a long text is: putting together some 300 KB takes long enough."""
+    record = record_of(*[ParsedChunk(text_chunk("x"), b" " * 3_000)] * 100)
+    assert [True, False] == [
+        rows.is_long for rows in await saving.rows_of_all([record, make_record()])
+    ]
 
 
 async def test_a_large_save_has_longer_than_other_calls(empty_database_url: str) -> None:

@@ -7,14 +7,14 @@ from attrs import fields
 
 from db.postgres import sql
 from db.postgres.sql import in_dollars
-from db.rows.history import ToolSetRow
-from db.store import StoredCompletion, StoredConversation, StoredMessage
+from db.rows.history import TapedCompletion, ToolSetRow
+from db.store import StoredConversation, StoredMessage
 from tests.postgres import execute
 
 TABLES = {
     "conversations": (StoredConversation, sql.CONVERSATIONS),
     "tool_sets": (ToolSetRow, sql.TOOL_SETS),
-    "completions": (StoredCompletion, sql.COMPLETIONS),
+    "completions": (TapedCompletion, sql.SAVED_COMPLETIONS),
     "messages": (StoredMessage, sql.MESSAGES),
 }
 

@@ -10,29 +10,11 @@ from hypothesis import strategies as st
 from db.rows.history import rows_of
 from db.rows.tapes import TapeDamaged, columns_of, tape_of
 from db.store import CompletionView
-from statemachine import (
-    ChunkReceived,
-    ChunkRun,
-    ParsedChunk,
-    Save,
-    SessionPolicy,
-    SessionRecord,
-    StreamSession,
-    UpstreamFinished,
-)
+from statemachine import ChunkRun, ParsedChunk, SessionRecord
 from statemachine.tape import Cursor
-from tests.statemachine.conftest import asked, chunk, finish_chunk, made_up, text_chunk
+from tests.db.tapes import all_on, record_of
+from tests.statemachine.conftest import chunk, finish_chunk, made_up, text_chunk
 from tests.statemachine.test_tape import PATTERNS, read_all, run_of, runs
-
-
-def record_of(*came: ChunkRun) -> SessionRecord:
-    """The record of an answer of these chunks."""
-    session = StreamSession(asked(choices_expected=3), SessionPolicy())
-    for event in (*map(ChunkReceived, came), UpstreamFinished()):
-        for effect in session.handle(event, 1.0):
-            if isinstance(effect, Save):
-                return effect.record
-    raise AssertionError("no end")
 
 
 def choices_of(record: SessionRecord) -> Any:
@@ -54,18 +36,7 @@ def test_what_was_stored_is_read_as_it_came(came: list[ChunkRun]) -> None:
     assert record.tape.created == kept.created
     assert record.tape.count == kept.count
     for position in range(0, kept.count, 5):
-        expected, found = (read_all(Cursor(tape, position)) for tape in (record.tape, kept))
-        assert [_comparable(one) for one in expected] == [_comparable(one) for one in found]
-
-
-def _comparable(one: tuple[str, Any]) -> Any:
-    """A chunk by its JSON, a repeated one by what it repeats and how it is written."""
-    text, what = one
-    if isinstance(what, bytes):
-        return json.loads(what)
-    pattern, line = what
-    line = line.replace(pattern.between, b"\t") if pattern.between else line
-    return text, line, pattern.chunk("")
+        assert all_on(record.tape, position) == all_on(kept, position)
 
 
 def test_text_costs_half_a_byte_a_chunk() -> None:

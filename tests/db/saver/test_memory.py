@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,12 @@ from structlog.testing import capture_logs
 
 from db import saver as saver_module
 from db.saver import NotKept, Saver
-from statemachine import SessionRecord
+from statemachine import ParsedChunk, SessionRecord
 from tests.db.journal.journals import ids, live, open_journal
 from tests.db.records import make_record, user
 from tests.db.saver.fakes import FakeBacklog, FakeStore, finish, make_records, started
+from tests.db.tapes import record_of
+from tests.statemachine.conftest import text_chunk
 
 
 async def test_past_the_bound_records_wait_in_the_journal(
@@ -54,12 +56,20 @@ async def test_past_the_bound_records_wait_in_the_journal(
     assert not journal.directory.exists()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: make_record(user("x" * 2000)),
+        lambda: record_of(ParsedChunk(text_chunk("x"), b" " * 2000)),
+    ],
+    ids=["text", "tape"],
+)
 async def test_much_text_waits_in_the_journal_too(
-    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch, make: Callable[[], SessionRecord]
 ) -> None:
     """A few enormous records fill the memory as many small ones would."""
     monkeypatch.setattr(saver_module, "MAX_WAITING_CHARACTERS", 5000)
-    records = [make_record(user("x" * 2000)) for _ in range(6)]
+    records = [make() for _ in range(6)]
     backlog = FakeBacklog(*records)
     saver = Saver(store, backlog)
     futures = [saver.save(record) for record in records]
