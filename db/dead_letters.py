@@ -3,9 +3,10 @@
     python -m db.dead_letters DIRECTORY list
     python -m db.dead_letters DIRECTORY retry [--database URL]
 
-One JSON file per completion under `dead-letters/` in the journal's directory: the reason and the
-whole record. Behind each is a mistake of the service's or an odd limit of the database's; once that is
-mended, `retry` saves the record and deletes the file. Never decides what is refused.
+One JSON file per completion under `dead-letters/` in the journal's directory: the reason, the
+whole record, and its tape as the columns would hold it (`db.rows.tapes`). Behind each is a mistake of
+the service's or an odd limit of the database's; once that is mended, `retry` saves the record and
+deletes the file. Never decides what is refused.
 """
 
 import argparse
@@ -13,11 +14,17 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from attrs import evolve
 
 from db.journal.format import converter, dump_json, load_json
 from db.journal.segments import sync_all
 from db.postgres.store import PostgresStore
+from db.rows.columns import from_jsonb, to_jsonb
+from db.rows.tapes import TapeDamaged, columns_of, tape_of
 from db.store import RecordRejected, StoreUnavailable
 from statemachine import SessionRecord
 
@@ -37,7 +44,7 @@ class DeadLetters:
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / f"{record.completion_id}.json"
-        letter = dump_json({"reason": reason, "record": converter.unstructure(record)})
+        letter = _written(record, reason)
         making = path.with_suffix(".new")
         descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -56,9 +63,33 @@ class DeadLetters:
         data = path.read_bytes()
         try:
             letter = load_json(data)
-            return converter.structure(letter["record"], SessionRecord), letter["reason"]
+            if letter.get("escaped"):
+                letter = from_jsonb(data.decode())
+            return _record_in(letter), letter["reason"]
         except Exception as error:  # cattrs has its own family
             raise ValueError(f"{path} is no dead letter") from error
+
+
+def _written(record: SessionRecord, reason: str) -> bytes:
+    letter = {"reason": reason, "record": converter.unstructure(evolve(record, tape=None))}
+    if (columns := columns_of(record)) is not None:
+        letter["tape"], letter["tape_lengths"] = columns.tape.decode(), columns.lengths
+    written = dump_json(letter)
+    if b"\\ud" in written:
+        # JSON would make one character of two halves that came in two chunks.
+        written = to_jsonb({"escaped": True, **letter}).encode()
+    return written
+
+
+def _record_in(letter: dict[str, Any]) -> SessionRecord:
+    """The record of a letter; without a tape, if it has none or somebody edited it."""
+    record = converter.structure(letter["record"], SessionRecord)
+    if "tape" in letter:
+        with suppress(TapeDamaged):
+            lengths = bytes.fromhex(letter["tape_lengths"])
+            kept = tape_of(letter["tape"], lengths, record.choices)
+            return evolve(record, tape=kept.tape)
+    return record
 
 
 async def _retry(letters: DeadLetters, database_url: str) -> int:

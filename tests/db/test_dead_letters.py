@@ -5,18 +5,22 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
 
 from db.dead_letters import DeadLetters, main
 from db.postgres.store import PostgresStore
+from db.rows.tapes import columns_of
 from db.store import RecordRejected, StoredMessage
 from service.wire.jsontext import DEEPEST_NESTING
 from statemachine import Failure, SessionRecord, State
 from tests.db.records import make_partial, make_record, user
+from tests.db.tapes import all_on, record_of
+from tests.db.test_tapes_contract import ANSWERS
 
-NASTY = "NUL \0, lone \ud800 and \udc00, é, 漢, 😀, \n"
+NASTY = "NUL \0, lone \ud800 and \udc00, a split pair \ud83d\ude00, the escape ␛0000, é, 漢, 😀, \n"
 
 
 def refused(**fields: object) -> SessionRecord:
@@ -28,6 +32,16 @@ async def read(database_url: str, completion_id: str) -> list[StoredMessage]:
     store = await PostgresStore.open(database_url)
     try:
         return await store.answer(completion_id)
+    finally:
+        await store.close()
+
+
+async def chunks(database_url: str, completion_id: str) -> list[Any]:
+    store = await PostgresStore.open(database_url)
+    try:
+        found = await store.replayable("alice", completion_id)
+        assert found is not None and found.tape is not None
+        return all_on(found.tape.tape)
     finally:
         await store.close()
 
@@ -55,6 +69,48 @@ def test_a_letter_holds_the_whole_record(tmp_path: Path) -> None:
     assert expected == [letters.read(path) for path in letters.paths()]
     for path in letters.paths():
         assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_letter_holds_the_tape(tmp_path: Path, name: str) -> None:
+    """Every chunk comes back as it was, and what is sent with the usage."""
+    record, letters = record_of(*ANSWERS[name]), DeadLetters(tmp_path)
+    letters.add(record, "why")
+    (path,) = letters.paths()
+    found, _ = letters.read(path)
+    assert record == found
+    assert record.tape is not None and found.tape is not None
+    assert all_on(record.tape) == all_on(found.tape)
+    assert record.tape.created == found.tape.created
+    assert record.usage_frame == found.usage_frame
+    assert columns_of(found) == columns_of(letters.read(path)[0])
+
+
+def test_a_letter_has_no_tape_that_is_not_whole(tmp_path: Path) -> None:
+    """No more than a row would have."""
+    record, letters = record_of(*ANSWERS["words"]), DeadLetters(tmp_path)
+    assert record.tape is not None
+    record.tape.first = 1
+    letters.add(record, "why")
+    (path,) = letters.paths()
+    assert letters.read(path)[0].tape is None
+
+
+@pytest.mark.parametrize("edit", ["none", "damaged"])
+def test_a_letter_without_a_sound_tape_is_read(tmp_path: Path, edit: str) -> None:
+    """A letter of before has none, and where somebody mended an answer, the tape doesn't fit it."""
+    record, letters = record_of(*ANSWERS["words"]), DeadLetters(tmp_path)
+    letters.add(record, "why")
+    (path,) = letters.paths()
+    letter = json.loads(path.read_bytes())
+    if edit == "none":
+        del letter["tape"], letter["tape_lengths"], letter["record"]["tape"]
+        del letter["record"]["usage_frame"]
+    else:
+        letter["record"]["choices"][0]["message"]["content"] = "x"
+    path.write_text(json.dumps(letter))
+    found, reason = letters.read(path)
+    assert (record.completion_id, None, "why") == (found.completion_id, found.tape, reason)
 
 
 def test_a_letter_is_json_for_ordinary_tools(tmp_path: Path) -> None:
@@ -151,7 +207,8 @@ def test_a_letter_that_is_fine_now_is_saved_and_gone(
     and what can't be read, stays and is told."""
     letters = DeadLetters(tmp_path)
     fine, bad = make_record(user(NASTY), answer=NASTY), refused()
-    for record in (bad, fine):
+    taped = record_of(*ANSWERS["half characters"])
+    for record in (bad, fine, taped):
         letters.add(record, "why")
     odd = tmp_path / "dead-letters" / "odd.json"
     odd.write_bytes(b"{")
@@ -165,6 +222,9 @@ def test_a_letter_that_is_fine_now_is_saved_and_gone(
     assert [odd, left] == letters.paths()
     (answer,) = asyncio.run(read(database_url, fine.completion_id))
     assert NASTY == answer.content
+    kept = asyncio.run(chunks(database_url, taped.completion_id))
+    assert taped.tape is not None
+    assert all_on(taped.tape) == kept
     odd.unlink()
     letters.add(evolve(bad, state=State.COMPLETED), "mended")
     assert 0 == main([str(tmp_path), "retry", "--database", database_url])
