@@ -158,10 +158,12 @@ class Page(Generic[T]):
 
 @frozen
 class CompletionFilter:
-    """The completions with this model, and with all these pairs in their metadata."""
+    """The completions with this model, with all these pairs in their metadata, that ended in this
+    state."""
 
     model: str | None = None
     metadata: Mapping[str, str] | None = None
+    state: State | None = None
 
 
 @frozen

@@ -56,6 +56,7 @@ class MemoryViews:
             for row in shown
             if (wanted.model is None or row.model == readable(wanted.model))
             and (wanted.metadata or {}).items() <= (row.metadata or {}).items()
+            and wanted.state in (None, row.state)
         ]
         return _page(found, {**self._deleted_by(owner), **places}, paging)
 

@@ -65,12 +65,14 @@ async def completions(
         **await _place(cursor, reading_sql.COMPLETION_PLACE, paging, owner=readable(owner)),
         "model": wanted.model and readable(wanted.model),
         "metadata": to_jsonb(dict(wanted.metadata or {})),
+        "state": wanted.state and wanted.state.value,
     }
     statement = reading_sql.completion_keys(
         model=parameters["model"],
         pairs=len(wanted.metadata or {}),
         after=paging.after is not None,
         descending=paging.descending,
+        state=parameters["state"],
     )
     keys, has_more = _fitting(await _ask(cursor, statement, **parameters), paging.limit)
     found = await _completions(cursor, keys)

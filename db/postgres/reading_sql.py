@@ -58,9 +58,13 @@ _RAREST_LABEL = f"""
 """
 
 
-def completion_keys(*, model: str | None, pairs: int, after: bool, descending: bool) -> str:
+def completion_keys(
+    *, model: str | None, pairs: int, after: bool, descending: bool, state: str | None = None
+) -> str:
     """The ids of a page of completions, and how many bytes each takes."""
     shown = "owner = %(owner)s AND NOT hidden"
+    if state is not None:
+        shown += " AND state = %(state)s"
     if model is not None:
         shown += f" AND left(model, {INDEXED_MODEL}) = left(%(model)s, {INDEXED_MODEL})"
     if model is not None and len(model) >= INDEXED_MODEL:

@@ -14,7 +14,7 @@ from db.migrate import main, migrate
 from db.postgres import sql
 from db.postgres.store import PostgresStore
 from db.store import CompletionFilter, Paging, StoreUnavailable
-from statemachine import ParsedChunk
+from statemachine import ParsedChunk, State
 from tests.db.starters import migrated_by_four
 from tests.db.tapes import record_of
 from tests.postgres import execute
@@ -225,7 +225,7 @@ async def test_rows_from_before_a_migration_can_be_read(
 async def test_answers_from_before_there_were_tapes_can_be_read(
     empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole, as ever; what is saved next has its tape."""
+    """Whole, as ever, and listed by how they ended; what is saved next has its tape."""
     migrate_to(2, empty_database_url, tmp_path, monkeypatch)
     execute(
         empty_database_url,
@@ -245,6 +245,8 @@ async def test_answers_from_before_there_were_tapes_can_be_read(
     opened = await PostgresStore.open(empty_database_url)
     new = record_of(ParsedChunk(text_chunk("Hello")))
     await opened.save([new])
+    page = await opened.list_completions("alice", CompletionFilter(state=State.FAILED), Paging(9))
+    assert ["old"] == [view.completion.completion_id for view in page.items]
     found = await opened.replayable("alice", "old")
     assert found is not None and found.tape is None
     assert "Hi" == found.view.choices[0].message["content"]

@@ -196,6 +196,35 @@ async def test_all_given_filters_hold(store: Store) -> None:
     assert ((), False) == (page.items, page.has_more)
 
 
+async def test_completions_are_listed_by_how_they_ended(store: Store) -> None:
+    """With the other filters, page by page; none is listed as running, as none that runs is here."""
+    left = {"state": State.CLIENT_GONE, "finish_reason": None, "whole": False}
+    makers = (make_record, make_partial, lambda **fields: make_record(**fields, **left))
+    records = [
+        makers[place % 3](request={"model": f"m{place % 2}", "metadata": {"a": str(place % 4)}})
+        for place in range(12)
+    ]
+    await store.save(records)
+    names = [record.completion_id for record in records]
+
+    async def found(state: State, model: str | None = None, **pairs: str) -> list[int]:
+        wanted = CompletionFilter(model, pairs or None, state)
+        return [names.index(name) for name in await listed(store, wanted)]
+
+    assert [0, 3, 6, 9] == await found(State.COMPLETED)
+    assert [1, 4, 7, 10] == await found(State.FAILED)
+    assert [2, 5, 8, 11] == await found(State.CLIENT_GONE)
+    assert [1, 7] == await found(State.FAILED, "m1")
+    assert [1] == await found(State.FAILED, a="1")
+    assert [8] == await found(State.CLIENT_GONE, "m0", a="0")
+    assert [] == await found(State.STREAMING)
+    wanted = CompletionFilter(state=State.FAILED)
+    page = await store.list_completions("alice", wanted, Paging(2, names[2]))
+    assert ([names[4], names[7]], True) == (ids(page), page.has_more)
+    page = await store.list_completions("alice", wanted, Paging(2, names[5], True))
+    assert ([names[4], names[1]], False) == (ids(page), page.has_more)
+
+
 @pytest.mark.parametrize(
     "pair",
     [
