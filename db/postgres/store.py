@@ -30,6 +30,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 from db.postgres import changing, readiness, reading, saving, sql
 from db.postgres.address import Route, Way, shown
 from db.postgres.faults import is_of_this_host, store_error
+from db.postgres.sending import Sender
 from db.rows.columns import readable
 from db.store import (
     CompletionFilter,
@@ -186,7 +187,10 @@ class PostgresStore:
                 len(batch) / 10 + messages / 1000
             )
             await self._run(
-                lambda cursor: saving.save(cursor, batch, statement_seconds), patience_seconds
+                lambda cursor: saving.save(
+                    Sender(cursor) if long else cursor, batch, statement_seconds
+                ),
+                patience_seconds,
             )
 
     async def find(self, completion_id: str) -> StoredCompletion | None:

@@ -30,16 +30,7 @@ async def stage(
     empty_tables(migrated_database)
 
 
-AT_THE_LIMIT = pytest.mark.xfail(
-    reason="keeping an answer at its limit holds the interpreter for 100 to 300 ms"
-)
-LARGE = {"45 MB of text": AT_THE_LIMIT}
-
-
-@pytest.mark.parametrize(
-    "attack",
-    [pytest.param(one, id=one.name, marks=LARGE.get(one.name, ())) for one in ATTACKS],
-)
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 async def test_nobody_else_waits(stage: Stage, attack: Request | Answer) -> None:
     """Others wait for no tenth of a second, memory stays bounded, and the attacker is told why."""
     outcome = await stage.play(attack)
