@@ -186,10 +186,10 @@ async def test_a_large_save_has_longer_than_other_calls(empty_database_url: str)
     execute(
         empty_database_url,
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM pg_sleep(0.7); RETURN NEW; END $$;"
+        " $$ BEGIN PERFORM pg_sleep(1.4); RETURN NEW; END $$;"
         " CREATE TRIGGER dawdle BEFORE INSERT ON completions EXECUTE FUNCTION dawdle()",
     )
-    store = await PostgresStore.open(empty_database_url, timeout_seconds=0.5)
+    store = await PostgresStore.open(empty_database_url, timeout_seconds=1.0)
     try:
         await store.save([make_record(user("x" * 16_000_000))])
     finally:
