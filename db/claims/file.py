@@ -52,8 +52,8 @@ class DamagedFile(Exception):
 class ClaimsFile:
     """The file, in the directory where journals lie. Used by one thread.
 
-    Its methods block, until `deadline` (of `time.monotonic`) at the latest where somebody else has
-    a lock, and raise OSError and sqlite3.Error; TimeoutError is among the former.
+    Its methods block, until `deadline` (of `time.monotonic`) at the latest where another process is
+    opening it, and raise OSError, TimeoutError if that took too long, and sqlite3.Error.
 
     Args:
         directory: is made if it isn't there.
@@ -71,7 +71,7 @@ class ClaimsFile:
         return self.path.exists()
 
     def connect(self, deadline: float) -> sqlite3.Connection:
-        """The connection, opened if it isn't open; statements wait for locks until `deadline`.
+        """The connection, opened if it isn't open. Its statements wait for no locks.
 
         Raises:
             DamagedFile: what is there is none of ours.
@@ -81,8 +81,7 @@ class ClaimsFile:
                 if not self.path.exists():
                     self._make()
                 self._opened = os.stat(self.path)
-                self._connection = self._open(deadline)
-        _wait_until(self._connection, deadline)
+                self._connection = self._open()
         return self._connection
 
     def is_current(self) -> bool:
@@ -111,10 +110,9 @@ class ClaimsFile:
                     os.rename(f"{self.path}{end}", f"{kept}{end}")
         log.error("damaged claims set aside", file=str(kept), reason=reason)
 
-    def _open(self, deadline: float) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None)
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
         try:
-            _wait_until(connection, deadline)
             # NORMAL waits for the disk when the log is copied into the file, every thousand pages
             # or so: without that a power loss could leave neither whole.
             connection.execute(f"PRAGMA synchronous={'FULL' if self._is_synced else 'NORMAL'}")
@@ -165,8 +163,3 @@ class ClaimsFile:
             yield
         finally:
             os.close(lock)
-
-
-def _wait_until(connection: sqlite3.Connection, deadline: float) -> None:
-    milliseconds = max(0, int((deadline - time.monotonic()) * 1000))
-    connection.execute(f"PRAGMA busy_timeout={milliseconds}")

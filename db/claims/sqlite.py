@@ -26,6 +26,9 @@ BUSY_SECONDS: Final = 5.0
 _SWEEP_EVERY, _SWEPT_AT_ONCE = 64, 256
 """After so many takes, at most so many expired claims are deleted: a millisecond or two, between
 calls."""
+_PAUSE_SECONDS = 0.001
+"""Between two looks at a lock that somebody else has: about as long as a commit that waits for the
+disk."""
 _ATTEMPTS = 3
 """More than one file that is damaged or replaced during a call is the work of something else."""
 
@@ -115,11 +118,9 @@ class SqliteClaims:
     def _make(self, work: Callable[[sqlite3.Connection], _T], deadline: float) -> _T:
         reason = "the file was replaced again and again"
         for _ in range(_ATTEMPTS):
-            if self._is_closed:
-                raise self._closed()
             try:
                 try:
-                    result = work(self._file.connect(deadline))
+                    result = self._once_free(work, deadline)
                     if self._file.is_current():
                         return result
                     self._file.disconnect()
@@ -132,9 +133,23 @@ class SqliteClaims:
                     else:
                         raise
             except (sqlite3.Error, OSError) as error:
-                self._disconnect()
+                if not _is_busy(error):
+                    self._disconnect()  # what is open may be no longer what is there
                 raise self._unavailable(_advice(error)) from error
         raise self._unavailable(f"{reason}. See what else writes there")
+
+    def _once_free(self, work: Callable[[sqlite3.Connection], _T], deadline: float) -> _T:
+        """Try until nobody else has the file locked. SQLite's own waiting sleeps up to a tenth of a
+        second, a hundred times as long as others have the lock."""
+        while True:
+            if self._is_closed:
+                raise self._closed()
+            try:
+                return work(self._file.connect(deadline))
+            except sqlite3.Error as error:
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
 
     def _sweep(self, since: float) -> None:
         """Delete some of what has expired, unless somebody else is at work. Never raises."""
@@ -142,7 +157,7 @@ class SqliteClaims:
             if self._file.exists():
                 self._make(partial(_delete_expired, since), time.monotonic())
         except Exception as error:  # nobody waits for it who could be told
-            if not self._is_closed:
+            if not self._is_closed and not _is_busy(error.__cause__):
                 log.warning("expired claims not deleted", reason=str(error) or repr(error))
 
     def _disconnect(self) -> None:
@@ -202,11 +217,16 @@ def _is_moved(error: Exception) -> bool:
     return _code(error) == sqlite3.SQLITE_READONLY_DBMOVED
 
 
+def _is_busy(error: BaseException | None) -> bool:
+    """True if somebody else had something locked."""
+    busy = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return isinstance(error, TimeoutError) or _code(error) & 0xFF in busy
+
+
 def _advice(error: sqlite3.Error | OSError) -> str:
-    code = _code(error) & 0xFF
-    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in _FULL:
+    if _code(error) & 0xFF == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in _FULL:
         return "the disk is full. Make room on it"
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or isinstance(error, TimeoutError):
+    if _is_busy(error):
         return (
             "another program has had it locked for too long. End that one, perhaps a shell that "
             "was left open in it"
@@ -217,6 +237,6 @@ def _advice(error: sqlite3.Error | OSError) -> str:
     )
 
 
-def _code(error: Exception) -> int:
+def _code(error: BaseException | None) -> int:
     """SQLite's extended result code; 0 if it isn't SQLite's error."""
     return getattr(error, "sqlite_errorcode", None) or 0
