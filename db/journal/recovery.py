@@ -150,8 +150,20 @@ def _adopted(path: Path) -> Iterator[bool]:
 
 def _is_locked(lock: int, path: Path) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(lock)
         # Its adopter may have finished between our opening and locking it.
         return os.path.samestat(os.fstat(lock), os.stat(path))
     except (BlockingIOError, FileNotFoundError):
         return False
+
+
+def _take(lock: int) -> None:
+    """Take the lock. Raises BlockingIOError if somebody has it; those who only look whether anybody
+    does (`db.journal.lives`) have it together, and for microseconds."""
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_UN)

@@ -27,6 +27,7 @@ from db.store import Readable
 from service.callers.auth import owner_of
 from service.edge.errors import ApiError, error_response, invalid_request
 from service.endpoints.asking import ask
+from service.endpoints.bodies import LONG_BODY_BYTES
 from service.endpoints.lists import json_response
 from service.endpoints.reading import Reading, Wanted
 from service.endpoints.stored import plain_completion, stored_completion
@@ -117,7 +118,7 @@ class Repeats:
         Raises:
             ApiError: see the module.
         """
-        claim = self._claim(repeat, key, completion_id)
+        claim = await self._claim(repeat, key, completion_id)
         try:
             held = await self.claims.take(claim)
             patience_ends = time.monotonic() + _PATIENCE_SECONDS
@@ -146,15 +147,18 @@ class Repeats:
         """Answer a sibling's repeat if its completion runs here, or waits here for its commit.
 
         Raises ApiError `not_found` if it doesn't."""
-        claim = self._claim(repeat, key, "")
+        claim = await self._claim(repeat, key, "")
         held = await self.claims.find(claim.key)
         if held is not None and (answer := await self._answer_here(repeat, held, claim)):
             return answer
         raise ApiError(Failure("not_found", "It isn't here.", type="invalid_request_error"))
 
-    def _claim(self, repeat: Repeat, key: str, completion_id: str) -> Claim:
-        request = repeat.request
-        body = body_digest(repeat.chat.body)
+    async def _claim(self, repeat: Repeat, key: str, completion_id: str) -> Claim:
+        request, said = repeat.request, repeat.chat.body
+        if len(repeat.body) < LONG_BODY_BYTES:
+            body = body_digest(said)
+        else:
+            body = await asyncio.to_thread(body_digest, said)
         if self.config.value.idempotency.on_mismatch == "run":
             key += f" {body.hex()}"  # no client's key has a space
         digest = claim_key(owner_of(request), request.path, key)

@@ -249,14 +249,6 @@ class Relay:
 
     # --- effects out ------------------------------------------------------------------------
 
-    def _can_send_now(self) -> bool:
-        return (
-            self.session.attached
-            and not self._settles_chunks
-            and not self._carrying.locked()
-            and self._client.is_clear()
-        )
-
     def _carry_out_now(self) -> bool:
         """Carry out the queue if it holds chunks alone and none of them has to wait; else nothing
         of it. True if nothing is left: the way of nearly every chunk."""
@@ -269,7 +261,8 @@ class Relay:
         if not self.readers.has_client:
             effects.clear()
             return True
-        if not self._can_send_now():
+        is_held_up = self._settles_chunks or self._carrying.locked()
+        if is_held_up or not (self.session.attached and self._client.is_clear()):
             return False
         self._client.send_now(runs)
         effects.clear()
