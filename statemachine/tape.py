@@ -213,7 +213,7 @@ class Tape:
         notes_all: `note` wants to know of every run.
     """
 
-    __slots__ = ("_limit", "_open", "created", "first", "notes_all", "parts", "size")
+    __slots__ = ("_limit", "_open", "_sources", "created", "first", "notes_all", "parts", "size")
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self.parts: list[Part] = []
@@ -223,6 +223,7 @@ class Tape:
         self.notes_all = False
         self._limit = limit
         self._open: Stretch | None = None
+        self._sources: list[bytes] | None = None
 
     @property
     def count(self) -> int:
@@ -241,21 +242,22 @@ class Tape:
 
     def add(self, chunk: ParsedChunk) -> None:
         """A chunk came whole."""
-        if self._open is not None:
-            self.close()
         source = chunk.source
         if source is None:
             source = json.dumps(chunk.payload, separators=(",", ":")).encode()
-        if not self.parts:
-            self.created = chunk.payload.get("created")
-        last = self.parts[-1] if self.parts else None
-        if type(last) is Chunks:
-            last.sources.append(source)
-        else:
-            self.parts.append(Chunks(self.count, [source]))
+        if self._sources is None:
+            self._begin_chunks(chunk)
+        self._sources.append(source)  # type: ignore[union-attr]  # just begun
         self.size += len(source) + _CHUNK_BYTES
         if self.size > self._limit:
             self._shrink()
+
+    def _begin_chunks(self, chunk: ParsedChunk) -> None:
+        self.close()
+        if not self.parts:
+            self.created = chunk.payload.get("created")
+        self._sources = []
+        self.parts.append(Chunks(self.count, self._sources))
 
     def begin(self, run: RepeatedChunks, text: Text) -> None:
         """Chunks of this run's pattern come, whose texts are about to be added to `text`; and so may
@@ -301,6 +303,7 @@ class Tape:
     def _go_on(self, pattern: ChunkPattern, text: Text) -> Stretch:
         stretch = Stretch(self.count, pattern, text, text.be_followed())
         text.follower = self._open = stretch
+        self._sources = None
         self.parts.append(stretch)
         self.notes_all = bool(pattern.between)
         self.size += _STRETCH_BYTES

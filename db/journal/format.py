@@ -9,7 +9,7 @@
 
 - `request`, `policy`, `version`: a session began (n = 0);
 - `events`: what happened to it, in order, at second `at`; written before any of it is shown;
-- `pattern`, and `events` that are `like` one: see `db.journal.repeats`;
+- `events` with a `pattern`, or that are `like` one: see `db.journal.repeats`;
 - `saved`: these completions are committed, their lines are no longer needed.
 
 Lengths and checksums make damage local: a torn last line is cut off, a flipped byte costs the
@@ -339,7 +339,7 @@ def _read_line(data: bytes, start: int) -> tuple[dict[str, Any], int] | None:
         return None
     if not isinstance(line, dict):
         return None
-    if "like" in line:
+    if "like" in line or "pattern" in line:
         line["source"] = source
     # Length and checksum vouch for the line, even if its newline is damaged or missing.
     return line, end + data.startswith(b"\n", end)

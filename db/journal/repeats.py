@@ -1,11 +1,13 @@
 """Makes the journal's lines for chunks that repeat an earlier one, and reads them back. Pure.
 
-The pattern of such chunks is written once, in a line of its own. Then each line holds of its chunks
-only what is new, with the pattern's number:
+A line holds of such chunks only what is new, their texts. The first also has what they have in common,
+their pattern; the others have the first one's number:
 
-    {"id": "chatcmpl-…", "n": 3, "at": …, "pattern": {"key": "content", "chunk": {…}, "padded": false}}
+    {"id": "chatcmpl-…", "n": 3, "at": …, "events": [{"chunk": {"choices": [
+        {"index": 0, "delta": {"content": "Paris"}}]}}],
+        "pattern": {"key": "content", "chunk": {…}, "padded": false}}
     {"id": "chatcmpl-…", "n": 4, "at": …, "like": 3, "events": [{"chunk": {"choices": [
-        {"index": 0, "delta": {"content": " Paris"}}]}}]}
+        {"index": 0, "delta": {"content": " is"}}]}}]}
 
 Read by whoever knows nothing of patterns, a line says the same words. Literals are written as they
 came, and read as they stand, so that recovery knows the chunks to the byte.
@@ -22,17 +24,7 @@ from statemachine.chunks import NEW_LINE
 
 _BEFORE_PADDING = b'}}],"obfuscation":'
 _EVENTS = b',"events":[{"chunk":'
-
-
-def pattern_record(name: bytes, number: int, pattern: ChunkPattern, now: float) -> bytes:
-    """The line that makes a pattern known; `name` is the completion's id as JSON."""
-    told = {
-        "key": pattern.key,
-        "chunk": pattern.chunk(""),
-        "padded": bool(pattern.between),
-    }
-    fields = (name, number, orjson.dumps(now), dump_json(told))
-    return line_of(b'{"id":%b,"n":%d,"at":%b,"pattern":%b}' % fields)
+_PATTERN = b'}],"pattern":'
 
 
 def start_of_text(pattern: ChunkPattern, number: int) -> bytes:
@@ -49,6 +41,14 @@ def _start_of_chunk(pattern: ChunkPattern) -> bytes:
     return b'{"choices":[{"index":%b,"delta":{%b:' % (dump_json(index), dump_json(pattern.key))
 
 
+def first_record(name: bytes, number: int, run: RepeatedChunks, now: float) -> bytes:
+    """The line that makes a pattern known, by its first chunks; `name` is the completion's id as JSON."""
+    pattern = run.pattern
+    told = {"key": pattern.key, "chunk": pattern.chunk(""), "padded": bool(pattern.between)}
+    start = _EVENTS + _start_of_chunk(pattern)
+    return _record(name, number, start, run, now, b"%b%b}" % (_PATTERN, dump_json(told)))
+
+
 def text_record(name: bytes, number: int, start: bytes, run: RepeatedChunks, now: float) -> bytes:
     """The line for chunks of a pattern that is known.
 
@@ -56,13 +56,19 @@ def text_record(name: bytes, number: int, start: bytes, run: RepeatedChunks, now
         name: the completion's id as JSON.
         start: `start_of_text` of the pattern.
     """
+    return _record(name, number, start, run, now, b"}]}")
+
+
+def _record(
+    name: bytes, number: int, start: bytes, run: RepeatedChunks, now: float, tail: bytes
+) -> bytes:
     literals, end = run.literals, b"}}]}"
     if run.pattern.between:
         literals, end = literals.replace(run.pattern.between, _BEFORE_PADDING), b"}"
     if NEW_LINE in literals:
         literals = literals.replace(b"\n", _separator(run.pattern, end))
-    fields = (name, number, orjson.dumps(now), start, literals, end)
-    return line_of(b'{"id":%b,"n":%d,"at":%b%b%b%b}]}' % fields)
+    fields = (name, number, orjson.dumps(now), start, literals, end, tail)
+    return line_of(b'{"id":%b,"n":%d,"at":%b%b%b%b%b' % fields)
 
 
 def _separator(pattern: ChunkPattern, end: bytes) -> bytes:
@@ -84,10 +90,12 @@ def run_of(line: Mapping[str, Any], source: bytes, pattern: ChunkPattern) -> Rep
         source: its JSON.
 
     Raises:
-        ValueError: it isn't written as `text_record` writes it.
+        ValueError: it isn't written as it is written here.
     """
     start, end = _EVENTS + _start_of_chunk(pattern), b"}" if pattern.between else b"}}]}"
-    position, stop = source.find(start), len(source) - len(end) - len(b"}]}")
+    position = source.find(start)
+    # No literal holds a quote that isn't escaped.
+    stop = source.find(end + _PATTERN, position) if "pattern" in line else -len(end + b"}]}")
     deltas = [event["chunk"]["choices"][0]["delta"] for event in line["events"]]
     if position < 0 or not deltas:
         raise ValueError("no texts")

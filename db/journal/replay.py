@@ -76,9 +76,8 @@ class _Life:
             return ()
         if "pattern" in line:
             self.patterns[line["n"]] = pattern_of(line)
-            return ()
-        if "like" in line:
-            if (pattern := self.patterns.get(line["like"])) is not None:
+        if "pattern" in line or "like" in line:
+            if (pattern := self.patterns.get(line.get("like", line["n"]))) is not None:
                 return (ChunkReceived(run_of(line, line["source"], pattern)),)
             self.is_damaged = True
         return events_of(line)

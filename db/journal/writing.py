@@ -31,7 +31,7 @@ from db.journal.format import (
     events_record,
     saved_line,
 )
-from db.journal.repeats import pattern_record, start_of_text, text_record
+from db.journal.repeats import first_record, start_of_text, text_record
 from db.journal.replay import Replay
 from db.journal.segments import INCOMPLETE, PROBE_BYTES, WHOLE, Segment, sync_all
 from statemachine import (
@@ -187,10 +187,15 @@ class Journal:
             return
         last = events[-1]
         run = last.run if isinstance(last, ChunkReceived) else None
-        if len(events) == 1 and isinstance(run, RepeatedChunks) and run.pattern is entry.pattern:
-            record = text_record(entry.name, entry.count, entry.start, run, now)
-            self._write(completion_id, entry, record)
-            return
+        if len(events) == 1 and type(last) is not TimePassed:  # nearly always
+            if not isinstance(run, RepeatedChunks):
+                record = events_record(completion_id, entry.count, events, now)
+                self._write(completion_id, entry, record)
+                return
+            if run.pattern is entry.pattern:
+                record = text_record(entry.name, entry.count, entry.start, run, now)
+                self._write(completion_id, entry, record)
+                return
         if lines := _lines(completion_id, entry, events, now):
             self._write(completion_id, entry, b"".join(lines), len(lines))
 
@@ -440,26 +445,25 @@ class Journal:
 
 
 def _lines(completion_id: str, entry: _Entry, events: Sequence[Event], now: float) -> list[bytes]:
-    """The lines for several events, or for one that isn't of the pattern known."""
+    """The lines for several events, or for one that isn't of the pattern known: one for each run of
+    repeated chunks, and one for what comes between two of them."""
     lines: list[bytes] = []
     others: list[Event] = []
-
-    def write_others() -> None:
-        if others:
-            lines.append(events_record(completion_id, entry.count + len(lines), others, now))
-            others.clear()
-
     for event in events:
         run = event.run if isinstance(event, ChunkReceived) else None
-        if isinstance(run, RepeatedChunks):
-            write_others()
-            if run.pattern is not entry.pattern:
-                number = entry.count + len(lines)
-                entry.pattern, entry.start = run.pattern, start_of_text(run.pattern, number)
-                lines.append(pattern_record(entry.name, number, run.pattern, now))
-            number = entry.count + len(lines)
+        if not isinstance(run, RepeatedChunks):
+            if not isinstance(event, TimePassed):
+                others.append(event)
+            continue
+        if others:
+            lines.append(events_record(completion_id, entry.count + len(lines), others, now))
+            others = []
+        number = entry.count + len(lines)
+        if run.pattern is entry.pattern:
             lines.append(text_record(entry.name, number, entry.start, run, now))
-        elif not isinstance(event, TimePassed):
-            others.append(event)
-    write_others()
+        else:
+            entry.pattern, entry.start = run.pattern, start_of_text(run.pattern, number)
+            lines.append(first_record(entry.name, number, run, now))
+    if others:
+        lines.append(events_record(completion_id, entry.count + len(lines), others, now))
     return lines

@@ -51,29 +51,32 @@ def columns_of(record: SessionRecord) -> TapeColumns | None:
     numbers: dict[int, int] = {}
     patterns: list[bytes] = []
     parts: list[bytes] = []
-    lengths: list[bytes | bytearray] = []
+    digits = b""
     for part in tape.parts:
-        if isinstance(part, Chunks):
+        if type(part) is Chunks:
             parts.append(b'{"chunks":[%b]}' % b",".join(part.sources))
-        elif part.count:
+        elif isinstance(part, Stretch) and part.count:
             number = numbers.setdefault(id(part.pattern), len(patterns))
             if number == len(patterns):
                 patterns.append(_pattern(part.pattern))
             parts.append(b'{"pattern":%d,%b}' % (number, _stretch(part, record.choices)))
-            lengths.append(part.lengths)
-    members = [b'"parts":[%b]' % b",".join(parts)]
-    if patterns:
-        members.insert(0, b'"patterns":[%b]' % b",".join(patterns))
-    if record.usage_frame is not None:
-        frame = {key: 0 if key in _REPLACED else value for key, value in record.usage_frame.items()}
-        members.append(b'"usage":' + _dump(frame))
-    if record.failure is not None and record.failure.status is not None:
-        members.append(b'"status":%d' % record.failure.status)
-    column = b"{%b}" % b",".join(members)
+            digits += part.lengths
+    shared = b'"patterns":[%b],' % b",".join(patterns) if patterns else b""
+    column = b'{%b"parts":[%b]%b}' % (shared, b",".join(parts), _end(record))
     if b"NaN" in column or b"Infinity" in column:  # hardly ever, and then mostly in a text
         column = _finite(column)
-    digits = b"".join(lengths).decode("ascii")
-    return TapeColumns(column, digits + "f" * (len(digits) % 2))
+    return TapeColumns(column, (digits + b"f" * (len(digits) % 2)).decode())
+
+
+def _end(record: SessionRecord) -> bytes:
+    """The members that tell of an answer's end."""
+    members, frame, failure = b"", record.usage_frame, record.failure
+    if frame is not None:
+        places = {key: 0 if key in _REPLACED else value for key, value in frame.items()}
+        members += b',"usage":' + _dump(places)
+    if failure is not None and failure.status is not None:
+        members += b',"status":%d' % failure.status
+    return members
 
 
 _REPLACED = frozenset(("id", "object", "created", "model", "choices", "usage"))

@@ -369,5 +369,5 @@ def test_only_the_text_is_written_of_chunks_like_the_one_before(tmp_path: Path) 
         assert not isinstance(line, Damage)
         assert number == line["n"]
         kinds.append("pattern" if "pattern" in line else line.get("like", "whole"))
-    assert ["pattern", 1, 1, "whole", 1, "pattern", 6, 6] == kinds
+    assert ["pattern", 1, "whole", 1, "pattern", 5] == kinds
     journal.close()
