@@ -1,7 +1,8 @@
 """Fills a database with conversations of ten turns of five owners: `benchmarks.questions.history`
 reads them.
 
-Two messages a turn; every other conversation is the caller's, one in fifty is hidden.
+Two messages a turn; every other conversation is the caller's, one in fifty is hidden. One completion in
+two hundred has failed.
 """
 
 from contextlib import closing
@@ -19,6 +20,11 @@ _AT = "timestamptz '2026-01-01' + conversation * interval '30 s' + turn * interv
 _DIGEST = "encode(sha256((conversation || '/' || {})::text::bytea), 'hex')"
 _TALK = "'conv_' || lpad(conversation::text, 9, '0')"
 _ID = "'chatcmpl-' || lpad((conversation * 10 + turn)::text, 10, '0')"
+_HAS_FAILED = "(conversation * 10 + turn) %% 207 = 0"
+_TAPE = (
+    """'{"patterns":[{"key":"content","chunk":{"choices":[{"index":0,"delta":{"content":""}}]}}],"""
+    """"parts":[{"pattern":0,"count":160,"choice":0,"start":0}]}'"""
+)
 _WORDS = "repeat(md5((conversation * 10 + turn)::text) || ' ', {})"
 
 # Foreign keys are not checked row by row, and indexes are made when the rows are there.
@@ -43,16 +49,20 @@ _FILL = (
     f"""
     INSERT INTO completions (completion_id, conversation_id, owner, agent, model, state,
         finish_reason, usage, usage_source, token_count, chunk_count, ttft_ms, duration_ms,
-        trace_id, request, tools_digest, metadata, prompt_digest, created_at, finished_at, hidden)
+        trace_id, request, tools_digest, metadata, prompt_digest, created_at, finished_at, hidden,
+        tape, tape_lengths)
     SELECT {_ID}, {_TALK}, {_OWNED}, 'demo',
         CASE WHEN conversation %% 1000 = 2 THEN 'rare' ELSE 'model-' || turn %% 3 END,
-        'completed', 'stop', '{{"prompt_tokens": 90, "completion_tokens": 160}}', 'provider',
+        CASE WHEN {_HAS_FAILED} THEN 'failed' ELSE 'completed' END,
+        CASE WHEN NOT {_HAS_FAILED} THEN 'stop' END,
+        '{{"prompt_tokens": 90, "completion_tokens": 160}}', 'provider',
         160, 160, 200, 4000, md5(conversation::text), '{{"stream": true, "temperature": 0.7}}',
         CASE WHEN conversation %% 10 = 0 THEN 'tools-' || conversation / 10 %% 300 END,
         jsonb_build_object('chat', conversation::text,
             'env', CASE WHEN conversation %% 20 < 18 THEN 'prod' ELSE 'test' END)
         || CASE WHEN conversation > %(last)s * 0.99 THEN '{{"late": "yes"}}'::jsonb ELSE '{{}}' END,
-        {_DIGEST.format("2 * turn")}, {_AT}, {_AT} + interval '4 s', conversation %% 50 = 4
+        {_DIGEST.format("2 * turn")}, {_AT}, {_AT} + interval '4 s', conversation %% 50 = 4,
+        {_TAPE}, decode(repeat('4', 160), 'hex')
     FROM {_TURN}
     """,
     f"""

@@ -84,29 +84,43 @@ class History:
             f"SELECT created_at, prompt_digest FROM completions WHERE completion_id = '{name}'"
         )
         page: dict[str, Any] = {"owner": OWNER, "limit": 21, "at": at, "after": name}
-        filters: dict[str, tuple[str | None, dict[str, str]]] = {
-            "list": (None, {}),
-            "list, common model": ("model-1", {}),
-            "list, rare model": ("rare", {}),
-            "list, common metadata": (None, {"env": "prod"}),
-            "list, rare metadata": (None, {"chat": str(self.talk())}),
-            "list, metadata of the latest": (None, {"late": "yes"}),
-            "list, no such metadata": (None, {"late": "no"}),
-            "list, common and rare metadata": (None, {"env": "prod", "chat": str(self.talk())}),
+        filters: dict[str, tuple[str | None, dict[str, str], str | None]] = {
+            "list": (None, {}, None),
+            "list, common model": ("model-1", {}, None),
+            "list, rare model": ("rare", {}, None),
+            "list, common metadata": (None, {"env": "prod"}, None),
+            "list, rare metadata": (None, {"chat": str(self.talk())}, None),
+            "list, metadata of the latest": (None, {"late": "yes"}, None),
+            "list, no such metadata": (None, {"late": "no"}, None),
+            "list, common and rare metadata": (
+                None,
+                {"env": "prod", "chat": str(self.talk())},
+                None,
+            ),
+            "list, common state": (None, {}, "completed"),
+            "list, rare state": (None, {}, "failed"),
+            "list, common state and common model": ("model-1", {}, "completed"),
+            "list, common state and rare model": ("rare", {}, "completed"),
+            "list, rare state and common model": ("model-1", {}, "failed"),
+            "list, rare state and rare model": ("rare", {}, "failed"),
+            "list, rare state and common metadata": (None, {"env": "prod"}, "failed"),
+            "list, rare state and rare metadata": (None, {"chat": str(self.talk())}, "failed"),
         }
-        for question, (model, metadata) in filters.items():
+        for question, (model, metadata, state) in filters.items():
             for after in (False, True):
                 statement = reading_sql.completion_keys(
                     model=model,
                     pairs=len(metadata),
                     after=after,
                     descending=False,
+                    state=state,
                 )
-                values = {**page, "model": model, "metadata": json.dumps(metadata)}
+                values = {**page, "model": model, "metadata": json.dumps(metadata), "state": state}
                 yield question + (", next page" if after else ""), statement, values
         key = {"completion_id": name, "owner": OWNER, "after": name}
         yield "find the cursor", reading_sql.COMPLETION_PLACE, key
         yield "find a completion", reading_sql.FIND_SHOWN, key
+        yield "find an answer's chunks", reading_sql.FIND_REPLAYABLE, {**key, "hidden_since": 0.0}
         yield "the completions of a page", reading_sql.COMPLETIONS, {"completion_ids": [name]}
         yield "the answers of a page", reading_sql.ANSWERS, {"completion_ids": [name]}
         yield "a prompt's messages", reading_sql.PROMPT, {"digest": digest}
