@@ -59,10 +59,8 @@ _RAREST_LABEL = f"""
 """
 
 
-def completion_keys(
-    *, model: str | None, pairs: int, after: bool, descending: bool, state: str | None = None
-) -> str:
-    """The ids of a page of completions, and how many bytes each takes."""
+def _listed(model: str | None, state: str | None) -> str:
+    """The condition for completions with this model that ended in this state."""
     shown = "owner = %(owner)s AND NOT hidden"
     is_by_state = state not in (None, State.COMPLETED)
     if state is not None:
@@ -77,6 +75,14 @@ def completion_keys(
         # Only where the index isn't enough: the planner takes the two conditions for independent,
         # expects few rows of a common model, and would fetch and sort them all.
         shown += " AND model = %(model)s"
+    return shown
+
+
+def completion_keys(
+    *, model: str | None, pairs: int, after: bool, descending: bool, state: str | None = None
+) -> str:
+    """The ids of a page of completions, and how many bytes each takes."""
+    shown = _listed(model, state)
     ordered = _ordered(_PLACE, descending)
     rows = f"SELECT * FROM completions WHERE {shown}{_after(_PLACE, after, descending)}{ordered}"
     if pairs:
