@@ -118,7 +118,7 @@ INSERT INTO deletions (id, owner, created_at, deleted_at)
 SELECT conversation_id, owner, created_at, now() FROM gone
 ON CONFLICT (id) DO UPDATE SET created_at = excluded.created_at, deleted_at = excluded.deleted_at
 """
-# Saves lock the tool sets that they found (`db.postgres.sql.KNOWN`), so this waits for them.
+# Saves lock the tool sets that they found (`db.postgres.sql.known`), so this waits for them.
 LOCK_TOOLS: Final = "SELECT FROM tool_sets WHERE digest = %(digest)s FOR UPDATE"
 DELETE_TOOLS: Final = (
     "DELETE FROM tool_sets WHERE digest = %(digest)s"
@@ -188,4 +188,4 @@ async def _keep_followed_answers(cursor: Cursor, key: Mapping[str, Any]) -> None
 
 
 async def _begin(cursor: Cursor, timeout_seconds: float) -> None:
-    await cursor.execute(sql.BEGIN, {"timeout_ms": ceil(timeout_seconds * 1000)})
+    await cursor.execute(sql.begin(ceil(timeout_seconds * 1000)))

@@ -82,7 +82,7 @@ class _Outbox:
         if self._held_bytes > _MOST_HELD_BYTES:
             await self.flush()
 
-    async def ask(self, statement: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+    async def ask(self, statement: str | bytes, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Send all that is held, then this statement, and return its rows."""
         await self._hold(statement, parameters)
         await self.flush()
@@ -185,7 +185,7 @@ async def try_out(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: 
 async def _try_save(outbox: _Outbox, batch: Sequence[RecordRows], timeout_seconds: float) -> bool:
     """Write all but the commit. False if one of the batch was deleted at this very moment; the next
     try sees that it was."""
-    await outbox.tell(sql.BEGIN, {"timeout_ms": ceil(timeout_seconds * 1000)})
+    await outbox.tell(sql.begin(ceil(timeout_seconds * 1000)))
     saved_rows = (rows.saved_completion for rows in batch)
     completions = sorted(saved_rows, key=lambda row: row.completion_id)
     await _insert(outbox, sql.INSERT_COMPLETIONS, sql.SAVED_COMPLETIONS, completions)
@@ -231,8 +231,7 @@ async def _known(
     known: dict[str, bool] = {}
     saved: dict[str, bool] = {}
     for part in _slices(digests or [""], _DIGESTS_PER_STATEMENT):
-        asked = {"digests": part, "completion_ids": completion_ids}
-        for name, flag, is_completion in await outbox.ask(sql.KNOWN, asked):
+        for name, flag, is_completion in await outbox.ask(sql.known(part, completion_ids)):
             if is_completion:
                 saved[name] = flag
             else:

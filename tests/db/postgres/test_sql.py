@@ -74,3 +74,27 @@ def test_a_literal_ends_where_its_text_does(text: bytes) -> None:
     tag = literal[: literal.index(b"$", 1) + 1]
     assert text == literal[len(tag) : literal.index(tag, len(tag))]
     assert literal == tag + text + tag
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [],
+        [""],
+        ["a", "b"],
+        ["NULL", "null", "{}", "{a,b}", ",", " a ", "\t\n"],
+        ['"', "\\", '\\"', '","', "$rows$", "$rows1$; DROP TABLE messages; --", "'"],
+        ["é", "漢", "\u2028", "😀"],
+    ],
+)
+def test_an_array_is_read_as_its_texts(database_url: str, texts: list[str]) -> None:
+    """Whatever they hold."""
+    question = b"SELECT %b::text[]" % sql.text_array(texts)
+    assert [(texts,)] == execute(database_url, question.decode())
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+def test_what_no_array_holds_is_refused(text: str) -> None:
+    """Before it can cut a statement short."""
+    with pytest.raises(ValueError, match=r"NUL|surrogates"):
+        sql.text_array(["a", text])
