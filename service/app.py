@@ -21,6 +21,7 @@ from service.edge.cors import cors
 from service.edge.encodings import refuse_packed
 from service.edge.errors import errors_middleware, refusing
 from service.edge.other_sites import refuse_other_sites
+from service.edge.siblings import Siblings
 from service.endpoints.completions import Completions
 from service.endpoints.conversations import Conversations
 from service.endpoints.listing import Listing
@@ -29,7 +30,6 @@ from service.endpoints.openapi import OpenApi
 from service.endpoints.probes import Probes
 from service.endpoints.reading import Reading
 from service.endpoints.repeats import Repeats
-from service.endpoints.siblings import Siblings
 from service.endpoints.stored import StoredCompletions
 from service.persistence import CleanupContext, Persistence
 from service.settings.config import RELOADABLE, Config, is_loopback
@@ -37,7 +37,6 @@ from service.settings.live import Live
 from service.settings.reload import Reloader
 from service.stream.moments import Watchers
 from service.stream.running import RunningStreams
-from service.stream.unsaved import Unsaved
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
 
 CONFIG: web.AppKey[Live[Config]] = web.AppKey("config")
@@ -115,8 +114,8 @@ def _routes(
     app: web.Application, keeping: Persistence, siblings: Siblings | None
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
-    charging, unsaved, clock = Charging(), Unsaved(), steady_clock()
-    reading = Reading(live, keeping.store, streams, unsaved, clock, siblings)
+    charging, clock = Charging(), steady_clock()
+    reading = Reading(live, keeping.store, streams, clock, siblings)
     completions = Completions(
         live,
         directory,
@@ -125,7 +124,7 @@ def _routes(
         keeping.saver,
         keeping.journal,
         clock,
-        Watchers((CompletionLog(), charging, unsaved)),
+        Watchers((CompletionLog(), charging)),
         charging,
         Repeats(live, keeping.claims, keeping.store, reading, keeping.journal.directory),
         siblings,

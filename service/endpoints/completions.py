@@ -17,12 +17,12 @@ from service.callers.limits import Admission, Ticket
 from service.clock import Clock
 from service.edge.connections import ClientConnection, continue_later
 from service.edge.errors import ApiError
+from service.edge.siblings import Siblings, asked_elsewhere
 from service.endpoints.bodies import parsed_body
 from service.endpoints.client_gone import client_gone_policy
 from service.endpoints.keep_alive import keep_alive_interval
 from service.endpoints.reading import AHEAD, LAST_EVENT_ID, Wanted, last_event_id
 from service.endpoints.repeats import KEY, Repeat, Repeats, key_of
-from service.endpoints.siblings import Siblings
 from service.ids import random_hex
 from service.settings.config import Config
 from service.settings.live import Live
@@ -122,7 +122,8 @@ class Completions:
         except BaseException:
             await self.repeats.release(claim)
             raise
-        return await self._run(relay, agents)
+        self.repeats.note_begun(claim)
+        return await self._run(relay, agents)  # which is found by its id before anybody asks
 
     async def _parsed(self, request: web.Request) -> tuple[ChatRequest, bytes]:
         """What the body asks for, and the body. Raises what reading and parsing raise."""
@@ -150,7 +151,7 @@ class Completions:
         relay = self.streams.get(completion_id)
         is_theirs = relay is not None and relay.session.request.owner == owner_of(request)
         if relay is None or relay.task is None or not is_theirs:
-            if relay is None and self.siblings and (answer := await self.siblings.pass_on(request)):
+            if relay is None and (answer := await asked_elsewhere(self.siblings, request)):
                 return answer
             message = f"No completion with the id {completion_id[:100]!r} is running."
             raise ApiError(

@@ -12,6 +12,7 @@ from attrs import frozen
 
 from db.store import CompletionFilter, Paging, Readable
 from service.callers.auth import owner_of
+from service.edge.siblings import Siblings
 from service.endpoints.asking import ask
 from service.endpoints.lists import (
     filtered_paging_of,
@@ -20,7 +21,6 @@ from service.endpoints.lists import (
     page_of,
 )
 from service.endpoints.running_completions import is_hidden, running_completion
-from service.endpoints.siblings import Siblings
 from service.endpoints.stored import stored_completion
 from service.stream.running import RunningStreams
 from statemachine import State, StreamSession

@@ -9,7 +9,7 @@ import re
 import time
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from attrs import frozen
 
 from db.store import Readable
@@ -17,11 +17,15 @@ from service.callers.auth import owner_of
 from service.clock import Clock
 from service.edge.connections import ClientConnection
 from service.edge.errors import ApiError, invalid_request
+from service.edge.siblings import Siblings, asked_elsewhere
 from service.endpoints.asking import ask
 from service.endpoints.keep_alive import keep_alive_interval
 from service.endpoints.lists import json_response, not_found
-from service.endpoints.running_completions import running_completion
-from service.endpoints.siblings import Siblings
+from service.endpoints.running_completions import (
+    ended_completion,
+    is_hidden,
+    running_completion,
+)
 from service.endpoints.stored import stored_completion
 from service.endpoints.stored_answers import stored_answer, whole_answer
 from service.settings.config import Config
@@ -30,7 +34,6 @@ from service.stream.answers import Answer, answer_of_record
 from service.stream.follower import EXPIRED, Follower
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
-from service.stream.unsaved import Unsaved
 from service.stream.writers import SseWriter
 from service.telemetry import COMPLETION_ID
 from service.wire import ChunkEncoder
@@ -109,7 +112,6 @@ class Reading:
     config: Live[Config]
     store: Readable
     streams: RunningStreams
-    unsaved: Unsaved
     clock: Clock
     siblings: Siblings | None = None
 
@@ -119,7 +121,7 @@ class Reading:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """One completion, or its stream."""
-        if flag(request, "stream"):
+        if flag(request, "stream") and request.method != hdrs.METH_HEAD:
             return await self._stream(request, Wanted.of(request))
         for name in ("starting_after", "include_usage"):
             if name in request.query:
@@ -133,6 +135,9 @@ class Reading:
         relay = self.streams.find(owner, completion_id)
         if relay is not None and relay.record is None:
             return json_response(running_completion(relay.session))
+        record = self.record_here(owner, completion_id)
+        if record is not None and not is_hidden(record.request):
+            return json_response(ended_completion(record))
         try:
             view = await ask(self.store.view(owner, completion_id))
         except ApiError:
@@ -148,11 +153,18 @@ class Reading:
             raise self._not_there(owner, completion_id)
         return json_response(stored_completion(view))
 
+    def record_here(self, owner: str, completion_id: str) -> SessionRecord | None:
+        """The record of an answer that is over and not committed yet, if it is in this process."""
+        relay = self.streams.find(owner, completion_id)
+        if relay is not None and relay.save is not None and not relay.save.done():
+            return relay.record
+        return self.streams.unsaved.find(owner, completion_id)
+
     async def _pass_on(self, request: web.Request) -> web.StreamResponse | None:
-        return None if self.siblings is None else await self.siblings.pass_on(request)
+        return await asked_elsewhere(self.siblings, request)
 
     def _not_there(self, owner: str, completion_id: str) -> ApiError:
-        if self.unsaved.is_known(owner, completion_id):
+        if self.streams.unsaved.is_known(owner, completion_id):
             return ApiError(_UNAVAILABLE)
         return not_found("completion", completion_id, "completion_id")
 
@@ -187,7 +199,7 @@ class Reading:
         relay = self.streams.find(owner, completion_id)
         if relay is not None:
             return await self.follow(request, relay, wanted)
-        record = self.unsaved.find(owner, completion_id)
+        record = self.streams.unsaved.find(owner, completion_id)
         return None if record is None else await self.read_record(request, record, wanted)
 
     async def follow(

@@ -20,12 +20,13 @@ from pathlib import Path
 
 import structlog
 from aiohttp import web
-from attrs import define, evolve, frozen
+from attrs import define, evolve, field, frozen
 
 from db.claims import Claim, Claims, ClaimsUnavailable, Holder, holder_is_alive
 from db.store import Readable
 from service.callers.auth import owner_of
 from service.edge.errors import ApiError, error_response, invalid_request
+from service.edge.siblings import SiblingAway
 from service.endpoints.asking import ask
 from service.endpoints.bodies import LONG_BODY_BYTES
 from service.endpoints.lists import json_response
@@ -105,6 +106,8 @@ class Repeats:
     store: Readable
     reading: Reading
     journal: Path | None
+    _starting: set[str] = field(factory=set, init=False)
+    """Completions that have claimed their key, or are about to, and aren't found by their id yet."""
 
     @property
     def _holder(self) -> str:
@@ -119,6 +122,8 @@ class Repeats:
             ApiError: see the module.
         """
         claim = await self._claim(repeat, key, completion_id)
+        self._starting.add(completion_id)
+        is_ours = False
         try:
             held = await self.claims.take(claim)
             patience_ends = time.monotonic() + _PATIENCE_SECONDS
@@ -131,10 +136,18 @@ class Repeats:
                     if time.monotonic() > patience_ends:
                         raise ApiError(_PENDING) from None
                     await asyncio.sleep(_LOOK_SECONDS)
+            is_ours = True
         except ClaimsUnavailable as error:
             log.error("claims not reached", reason=str(error))
             raise ApiError(_CANT_CLAIM) from None
+        finally:
+            if not is_ours:
+                self._starting.discard(completion_id)
         return claim
+
+    def note_begun(self, claim: Claim) -> None:
+        """Its completion is about to be found by its id, in this very turn of the loop."""
+        self._starting.discard(claim.completion_id)
 
     async def release(self, claim: Claim) -> None:
         """Free the key of a request that was refused before any model was asked."""
@@ -142,15 +155,28 @@ class Repeats:
             await self.claims.release(claim)
         except ClaimsUnavailable as error:
             log.error("claims not reached", reason=str(error))
+        finally:
+            self._starting.discard(claim.completion_id)
 
     async def answer_here(self, repeat: Repeat, key: str) -> web.StreamResponse:
         """Answer a sibling's repeat if its completion runs here, or waits here for its commit.
 
         Raises ApiError `not_found` if it doesn't."""
         claim = await self._claim(repeat, key, "")
-        held = await self.claims.find(claim.key)
-        if held is not None and (answer := await self._answer_here(repeat, held, claim)):
-            return answer
+        try:
+            held = await self.claims.find(claim.key)
+        except ClaimsUnavailable as error:
+            log.error("claims not reached", reason=str(error))
+            raise ApiError(_CANT_CLAIM) from None
+        for _ in range(int(_PATIENCE_SECONDS / _LOOK_SECONDS)):
+            if held is None or held.completion_id not in self._starting:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+        try:
+            if held is not None and (answer := await self._answer_here(repeat, held, claim)):
+                return answer
+        except _Free:
+            pass  # whoever asks looks at it again, and finds its row
         raise ApiError(Failure("not_found", "It isn't here.", type="invalid_request_error"))
 
     async def _claim(self, repeat: Repeat, key: str, completion_id: str) -> Claim:
@@ -168,6 +194,8 @@ class Repeats:
 
     async def _answer(self, repeat: Repeat, held: Claim, claim: Claim) -> web.StreamResponse:
         """Answer a repeat of the completion that holds the key. Raises _Free or _Unknown."""
+        if held.completion_id in self._starting:
+            raise _Unknown
         if answer := await self._answer_here(repeat, held, claim):
             return answer
         try:
@@ -177,8 +205,12 @@ class Repeats:
             if error.failure.code != "database_unavailable":
                 raise
             away = error
+        is_one_away = False
         if answer is None and self.reading.siblings is not None:
-            answer = await self.reading.siblings.pass_on(repeat.request, repeat.body)
+            try:
+                answer = await self.reading.siblings.pass_on(repeat.request, repeat.body)
+            except SiblingAway:
+                is_one_away = True
             # It may have ended there, and been saved, between the two questions.
             if answer is None and away is None:
                 answer = await self._answer_stored(repeat, held, claim)
@@ -186,7 +218,7 @@ class Repeats:
             return answer
         if away is not None:
             raise away
-        raise _Free if await self._is_lost(held) else _Unknown
+        raise _Free if await self._is_lost(held, is_one_away=is_one_away) else _Unknown
 
     async def _answer_here(
         self, repeat: Repeat, held: Claim, claim: Claim
@@ -197,9 +229,7 @@ class Repeats:
             self._check_body(held, claim)
             self._note(repeat, held)
             return await self._join(repeat, relay)
-        record = reading.unsaved.find(owner, held.completion_id)
-        if record is None and relay is not None:
-            record = relay.record
+        record = reading.record_here(owner, held.completion_id)
         if record is None:
             return None
         if record.ttft_ms is None:
@@ -247,7 +277,7 @@ class Repeats:
             return json_response(plain_completion(found.view))
         return _failed(failure, stored_completion(found.view))
 
-    async def _is_lost(self, held: Claim) -> bool:
+    async def _is_lost(self, held: Claim, *, is_one_away: bool) -> bool:
         """True if nothing of a completion is left, and nothing will come: it was deleted, or its process
         died before it began. It runs nowhere and isn't stored."""
         if self.journal is None or held.holder == self._holder:
@@ -256,7 +286,7 @@ class Repeats:
         if holder is Holder.ALIVE:
             # Either the process itself has it, then it knows of no such completion any more; or
             # whoever brings back what it left.
-            return _is_running(held.holder)
+            return _is_running(held.holder) and not is_one_away
         return holder is Holder.GONE
 
     def _check_body(self, held: Claim, claim: Claim) -> None:

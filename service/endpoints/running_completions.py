@@ -1,12 +1,12 @@
-"""Shows completions that run: one, as far as it has come, and the list of them. Pure."""
+"""Shows completions that aren't stored yet: as far as they have come, or whole. Pure."""
 
 from typing import Any
 
 from attrs import evolve
 
 from service.endpoints.stored import PARAMETERS
-from service.wire import choice_object
-from statemachine import SessionRequest, StreamSession
+from service.wire import choice_object, completion_object, error_body
+from statemachine import SessionRecord, SessionRequest, State, StreamSession
 
 
 def running_completion(session: StreamSession) -> dict[str, Any]:
@@ -14,9 +14,7 @@ def running_completion(session: StreamSession) -> dict[str, Any]:
     request, transcript = session.request, session.transcript
     created = transcript.upstream_created
     choices = [evolve(choice, finish_reason=None) for choice in transcript.choices()]
-    return {
-        "service_tier": None,
-        "system_fingerprint": None,
+    answer = {
         **transcript.extra,
         "id": request.completion_id,
         "object": "chat.completion",
@@ -24,13 +22,31 @@ def running_completion(session: StreamSession) -> dict[str, Any]:
         "model": request.model,
         "choices": [choice_object(choice) for choice in choices],
         "usage": None,
+    }
+    return _shown(request, answer, session.state, None)
+
+
+def ended_completion(record: SessionRecord) -> dict[str, Any]:
+    """One that is over and not stored yet, as it will be shown once it is."""
+    failure = record.failure
+    error = None if failure is None else error_body(failure)["error"]
+    return _shown(record.request, completion_object(record), record.state, error)
+
+
+def _shown(
+    request: SessionRequest, answer: dict[str, Any], state: State, error: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "service_tier": None,
+        "system_fingerprint": None,
+        **answer,
         "request_id": request.trace_id,
         **{name: request.parameters.get(name) for name in PARAMETERS},
         "input_user": request.parameters.get("user"),
         "tools": request.tools,
         "metadata": request.metadata or {},
-        "state": session.state.value,
-        "error": None,
+        "state": state.value,
+        "error": error,
     }
 
 

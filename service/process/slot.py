@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp import hdrs, web
 from attrs import evolve, frozen
 
+from service.edge.siblings import SiblingAway
 from service.settings.config import Config
 from service.telemetry import COMPLETION_ID, REPLAYED
 
@@ -87,7 +88,7 @@ class WorkerSlot:
             with suppress(OSError):
                 self.socket_dir.rmdir()
 
-    # --- what endpoints ask of the siblings (`service.endpoints.siblings.Siblings`) -----------
+    # --- what endpoints ask of the siblings (`service.edge.siblings.Siblings`) -----------
 
     def is_from_sibling(self, request: web.Request) -> bool:
         """See `Siblings`."""
@@ -96,14 +97,19 @@ class WorkerSlot:
     async def pass_on(
         self, request: web.Request, body: bytes | None = None
     ) -> web.StreamResponse | None:
-        """See `Siblings`. A sibling that isn't there is passed over."""
+        """See `Siblings`."""
         if is_from_sibling(request):
             return None
+        is_one_away = False
         for number in self._others():
-            with suppress(aiohttp.ClientConnectorError):  # it has died, or is starting
+            try:
                 async with self._asked(number, request, body) as theirs:
                     if theirs.status != web.HTTPNotFound.status_code:
                         return await _relayed(theirs, request)
+            except aiohttp.ClientConnectorError:
+                is_one_away = True
+        if is_one_away:
+            raise SiblingAway
         return None
 
     async def gather(self, request: web.Request) -> list[Any]:

@@ -79,6 +79,7 @@ class Relay:
 
     Attributes:
         record: what is kept of it; None until that is committed, or late.
+        save: done once it is committed.
         readers: who reads it, the first client included.
     """
 
@@ -96,6 +97,7 @@ class Relay:
         self.session = session
         self.task: asyncio.Task[web.StreamResponse] | None = None
         self.record: SessionRecord | None = None
+        self.save: asyncio.Future[None] | None = None
         self._journal = journal
         self._client = client
         self._upstream = upstream
@@ -343,7 +345,7 @@ class Relay:
     async def _save(self, record: SessionRecord) -> None:
         """Hand the record over, and give its commit a moment before the client is told."""
         self._moments.ended(record)
-        save = self._saver.save(record)
+        self.save = save = self._saver.save(record)
         if not await is_done_within(save, self._limits.commit_timeout_seconds):
             log.warning("commit is late", completion_id=record.completion_id)
         self._moments.watch_save(save)

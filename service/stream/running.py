@@ -8,6 +8,7 @@ import structlog
 
 from service.edge.errors import ApiError
 from service.stream.relay import Relay
+from service.stream.unsaved import Unsaved
 from statemachine import DrainExpired, Failure
 
 log = structlog.get_logger(__name__)
@@ -24,10 +25,14 @@ class RunningStreams:
 
     Args:
         limit: how many may run at once; may be changed. Those that run may stay above a lower one.
+
+    Attributes:
+        unsaved: those that have ended, and are late to be committed.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.unsaved = Unsaved()
         self._relays: dict[str, Relay] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -66,7 +71,9 @@ class RunningStreams:
         task.add_done_callback(lambda task: self._forget(completion_id, task))
 
     def _forget(self, completion_id: str, task: "asyncio.Task[Any]") -> None:
-        del self._relays[completion_id]
+        relay = self._relays.pop(completion_id)
+        if relay.record is not None and relay.save is not None and not relay.save.done():
+            self.unsaved.hold(relay.record, relay.save)
         if not self._relays:
             self._idle.set()
         if not task.cancelled() and task.exception() is not None:

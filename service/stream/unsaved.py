@@ -1,10 +1,13 @@
-"""Holds answers between their end and their commit, so that they can be read while the database is away.
+"""Holds answers that are over while their commit is late, so that they can be read meanwhile.
 
 The saver has them too, and the journal; here they are found by id. Memory is bounded: of what is too
 much only the owner is known.
 """
 
-from service.stream.moments import Watcher
+import asyncio
+
+from attrs import evolve
+
 from statemachine import SessionRecord
 from statemachine.tokens import plain_characters
 
@@ -13,12 +16,28 @@ MOST_CHARACTERS = 16 * 1024 * 1024
 MOST_KNOWN = 20_000
 
 
-class Unsaved(Watcher):
-    """The records that have been handed to the saver and aren't committed yet."""
+class Unsaved:
+    """The records that were handed to the saver long enough ago, and aren't committed yet."""
 
     def __init__(self) -> None:
         self._records: dict[str, tuple[str, SessionRecord | None, int]] = {}
         self._characters = 0
+
+    def hold(self, record: SessionRecord, save: "asyncio.Future[None]") -> None:
+        """Keep a record until its save is done, well or not, without what its client sent."""
+        request = record.request
+        size = plain_characters([choice.message for choice in record.choices])
+        if size is None:
+            size = MOST_CHARACTERS if record.tape is None else record.tape.size
+        held = None
+        if self._characters + size <= MOST_CHARACTERS:
+            held = evolve(record, request=evolve(request, messages=[], tools=None))
+        elif len(self._records) >= MOST_KNOWN:
+            return
+        size = 0 if held is None else size
+        self._characters += size
+        self._records[record.completion_id] = request.owner, held, size
+        save.add_done_callback(lambda _: self._drop(record.completion_id))
 
     def find(self, owner: str, completion_id: str) -> SessionRecord | None:
         """The owner's record; None if it isn't here."""
@@ -30,19 +49,7 @@ class Unsaved(Watcher):
         known = self._records.get(completion_id)
         return known is not None and known[0] == owner
 
-    def ended(self, record: SessionRecord) -> None:
-        size = plain_characters([choice.message for choice in record.choices])
-        if size is None:
-            size = record.tape.size if record.tape is not None else MOST_CHARACTERS
-        fits = self._characters + size <= MOST_CHARACTERS
-        if fits:
-            self._characters += size
-        elif len(self._records) >= MOST_KNOWN:
-            return
-        held = record if fits else None
-        self._records[record.completion_id] = record.request.owner, held, size if fits else 0
-
-    def saved(self, completion_id: str) -> None:
+    def _drop(self, completion_id: str) -> None:
         known = self._records.pop(completion_id, None)
         if known is not None:
             self._characters -= known[2]

@@ -5,6 +5,10 @@ from typing import Any, Protocol
 from aiohttp import web
 
 
+class SiblingAway(Exception):
+    """Of the siblings that could be asked, none knows; one couldn't be asked."""
+
+
 class Siblings(Protocol):
     """The other workers. A request that comes from one of them is sent on to nobody."""
 
@@ -18,6 +22,7 @@ class Siblings(Protocol):
             body: the request's, if it has been read.
 
         Raises:
+            SiblingAway: one can't be reached: it has died, is starting or stopping.
             TimeoutError: one doesn't answer.
         """
 
@@ -27,3 +32,15 @@ class Siblings(Protocol):
 
     def is_from_sibling(self, request: web.Request) -> bool:
         """True if the request came from one of them. No header can pretend that."""
+
+
+async def asked_elsewhere(
+    siblings: Siblings | None, request: web.Request
+) -> web.StreamResponse | None:
+    """What a sibling answers; None if none knows, be there one that can't be asked now."""
+    if siblings is None:
+        return None
+    try:
+        return await siblings.pass_on(request)
+    except SiblingAway:
+        return None
