@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from service.settings.access import LimitsConfig
+from db.claims import Claim, ClaimsUnavailable, SqliteClaims
+from service.settings.access import AuthConfig, LimitsConfig
 from service.settings.readers import IdempotencyConfig
 from statemachine import State
+from tests.service.callers.test_auth import api_key
 from tests.service.conftest import Service, ServiceMaker, agent_for
 from tests.service.readers.conftest import Told, asked, until
 from tests.service.stage.backend import Backend
@@ -189,9 +191,6 @@ async def test_keys_belong_to_their_owners(
     make_service: ServiceMaker, backend: Backend, told: Told
 ) -> None:
     """The same key of somebody else is another one."""
-    from service.settings.access import AuthConfig
-    from tests.service.callers.test_auth import api_key
-
     keys = ("sk-ann-0123456789", "sk-bob-0123456789")
     auth = AuthConfig(api_keys=(api_key("ann", keys[0]), api_key("bob", keys[1])))
     service = await make_service(agent_for(backend), auth=auth)
@@ -312,3 +311,81 @@ async def test_every_answer_names_its_completion(service: Service, told: Told) -
     told.do("finish")
     async with asked(service, stream=False) as plain:
         assert plain.completion_id == (await plain.whole()).json()["id"]
+
+
+async def test_no_repeat_overtakes_the_first_request(
+    service: Service, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes when the key is claimed, and the model isn't asked yet, waits for it."""
+    take, gate, taken = SqliteClaims.take, asyncio.Event(), list[str]()
+
+    async def slowly(self: SqliteClaims, claim: Claim, **options: Any) -> Claim:
+        held = await take(self, claim, **options)
+        taken.append(claim.completion_id)
+        if len(taken) == 1:
+            await gate.wait()
+        return held
+
+    monkeypatch.setattr(SqliteClaims, "take", slowly)
+    told.say("Hello")
+    told.do("finish")
+
+    async def ask() -> str:
+        async with asked(service, headers=KEY) as response:
+            await response.whole()
+            return response.completion_id
+
+    first = asyncio.create_task(ask())
+    await until(lambda: len(taken) == 1)
+    second = asyncio.create_task(ask())
+    await until(lambda: len(taken) == 2)
+    await asyncio.sleep(0.2)
+    gate.set()
+    assert taken[0] == await first == await second
+    assert 1 == told.asked
+
+
+async def test_a_claim_whose_request_went_away_is_free(
+    service: Service, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client left before the model was asked."""
+    take, taken = SqliteClaims.take, list[str]()
+
+    async def for_nobody(self: SqliteClaims, claim: Claim, **options: Any) -> Claim:
+        held = await take(self, claim, **options)
+        taken.append(claim.completion_id)
+        if len(taken) == 1:
+            await asyncio.Event().wait()
+        return held
+
+    monkeypatch.setattr(SqliteClaims, "take", for_nobody)
+
+    async def ask() -> Any:
+        async with asked(service, headers=KEY) as response:
+            return (await response.whole()).completion_id
+
+    first = asyncio.create_task(ask())
+    await until(lambda: taken)
+    first.cancel()
+    await asyncio.wait([first])
+    told.say("Hello")
+    told.do("finish")
+    assert taken[0] != await ask()
+    assert 1 == told.asked
+
+
+async def test_claims_that_cannot_be_kept_are_said(
+    service: Service, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No model is asked whose answer could be asked for twice."""
+
+    async def unable(self: SqliteClaims, claim: Claim, **options: Any) -> Claim:
+        raise ClaimsUnavailable("The disk is full: /secret/path")
+
+    monkeypatch.setattr(SqliteClaims, "take", unable)
+    async with asked(service, headers=KEY) as response:
+        assert 503 == response.response.status
+        error = (await response.whole()).json()["error"]
+    assert "journal_full" == error["code"]
+    assert "/secret/path" not in error["message"]
+    assert 0 == told.asked

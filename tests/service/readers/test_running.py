@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service.app import STREAMS
 from service.settings.config import JournalConfig, SseConfig
 from service.settings.readers import ReadersConfig
 from statemachine import ClientGone, State
@@ -346,8 +347,6 @@ async def test_readers_are_shown_what_the_disk_has(
 
 async def test_a_drain_tells_every_reader(service: Service, told: Told) -> None:
     """With the error event."""
-    from service.app import STREAMS
-
     told.say("a")
     async with asked(service) as first:
         await first.until(1)

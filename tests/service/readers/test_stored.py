@@ -8,8 +8,10 @@ import pytest
 from attrs import evolve
 
 from db.store import StoreUnavailable
+from service.app import STREAMS
+from service.settings.access import AuthConfig
 from service.settings.readers import ReadersConfig
-from statemachine import SessionRecord
+from tests.service.callers.test_auth import api_key
 from tests.service.conftest import Kept, Service, ServiceMaker, agent_for
 from tests.service.readers.conftest import Read, Told, asked, reading, until
 from tests.service.stage.backend import Backend
@@ -174,19 +176,28 @@ async def test_an_answer_can_be_read_before_it_is_committed(
         assert first.events[1:] == (await again.whole()).events
     async with reading(service, "chatcmpl-other") as other:
         assert 503 == other.response.status
+    shown = await retrieved(service, first.completion_id)
+    assert ("completed", "Hello world") == (
+        shown["state"],
+        shown["choices"][0]["message"]["content"],
+    )
     store.is_away = False
     await until(lambda: store.records)
+    await until(lambda: not service.app[STREAMS].unsaved.is_known("anonymous", first.completion_id))
+    assert shown == await retrieved(service, first.completion_id)
     async with reading(service, first.completion_id, starting_after=1) as again:
         assert first.events[1:] == (await again.whole()).events
+
+
+async def retrieved(service: Service, completion_id: str) -> Any:
+    async with service.http.get(f"{service.url}/v1/chat/completions/{completion_id}") as response:
+        return await response.json()
 
 
 async def test_other_owners_answers_are_not_there(
     make_service: ServiceMaker, backend: Backend, told: Told
 ) -> None:
     """Neither while they run nor after."""
-    from service.settings.access import AuthConfig
-    from tests.service.callers.test_auth import api_key
-
     config = AuthConfig(
         api_keys=(api_key("ann", "sk-ann-0123456789"), api_key("bob", "sk-bob-0123456789"))
     )
@@ -203,8 +214,3 @@ async def test_other_owners_answers_are_not_there(
     for key, status in (("sk-bob-0123456789", 404), ("sk-ann-0123456789", 200)):
         async with reading(service, first.completion_id, key=key) as later:
             assert status == later.response.status
-
-
-def record_of(service: Service) -> SessionRecord:
-    (record,) = service.kept.records
-    return record
