@@ -244,7 +244,7 @@ class Tape:
         """A chunk came whole."""
         source = chunk.source
         if source is None:
-            source = json.dumps(chunk.payload, separators=(",", ":")).encode()
+            source = json_source(chunk.payload)
         if self._sources is None:
             self._begin_chunks(chunk)
         self._sources.append(source)  # type: ignore[union-attr]  # just begun
@@ -433,6 +433,16 @@ class Cursor:
         whole = part.text.cut(start, start + ends[-1])
         self._at = part, number + len(ends) - 1, end, characters + ends[-1]
         return [whole[a:b] for a, b in pairwise(ends)]
+
+
+def json_source(value: Any) -> bytes:
+    """A value's JSON, in ASCII. What JSON has no number for (NaN, the infinities) is null."""
+    try:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        text = json.dumps(finite, separators=(",", ":"))
+    return text.encode("ascii")
 
 
 def literal_of(text: str, *, ascii_only: bool) -> bytes | None:

@@ -11,6 +11,7 @@ later revision is driven by the same program. Imports nothing of
 
 import asyncio
 import gc
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -65,6 +66,10 @@ class Maker:
             defined(tree, name)
             for name in ("SessionRequest", "SessionRecord", "Choice", "State", "UsageSource")
         )
+        try:
+            self._make_tape, self._chunk = defined(tree, "Tape"), defined(tree, "ParsedChunk")
+        except LookupError:
+            self._make_tape = None
         self._values = {
             "created_at": _NOW,
             "trace_id": "0af7651916cd43dd8448eb211c80319c",
@@ -102,8 +107,33 @@ class Maker:
         choices = (_made(self._choice, values),)
         return _made(
             self._record,
-            {**values, "request": _made(self._request, values), "choices": choices},
+            {
+                **values,
+                "request": _made(self._request, values),
+                "choices": choices,
+                "tape": self._tape(message["content"]),
+            },
         )
+
+    def _tape(self, content: str) -> Any:
+        """The chunks of such an answer, in revisions that keep them: its role, its word, its end."""
+        if self._make_tape is None:
+            return None
+        tape = self._make_tape()
+        for delta, reason in (
+            ({"role": "assistant"}, None),
+            ({"content": content}, None),
+            ({}, "stop"),
+        ):
+            payload = {
+                "id": "up",
+                "object": "chat.completion.chunk",
+                "created": 1_750_000_001,
+                "model": "bench",
+                "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+            }
+            tape.add(self._chunk(payload, json.dumps(payload).encode()))
+        return tape
 
 
 def _saver(tree: Path, store: Any) -> Any:

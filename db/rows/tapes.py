@@ -20,7 +20,7 @@ from attrs import frozen
 from db.store import KeptTape
 from statemachine import Choice, ChunkPattern, SessionRecord
 from statemachine.folding import Text
-from statemachine.tape import BACKSLASH, Chunks, Stretch, Tape
+from statemachine.tape import BACKSLASH, Chunks, Stretch, Tape, json_source
 
 _BETWEEN = b"\t"
 """Stands between a text's literal and its padding's, in none of which it can be."""
@@ -50,22 +50,23 @@ def columns_of(record: SessionRecord) -> TapeColumns | None:
         return None
     numbers: dict[int, int] = {}
     patterns: list[bytes] = []
-    parts: list[bytes] = []
+    pieces = [b'"parts":[']
     digits = b""
     for part in tape.parts:
         if type(part) is Chunks:
-            parts.append(b'{"chunks":[%b]}' % b",".join(part.sources))
+            pieces += (b'{"chunks":[', b",".join(part.sources), b"]}", b",")
         elif isinstance(part, Stretch) and part.count:
             number = numbers.setdefault(id(part.pattern), len(patterns))
             if number == len(patterns):
                 patterns.append(_pattern(part.pattern))
-            parts.append(b'{"pattern":%d,%b}' % (number, _stretch(part, record.choices)))
+            stretch = b'{"pattern":%d,%b}' % (number, _stretch(part, record.choices))
+            pieces += (stretch, b",")
             digits += part.lengths
-    shared = b'"patterns":[%b],' % b",".join(patterns) if patterns else b""
-    column = b'{%b"parts":[%b]%b}' % (shared, b",".join(parts), _end(record))
-    if b"NaN" in column or b"Infinity" in column:  # hardly ever, and then mostly in a text
-        column = _finite(column)
-    return TapeColumns(column, (digits + b"f" * (len(digits) % 2)).decode())
+    if len(pieces) > 1:
+        del pieces[-1]
+    pieces += (b"]", _end(record), b"}")
+    pieces[:0] = (b'{"patterns":[', b",".join(patterns), b"],") if patterns else (b"{",)
+    return TapeColumns(b"".join(pieces), (digits + b"f" * (len(digits) % 2)).decode())
 
 
 def _end(record: SessionRecord) -> bytes:
@@ -113,20 +114,11 @@ def _pattern(pattern: ChunkPattern) -> bytes:
     return b'{"key":%b,"chunk":%b%b}' % (_dump(pattern.key), chunk, padded)
 
 
-def _finite(tape: bytes) -> bytes:
-    """The same tape with null for what JSON has no number for."""
-    try:
-        orjson.loads(tape)
-    except orjson.JSONDecodeError:
-        return _dump(json.loads(tape, parse_constant=lambda _: None))
-    return tape
-
-
 def _dump(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:  # lone surrogates
-        return json.dumps(value, separators=(",", ":")).encode("ascii")
+        return json_source(value)
 
 
 def tape_of(tape: str, lengths: bytes, choices: Sequence[Choice]) -> KeptTape:
