@@ -31,16 +31,18 @@ from service.settings.config import (
     ServerConfig,
     Timeouts,
 )
+from service.settings.readers import ReadersConfig
 from service.wire import requests
-from statemachine import State
+from service.wire.repeats import LONGEST_KEY, is_claimable
+from statemachine import ClientGone, State
 from tests.service.conftest import QUESTION, Kept, Service, ServiceMaker, agent_for
+from tests.service.readers.conftest import until
 from tests.service.stage.backend import Backend, Exchange
 from tests.service.stage.described import Description
 from tests.service.stage.fuzz_api import QUICK, fuzz
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 PATH = "/v1/chat/completions"
-ROWS_ONLY = {"client_left", "process_died", "journal_damaged"}
 NO_OPERATION = {"method_not_allowed"}
 """It is of paths, and the description has no place for answers to what it doesn't describe."""
 KEY = "sk-vb-0123456789abcdef"
@@ -136,7 +138,7 @@ def test_every_error_code_has_its_response(description: Description) -> None:
     }
     expected = {(code, str(status)) for code, status in ERROR_CODES.items()}
     assert shown - expected == set()
-    assert ROWS_ONLY | NO_OPERATION == {code for code, _ in expected - shown}
+    assert NO_OPERATION == {code for code, _ in expected - shown}
 
 
 def test_limits_are_those_of_the_code(description: Description) -> None:
@@ -151,6 +153,17 @@ def test_limits_are_those_of_the_code(description: Description) -> None:
     assert metadata["propertyNames"] == {"maxLength": requests.MAX_METADATA_KEY}
     assert metadata["additionalProperties"]["maxLength"] == requests.MAX_METADATA_VALUE
     assert schemas["CompletionState"]["enum"] == [state.value for state in State if state.is_final]
+    assert schemas["RunningState"]["enum"] == [state.value for state in State if not state.is_final]
+    listed = description.operations["GET", PATH]["parameters"]
+    (states,) = (item["schema"] for item in listed if item.get("name") == "state")
+    assert states["enum"] == [state.value for state in State]
+    asking = description.operations["POST", PATH]["parameters"]
+    (policies,) = (item["schema"] for item in asking if item.get("name") == "X-Client-Gone")
+    assert policies["enum"] == list(ClientGone)
+    (key,) = (item["schema"] for item in asking if item.get("name") == "Idempotency-Key")
+    for text, is_key in (("!", True), ("~" * LONGEST_KEY, True), ("", False), ("a b", False)):
+        assert is_key == is_claimable(text) == bool(re.search(key["pattern"], text))
+    assert not re.search(key["pattern"], "~" * (LONGEST_KEY + 1))
     paging = description.at("#/components/parameters/Limit")["schema"]
     assert (paging["default"], paging["maximum"]) == (Limits().default, Limits().most)
     tree = description.operations["GET", "/v1/conversations/{conversation_id}"]["parameters"]
@@ -229,13 +242,17 @@ async def test_every_good_answer_is_as_described(
     assert 2 == len((await ask("GET", PATH))["data"])
     mine = f"{PATH}/{plain['id']}"
     await ask("GET", mine)
+    assert (await ask("GET", f"{mine}?stream=true&include_usage=true")).endswith(b"[DONE]\n\n")
     await ask("POST", mine, json={"metadata": {"c": "d"}})
     await ask("GET", f"{mine}/messages")
     for talk in (await ask("GET", "/v1/conversations"))["data"]:
         assert (await ask("GET", f"/v1/conversations/{talk['id']}"))["nodes"]["data"]
     await ask("DELETE", mine)
     asking = asyncio.create_task(ask("POST", PATH, 409, **asked(model="slow")))
-    await ask("POST", f"{PATH}/{await running(service)}/cancel")
+    slow = await running(service)
+    assert [slow] == [item["id"] for item in (await ask("GET", f"{PATH}?state=pending"))["data"]]
+    assert "pending" == (await ask("GET", f"{PATH}/{slow}"))["state"]
+    await ask("POST", f"{PATH}/{slow}/cancel")
     await asking
     for path in ("/v1/models", "/v1/models/demo", "/healthz", "/readyz"):
         await ask("GET", path)
@@ -244,6 +261,52 @@ async def test_every_good_answer_is_as_described(
     await ask("GET", "/openapi.json", 304, headers={"If-None-Match": "*"})
     good = {answer for answer in description.answers if answer[1] in ("200", "304")}
     assert good - description.seen == set()
+    await store.close()
+
+
+async def test_readers_and_repeats_are_as_described(
+    make_service: ServiceMaker, database_url: str
+) -> None:
+    """Whoever reads an answer again, or asks for it twice, whatever became of it."""
+    description = Description()
+    store = await PostgresStore.open(database_url)
+    late = ScriptedAgentConfig(
+        name="late", kind="scripted", fail_after_tokens=2, fail_with="truncate"
+    )
+    service = await make_service(
+        QUICK, SLOW, late, faulty("incomplete"), store=store, readers=ReadersConfig(1)
+    )
+
+    async def ask(method: str, path: str, status: int, **options: Any) -> Any:
+        return await description.ask(service, method, path, status, **options)
+
+    first = {"Idempotency-Key": "k-1", "Last-Event-ID": ""}
+    for _ in range(2):
+        stream = await ask("POST", PATH, 200, **asked(stream=True), headers=first)
+        assert stream.startswith(b"id: 1\ndata: ")
+    await ask("POST", PATH, 422, **asked(stream=True, seed=1), headers=first)
+    ahead = {"Last-Event-ID": "3"}
+    await ask("POST", PATH, 409, **asked(stream=True), headers=ahead)
+    for _ in range(2):
+        headers = {"Idempotency-Key": "k-2"}
+        body = await ask("POST", PATH, 502, **asked(model="late"), headers=headers)
+    assert "failed" == body["completion"]["state"]
+    await ask("POST", PATH, 502, **asked(model="incomplete"))
+    (_, refused) = (await ask("GET", f"{PATH}?state=failed", 200))["data"]
+    await ask("GET", f"{PATH}/{refused['id']}?stream=true", 502)
+    (done,) = (await ask("GET", f"{PATH}?state=completed", 200))["data"]
+    read = f"{PATH}/{done['id']}?stream=true"
+    await ask("GET", f"{read}&starting_after=99", 400)
+    await ask("GET", f"{PATH}/chatcmpl-1?stream=true", 404)
+    headers = {"Idempotency-Key": "k-3", "X-Client-Gone": "cancel"}
+    asking = asyncio.create_task(ask("POST", PATH, 200, **asked(model="slow"), headers=headers))
+    slow = f"{PATH}/{await running(service)}?stream=true"
+    await ask("GET", f"{slow}&starting_after=1", 409)
+    await ask("GET", slow, 429)
+    await ask("POST", PATH, 429, **asked(model="slow", stream=True), headers=headers)
+    asking.cancel()
+    await until(lambda: not service.relays)
+    await ask("GET", slow, 499)
     await store.close()
 
 

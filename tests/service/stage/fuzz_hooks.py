@@ -11,9 +11,9 @@ def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool
     """False for what is no failure, since no schema can say it."""
     match type(failure).__name__:
         case "AcceptedNegativeData":
-            return not _has_metadata(case, response)
+            return not (_has_metadata(case, response) or _is_repeat(response))
         case "RejectedPositiveData":
-            return not _asks_after_something(case)
+            return not (_asks_after_something(case) or _reads_from_somewhere(response))
     return True
 
 
@@ -31,3 +31,16 @@ def _asks_after_something(case: Any) -> bool:
     """An id that `after` doesn't find is refused with 400, and which ones it finds depends on what
     is stored."""
     return bool((case.query or {}).get("after"))
+
+
+def _is_repeat(response: Any) -> bool:
+    """A request that was answered before gets that answer, and its policy and form aren't read anew."""
+    return "idempotency-replayed" in response.headers
+
+
+def _reads_from_somewhere(response: Any) -> bool:
+    """Which positions there are depends on the answer, which parameters go together no schema can say,
+    and whether a key was used before depends on what was asked."""
+    error = response.json()["error"]
+    of_positions = ("starting_after", "include_usage", "Last-Event-ID")
+    return error["param"] in of_positions or error["code"] == "idempotency_mismatch"
