@@ -185,8 +185,14 @@ def _greeting(
         if embedded
         else mask_password(config.database.url)
     )
+    url = f"{base}/v1/chat/completions"
     model = agents_on[0] if agents_on else "none"
     key = " -H 'Authorization: Bearer YOUR-KEY'" if keys else ""
+    body = (
+        f"""-d '{{"model": "{model}", "stream": true, """
+        """"messages": [{"role": "user", "content": "Hello!"}]}'"""
+    )
+    completion_id = "$(grep -om1 'chatcmpl-[0-9a-f]*' part.txt)"
     return "\n".join(
         (
             f"\nVerbatim {__version__} serves {base}/v1",
@@ -195,8 +201,10 @@ def _greeting(
             *([f"  callers     need a key: {', '.join(key.name for key in keys)}"] if keys else ()),
             f"  answers     are kept in {where}",
             "  try it      paste this into another terminal:\n",
-            f"curl -N {base}/v1/chat/completions{key} -H 'Content-Type: application/json' "
-            f"""-d '{{"model": "{model}", "stream": true, """
-            """"messages": [{"role": "user", "content": "Hello!"}]}'\n""",
+            f"curl -N {url}{key} -H 'Content-Type: application/json' {body}\n",
+            "  cut it      the first of these hangs up after a second, the other reads on from there:\n",
+            f"curl -sNm1 {url}{key} -H 'X-Client-Gone: wait' {body} | tee part.txt",
+            f'curl -N{key} "{url}/{completion_id}?stream=true'
+            """&starting_after=$(grep -c '}$' part.txt)"\n""",
         )
     )

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -216,12 +217,18 @@ def test_callers_keys_stay_secret(spawn: Any, database_url: str) -> None:
     assert hashlib.sha256(good.encode()).hexdigest() not in printed.log.read_text()
 
 
-def test_a_start_on_a_terminal_prints_a_line_to_paste(tmp_path: Path, database_url: str) -> None:
-    """On a terminal the start says where, which agents, where data lies, and a line to paste."""
+@pytest.mark.parametrize("key", [None, "sk-ann-0123456789"])
+def test_a_start_on_a_terminal_prints_lines_to_paste(
+    tmp_path: Path, database_url: str, key: str | None
+) -> None:
+    """On a terminal the start says where, which agents, where data lies, and lines to paste: one that
+    asks, and two that are cut off and read on. They work as they are, but for the caller's key."""
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps({"database": {"url": database_url}}))
     main, sub = pty.openpty()
     clean = {"PATH": os.environ["PATH"], "TERM": "dumb"}
+    if key is not None:
+        clean["API_KEYS"] = f"ann:{key}"
     popen = subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), "--config", str(path), "--port", "0"],
         stdout=sub,
@@ -232,8 +239,17 @@ def test_a_start_on_a_terminal_prints_a_line_to_paste(tmp_path: Path, database_u
     os.close(sub)
     seen = ""
     try:
-        while "messages" not in seen:
+        while 'part.txt)"' not in seen:
             seen += os.read(main, 4096).decode()
+        asking, cutting, reading = re.findall(r"^curl .*$", seen.replace("\r", ""), re.MULTILINE)
+        if shutil.which("curl") is not None:
+            assert ("YOUR-KEY" in seen) == (key is not None)
+            first = pasted(f"{cutting}\n", tmp_path, key)
+            rest = pasted(reading, tmp_path, key)
+            whole = pasted(asking, tmp_path, key)
+            assert first
+            assert rest.endswith("data: [DONE]\n\n")
+            assert text_of(whole.encode()) == text_of((first + rest).encode())
         popen.send_signal(signal.SIGINT)
         assert 0 == popen.wait(PATIENCE_SECONDS)
     finally:
@@ -246,3 +262,12 @@ def test_a_start_on_a_terminal_prints_a_line_to_paste(tmp_path: Path, database_u
     assert "demo" in seen
     assert "OPENAI_API_KEY is not set" in seen
     assert re.search(r"curl -N http://127\.0\.0\.1:\d+/v1/chat/completions", seen)
+
+
+def pasted(line: str, directory: Path, key: str | None) -> str:
+    """What a line prints that somebody pastes into a shell."""
+    line = line.replace("YOUR-KEY", key or "YOUR-KEY")
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=directory, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout
