@@ -12,7 +12,7 @@ from attrs import frozen
 
 from db.store import CompletionFilter, Paging, Readable
 from service.callers.auth import owner_of
-from service.edge.siblings import Siblings
+from service.edge.siblings import Siblings, answer_unavailable
 from service.endpoints.asking import ask
 from service.endpoints.lists import (
     filtered_paging_of,
@@ -55,8 +55,11 @@ class Listing:
         if self.siblings is not None:
             if self.siblings.is_from_sibling(request):
                 return {"data": shown}
-            for theirs in await self.siblings.gather(request):
-                shown += theirs["data"]
+            try:
+                for theirs in await self.siblings.gather(request):
+                    shown += theirs["data"]
+            except TimeoutError:
+                raise answer_unavailable() from None
         return list_object(page_of(shown, paging), dict)
 
 

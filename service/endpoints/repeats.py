@@ -26,7 +26,7 @@ from db.claims import Claim, Claims, ClaimsUnavailable, Holder, holder_is_alive
 from db.store import Readable
 from service.callers.auth import owner_of
 from service.edge.errors import ApiError, error_response, invalid_request
-from service.edge.siblings import SiblingAway
+from service.edge.siblings import SiblingAway, answer_unavailable
 from service.endpoints.asking import ask
 from service.endpoints.bodies import LONG_BODY_BYTES
 from service.endpoints.lists import json_response
@@ -211,6 +211,8 @@ class Repeats:
                 answer = await self.reading.siblings.pass_on(repeat.request, repeat.body)
             except SiblingAway:
                 is_one_away = True
+            except TimeoutError:
+                raise answer_unavailable() from None
             # It may have ended there, and been saved, between the two questions.
             if answer is None and away is None:
                 answer = await self._answer_stored(repeat, held, claim)

@@ -3,6 +3,7 @@
 A service of one process has none. Starts and ends no process.
 """
 
+import asyncio
 import json
 import os
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import structlog
 from aiohttp import hdrs, web
 from attrs import evolve, frozen
 
@@ -19,8 +21,14 @@ from service.edge.siblings import SiblingAway
 from service.settings.config import Config
 from service.telemetry import COMPLETION_ID, REPLAYED
 
-_SIBLING_TIMEOUT_SECONDS = 30.0
-"""For a sibling's answer; to stop a completion it waits for the commit."""
+log = structlog.get_logger(__name__)
+
+_LOOK_AFTER_SECONDS = 5.0
+"""So long a sibling may take over an answer; from then on it is looked at whether it lives."""
+_PATIENCE_SECONDS = 10.0
+"""For its sign of life: its event loop may be busy, the machine too."""
+_GONE = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
+"""What is raised of a sibling that has died, is starting or stopping."""
 _LONGEST_DIRECTORY = 80
 """A Unix socket's name has at most 103 bytes on every system."""
 _PASSED_ON = (
@@ -98,19 +106,24 @@ class WorkerSlot:
         self, request: web.Request, body: bytes | None = None
     ) -> web.StreamResponse | None:
         """See `Siblings`."""
-        if is_from_sibling(request):
-            return None
-        is_one_away = False
-        for number in self._others():
+        unsure: web.StreamResponse | None = None
+        away: Exception | None = None
+        for number in [] if is_from_sibling(request) else self._others():
             try:
                 async with self._asked(number, request, body) as theirs:
-                    if theirs.status != web.HTTPNotFound.status_code:
-                        return await _relayed(theirs, request)
-            except aiohttp.ClientConnectorError:
-                is_one_away = True
-        if is_one_away:
-            raise SiblingAway
-        return None
+                    if theirs.status == web.HTTPNotFound.status_code:
+                        continue
+                    answer = await _relayed(theirs, request)
+                    if answer.status != web.HTTPServiceUnavailable.status_code:
+                        return answer
+                    unsure = answer
+            except TimeoutError as error:
+                away = error
+            except _GONE:
+                away = away or SiblingAway()
+        if unsure is None and away is not None:
+            raise away
+        return unsure
 
     async def gather(self, request: web.Request) -> list[Any]:
         """See `Siblings`."""
@@ -118,7 +131,7 @@ class WorkerSlot:
         if is_from_sibling(request):
             return found
         for number in self._others():
-            with suppress(aiohttp.ClientConnectorError):
+            with suppress(*_GONE):
                 async with self._asked(number, request, None) as theirs:
                     if theirs.status == web.HTTPOk.status_code:
                         found.append(await theirs.json())
@@ -131,22 +144,50 @@ class WorkerSlot:
     async def _asked(
         self, number: int, request: web.Request, body: bytes | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A sibling's response to the request. Raises TimeoutError if it doesn't begin in time: a plain
-        answer begins at its end."""
+        """A sibling's response to the request, which may take its time while the sibling lives. Raises
+        TimeoutError if it hangs, and `_GONE`."""
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
-        is_answer = body is not None or request.query.get("stream", "").lower() == "true"
-        timeout = aiohttp.ClientTimeout(
-            total=None if is_answer else _SIBLING_TIMEOUT_SECONDS,
-            sock_connect=_SIBLING_TIMEOUT_SECONDS,
-        )
-        async with aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(self.socket_of(number))),
-            timeout=timeout,
-            auto_decompress=False,
-        ) as http:
+        async with self._connected(number, None) as http:
+            begun = list[aiohttp.ClientResponse]()
+            watching = asyncio.create_task(self._watch(number, http, begun), name="watch a sibling")
             url = f"http://sibling{request.rel_url}"
-            async with http.request(request.method, url, headers=headers, data=body) as response:
-                yield response
+            try:
+                async with http.request(
+                    request.method, url, headers=headers, data=body
+                ) as response:
+                    begun.append(response)
+                    yield response
+            except aiohttp.ClientError as error:
+                if http.closed:
+                    raise TimeoutError("a worker hangs") from error
+                raise
+            finally:
+                watching.cancel()
+
+    def _connected(self, number: int, seconds: float | None) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(str(self.socket_of(number))),
+            timeout=aiohttp.ClientTimeout(total=seconds),
+            auto_decompress=False,
+        )
+
+    async def _watch(
+        self, number: int, http: aiohttp.ClientSession, begun: Sequence[aiohttp.ClientResponse]
+    ) -> None:
+        """Cut off whoever waits for a response, or for more of one that has begun, once the sibling
+        gives no sign of life."""
+        while not http.closed:
+            await asyncio.sleep(_LOOK_AFTER_SECONDS)
+            try:
+                async with self._connected(number, _PATIENCE_SECONDS) as look:
+                    await look.get("http://sibling/healthz")
+            except TimeoutError:
+                log.error("worker hangs", worker=number)
+                for response in begun:
+                    response.close()  # aiohttp 3.14 tells those who read it only here
+                await http.close()
+            except aiohttp.ClientError:
+                pass  # gone; whoever waits is told by the connection
 
 
 async def _relayed(theirs: aiohttp.ClientResponse, request: web.Request) -> web.StreamResponse:
