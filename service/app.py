@@ -115,7 +115,7 @@ def _routes(
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
     charging, clock = Charging(), steady_clock()
-    reading = Reading(live, keeping.store, streams, clock, siblings)
+    reading = Reading(live, keeping.store, streams, clock, keeping.is_recovering, siblings)
     completions = Completions(
         live,
         directory,

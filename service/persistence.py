@@ -62,6 +62,7 @@ class Persistence:
     Attributes:
         contexts: start the parts, in this order, and stop them in the opposite one.
         checks: name of a part → its check.
+        is_recovering: whether completions that earlier processes left are still being brought back.
     """
 
     store: Store
@@ -70,6 +71,7 @@ class Persistence:
     saver: Saver
     contexts: tuple[CleanupContext, ...]
     checks: Mapping[str, Check]
+    is_recovering: Callable[[], bool] = lambda: False
 
     @classmethod
     def from_config(
@@ -106,7 +108,9 @@ class Persistence:
             "database": _database_check(store, saver, migration),
             "journal": _journal_check(journal),
         }
-        return cls(store, journal, claims, saver, tuple(contexts), checks)
+        return cls(
+            store, journal, claims, saver, tuple(contexts), checks, lambda: not recovery.is_over
+        )
 
 
 @define

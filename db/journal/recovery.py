@@ -50,6 +50,7 @@ class Recovery:
 
     Attributes:
         recovered: completions brought back so far.
+        is_over: all that could be brought back is committed.
     """
 
     def __init__(self, directory: Path, own: Path | None, save: Save) -> None:
@@ -57,6 +58,7 @@ class Recovery:
         self._own = own
         self._save = save
         self.recovered = 0
+        self.is_over = False
 
     async def run(self) -> int:
         """Adopt every journal whose process is dead, one after the other.
@@ -68,10 +70,17 @@ class Recovery:
             How many completions were brought back.
         """
         try:
+            await self._run()
+        finally:
+            self.is_over = True
+        return self.recovered
+
+    async def _run(self) -> None:
+        try:
             names = sorted(os.listdir(self._directory))
         except OSError as error:
             log.error("journals not found", directory=str(self._directory), reason=str(error))
-            return 0
+            return
         for path in (self._directory / name for name in names):
             try:
                 if path.name.startswith("."):
@@ -82,7 +91,6 @@ class Recovery:
                             await self._recover(path)
             except Exception as error:  # one bad journal must not keep the others from coming back
                 log.error("journal not recovered", journal=str(path), reason=repr(error)[:200])
-        return self.recovered
 
     async def _recover(self, path: Path) -> None:
         segments, size = await asyncio.to_thread(_segments, path)

@@ -7,6 +7,7 @@ at the other workers. Never here: what a chunk looks like, and who may ask how m
 
 import re
 import time
+from collections.abc import Awaitable, Callable
 
 import structlog
 from aiohttp import hdrs, web
@@ -17,7 +18,7 @@ from service.callers.auth import owner_of
 from service.clock import Clock
 from service.edge.connections import ClientConnection
 from service.edge.errors import ApiError, invalid_request
-from service.edge.siblings import Siblings, asked_elsewhere
+from service.edge.siblings import SiblingAway, Siblings, answer_unavailable
 from service.endpoints.asking import ask
 from service.endpoints.keep_alive import keep_alive_interval
 from service.endpoints.lists import json_response, not_found
@@ -107,12 +108,17 @@ def flag(request: web.Request, name: str) -> bool:
 
 @frozen
 class Reading:
-    """The endpoint, and all that reads an answer for a client."""
+    """The endpoint, and all that reads an answer for a client.
+
+    Args:
+        is_recovering: whether answers are still being brought back that earlier processes left.
+    """
 
     config: Live[Config]
     store: Readable
     streams: RunningStreams
     clock: Clock
+    is_recovering: Callable[[], bool]
     siblings: Siblings | None = None
 
     def routes(self) -> list[web.RouteDef]:
@@ -138,20 +144,12 @@ class Reading:
         record = self.record_here(owner, completion_id)
         if record is not None and not is_hidden(record.request):
             return json_response(ended_completion(record))
-        try:
+
+        async def show_stored() -> web.StreamResponse | None:
             view = await ask(self.store.view(owner, completion_id))
-        except ApiError:
-            if answer := await self._pass_on(request):
-                return answer
-            raise
-        if view is None and (answer := await self._pass_on(request)):
-            return answer
-        # A sibling may have ended it, and saved it, between the two questions.
-        if view is None and self.siblings is not None:
-            view = await ask(self.store.view(owner, completion_id))
-        if view is None:
-            raise self._not_there(owner, completion_id)
-        return json_response(stored_completion(view))
+            return None if view is None else json_response(stored_completion(view))
+
+        return await self._wherever(request, show_stored)
 
     def record_here(self, owner: str, completion_id: str) -> SessionRecord | None:
         """The record of an answer that is over and not committed yet, if it is in this process."""
@@ -160,13 +158,35 @@ class Reading:
             return relay.record
         return self.streams.unsaved.find(owner, completion_id)
 
-    async def _pass_on(self, request: web.Request) -> web.StreamResponse | None:
-        return await asked_elsewhere(self.siblings, request)
-
-    def _not_there(self, owner: str, completion_id: str) -> ApiError:
-        if self.streams.unsaved.is_known(owner, completion_id):
-            return ApiError(_UNAVAILABLE)
-        return not_found("completion", completion_id, "completion_id")
+    async def _wherever(
+        self, request: web.Request, find_stored: Callable[[], Awaitable[web.StreamResponse | None]]
+    ) -> web.StreamResponse:
+        """What isn't in this process, from the database or a sibling. Raises ApiError: `not_found` only
+        if nobody has it, `database_unavailable` or `answer_unavailable` if that can't be told."""
+        is_unsure = self.is_recovering()  # asked first: what that finds is stored before it is over
+        away: ApiError | None = None
+        try:
+            if (stored := await find_stored()) is not None:
+                return stored
+        except ApiError as error:
+            if error.failure.code != _UNAVAILABLE.code:
+                raise
+            away = error
+        if self.siblings is not None:
+            try:
+                if (answer := await self.siblings.pass_on(request)) is not None:
+                    return answer
+            except (SiblingAway, TimeoutError):
+                is_unsure = True
+            # One may have ended it, and saved it, between the two questions.
+            if away is None and (stored := await find_stored()) is not None:
+                return stored
+        owner, completion_id = owner_of(request), request.match_info["completion_id"]
+        if away is None and self.streams.unsaved.is_known(owner, completion_id):
+            away = ApiError(_UNAVAILABLE)
+        if away is None and is_unsure:
+            away = answer_unavailable()
+        raise away or not_found("completion", completion_id, "completion_id")
 
     # --- as a stream ------------------------------------------------------------------------
 
@@ -175,21 +195,9 @@ class Reading:
         if (here := await self.read_here(request, owner, completion_id, wanted)) is not None:
             return here
         since = time.time() - self.config.value.readers.hidden_seconds
-        try:
-            stored = await self.read_stored(request, owner, completion_id, wanted, since)
-        except ApiError as error:
-            if error.failure.code != _UNAVAILABLE.code:
-                raise
-            if answer := await self._pass_on(request):
-                return answer
-            raise
-        if stored is None and (answer := await self._pass_on(request)):
-            return answer
-        if stored is None and self.siblings is not None:
-            stored = await self.read_stored(request, owner, completion_id, wanted, since)
-        if stored is None:
-            raise self._not_there(owner, completion_id)
-        return stored
+        return await self._wherever(
+            request, lambda: self.read_stored(request, owner, completion_id, wanted, since)
+        )
 
     async def read_here(
         self, request: web.Request, owner: str, completion_id: str, wanted: Wanted
