@@ -177,6 +177,8 @@ class Repeats:
                 return answer
         except _Free:
             pass  # whoever asks looks at it again, and finds its row
+        except _Unknown:
+            raise ApiError(_PENDING) from None
         raise ApiError(Failure("not_found", "It isn't here.", type="invalid_request_error"))
 
     async def _claim(self, repeat: Repeat, key: str, completion_id: str) -> Claim:
@@ -213,14 +215,17 @@ class Repeats:
                 is_one_away = True
             except TimeoutError:
                 raise answer_unavailable() from None
-            # It may have ended there, and been saved, between the two questions.
-            if answer is None and away is None:
-                answer = await self._answer_stored(repeat, held, claim)
         if answer is not None:
             return answer
         if away is not None:
             raise away
-        raise _Free if await self._is_lost(held, is_one_away=is_one_away) else _Unknown
+        if not await self._is_lost(held, is_one_away=is_one_away):
+            raise _Unknown
+        # It may have ended and been saved, or been brought back, between these questions.
+        answer = await self._answer_stored(repeat, held, claim)
+        if answer is None:
+            raise _Free
+        return answer
 
     async def _answer_here(
         self, repeat: Repeat, held: Claim, claim: Claim
@@ -233,6 +238,8 @@ class Repeats:
             return await self._join(repeat, relay)
         record = reading.record_here(owner, held.completion_id)
         if record is None:
+            if reading.streams.unsaved.is_known(owner, held.completion_id):
+                raise _Unknown  # it waits for its commit, and is too much to be held here
             return None
         if record.ttft_ms is None:
             raise _Free
