@@ -101,6 +101,7 @@ class Completions:
             request[COMPLETION_ID] = new_completion_id()
         key = key_of(request)
         assert key is not None
+        client_gone_policy(request, self.config.value, None, has_key=True)  # junk is a 400, always
         chat, body = await self._parsed(request)
         include_usage, last_id = chat.include_usage is True, last_event_id(request)
         wanted = Wanted(last_id or 0, include_usage, last_id is not None)

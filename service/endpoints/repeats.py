@@ -31,6 +31,7 @@ from service.endpoints.asking import ask
 from service.endpoints.bodies import LONG_BODY_BYTES
 from service.endpoints.lists import json_response
 from service.endpoints.reading import Reading, Wanted
+from service.endpoints.running_completions import ended_completion
 from service.endpoints.stored import plain_completion, stored_completion
 from service.endpoints.stored_answers import failure_of_row
 from service.settings.config import Config
@@ -322,9 +323,7 @@ def _object_of(record: SessionRecord) -> web.Response:
     """A plain repeat's answer, of a record."""
     if record.failure is None:
         return json_response(completion_object(record))
-    failure = evolve(record.failure, should_retry=False)
-    partial = {**completion_object(record), "state": record.state.value}
-    return _failed(failure, {**partial, "error": error_body(failure)["error"]})
+    return _failed(evolve(record.failure, should_retry=False), ended_completion(record))
 
 
 def _failed(failure: Failure, partial: object) -> web.Response:
