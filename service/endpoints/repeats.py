@@ -323,6 +323,8 @@ def _object_of(record: SessionRecord) -> web.Response:
     """A plain repeat's answer, of a record."""
     if record.failure is None:
         return json_response(completion_object(record))
+    if record.ttft_ms is None:
+        return error_response(record.failure)  # the key is free: the next repeat is a real one
     return _failed(evolve(record.failure, should_retry=False), ended_completion(record))
 
 

@@ -9,7 +9,7 @@ from db.store import Replayable
 from service.endpoints import repeats
 from service.settings.config import DatabaseConfig
 from service.stream import unsaved
-from tests.service.conftest import Kept, ServiceMaker, agent_for
+from tests.service.conftest import Kept, Service, ServiceMaker, agent_for
 from tests.service.readers.conftest import Told, asked, until
 from tests.service.stage.backend import Backend
 
@@ -76,3 +76,28 @@ async def test_an_answer_too_large_to_be_held_until_its_commit_is_not_lost(
     async with asked(service, headers=KEY) as third:
         assert first.events == (await third.whole()).events
     assert 1 == told.asked
+
+
+async def test_a_plain_repeat_that_waited_for_nothing_may_be_sent_again(
+    service: Service, told: Told
+) -> None:
+    """The answer that it waited for failed before its first token, which frees the key."""
+
+    async def ask() -> Any:
+        async with asked(service, headers=KEY, stream=False) as response:
+            await response.whole()
+            return response
+
+    first = asyncio.create_task(ask())
+    await until(lambda: told.asked)
+    second = asyncio.create_task(ask())
+    (relay,) = service.relays
+    await until(lambda: relay.readers.count == 2)
+    told.do("cut")
+    headers = [(await each).response.headers.get("x-should-retry") for each in (first, second)]
+    assert headers[0] == headers[1] != "false"
+    assert first.result().json() == second.result().json()
+    told.say("Hello")
+    told.do("finish")
+    assert 200 == (await ask()).response.status
+    assert 2 == told.asked
