@@ -34,7 +34,7 @@ export async function* read(client, request) {
       if (finished >= (request.n ?? 1) || (await isOver(client, id))) return;
     } catch (error) {
       failures += 1;
-      if (failures === TRIES || !isWorthATry(error, id)) throw error;
+      if (failures === TRIES || !isWorthATry(error)) throw error;
       const seconds = (0.5 + Math.random() / 2) * Math.min(0.25 * 2 ** failures, 8);
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
     }
@@ -51,14 +51,14 @@ async function isOver(client, id) {
   }
 }
 
-// True if asking again may help. (404: a service that has just restarted is still looking.)
-function isWorthATry(error, id) {
+// True if asking again may help.
+function isWorthATry(error) {
   if (!(error instanceof APIError) || error instanceof APIConnectionError) {
     return error instanceof APIConnectionError || error instanceof TypeError; // what `fetch` throws
   }
   const { status, headers } = error; // an error within the stream has no status
   if (headers?.get("x-should-retry") === "false") return false;
-  return status === 409 || status === 429 || status >= 500 || (id !== null && status === 404);
+  return status === 409 || status === 429 || status >= 500;
 }
 
 const [, program, url] = process.argv;

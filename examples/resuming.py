@@ -52,7 +52,7 @@ def read(client: OpenAI, **request: Any) -> Iterator[ChatCompletionChunk]:
                 return
         except (APIConnectionError, APIStatusError) as error:
             failures += 1
-            if failures == TRIES or not is_worth_a_try(error, bool(completion_id)):
+            if failures == TRIES or not is_worth_a_try(error):
                 raise
             time.sleep(random.uniform(0.5, 1) * min(0.25 * 2**failures, 8))
 
@@ -66,14 +66,12 @@ def is_over(client: OpenAI, completion_id: str) -> bool:
     return shown["state"] not in ("pending", "streaming")
 
 
-def is_worth_a_try(error: APIConnectionError | APIStatusError, has_begun: bool) -> bool:
-    """True if asking again may help. (404: a service that has just restarted is still looking.)"""
+def is_worth_a_try(error: APIConnectionError | APIStatusError) -> bool:
+    """True if asking again may help."""
     if isinstance(error, APIConnectionError):
         return True
     told, status = error.response.headers.get("x-should-retry"), error.status_code
-    return told != "false" and (
-        status in (409, 429) or status >= 500 or (has_begun and status == 404)
-    )
+    return told != "false" and (status in (409, 429) or status >= 500)
 
 
 def main() -> None:
