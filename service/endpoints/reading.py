@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from aiohttp import hdrs, web
-from attrs import frozen
+from attrs import Factory, frozen
 
 from db.store import Readable
 from service.callers.auth import owner_of
@@ -35,6 +35,7 @@ from service.stream.answers import Answer, answer_of_record
 from service.stream.follower import EXPIRED, Follower
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
+from service.stream.shared import SharedAnswers, TooManyReaders
 from service.stream.writers import SseWriter
 from service.telemetry import COMPLETION_ID
 from service.wire import ChunkEncoder
@@ -120,6 +121,7 @@ class Reading:
     clock: Clock
     is_recovering: Callable[[], bool]
     siblings: Siblings | None = None
+    shared: SharedAnswers = Factory(SharedAnswers)
 
     def routes(self) -> list[web.RouteDef]:
         """The call and its handler."""
@@ -231,12 +233,12 @@ class Reading:
 
     def check_room(self, relay: Relay) -> None:
         """Raises ApiError `too_many_readers` (429)."""
-        most = self.config.value.readers.max_per_completion
-        if relay.readers.count >= most:
-            message = f"The answer has {most} readers already, the most that it may have."
-            raise ApiError(
-                Failure("too_many_readers", message, type="rate_limit_error", retry_after_seconds=1)
-            )
+        if relay.readers.count >= (most := self._most_readers):
+            raise _too_many(most)
+
+    @property
+    def _most_readers(self) -> int:
+        return self.config.value.readers.max_per_completion
 
     async def read_record(
         self, request: web.Request, record: SessionRecord, wanted: Wanted
@@ -256,16 +258,21 @@ class Reading:
         hidden_since: float | None,
     ) -> web.StreamResponse | None:
         """Stream an answer from the database; None if it isn't there, or hidden and ended before
-        that moment."""
-        found = await ask(self.store.replayable(owner, completion_id, hidden_since=hidden_since))
-        if found is None:
-            return None
-        answer = stored_answer(found)
-        if answer is None:
-            if wanted.position:
-                raise ApiError(EXPIRED)
-            answer = whole_answer(found.view)
-        return await self._read_ended(request, answer, wanted)
+        that moment. Raises ApiError as `follow` does."""
+        try:
+            with self.shared.one_more(completion_id, self._most_readers) as share:
+                call = self.store.replayable(owner, completion_id, hidden_since=hidden_since)
+                if (found := await ask(call)) is None:
+                    return None
+                answer = stored_answer(found)
+                if answer is None:
+                    if wanted.position:
+                        raise ApiError(EXPIRED)
+                    answer = whole_answer(found.view)
+                del found  # the answer alone is held while it is read
+                return await self._read_ended(request, share(answer), wanted)
+        except TooManyReaders:
+            raise _too_many(self._most_readers) from None
 
     async def _read_ended(
         self, request: web.Request, answer: Answer, wanted: Wanted
@@ -293,6 +300,13 @@ class Reading:
         )
         log.info("reader came", completion_id=answer.completion_id, position=wanted.position)
         return await follower.run()
+
+
+def _too_many(most: int) -> ApiError:
+    message = f"The answer has {most} readers already, the most that it may have."
+    return ApiError(
+        Failure("too_many_readers", message, type="rate_limit_error", retry_after_seconds=1)
+    )
 
 
 def _check_end(count: int, wanted: Wanted, *, is_whole: bool) -> None:

@@ -214,3 +214,26 @@ async def test_other_owners_answers_are_not_there(
     for key, status in (("sk-bob-0123456789", 404), ("sk-ann-0123456789", 200)):
         async with reading(service, first.completion_id, key=key) as later:
             assert status == later.response.status
+
+
+async def test_a_stored_answer_is_in_memory_once_and_has_so_many_readers(
+    make_service: ServiceMaker, backend: Backend, told: Told
+) -> None:
+    """However slowly they read it; when one has gone there is room again."""
+    service = await make_service(agent_for(backend), readers=ReadersConfig(max_per_completion=2))
+    told.say(*["x" * 100_000] * 100)
+    told.do("finish")
+    async with asked(service, stream=False) as first:
+        await first.whole()
+    await until(lambda: service.kept.records and not service.relays)
+    async with (
+        reading(service, first.completion_id) as one,
+        reading(service, first.completion_id, starting_after=1) as two,
+    ):
+        assert (200, 200) == (one.response.status, two.response.status)
+        async with reading(service, first.completion_id) as three:
+            assert 429 == three.response.status
+            assert "too_many_readers" == (await three.whole()).json()["error"]["code"]
+        assert 101 == len((await one.whole()).chunks)
+        async with reading(service, first.completion_id) as four:
+            assert 200 == four.response.status
