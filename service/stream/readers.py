@@ -51,7 +51,7 @@ class Readers:
         self.audience: Audience | None = None
         self._session = session
         self._client = client
-        self._post = post
+        self._post: Callable[[Event], None] | None = post
         self._settle = settle
         self._is_over = False
         self._ending: Ending | None = None
@@ -66,14 +66,14 @@ class Readers:
             if self._is_over:
                 self.audience.end(self._ending)
         if not (session.attached or session.state.is_final):
-            self._post(ClientReturned())
+            self._tell(ClientReturned())
         return self.audience
 
     def leave(self) -> None:
         """A reader has gone."""
         self.count -= 1
         if not self.count and not self._session.state.is_final:
-            self._post(ClientLeft())
+            self._tell(ClientLeft())
 
     def lose_client(self) -> None:
         """The first client's connection is gone."""
@@ -94,6 +94,13 @@ class Readers:
         """The answer is over. None: something broke, and there is no record."""
         if not self._is_over:
             self._is_over = True
+            self._post = (
+                None  # or the relay and all that it holds would wait for the garbage collector
+            )
             self._ending = None if record is None else ending_of(record)
             if self.audience is not None:
                 self.audience.end(self._ending)
+
+    def _tell(self, event: Event) -> None:
+        if self._post is not None:
+            self._post(event)
