@@ -88,7 +88,8 @@ async def serve(
     try:
         await runner.setup()
         _collect_garbage_seldom()
-        await web.SockSite(runner, listener).start()
+        # Without the number aiohttp listens again, with a backlog of 128.
+        await web.SockSite(runner, listener, backlog=_BACKLOG).start()
         on, off = [agent.name for agent in app[DIRECTORY].agents], app[DIRECTORY].off
         if slot is None:
             announce(config, listener.getsockname()[:2], on, off)
@@ -142,7 +143,8 @@ async def _join_siblings(slot: WorkerSlot, runner: web.AppRunner, stopping: asyn
         loop.remove_reader(slot.supervisor_pipe)
         stopping.set()
 
-    await web.UnixSite(runner, str(slot.socket_of(slot.number))).start()
+    path = str(slot.socket_of(slot.number))
+    await web.UnixSite(runner, path, backlog=_BACKLOG).start()
     loop.add_reader(slot.supervisor_pipe, stop_without_supervisor)
 
 

@@ -35,6 +35,21 @@ def test_a_service_starts_answers_and_stops(spawn: Any, database_url: str) -> No
     assert "Hello" not in process.log.read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="others answer when the queue is full")
+def test_hundreds_may_come_while_the_service_is_busy(spawn: Any, database_url: str) -> None:
+    """They wait in the kernel, which would make later ones wait for seconds if there were no room."""
+    process = spawn(config(database_url))
+    address = "127.0.0.1", process.port
+    process.popen.send_signal(signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(300):
+                stack.enter_context(socket.create_connection(address, timeout=0.9))
+    finally:
+        process.popen.send_signal(signal.SIGCONT)
+    assert (200, {"status": "ok"}) == process.get("/healthz")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_drain_refuses_new_completions_and_lets_running_ones_end(
     spawn: Any, database_url: str, number: int
