@@ -105,10 +105,11 @@ def request_of(plan: Plan) -> bytes:
     fields = {"vendor_field": "v" * plan.ballast} if plan.ballast else {}
     asked = {"model": plan.model, "stream": plan.stream, "n": plan.choices, "messages": messages}
     body = json.dumps({**asked, **fields, **plan.extra}, separators=(",", ":")).encode()
+    key = f"Idempotency-Key: {plan.key}\r\n" if plan.has_key else ""
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        f"X-Conversation-Id: {plan.key}\r\n\r\n"
+        f"X-Conversation-Id: {plan.key}\r\n{key}\r\n"
     )
     return head.encode() + body
 

@@ -10,6 +10,7 @@ each stream:
 3. The state is true: one of those that the plan expects; `[DONE]` means completed, an error means
    failed with that very code, completed means that the upstream did end and every word is there.
 4. A finish reason, and `complete`, stand only where the upstream had sent every finish reason.
+5. Its readers saw the same (`tests.faults.compare`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 from attrs import Factory, define, frozen
 
 from db.rows.columns import original_text
+from tests.faults.compare import Comparison, compare
 from tests.faults.plans import COMPLETED, LEFT, Outcome, Plan
 
 QUERY = """
@@ -62,13 +64,15 @@ class Verdict:
     duplicates: int = 0
     wrong: list[str] = Factory(list)
     broken: list[str] = Factory(list)
+    readers: Comparison = Factory(Comparison)
 
     @property
     def is_clean(self) -> bool:
-        return not (self.lost or self.duplicates or self.wrong or self.broken)
+        mine = self.lost or self.duplicates or self.wrong or self.broken
+        return self.readers.is_clean and not mine
 
     def __str__(self) -> str:
-        plan, said = self.plan, [*self.wrong, *self.broken]
+        plan, said = self.plan, [*self.wrong, *self.broken, *self.readers.said[:3]]
         if self.lost:
             said.insert(0, f"{self.lost} of {self.shown} words lost")
         if self.duplicates:
@@ -105,12 +109,15 @@ def _judge(plan: Plan, by_key: list[Row], by_id: Mapping[str, Row]) -> Verdict:
     seen.read()
     verdict = Verdict(plan, shown=seen.word_count, broken=list(seen.broken))
     _judge_response(plan, verdict)
+    if plan.asks > 1:
+        verdict.wrong.append(f"asked for {plan.asks} times")
     rows = by_key
     known = by_id.get(seen.completion_id or plan.completion_id or "")
     if known is not None and known not in rows:
         rows = [*rows, known]
     if not rows:
         _judge_absence(plan, verdict)
+        verdict.readers = compare(plan, None)
         return verdict
     if len(rows) > 1:
         verdict.duplicates += len(rows) - 1
@@ -119,6 +126,7 @@ def _judge(plan: Plan, by_key: list[Row], by_id: Mapping[str, Row]) -> Verdict:
         verdict.wrong.append(f"the row's id is {row.completion_id}")
     _judge_words(plan, row, verdict)
     _judge_state(plan, row, verdict)
+    verdict.readers = compare(plan, row.outcome)
     return verdict
 
 

@@ -41,6 +41,30 @@ def failed(*codes: str) -> frozenset[Outcome]:
     return frozenset(Outcome("failed", code) for code in codes)
 
 
+@define(eq=False)
+class Reader:
+    """Somebody who reads a stream that another asked for.
+
+    Attributes:
+        kind: in words.
+        position: how many chunks it says that it has had.
+        leaves_at: after so many chunks it goes; 0: never.
+        has_left, hung: it went; no end came.
+    """
+
+    kind: str
+    position: int
+    leaves_at: int = 0
+    has_left: bool = False
+    hung: bool = False
+    seen: Seen = Factory(Seen)
+
+    @property
+    def is_last(self) -> bool:
+        """True if it came after the fault."""
+        return "after the fault" in self.kind
+
+
 @define(kw_only=True, eq=False)
 class Plan:
     """One stream. The first block is set by a scenario, the second one found out on the way.
@@ -56,8 +80,12 @@ class Plan:
         history, ballast: how many messages come before the question, and how many bytes in a
             field that nobody knows.
         extra: further fields of the request.
+        has_key: it is asked for with an `Idempotency-Key`.
+        is_followed: two others read it, too; the second joins after `joins_at` chunks.
         told, finished: how many words, and whether all finish reasons, the upstream began to
             send.
+        asks: how often the upstream was asked.
+        readers, whole: who else read it; the one who read all of it after the fault.
     """
 
     number: int
@@ -79,8 +107,12 @@ class Plan:
     history: int = 0
     ballast: int = 0
     extra: dict[str, Any] = Factory(dict)
+    has_key: bool = False
+    is_followed: bool = True
+    joins_at: int = 3
 
     asked: asyncio.Event = Factory(asyncio.Event)
+    asks: int = 0
     told: int = 0
     finished: bool = False
     client_left: bool = False
@@ -88,6 +120,8 @@ class Plan:
     loses: set[str] | None = None
     completion_id: str | None = None
     seen: Seen = Factory(Seen)
+    readers: list[Reader] = Factory(list)
+    whole: Reader | None = None
 
     @property
     def key(self) -> str:

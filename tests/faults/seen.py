@@ -26,6 +26,7 @@ class Seen:
         raw: every byte.
         whole: the HTTP body came to its own end.
         texts: choice → text shown.
+        chunks: the JSON of each chunk.
         error: the error object that the client was told, in either way.
         broken: rules that were broken, in words.
     """
@@ -35,6 +36,7 @@ class Seen:
     whole: bool = False
     completion_id: str | None = None
     texts: dict[int, str] = Factory(dict)
+    chunks: list[bytes] = Factory(list)
     reasons: dict[int, str] = Factory(dict)
     done: bool = False
     error: dict[str, Any] | None = None
@@ -140,7 +142,10 @@ class Seen:
             self.done = True
         else:
             try:
-                self._read_payload(json.loads(data.decode("utf-8")))
+                payload = json.loads(data.decode("utf-8"))
+                if "error" not in payload:
+                    self.chunks.append(data)
+                self._read_payload(payload)
             except ValueError as error:
                 self.broken.append(f"bad JSON: {error}: {data[:60]!r}")
         return end + 2

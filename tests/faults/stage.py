@@ -19,6 +19,7 @@ from tests.faults.client import Client, reads
 from tests.faults.database import Database
 from tests.faults.oracle import QUERY, judge, rows_from
 from tests.faults.plans import Plan
+from tests.faults.readers import come_back, follow
 from tests.faults.service import Service
 from tests.faults.table import Table
 from tests.faults.upstream import Upstream
@@ -29,6 +30,8 @@ FIRST_TOKEN_SECONDS, IDLE_SECONDS, TOTAL_SECONDS = 3.0, 2.0, 20.0
 """The agents' deadlines: short, since every stall waits for one."""
 SEND_TIMEOUT_SECONDS = 1.0
 DRAIN_SECONDS = 1.5
+WAIT_SECONDS = 1.0
+"""For somebody who comes back, under `client_gone: wait`."""
 
 
 class Ground:
@@ -121,12 +124,17 @@ class Stage:
             "journal": {"directory": str(self.journal)},
             "agents": [
                 {**agent, "name": "cancel", "client_gone": "cancel", "models": ["cancel"]},
+                {**agent, "name": "wait", "client_gone": "wait", "models": ["wait"]},
                 {**agent, "name": "finish", "client_gone": "finish", "models": ["finish"]},
             ],
+            "client_gone_wait_seconds": WAIT_SECONDS,
         }
         for name, value in fields.items():
             section, _, key = name.partition("__")
-            config[section][key] = value
+            if key:
+                config[section][key] = value
+            else:
+                config[section] = value
         return config
 
     def launch(self, **fields: Any) -> Service:
@@ -156,6 +164,12 @@ class Stage:
         self, service: Service, plan: Plan, client: Client, within_seconds: float
     ) -> None:
         await asyncio.sleep(self.chance.uniform(0, within_seconds))
+        asking = asyncio.create_task(self._timed(service, plan, client))
+        if plan.is_followed and plan.stream:
+            await follow(service.port, plan, asking)
+        await asking
+
+    async def _timed(self, service: Service, plan: Plan, client: Client) -> None:
         started = time.monotonic()
         await client(service.port, plan)
         plan.took_seconds = time.monotonic() - started
@@ -220,6 +234,7 @@ class Stage:
     async def finish(self, service: Service, plans: Sequence[Plan]) -> None:
         """Settle, judge, stop cleanly; a clean stop leaves no journal behind."""
         await self.settle(service)
+        await come_back(service.port, plans)
         await self.judge(plans)
         status = await service.stop()
         if status != 0:

@@ -7,7 +7,11 @@ from attrs import Factory, define
 
 from tests.faults.oracle import Verdict
 
-COLUMNS = ("runs", "words shown", "words lost", "duplicates", "wrong states", "bad bytes")
+COLUMNS = (
+    *("runs", "words shown", "words lost", "duplicates", "wrong states", "bad bytes"),
+    *("readers", "chunks lost", "doubled", "different", "wrong ends", "hung"),
+)
+"""Of the stream and its row, and of its readers."""
 
 
 @define
@@ -20,6 +24,7 @@ class Row:
     duplicates: int = 0
     wrong: int = 0
     broken: int = 0
+    readers: tuple[int, ...] = (0,) * 6
 
     def add(self, verdict: Verdict) -> None:
         self.runs += 1
@@ -28,10 +33,12 @@ class Row:
         self.duplicates += verdict.duplicates
         self.wrong += bool(verdict.wrong)
         self.broken += bool(verdict.broken)
+        self.readers = tuple(map(sum, zip(self.readers, verdict.readers.numbers, strict=True)))
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        return (self.runs, self.shown, self.lost, self.duplicates, self.wrong, self.broken)
+        mine = (self.runs, self.shown, self.lost, self.duplicates, self.wrong, self.broken)
+        return (*mine, *self.readers)
 
 
 @define

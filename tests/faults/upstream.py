@@ -46,6 +46,7 @@ class Upstream:
         assert found is not None
         plan = self._plans[int(found[1])]
         plan.asked.set()
+        plan.asks += 1
         slow = plan.misdeed is dribble
         if slow:
             exchange = Dribbled(exchange, plan.moment)

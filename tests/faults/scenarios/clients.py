@@ -29,6 +29,7 @@ async def leave_everywhere(stage: Stage) -> None:
             first_pause_seconds=0.4 if moment == BEFORE else 0.0,
             last_pause_seconds=0.3 if moment == LAST else 0.0,
             stream=moment != BEFORE or stage.chance.random() < 0.7,
+            is_followed=False,
         )
         plans.append(plan)
         tasks.append(stage.start(service, plan, client))
@@ -75,6 +76,7 @@ async def _stall(stage: Stage, fault: str, service: Service) -> None:
             words=600,
             padding=16_000,
             interval_seconds=0.0,
+            is_followed=False,
         )
         plans.append(plan)
         client = stalls(SEND_TIMEOUT_SECONDS + 2.0, stage.chance)
