@@ -58,11 +58,12 @@ def compare(plan: Plan, outcome: Outcome | None) -> Comparison:
     if plan.whole is not None and plan.whole.seen.status == 200:
         truth = list(plan.whole.seen.chunks)
         _align(plan.seen.chunks, 0, truth, found, "the first client", may_go_on=False)
+    may_go_on, places = plan.whole is None, list[int]()
     for reader in plan.readers:
-        may_go_on = plan.whole is None
-        _align(reader.seen.chunks, reader.position, truth, found, reader.kind, may_go_on=may_go_on)
-    for reader in plan.readers:
-        _judge_end(plan, reader, outcome, len(truth), found)
+        chunks, position, kind = reader.seen.chunks, reader.position, reader.kind
+        places.append(_align(chunks, position, truth, found, kind, may_go_on=may_go_on))
+    for reader, place in zip(plan.readers, places, strict=True):
+        _judge_end(plan, reader, outcome, len(truth) - place, found)
     return found
 
 
@@ -74,8 +75,9 @@ def _align(
     kind: str,
     *,
     may_go_on: bool,
-) -> None:
-    """Find each chunk's place in the truth, which goes on with what a reader saw behind its end."""
+) -> int:
+    """Find each chunk's place in the truth, which goes on with what a reader saw behind its end. The
+    place after the last."""
     place = position
     for chunk in chunks:
         if place < len(truth) and truth[place] == chunk:
@@ -85,7 +87,7 @@ def _align(
             found.lost += later - place
             found.said.append(f"{kind}: {later - place} chunks skipped at {place}")
             place = later + 1
-        elif chunk in truth[position:place]:
+        elif chunk in truth[:place]:
             found.doubled += 1
             found.said.append(f"{kind}: one twice at {place}: {chunk[-80:]!r}")
         elif place < len(truth):
@@ -98,17 +100,17 @@ def _align(
         else:
             found.lost += 1
             found.said.append(f"{kind}: not kept: {chunk[-80:]!r}")
+    return place
 
 
 def _judge_end(
-    plan: Plan, reader: Reader, outcome: Outcome | None, count: int, found: Comparison
+    plan: Plan, reader: Reader, outcome: Outcome | None, left: int, found: Comparison
 ) -> None:
     seen = reader.seen
-    reached = reader.position + len(seen.chunks)
     is_end = seen.done or seen.error is not None
-    if seen.status == 200 and is_end and reached < count:
-        found.lost += count - reached
-        found.said.append(f"{reader.kind}: an end after {reached} of {count} chunks")
+    if seen.status == 200 and is_end and left > 0:
+        found.lost += left
+        found.said.append(f"{reader.kind}: an end, and {left} chunks were left")
     if why := _wrong_end(plan, reader, outcome):
         found.wrong_ends += 1
         found.said.append(f"{reader.kind}: {why}")

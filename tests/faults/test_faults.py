@@ -4,12 +4,14 @@
 """
 
 import asyncio
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from tests.faults import scenarios as scenarios  # puts them on the list
-from tests.faults.plans import Plan
+from tests.faults.compare import compare
+from tests.faults.plans import COMPLETED, Plan, Reader
 from tests.faults.run import play
 from tests.faults.scenario import SCENARIOS, Scenario
 from tests.faults.stage import Ground, Stage, ground
@@ -20,6 +22,8 @@ SEED = 20260101
 SHORT = (
     "upstream",
     "client",
+    "readers/first leaves",
+    "readers/one comes back",
     "kill/ten times",
     "drain/twice",
     "database/stopped/mid-stream/killed",
@@ -126,3 +130,59 @@ def test_bad_bytes_would_be_seen(raw: bytes, broken: str) -> None:
     )
     plan.seen.read()
     assert any(broken in said for said in plan.seen.broken), plan.seen.broken
+
+
+def sse(*events: bytes) -> bytes:
+    body = b"".join(b"data: " + event + b"\n\n" for event in events)
+    return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+
+
+def piece(number: int) -> bytes:
+    return json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": {"content": f"w1.{number} "}, "finish_reason": None}],
+        }
+    ).encode()
+
+
+ONE, TWO, THREE, FOUR = map(piece, range(4))
+GONE = b'{"error":{"message":"","type":"","param":null,"code":"not_found"}}'
+END, FAILED = b"[DONE]", b'{"error":{"message":"","type":"","param":null,"code":"draining"}}'
+
+
+@pytest.mark.parametrize(
+    ("position", "raw", "numbers"),
+    [
+        (0, sse(ONE, TWO, THREE, END), (0, 0, 0, 0)),
+        (1, sse(TWO, THREE, END), (0, 0, 0, 0)),
+        (3, sse(END), (0, 0, 0, 0)),
+        (0, sse(ONE, THREE, END), (1, 0, 0, 0)),
+        (0, sse(ONE, TWO, END), (1, 0, 0, 0)),
+        (0, sse(ONE, ONE, TWO, THREE, END), (0, 1, 0, 0)),
+        (1, sse(THREE, END), (1, 0, 0, 0)),
+        (2, sse(TWO, THREE, END), (0, 1, 0, 0)),
+        (0, sse(ONE, FOUR, THREE, END), (0, 0, 1, 0)),
+        (0, sse(ONE, TWO, THREE, FOUR, END), (1, 0, 0, 0)),
+        (0, sse(ONE, TWO, THREE, FAILED), (0, 0, 0, 1)),
+        (0, sse(ONE, TWO, THREE), (0, 0, 0, 1)),
+        (0, sse(ONE, TWO, THREE)[:-10], (0, 0, 0, 1)),
+        (0, b"HTTP/1.1 404 X\r\nContent-Length: %d\r\n\r\n%b" % (len(GONE), GONE), (0, 0, 0, 1)),
+    ],
+)
+def test_a_wrong_reader_would_be_seen(position: int, raw: bytes, numbers: tuple[int, ...]) -> None:
+    """What a reader lost, had twice, had otherwise, or took for the end."""
+    plan = Plan(number=1, fault="", moment="")
+    plan.seen.raw += sse(ONE, TWO, THREE, END)
+    plan.whole = Reader("from the start, after the fault", 0)
+    plan.whole.seen.raw += plan.seen.raw
+    reader = Reader("", position)
+    reader.seen.raw += raw
+    plan.readers = [reader, plan.whole]
+    plan.seen.read()
+    found = compare(plan, COMPLETED)
+    assert (2, *numbers, 0) == found.numbers, found.said
