@@ -6,6 +6,7 @@ doubled or misplaced one is seen, and every one's delay is known. Knows no conte
 """
 
 import asyncio
+import re
 import time
 from array import array
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from benchmarks.stand.plan import STAMP, Plan
 _CONNECTIONS_PER_ADDRESS = 10_000
 """A pair of addresses has some 28,000 ports, and closed connections keep theirs for a minute."""
 _OPEN_AT_ONCE = 500
+_ID = re.compile(rb"x-completion-id: (\S+)", re.IGNORECASE)
 
 
 @define
@@ -27,6 +29,7 @@ class Answer:
         asked_ns, first_ns, done_ns, ended_ns: asked for, first word, `[DONE]`, end of the body.
         sent_ns: when the backend sent the latest chunk.
         chunks: how many came; is_broken: one was lost, doubled or out of order.
+        completion_id: what the server calls it; empty if it doesn't say.
         has_last, has_finish: the backend's last chunk is among them, and after it the one with
             the finish reason.
         pings: comment lines that came while nothing else did.
@@ -41,6 +44,7 @@ class Answer:
     ended_ns: int = 0
     sent_ns: int = 0
     status: int = 0
+    completion_id: str = ""
     chunks: int = 0
     is_broken: bool = False
     has_last: bool = False
@@ -98,9 +102,14 @@ class Connection(asyncio.Protocol):
         """Send the request; the answer fills itself."""
         return self.send(plan.request(key), key)
 
-    def send(self, request: bytes, key: str | None = None) -> Answer:
-        """The same with bytes made before."""
+    def send(self, request: bytes, key: str | None = None, first: int = 0) -> Answer:
+        """The same with bytes made before.
+
+        Args:
+            first: the number of the first chunk that is to come.
+        """
         self._begin()
+        self._next = first
         self._answer = answer = Answer(key, time.monotonic_ns())
         if self._transport.is_closing():
             self._end()
@@ -134,6 +143,8 @@ class Connection(asyncio.Protocol):
         self._head = head.lower()
         if self._answer is not None:
             self._answer.status = int(head[9:12])
+            if found := _ID.search(head):
+                self._answer.completion_id = found[1].decode()
         self._is_chunked = b"transfer-encoding: chunked" in self._head
         length = self._head.partition(b"content-length:")[2].partition(b"\r\n")[0]
         self._left = 0 if self._is_chunked else int(length or 1 << 60)
