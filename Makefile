@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	{ echo $$python; break; }; done)
-# Tests mostly wait, so three at a time suit two cores; each process has a PostgreSQL of its own.
-PARALLEL ?= -n 3 --dist worksteal
+# Tests mostly wait, so four at a time suit two cores; each process has a PostgreSQL of its own.
+PARALLEL ?= -n 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help

@@ -101,7 +101,7 @@ def read_all(cursor: Cursor, most: int = 256) -> list[Shown]:
     return found
 
 
-@made_up(150)
+@made_up(50)
 @given(
     st.lists(runs, max_size=25),
     st.lists(st.tuples(st.integers(0, 25), st.integers(0, 40), st.integers(1, 9)), max_size=6),

@@ -23,7 +23,7 @@ def choices_of(record: SessionRecord) -> Any:
     return CompletionView(rows.completion, rows.answers, None).choices
 
 
-@made_up(100)
+@made_up(30)
 @given(st.lists(runs, max_size=20))
 def test_what_was_stored_is_read_as_it_came(came: list[ChunkRun]) -> None:
     """From the beginning, and from other positions."""

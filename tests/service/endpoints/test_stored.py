@@ -429,19 +429,20 @@ class Away(Kept):
         await super().save(records)
 
 
-async def test_a_completion_that_waits_to_be_saved_is_not_found(make_service: ServiceMaker) -> None:
-    """A completion that isn't committed is a 404 on every call; deleting it then does nothing,
-    and once it is there it can be deleted for good."""
+async def test_a_completion_that_waits_to_be_saved_is_shown(make_service: ServiceMaker) -> None:
+    """A completion that isn't committed can be read; deleting it then does nothing, and once it is
+    there it can be deleted for good."""
     store = Away()
     late = DatabaseConfig(commit_timeout_seconds=0.05)
     service = await make_service(QUICK, store=store, database=late)
     async with service.post(stream=False) as response:
         path = f"{PATH}/{(await response.json())['id']}"
-    assert (404, "not_found", "completion_id") == await refused(service, path)
+    status, shown = await call(service, path)
+    assert (200, "completed") == (status, shown["state"])
     assert (404, "not_found", "completion_id") == await refused(service, path, "DELETE")
     store.is_back = True
     record = await store.one()
-    assert 200 == (await call(service, path))[0]
+    assert (200, shown) == await call(service, path)
     assert 200 == (await call(service, path, "DELETE"))[0]
     await store.save([record])
     assert (404, "not_found", "completion_id") == await refused(service, path)
