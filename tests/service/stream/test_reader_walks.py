@@ -341,7 +341,7 @@ crowd_steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     walk=st.builds(lambda *parts: [*chain(*parts)], steps, crowd_steps, last_steps, crowd_steps),
     client_gone=st.sampled_from(ClientGone),
