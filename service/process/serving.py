@@ -123,7 +123,7 @@ def _collect_garbage_seldom() -> None:
     request's CPU."""
     gc.collect()
     gc.freeze()  # objects that were made at the start are never looked at again
-    gc.set_threshold(10_000, 20, 20)
+    gc.set_threshold(10_000, 2, 200)
 
 
 async def _drain(app: web.Application) -> None:
