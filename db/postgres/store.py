@@ -321,6 +321,13 @@ class PostgresStore:
             raise translated(error, self._where) from None
         except OSError as error:
             raise store_error(None, str(error), where=self._where) from None
+        except RecursionError:
+            raise
+        except RuntimeError as error:
+            # The event loop's, of a descriptor that a broken connection left behind: no record's fault.
+            raise StoreUnavailable(
+                f"The connection to PostgreSQL at {self._where} can't be used: {error}"
+            ) from None
         except (ValueError, TypeError, OverflowError) as error:
             # psycopg2 refuses NUL itself; `db.rows.columns` refuses what isn't JSON.
             raise RecordRejected(
