@@ -8,6 +8,7 @@ body's deadline. Who the client is, and how much it may ask, is decided elsewher
 import asyncio
 import contextvars
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,6 +20,7 @@ from service.edge.half_closed import PROBE_AFTER_SECONDS, Probe
 from service.edge.kernel import tells_of
 from service.edge.parting import Parting
 from service.edge.progress import Progress, bound_unsent
+from service.edge.turns import Turns
 from service.ids import random_hex
 from statemachine import Failure
 
@@ -86,6 +88,7 @@ class Runner(web.AppRunner):
             **made._kwargs,
         )
         server.send_timeout_seconds = self._send_timeout_seconds
+        server.partings = Turns()
         return server
 
 
@@ -93,6 +96,7 @@ class _Server(web.Server):
     """Makes the connections, and looks after all of them with one timer while there are any."""
 
     send_timeout_seconds: Callable[[], float]
+    partings: Turns
     _looks: asyncio.TimerHandle | None = None
 
     def __call__(self) -> RequestHandler:
@@ -178,7 +182,8 @@ class ClientConnection(RequestHandler):
             return False
         self._has_asked_all = True
         has_begun = request is not None and request.writer.output_size > 0
-        Probe(transport, self._nothing_to_say, 0.0 if has_begun else PROBE_AFTER_SECONDS)
+        delay = 0.0 if has_begun else PROBE_AFTER_SECONDS
+        Probe(transport, self._nothing_to_say, delay, self._part)
         return True
 
     def _nothing_to_say(self) -> bytes | None:
@@ -194,6 +199,16 @@ class ClientConnection(RequestHandler):
         return _CONTINUE if request.version >= HttpVersion11 else None
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._part(partial(self._end, exc))
+
+    def _part(self, work: Callable[[], None]) -> None:
+        """Do what a client's leaving takes, in turn with that of others."""
+        if isinstance(self._manager, _Server):
+            self._manager.partings.give(work)
+        else:
+            work()
+
+    def _end(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         if self._parting is not None:
             self._parting.end()

@@ -29,6 +29,7 @@ class Probe:
         nothing: returns what may be sent now and says nothing, or None if there is no such thing;
             then the client counts as gone.
         delay_seconds: when to send it.
+        give: has it sent, in turn with what other clients cause.
     """
 
     __slots__ = ("_looks", "_nothing", "_transport")
@@ -38,11 +39,12 @@ class Probe:
         transport: asyncio.Transport,
         nothing: Callable[[], bytes | None],
         delay_seconds: float,
+        give: Callable[[Callable[[], None]], None],
     ) -> None:
         self._transport = transport
         self._nothing = nothing
         self._looks = iter(_LOOKS_AFTER_SECONDS)
-        asyncio.get_running_loop().call_later(delay_seconds, self._send)
+        asyncio.get_running_loop().call_later(delay_seconds, give, self._send)
 
     def _send(self) -> None:
         if self._transport.is_closing():
