@@ -1,6 +1,6 @@
 """Reads answers that others have asked for, in a process beside the measurement's own.
 
-That process gives way to the measurement where both want their core, so that what the measurement
+That process runs when nobody else wants its core (SCHED_IDLE, sched(7)), so that what the measurement
 times isn't the reading of others.
 """
 
@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
-
-_NICE = 5
-"""Added to the process's niceness (nice(2))."""
 
 
 def read_request(completion_id: str, position: int = 0) -> bytes:
@@ -38,5 +35,5 @@ def beside(run: Callable[..., None], *arguments: Any) -> Iterator[Pipe]:
 
 
 def _run(run: Callable[..., None], pipe: Pipe, *arguments: Any) -> None:
-    os.nice(_NICE)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     run(pipe, *arguments)
