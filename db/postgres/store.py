@@ -29,6 +29,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
 from db.postgres import changing, readiness, reading, saving, sql
 from db.postgres.address import Route, Way, shown
+from db.postgres.cancelling import cancelled_if_told
 from db.postgres.faults import is_of_this_host, store_error
 from db.postgres.sending import Sender
 from db.rows.columns import readable
@@ -302,8 +303,9 @@ class PostgresStore:
         """Run a call; turn every foreign error into the store's, unchained: it may quote stored text."""
         seconds = patience_seconds or self._timeout_seconds
         try:
-            async with asyncio.timeout(seconds):
-                return await self._try_connections(work)
+            with cancelled_if_told():
+                async with asyncio.timeout(seconds):
+                    return await self._try_connections(work)
         except TimeoutError:
             raise StoreUnavailable(
                 f"PostgreSQL at {self._where} gave no answer within {seconds:.3g} s"
@@ -324,15 +326,20 @@ class PostgresStore:
         except RecursionError:
             raise
         except RuntimeError as error:
-            # The event loop's, of a descriptor that a broken connection left behind: no record's fault.
-            raise StoreUnavailable(
-                f"The connection to PostgreSQL at {self._where} can't be used: {error}"
-            ) from None
+            raise self._unusable(error) from None
         except (ValueError, TypeError, OverflowError) as error:
             # psycopg2 refuses NUL itself; `db.rows.columns` refuses what isn't JSON.
             raise RecordRejected(
                 f"The data can't be sent to PostgreSQL: {type(error).__name__}"
             ) from None
+
+    def _unusable(self, error: RuntimeError) -> StoreUnavailable:
+        """The pool's, once it is closed; else the event loop's, of a descriptor that a broken connection
+        left behind. Neither is a record's fault."""
+        if self._is_closed:
+            return StoreUnavailable("The store is closed")
+        where = f"The connection to PostgreSQL at {self._where}"
+        return StoreUnavailable(f"{where} can't be used: {error}")
 
     async def _try_connections(self, work: Callable[[aiopg.Cursor], Awaitable[_T]]) -> _T:
         more, may_be_elsewhere = self._max_size, True
@@ -368,26 +375,18 @@ class PostgresStore:
         if self._is_closed:
             raise StoreUnavailable("The store is closed")
         if self._pool.freesize or self._pool.size >= self._max_size or self._route.is_fixed:
-            return await self._take(self._pool)
+            return await self._pool.acquire()
         failure: Exception | None = None
         async for way in self._route.ways():
             _way.set(way)
             try:
-                return await self._take(self._pool)
+                return await self._pool.acquire()
             except (psycopg2.Error, OSError) as error:
                 failure = error
                 if not is_of_this_host(str(error)):
                     break
         assert failure is not None  # there is a way, or an error
         raise failure
-
-    async def _take(self, pool: aiopg.Pool) -> aiopg.Connection:
-        try:
-            return await pool.acquire()
-        except RuntimeError:
-            if self._is_closed:
-                raise StoreUnavailable("The store is closed") from None
-            raise
 
     def _release(self, connection: aiopg.Connection) -> None:
         raw = connection.raw

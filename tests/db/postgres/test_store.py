@@ -7,6 +7,7 @@ import socket
 from contextlib import closing
 from pathlib import Path
 
+import aiopg
 import pytest
 
 from db.embedded import EmbeddedPostgres
@@ -44,6 +45,43 @@ async def test_dead_pooled_connections_are_not_surfaced(
     record = make_record()
     await store.save([record])
     assert await store.find(record.completion_id) is not None
+
+
+async def test_a_connection_that_the_loop_refuses_costs_no_record(
+    store: PostgresStore, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the event loop won't watch a connection, the save is to be tried later, not given up."""
+
+    async def refuse() -> None:
+        raise RuntimeError("File descriptor 7 is used by transport")
+
+    record = make_record()
+    with monkeypatch.context() as refusing:
+        refusing.setattr(store._pool, "acquire", refuse)
+        with pytest.raises(StoreUnavailable, match="can't be used: File descriptor 7"):
+            await store.save([record])
+    await store.save([record])
+    assert ONE_ANSWER == counts(database_url)
+
+
+async def test_a_cancelling_that_comes_with_the_answer_is_not_forgotten(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that is told to end ends, also if it is told so as its answer comes."""
+    create_waiter = aiopg.Connection._create_waiter
+
+    def cancelling(connection: aiopg.Connection, name: str) -> "asyncio.Future[None]":
+        waiter = create_waiter(connection, name)
+        waiter.add_done_callback(lambda _: task.cancel())
+        return waiter
+
+    await store.find("x")
+    task = asyncio.create_task(store.find("x"))
+    monkeypatch.setattr(aiopg.Connection, "_create_waiter", cancelling)
+    await asyncio.wait((task,))
+    monkeypatch.undo()
+    assert task.cancelled()
+    assert await store.find("x") is None
 
 
 async def test_a_save_whose_connection_is_cut_is_done_again_on_another(
