@@ -5,7 +5,8 @@ whatever a reader saw behind that. For each reader:
 
 1. Its chunks are the truth's from its position on, byte for byte: none is missing, none is there twice.
 2. If it saw the end, it saw all, and the end is the row's.
-3. It is cut off only where the first client was, or could be: the service was killed.
+3. It is cut off only where the first client was, or could be: the service was killed. It reaches nobody
+   only where new requests are refused: the service ends.
 4. After the fault every stored completion can be read, with its end.
 """
 
@@ -134,9 +135,9 @@ def _wrong_end(plan: Plan, reader: Reader, outcome: Outcome | None) -> str:
     if seen.whole and seen.status == 200:
         is_true = outcome is not None and outcome.code == "stopped"
         return "" if is_true else f"a bare end of what is {outcome}"
-    may_be_cut = not is_last and (plan.may_vanish or _is_cut(plan.seen))
-    return "" if may_be_cut else f"cut off, with status {seen.status}"
+    may_be_cut = plan.may_vanish or not plan.seen.whole or _may_reach_nobody(plan, seen)
+    return "" if may_be_cut and not is_last else f"cut off, with status {seen.status}"
 
 
-def _is_cut(seen: Seen) -> bool:
-    return not seen.whole
+def _may_reach_nobody(plan: Plan, seen: Seen) -> bool:
+    return "draining" in plan.refusals and not seen.raw

@@ -55,14 +55,15 @@ async def leave_everywhere(stage: Stage) -> None:
 @scenario("client/stalled", rounds=2)
 async def stall(stage: Stage) -> None:
     """A reader that stops reading has left after `send_timeout_seconds`; others don't wait."""
-    await _stall(stage, "stalled", await stage.serve(idle_seconds=10 * SEND_TIMEOUT_SECONDS))
+    await _stall(stage, "stalled", await stage.serve())
 
 
 @scenario("client/stalled, impatient", rounds=1)
 async def stall_longer_than_idle(stage: Stage) -> None:
-    """The same where the model's idle deadline is the shorter one: it isn't the model that
+    """The same where the model's idle deadline is shorter than the stall: it isn't the model that
     keeps silent."""
-    await _stall(stage, "stalled, idle deadline shorter", await stage.serve())
+    service = await stage.serve(idle_seconds=2 * SEND_TIMEOUT_SECONDS)
+    await _stall(stage, "stalled, idle deadline shorter", service)
 
 
 async def _stall(stage: Stage, fault: str, service: Service) -> None:

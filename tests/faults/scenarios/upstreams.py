@@ -33,8 +33,7 @@ _TRUTH_AT = dict(zip(MOMENTS, (0, 1, 1, 2, 3), strict=True))
 @scenario("upstream", rounds=4)
 async def break_everywhere(stage: Stage) -> None:
     """Every misdeed at every moment, all at once, streaming and plain, one choice or two."""
-    # Byte by byte, beside so many readers, the first token takes its time.
-    service = await stage.serve(first_token_seconds=10)
+    service = await stage.serve()
     plans: list[Plan] = []
     for misdeed, name, truths in BREAKS:
         for moment in MOMENTS:
