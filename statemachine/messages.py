@@ -82,6 +82,11 @@ class SessionRequest:
     include_usage: bool = False
     stream: bool = True
 
+    @property
+    def is_hidden(self) -> bool:
+        """True if no list shows the completion (OpenAI's `store: false`)."""
+        return self.parameters.get("store") is False
+
 
 @frozen
 class SessionPolicy:

@@ -127,13 +127,8 @@ def _conversation(
         client_key=key,
         created_at=_moment(request.created_at),
         updated_at=_moment(finished_at),
-        hidden=_is_hidden(request),
+        hidden=request.is_hidden,
     )
-
-
-def _is_hidden(request: SessionRequest) -> bool:
-    """True if the client asked for OpenAI's `store: false`, so that no call shows the completion."""
-    return request.parameters.get("store") is False
 
 
 def _opening(request: SessionRequest, said: Sequence[_Said]) -> Sequence[_Said]:

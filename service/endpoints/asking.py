@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 
-_UNAVAILABLE = Failure(
+UNAVAILABLE = Failure(
     "database_unavailable",
     "What is stored can't be reached now; please try again.",
     retry_after_seconds=1,
@@ -44,7 +44,7 @@ async def ask(call: Coroutine[Any, Any, _T]) -> _T:
         return await asyncio.shield(task)
     except StoreUnavailable as error:
         log.warning("store not reached", reason=str(error))
-        raise ApiError(_UNAVAILABLE) from None
+        raise ApiError(UNAVAILABLE) from None
     except UnknownCursor:
         raise unknown_cursor() from None
 

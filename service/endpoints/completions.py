@@ -149,15 +149,15 @@ class Completions:
         for somebody else's.
         """
         completion_id = request.match_info["completion_id"]
-        relay = self.streams.get(completion_id)
-        is_theirs = relay is not None and relay.session.request.owner == owner_of(request)
-        if relay is None or relay.task is None or not is_theirs:
-            if relay is None and (answer := await asked_elsewhere(self.siblings, request)):
+        relay = self.streams.find(owner_of(request), completion_id)
+        if relay is None:
+            if answer := await asked_elsewhere(self.siblings, request):
                 return answer
             message = f"No completion with the id {completion_id[:100]!r} is running."
             raise ApiError(
                 Failure("not_found", message, type="invalid_request_error", param="completion_id")
             )
+        assert relay.task is not None  # it runs
         relay.post(StopRequested())
         await asyncio.wait((relay.task,))
         stopped = relay.session.state is State.CLIENT_GONE

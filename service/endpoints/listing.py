@@ -20,8 +20,7 @@ from service.endpoints.lists import (
     list_object,
     page_of,
 )
-from service.endpoints.running_completions import is_hidden, running_completion
-from service.endpoints.stored import stored_completion
+from service.endpoints.showing import running_completion, stored_completion
 from service.stream.running import RunningStreams
 from statemachine import State, StreamSession
 
@@ -71,7 +70,7 @@ def _fitting(
         if (
             session.state is state
             and request.owner == owner
-            and not is_hidden(request)
+            and not request.is_hidden
             and wanted.model in (None, request.model)
             and (wanted.metadata or {}).items() <= (request.metadata or {}).items()
         ):

@@ -19,16 +19,11 @@ from service.clock import Clock
 from service.edge.connections import ClientConnection
 from service.edge.errors import ApiError, invalid_request
 from service.edge.siblings import SiblingAway, Siblings, answer_unavailable
-from service.endpoints.asking import ask
+from service.endpoints.asking import UNAVAILABLE, ask
 from service.endpoints.keep_alive import keep_alive_interval
 from service.endpoints.lists import json_response, not_found
-from service.endpoints.running_completions import (
-    ended_completion,
-    is_hidden,
-    running_completion,
-)
-from service.endpoints.stored import stored_completion
-from service.endpoints.stored_answers import stored_answer, whole_answer
+from service.endpoints.showing import ended_completion, running_completion, stored_completion
+from service.endpoints.stored_answers import stored_answer
 from service.settings.config import Config
 from service.settings.live import Live
 from service.stream.answers import Answer, answer_of_record
@@ -40,6 +35,7 @@ from service.stream.writers import SseWriter
 from service.telemetry import COMPLETION_ID
 from service.wire import ChunkEncoder
 from statemachine import Failure, SessionRecord
+from statemachine.tape import Expired
 
 log = structlog.get_logger(__name__)
 
@@ -50,11 +46,6 @@ AHEAD = Failure(
     "The answer hasn't come so far: its position is behind 'starting_after'. Read it from 0.",
     type="invalid_request_error",
     param="starting_after",
-)
-_UNAVAILABLE = Failure(
-    "database_unavailable",
-    "What is stored can't be reached now; please try again.",
-    retry_after_seconds=1,
 )
 
 
@@ -144,7 +135,7 @@ class Reading:
         if relay is not None and relay.record is None:
             return json_response(running_completion(relay.session))
         record = self.record_here(owner, completion_id)
-        if record is not None and not is_hidden(record.request):
+        if record is not None and not record.request.is_hidden:
             return json_response(ended_completion(record))
 
         async def show_stored() -> web.StreamResponse | None:
@@ -171,7 +162,7 @@ class Reading:
             if (stored := await find_stored()) is not None:
                 return stored
         except ApiError as error:
-            if error.failure.code != _UNAVAILABLE.code:
+            if error.failure.code != UNAVAILABLE.code:
                 raise
             away = error
         if self.siblings is not None:
@@ -185,7 +176,7 @@ class Reading:
                 return stored
         owner, completion_id = owner_of(request), request.match_info["completion_id"]
         if away is None and self.streams.unsaved.is_known(owner, completion_id):
-            away = ApiError(_UNAVAILABLE)
+            away = ApiError(UNAVAILABLE)
         if away is None and is_unsure:
             away = answer_unavailable()
         raise away or not_found("completion", completion_id, "completion_id")
@@ -244,9 +235,10 @@ class Reading:
         self, request: web.Request, record: SessionRecord, wanted: Wanted
     ) -> web.StreamResponse:
         """Stream an answer that is over and not committed yet."""
-        answer = answer_of_record(record)
-        if answer is None:
-            raise ApiError(EXPIRED)
+        try:
+            answer = answer_of_record(record, wanted.position)
+        except Expired:
+            raise ApiError(EXPIRED) from None
         return await self._read_ended(request, answer, wanted)
 
     async def read_stored(
@@ -264,15 +256,13 @@ class Reading:
                 call = self.store.replayable(owner, completion_id, hidden_since=hidden_since)
                 if (found := await ask(call)) is None:
                     return None
-                answer = stored_answer(found)
-                if answer is None:
-                    if wanted.position:
-                        raise ApiError(EXPIRED)
-                    answer = whole_answer(found.view)
+                answer = share(stored_answer(found, wanted.position))
                 del found  # the answer alone is held while it is read
-                return await self._read_ended(request, share(answer), wanted)
+                return await self._read_ended(request, answer, wanted)
         except TooManyReaders:
             raise _too_many(self._most_readers) from None
+        except Expired:
+            raise ApiError(EXPIRED) from None
 
     async def _read_ended(
         self, request: web.Request, answer: Answer, wanted: Wanted

@@ -27,12 +27,11 @@ from db.store import Readable
 from service.callers.auth import owner_of
 from service.edge.errors import ApiError, error_response, invalid_request
 from service.edge.siblings import SiblingAway, answer_unavailable
-from service.endpoints.asking import ask
+from service.endpoints.asking import UNAVAILABLE, ask
 from service.endpoints.bodies import LONG_BODY_BYTES
 from service.endpoints.lists import json_response
 from service.endpoints.reading import Reading, Wanted
-from service.endpoints.running_completions import ended_completion
-from service.endpoints.stored import plain_completion, stored_completion
+from service.endpoints.showing import ended_completion, plain_completion, stored_completion
 from service.endpoints.stored_answers import failure_of_row
 from service.settings.config import Config
 from service.settings.live import Live
@@ -205,7 +204,7 @@ class Repeats:
             answer = await self._answer_stored(repeat, held, claim)
             away = None
         except ApiError as error:
-            if error.failure.code != "database_unavailable":
+            if error.failure.code != UNAVAILABLE.code:
                 raise
             away = error
         is_one_away = False

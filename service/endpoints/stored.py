@@ -21,20 +21,10 @@ from service.endpoints.lists import (
     not_found,
     paging_of,
 )
+from service.endpoints.showing import stored_completion
 from service.settings.config import Config
 from service.settings.live import Live
-from service.wire import choice_object, parse_metadata_update
-
-PARAMETERS = (
-    "tool_choice",
-    "seed",
-    "top_p",
-    "temperature",
-    "presence_penalty",
-    "frequency_penalty",
-    "response_format",
-)
-"""The parameters of the request that a stored completion shows."""
+from service.wire import parse_metadata_update
 
 
 @frozen
@@ -86,37 +76,6 @@ def _shown(view: CompletionView | None, request: web.Request) -> web.Response:
         name = request.match_info["completion_id"]
         raise not_found("stored completion", name, "completion_id")
     return json_response(stored_completion(view))
-
-
-def stored_completion(view: CompletionView) -> dict[str, Any]:
-    """A stored `chat.completion`: the plain answer, with the request's parameters and the ending."""
-    row = view.completion
-    return {
-        "service_tier": None,
-        "system_fingerprint": None,
-        **plain_completion(view),
-        "request_id": row.trace_id,
-        **{name: row.request.get(name) for name in PARAMETERS},
-        "input_user": row.request.get("user"),
-        "tools": view.tools,
-        "metadata": row.metadata or {},
-        "state": row.state.value,
-        "error": row.error,
-    }
-
-
-def plain_completion(view: CompletionView) -> dict[str, Any]:
-    """The object that a plain request got, or would have got."""
-    row, created = view.completion, view.completion.upstream_created
-    return {
-        **(row.extra or {}),
-        "id": row.completion_id,
-        "object": "chat.completion",
-        "created": int(row.created_at) if created is None else created,
-        "model": row.model,
-        "choices": [choice_object(choice) for choice in view.choices],
-        "usage": row.usage,
-    }
 
 
 def stored_message(row: StoredMessage) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 An answer has a tape and, once it is over, an end. Never here: who reads it, and how it is written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
 
-from statemachine import Failure, SessionRecord
+from statemachine import Choice, Failure, ParsedChunk, SessionRecord
 from statemachine.endings import STOPPED
-from statemachine.tape import Tape
+from statemachine.tape import Expired, Tape
 
 
 @frozen
@@ -72,11 +72,33 @@ def ending_of(record: SessionRecord) -> Ending:
     return Ending(record.failure, record.usage, record.usage_frame)
 
 
-def answer_of_record(record: SessionRecord) -> StoredAnswer | None:
-    """An answer that isn't committed yet; None if its tape isn't whole."""
-    if record.tape is None or not record.tape.is_whole:
-        return None
-    request = record.request
+def answer_of_record(record: SessionRecord, position: int) -> StoredAnswer:
+    """An answer that isn't committed yet, for somebody who reads it from a position. Raises `Expired`
+    as `tape_of` does."""
+    request, tape = record.request, record.tape
+    if tape is None or not tape.is_whole:
+        is_whole = record.failure is None
+        tape = tape_of(record.choices, record.upstream_created, is_whole, position)
     return StoredAnswer(
-        record.completion_id, request.model, int(request.created_at), record.tape, ending_of(record)
+        record.completion_id, request.model, int(request.created_at), tape, ending_of(record)
     )
+
+
+def tape_of(choices: Sequence[Choice], created: int | None, is_whole: bool, position: int) -> Tape:
+    """A tape for an answer whose own isn't kept: one chunk for each of its choices. Raises `Expired`
+    but for the position 0: no other means anything on it."""
+    if position:
+        raise Expired
+    tape = Tape()
+    for choice in choices:
+        said = {
+            "index": choice.index,
+            "delta": {"role": "assistant", **choice.message},
+            "logprobs": choice.logprobs,
+            "finish_reason": choice.finish_reason if is_whole else None,
+        }
+        chunk: dict[str, Any] = {"choices": [{**choice.extra, **said}]}
+        if created is not None:
+            chunk["created"] = created
+        tape.add(ParsedChunk(chunk))
+    return tape

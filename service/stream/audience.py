@@ -66,7 +66,6 @@ class Audience:
         self.tape = tape
         self.ending: Ending | None = None
         self.settle = settle
-        self.is_broken = False
         self._waiting: set[LiveReader] = set()
         self._over = asyncio.Event()
         self._encoders: dict[bool, ChunkEncoder] = {}
@@ -90,6 +89,11 @@ class Audience:
         """It isn't to be told any more. Does nothing for one that waits for nothing."""
         self._waiting.discard(reader)
 
+    @property
+    def is_over(self) -> bool:
+        """True once nothing more comes."""
+        return self._over.is_set()
+
     async def wait_for_end(self) -> None:
         """Return once the answer is over."""
         await self._over.wait()
@@ -103,7 +107,6 @@ class Audience:
     def end(self, ending: Ending | None) -> None:
         """The answer is over. None: something broke, and nobody knows how."""
         self.ending = ending
-        self.is_broken = ending is None
         self._over.set()
         for reader in tuple(self._waiting):
             reader.wake()

@@ -102,9 +102,9 @@ class Follower:
                 data = encoder.encode_written(block)
                 if audience is not None and audience.settle is not None:
                     await audience.settle()
-                await self._send(numbered_events(data, start + 1) if self._form[1] else data)
+                await self._send(self._numbered(data, start))
                 await asyncio.sleep(0)  # a long tape isn't to hold up others
-            elif audience is None or audience.ending is not None or audience.is_broken:
+            elif audience is None or audience.is_over:
                 return
             elif not await self._is_told(audience):
                 await self._ping()
@@ -197,13 +197,13 @@ class Follower:
         include_usage, position, tail = self._form[0], self.position, b""
         encoder = self._encoder()
         if include_usage and position == self._answer.tape.count:
-            tail = self._numbered(encoder.usage(ending.usage_frame, ending.usage))
+            tail = self._numbered(encoder.usage(ending.usage_frame, ending.usage), position)
             position += 1
         self._writer.end_with(tail + self._marked(encoder.done(), position))
 
-    def _numbered(self, chunks: bytes) -> bytes:
-        """The next chunks, with ids if the client wants them."""
-        return numbered_events(chunks, self.position + 1) if self._form[1] else chunks
+    def _numbered(self, chunks: bytes, position: int) -> bytes:
+        """The chunks from a position on, with ids if the client wants them."""
+        return numbered_events(chunks, position + 1) if self._form[1] else chunks
 
     def _marked(self, event: bytes, position: int) -> bytes:
         """An event that is no chunk, with the position that it leaves its client at."""

@@ -94,9 +94,7 @@ class Readers:
         """The answer is over. None: something broke, and there is no record."""
         if not self._is_over:
             self._is_over = True
-            self._post = (
-                None  # or the relay and all that it holds would wait for the garbage collector
-            )
+            self._post = None  # or the garbage collector would have to find the relay
             self._ending = None if record is None else ending_of(record)
             if self.audience is not None:
                 self.audience.end(self._ending)

@@ -83,12 +83,8 @@ class RunningStreams:
         """End a drain's grace now (a second signal)."""
         self._hurry.set()
 
-    def get(self, completion_id: str) -> Relay | None:
-        """The running relay of this completion, if there is one."""
-        return self._relays.get(completion_id)
-
     def find(self, owner: str, completion_id: str) -> Relay | None:
-        """The same; None also for another owner's."""
+        """The running relay of this completion; None if there is none, or it is another owner's."""
         relay = self._relays.get(completion_id)
         return relay if relay and relay.session.request.owner == owner else None
 

@@ -1,6 +1,6 @@
 """Writes what clients read: SSE events, error bodies, the completion object. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from service.wire.jsontext import decode_json, encode_json
@@ -208,17 +208,35 @@ def completion_object(record: SessionRecord) -> dict[str, Any]:
     created = record.upstream_created
     return {
         **record.extra,
-        "id": record.completion_id,
-        "object": "chat.completion",
-        "created": int(request.created_at) if created is None else created,
-        "model": request.model,
-        "choices": [choice_object(choice) for choice in record.choices],
-        "usage": record.usage,
+        **answer_object(
+            record.completion_id,
+            request.model,
+            int(request.created_at) if created is None else created,
+            record.choices,
+            record.usage,
+        ),
     }
 
 
-def choice_object(choice: Choice) -> dict[str, Any]:
-    """One of a `chat.completion` object's choices."""
+def answer_object(
+    completion_id: str,
+    model: str,
+    created: int,
+    choices: Iterable[Choice],
+    usage: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """A `chat.completion` object, without an upstream's own fields."""
+    return {
+        "id": completion_id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [_choice_object(choice) for choice in choices],
+        "usage": usage,
+    }
+
+
+def _choice_object(choice: Choice) -> dict[str, Any]:
     return {
         **choice.extra,
         "index": choice.index,
