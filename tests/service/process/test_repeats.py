@@ -224,6 +224,9 @@ async def test_an_answer_that_is_being_brought_back_is_not_called_unknown(
             connection.rollback()
             whole = await patiently(three, completion_id=first.completion_id)
             assert first.chunks == whole.chunks[: len(first.chunks)]
+            async with asyncio.timeout(10):  # what was found is stored a moment before that is over
+                while (await one.shown("/chatcmpl-unknown"))[0] == 503:
+                    await asyncio.sleep(0.01)
             status, body = await one.shown("/chatcmpl-unknown")
             assert (404, "not_found") == (status, body["error"]["code"])
             repeat = await patiently(two, headers=KEY)
