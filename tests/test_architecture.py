@@ -311,7 +311,8 @@ def test_imports_are_absolute() -> None:
 
 LOADED_BY_THE_MACHINES_TESTS = """\
 import sys, pytest
-status = pytest.main(["-q", "-p", "no:cacheprovider", "tests/statemachine"])
+chosen = ["-k", "session or table"]  # all files are imported, these are run
+status = pytest.main(["-q", "-p", "no:cacheprovider", *chosen, "tests/statemachine"])
 print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules}))
 sys.exit(status)
 """
