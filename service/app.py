@@ -11,7 +11,7 @@ from functools import partial
 from aiohttp import web
 
 from db.store import Store
-from service.agents.directory import AgentDirectory
+from service.agents.directory import AgentDirectory, load_for
 from service.callers.auth import PROBES, Keyring, require_key
 from service.callers.charging import Charging
 from service.callers.limits import Admission
@@ -83,6 +83,12 @@ def build_app(
     app.cleanup_ctx.extend((*keeping.contexts, _closing(app[DIRECTORY])))
     app.on_shutdown.append(_drain)
     return app
+
+
+def load_for_workers(config: Config) -> None:
+    """Import what the application imports late, so that workers that are forked from this process share
+    its memory."""
+    load_for(config.agents)
 
 
 def _with_middlewares(config: Config) -> web.Application:
@@ -167,9 +173,14 @@ def _reconfigure_access(app: web.Application, config: Config) -> None:
     app[ADMISSION].replace(config.limits, config.auth.api_keys)
 
 
+def _replace_agents(app: web.Application, config: Config) -> None:
+    app[DIRECTORY].replace(config.agents)
+    app[DIRECTORY].prepare_soon()
+
+
 RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {
     # key or section → action; one that can fail comes first (see `service.settings.reload`)
-    "agents": lambda app, config: app[DIRECTORY].replace(config.agents),
+    "agents": _replace_agents,
     "auth": _reconfigure_access,
     "limits": _reconfigure_access,
     "logging": lambda _, config: configure_logging(config.logging),

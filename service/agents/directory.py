@@ -67,6 +67,7 @@ class AgentDirectory:
         self._uses: Counter[Agent] = Counter()
         self._retired: set[Agent] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._preparing: asyncio.Task[None] | None = None
         self._list(agents, off or {})
 
     @classmethod
@@ -99,6 +100,20 @@ class AgentDirectory:
             if agent not in self.agents:
                 self._retired.add(agent)
                 self._close_if_unused(agent)
+
+    def prepare_soon(self) -> None:
+        """Have each agent do beforehand what its first request would wait for."""
+        previous = self._preparing
+        self._preparing = asyncio.create_task(self._prepare(previous), name="prepare agents")
+
+    async def _prepare(self, previous: "asyncio.Task[None] | None") -> None:
+        if previous is not None:
+            await asyncio.wait((previous,))
+        for agent in self.agents:
+            try:
+                await agent.prepare()
+            except Exception as error:  # its requests will say so, too
+                log.warning("agent not prepared", agent=agent.name, reason=repr(error)[:200])
 
     def hold(self, agents: Sequence[Agent], task: "asyncio.Future[Any]") -> None:
         """Keep these open, replaced or not, until the task is done."""
@@ -140,6 +155,9 @@ class AgentDirectory:
 
     async def close(self) -> None:
         """Give back every connection, whoever may still hold it."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.wait((self._preparing,))
         for agent in (*self.agents, *self._retired):
             await agent.close()
         await asyncio.gather(*self._closing)
@@ -176,6 +194,13 @@ class AgentDirectory:
             type="invalid_request_error",
             param="model",
         )
+
+
+def load_for(configs: Iterable[AgentConfig]) -> None:
+    """Import what these agents import when they are first asked, so that processes that are forked
+    hereafter share its memory."""
+    if any(isinstance(config, OpenAIAgentConfig) for config in configs):
+        pass
 
 
 def askable(agents: tuple[Agent, ...], model: str) -> tuple[Agent, ...]:

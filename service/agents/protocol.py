@@ -118,6 +118,10 @@ class Agent(Protocol):
             AgentError: the attempt failed; `failure` says how.
         """
 
+    async def prepare(self) -> None:
+        """Do what its first request would otherwise wait for; to be called once the service serves, and
+        not before: it may take a while. Cancelled, it leaves that to the first request."""
+
     async def models(self) -> list[dict[str, Any]]:
         """OpenAI model objects that can be asked for here. Never raises: an upstream that can't
         be asked contributes nothing."""

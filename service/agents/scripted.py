@@ -59,6 +59,9 @@ class ScriptedAgent:
         finally:
             await events.aclose()
 
+    async def prepare(self) -> None:
+        pass
+
     async def models(self) -> list[dict[str, Any]]:
         names = [self.name, *(name for name in self._config.models if not set(name) & set("*?["))]
         return [

@@ -6,6 +6,7 @@ No logic of the service here.
 
 import argparse
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from service import __version__
+from service.app import load_for_workers
 from service.persistence import CANNOT_KEEP
 from service.process.hangup import Hangups
 from service.process.serving import CannotServe, bind, serve
@@ -97,6 +99,8 @@ def main(arguments: list[str], default_config: Path = Path("config.yaml")) -> in
     configure_logging(config.logging)
     try:
         if config.server.workers > 1:
+            load_for_workers(config)
+            gc.freeze()  # what is here by now is shared by all workers, as long as nobody touches it
             return Supervisor(config, load, hangups, run_alone).run()
         listener = bind(config.server.host, config.server.port)
         return run_alone(config, load, hangups, listener)

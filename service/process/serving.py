@@ -90,12 +90,9 @@ async def serve(
         _collect_garbage_seldom()
         # Without the number aiohttp listens again, with a backlog of 128.
         await web.SockSite(runner, listener, backlog=_BACKLOG).start()
-        on, off = [agent.name for agent in app[DIRECTORY].agents], app[DIRECTORY].off
-        if slot is None:
-            announce(config, listener.getsockname()[:2], on, off)
-        else:
+        if slot is not None:
             await _join_siblings(slot, runner, stopping)
-            slot.report_ready(on, off)
+        _tell_ready(app, config, listener, slot)
         reloading = asyncio.create_task(app[RELOADER].run(load), name="reload")
         await stopping.wait()
         reloading.cancel()  # no new request comes that could go by anything new
@@ -107,6 +104,18 @@ async def serve(
         if slot is not None:
             slot.leave()
     log.info("stopped")
+
+
+def _tell_ready(
+    app: web.Application, config: Config, listener: socket.socket, slot: WorkerSlot | None
+) -> None:
+    agents = app[DIRECTORY]
+    on = [agent.name for agent in agents.agents]
+    if slot is None:
+        announce(config, listener.getsockname()[:2], on, agents.off)
+    else:
+        slot.report_ready(on, agents.off)
+    agents.prepare_soon()
 
 
 def _make_runner(app: web.Application, config: Config) -> Runner:

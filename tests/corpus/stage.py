@@ -4,12 +4,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx2
 import openai
 from aiohttp import web
 from attrs import frozen
@@ -220,16 +219,12 @@ async def service(
 
 @contextmanager
 def made_for_tests(uses_shortcut: bool) -> Iterator[None]:
-    """Have agents that are made meanwhile use the shortcut or not, and share what reads the trusted
-    authorities: that takes as long for each as its cases take."""
-    make_context = httpx2.create_ssl_context
+    """Have agents that are made meanwhile use the shortcut or not."""
     making: Any = directory
-    httpx2.create_ssl_context = cache(make_context)
     making.OpenAIAgent = partial(OpenAIAgent, uses_shortcut=uses_shortcut)
     try:
         yield
     finally:
-        httpx2.create_ssl_context = make_context
         making.OpenAIAgent = OpenAIAgent
 
 

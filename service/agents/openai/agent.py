@@ -1,8 +1,8 @@
-"""Asks an OpenAI-compatible backend. Only this file and `connection` see `openai`.
+"""Asks an OpenAI-compatible backend.
 
-The SDK finds the backend, builds and signs the request, and lists the models. The answer is read as
-raw bytes, because the SDK's parsed chunks cost three times as much as everything else together
-(docs/architecture.md). The body goes in as bytes too: the SDK's own JSON refuses lone surrogates.
+The SDK words and signs the requests (`specimen`). The answer is read as raw bytes, because the SDK's
+parsed chunks cost three times as much as everything else together (docs/architecture.md). The body
+goes in as bytes too: the SDK's own JSON refuses lone surrogates.
 """
 
 import asyncio
@@ -12,8 +12,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import aiohttp
-import httpx2
-import openai
 import structlog
 
 from service.agents.circuit import Circuits
@@ -25,11 +23,12 @@ from service.agents.openai.body import (
     is_readable,
     read_at_most,
 )
-from service.agents.openai.connection import Connection, no_transport
+from service.agents.openai.connection import Connection
 from service.agents.openai.failures import upstream_failure, with_headers
 from service.agents.openai.models import ModelList, models_in
 from service.agents.openai.reads import EventReader
 from service.agents.openai.redacting import Redactor, secrets_of
+from service.agents.openai.response import Response
 from service.agents.openai.unreachable import cause_of, connection_error
 from service.agents.protocol import AgentCall, AgentError, refusal
 from service.settings.config import OpenAIAgentConfig
@@ -45,7 +44,6 @@ _LARGEST_MODELS_BYTES = 2 << 20
 _LARGEST_ERROR_BYTES = 65_536
 _ERROR_TIMEOUT_SECONDS = 5.0
 _IDLE_CONNECTION_SECONDS = 30.0
-_NO_KEY = "no-key-needed"
 _HEADERS = {
     "Accept": "text/event-stream",
     "Accept-Encoding": "identity",  # compressed streams arrive in lumps
@@ -82,24 +80,23 @@ class OpenAIAgent:
         )
         self._redactor = Redactor(secrets_of(api_key, config.base_url, config.parameters))
         self._models = ModelList(self._ask_for_models)
-        tls = httpx2.create_ssl_context()  # reads the trusted authorities, which takes a while
         place = urlsplit(config.base_url)
+        _ = place.port  # raises ValueError for one that is none
         user_and_password, _, host = place.netloc.rpartition("@")
-        self._client = openai.AsyncOpenAI(
-            api_key=api_key or _NO_KEY,
-            base_url=urlunsplit((place.scheme, host, place.path.rstrip("/"), "", "")),
-            max_retries=0,  # `service.stream.attempts` retries, and knows about fallbacks
-            http_client=httpx2.AsyncClient(transport=no_transport()),
-        )
         self._connection = Connection(
-            self._client,
+            urlunsplit((place.scheme, host, place.path.rstrip("/"), "", "")),
+            api_key,
             place.query,
             {**_HEADERS, **_basic(user_and_password)},
-            tls,
             config.timeouts.connect_seconds,
             _IDLE_CONNECTION_SECONDS,
             uses_shortcut,
         )
+
+    @property
+    def is_closed(self) -> bool:
+        """True once its connections are given back."""
+        return self._connection.is_closed
 
     def serves(self, model: str) -> bool:
         return model == self.name or any(
@@ -115,7 +112,7 @@ class OpenAIAgent:
         )
         return OpenAIAnswer(self, call, reader, self._config.max_event_bytes)
 
-    async def ask(self, call: AgentCall) -> tuple[aiohttp.ClientResponse, str]:
+    async def ask(self, call: AgentCall) -> tuple[Response, str]:
         """See `Backend.ask`."""
         body = upstream_body(
             call.request,
@@ -138,6 +135,9 @@ class OpenAIAgent:
         finally:
             response.close()
 
+    async def prepare(self) -> None:
+        await self._connection.prepare(_COMPLETIONS)
+
     async def models(self) -> list[dict[str, Any]]:
         named = self._named_models()
         listed = {model["id"] for model in named}
@@ -147,7 +147,6 @@ class OpenAIAgent:
     async def close(self) -> None:
         await self._models.close()
         await self._connection.close()
-        await self._client.close()
 
     def _upstream_model(self, call: AgentCall) -> str:
         """Asked for by its own name, or as a fallback, an agent uses the model of its
@@ -210,13 +209,13 @@ class OpenAIAgent:
 
     # --- the one door for foreign errors ----------------------------------------------------
 
-    async def _refusal(self, response: aiohttp.ClientResponse, encoding: str) -> AgentError:
+    async def _refusal(self, response: Response, encoding: str) -> AgentError:
         """Why a response isn't one to be read, by its status or else by its encoding."""
         if response.status not in _SUCCESS:
             return refusal(await self._status_failure(response))
         return refusal(_unreadable(self._redactor.text(encoding[:100])))
 
-    async def _status_failure(self, response: aiohttp.ClientResponse) -> Failure:
+    async def _status_failure(self, response: Response) -> Failure:
         """What a response says that is no answer. Its connection is no good afterwards."""
         status, headers = response.status, response.headers
         said = await _error_body(response)
@@ -249,7 +248,7 @@ def _unreadable(encoding: str) -> Failure:
     return Failure("upstream_malformed", message, should_retry=False)
 
 
-async def _error_body(response: aiohttp.ClientResponse) -> Any:
+async def _error_body(response: Response) -> Any:
     """What an answer other than 2xx says: JSON, or a text."""
     encoding = encoding_of(response)
     if not is_readable(encoding):

@@ -13,6 +13,7 @@ from service.agents.openai.decoder import NO_STREAM
 from service.agents.openai.failures import with_headers
 from service.agents.openai.lane import LaneProtocol
 from service.agents.openai.reads import EventReader
+from service.agents.openai.response import Response
 from service.agents.protocol import AgentCall, Sink
 from statemachine import ChunkReceived, Event, Failure, UpstreamFailed
 
@@ -23,7 +24,7 @@ _PIECE_BYTES, _MOST_LINES = 8192, 1000
 class Backend(Protocol):
     """Who is asked."""
 
-    async def ask(self, call: AgentCall) -> tuple[aiohttp.ClientResponse, str]:
+    async def ask(self, call: AgentCall) -> tuple[Response, str]:
         """Send one request; return the response and its body's encoding (`encoding_of`). Raises
         AgentError, also for any status but 2xx, and for a body in an encoding that isn't read."""
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import aiohttp
 from aiohttp import hdrs
 
+from service.agents.openai.response import Response
 from service.wire.codings import codings_in
 
 _PIECE_BYTES = 8192
@@ -31,7 +32,7 @@ class Undecodable(Exception):
     """A body isn't what its `Content-Encoding` says."""
 
 
-def encoding_of(response: aiohttp.ClientResponse) -> str:
+def encoding_of(response: Response) -> str:
     """The encoding that a response names; empty for a plain one."""
     if hdrs.CONTENT_ENCODING not in response.headers:
         return ""
@@ -43,7 +44,7 @@ def is_readable(encoding: str) -> bool:
     return not encoding or encoding in _READABLE
 
 
-def body_of(response: aiohttp.ClientResponse, encoding: str) -> Body:
+def body_of(response: Response, encoding: str) -> Body:
     """The body of a response with a readable encoding."""
     return Unpacked(response.content, encoding) if encoding else response.content
 

@@ -14,6 +14,7 @@ from typing import Any
 from attrs import evolve
 
 from service.agents.openai.redacting import NOTHING_SECRET, Redactor
+from service.agents.openai.response import Fields
 from service.wire import encode_json
 from statemachine import Failure
 
@@ -122,7 +123,7 @@ def seconds_of(value: Any) -> float | None:
     return seconds if 0 <= seconds < math.inf else None
 
 
-def with_headers(failure: Failure, headers: Mapping[str, str]) -> Failure:
+def with_headers(failure: Failure, headers: Fields) -> Failure:
     """The failure, with what its response's headers say about asking again."""
     milliseconds = seconds_of(headers.get("retry-after-ms"))
     seconds = (

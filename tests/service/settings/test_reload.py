@@ -298,9 +298,9 @@ async def test_an_old_agent_is_closed_after_its_last_stream(
         assert await reload(service, agents=(DEMO,))
         assert service.app[DIRECTORY].agents != (agent,)
         await response.content.readuntil(b"data: ")
-        assert not agent._client.is_closed()  # type: ignore[attr-defined]
+        assert not agent.is_closed  # type: ignore[attr-defined]
     async with asyncio.timeout(5):
-        while not agent._client.is_closed():  # type: ignore[attr-defined]
+        while not agent.is_closed:  # type: ignore[attr-defined]
             await asyncio.sleep(0.01)
 
 
@@ -309,7 +309,7 @@ async def test_an_idle_old_agent_is_closed_at_once(service: Service) -> None:
     (agent,) = service.app[DIRECTORY].agents
     assert await reload(service, agents=(DEMO,))
     await asyncio.sleep(0)
-    assert agent._client.is_closed()  # type: ignore[attr-defined]
+    assert agent.is_closed  # type: ignore[attr-defined]
 
 
 async def test_attempts_go_on_with_the_old_agents(
@@ -449,7 +449,7 @@ async def test_a_stop_closes_old_agents_that_are_still_held(
     service.app[DIRECTORY].hold((agent,), task)
     assert await reload(service, agents=(DEMO,))
     await service.app[DIRECTORY].close()
-    assert agent._client.is_closed()  # type: ignore[attr-defined]
+    assert agent.is_closed  # type: ignore[attr-defined]
 
 
 # --- what changed -----------------------------------------------------------------------------

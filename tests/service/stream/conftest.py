@@ -134,6 +134,9 @@ class FakeAgent:
     def serves(self, model: str) -> bool:
         return True
 
+    async def prepare(self) -> None:
+        raise AssertionError("nobody asks for it")
+
     async def models(self) -> list[dict[str, Any]]:
         return []
 

@@ -1,0 +1,81 @@
+"""Has the SDK word a request that goes nowhere: its address and its headers serve from then on.
+
+The only file that sees `openai` and `httpx2`, and nobody imports it before it is needed: the SDK takes
+longer to import than all the rest of the service, and 18 MB.
+"""
+
+import ssl
+from collections.abc import Mapping
+
+import httpx2
+import openai
+from attrs import frozen
+
+_NO_KEY = "no-key-needed"
+_NOT_OURS = frozenset(("host", "content-length", "connection"))
+"""Headers that aiohttp writes itself."""
+_ABOUT_THE_SDK = "x-stainless-"
+"""What the SDK tells of itself: its retries and timeouts, which aren't used here, and the machine."""
+
+
+@frozen
+class Specimen:
+    """What all requests to a path have in common."""
+
+    url: str
+    headers: tuple[tuple[str, str], ...]
+
+
+class Sdk:
+    """The SDK's client for one backend. It sends nothing.
+
+    Args:
+        base_url: where paths begin.
+        api_key: None for a backend that asks for none.
+        headers: what every request carries besides the SDK's own, or instead.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None, headers: Mapping[str, str]) -> None:
+        self._headers = dict(headers)
+        self._recorder = _Recorder()
+        self._client = openai.AsyncOpenAI(
+            api_key=api_key or _NO_KEY,
+            base_url=base_url,
+            max_retries=0,
+            http_client=httpx2.AsyncClient(transport=self._recorder),
+        )
+
+    async def specimen(self, path: str) -> Specimen:
+        """What the SDK would send to a path, such as `/chat/completions`. One call at a time."""
+        await self._client.post(
+            path, cast_to=httpx2.Response, content=b"{}", options={"headers": self._headers}
+        )
+        request = self._recorder.request
+        assert request is not None
+        headers = request.headers.multi_items()
+        ours = tuple((name, value) for name, value in headers if _is_ours(name.lower()))
+        return Specimen(str(request.url), ours)
+
+    async def close(self) -> None:
+        """Let go of it."""
+        await self._client.close()
+
+
+def trusted_authorities() -> ssl.SSLContext:
+    """Whom the SDK would trust. Reads files, for some 20 ms."""
+    return httpx2.create_ssl_context()
+
+
+class _Recorder(httpx2.AsyncBaseTransport):
+    """A transport that keeps the request and says that all went well."""
+
+    def __init__(self) -> None:
+        self.request: httpx2.Request | None = None
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.request = request
+        return httpx2.Response(200, json={})
+
+
+def _is_ours(name: str) -> bool:
+    return name not in _NOT_OURS and not name.startswith(_ABOUT_THE_SDK)

@@ -1,0 +1,155 @@
+"""Requests go below aiohttp's session, and say and mean what a session's would."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+from aiohttp import web
+
+from service.agents.openai import connection
+from service.agents.openai.agent import OpenAIAgent
+from service.agents.openai.response import Response
+from service.agents.protocol import AgentCall, AgentError
+from statemachine import Failure
+from tests.service.agents.conftest import EVENT, Backend, MakeAgent, call, collect
+from tests.service.agents.test_connection import HEAD, chunked, raw_server
+
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.fixture(params=["direct", "session"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways: an aiohttp that this wasn't tested with is used by its session."""
+    if request.param == "session":
+        monkeypatch.setattr(connection, "is_tested", lambda: False)
+    return str(request.param)
+
+
+async def response_of(agent: OpenAIAgent) -> Response:
+    response, _ = await agent.ask(call())
+    return response
+
+
+async def refused(agent: OpenAIAgent, asked: AgentCall) -> Failure:
+    with pytest.raises(AgentError) as caught:
+        await collect(agent, asked)
+    return caught.value.failure
+
+
+async def test_the_way_is_the_one_that_was_meant(make_agent: MakeAgent, way: str) -> None:
+    """An aiohttp whose insides were tested is used directly, any other is not."""
+    response = await response_of(make_agent())
+    assert {"direct": "Posted", "session": "ClientResponse"}[way] == type(response).__name__
+    response.close()
+
+
+async def test_a_request_says_the_same_on_either_way(
+    backend: Backend, make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every header and the body."""
+    await collect(make_agent())
+    monkeypatch.setattr(connection, "is_tested", lambda: False)
+    await collect(make_agent())
+    direct, by_session = (sorted(request.headers.items()) for request in backend.requests)
+    assert by_session == direct
+    assert backend.bodies[1] == backend.bodies[0]
+
+
+async def test_a_connection_serves_one_request_after_the_other(
+    backend: Backend, make_agent: MakeAgent, way: str
+) -> None:
+    """It goes back to the others at its answer's end."""
+    agent = make_agent()
+    for _ in range(3):
+        await collect(agent)
+    assert 1 == len({request.protocol for request in backend.requests})
+
+
+async def test_words_before_the_head_are_passed_over(make_agent: MakeAgent, way: str) -> None:
+    """An informational response is none."""
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + HEAD)
+        writer.write(chunked(EVENT + DONE) + b"0\r\n\r\n")
+        await writer.drain()
+
+    async with raw_server(serve) as url:
+        reads = await collect(make_agent(base_url=url))
+    assert reads
+
+
+async def test_a_connection_with_half_a_request_in_it_is_closed(make_agent: MakeAgent) -> None:
+    """A backend that answers before it has read all gets no second request behind the rest."""
+    connections: list[asyncio.StreamWriter] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        body = b'{"error": {"message": "Too large."}}'
+        writer.write(b"HTTP/1.1 413 X\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        agent = make_agent(base_url=url)
+        for count in (1, 2):
+            failure = await refused(agent, call(user="x" * 20_000_000))
+            assert (413, count) == (failure.status, len(connections))
+        for writer in connections:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+async def test_a_cancelled_request_leaves_no_connection(
+    backend: Backend, make_agent: MakeAgent, way: str
+) -> None:
+    """Not while it waits for a head, either."""
+    asked = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    backend.answer = wait
+    agent = make_agent()
+    asking = asyncio.create_task(response_of(agent))
+    await asked.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    session = agent._connection._session
+    assert session is not None
+    assert session.connector is not None
+    assert not session.connector._acquired
+
+
+def test_the_sdk_is_not_imported_before_it_is_needed() -> None:
+    """It takes longer than all else that is imported."""
+    program = (
+        "import sys, service.app; sys.exit('openai' in sys.modules or 'httpx2' in sys.modules)"
+    )
+    assert 0 == subprocess.run([sys.executable, "-c", program], check=False).returncode
+
+
+async def test_what_a_first_request_would_wait_for_is_done_beforehand(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """And asks the backend nothing."""
+    agent = make_agent()
+    await agent.prepare()
+    assert not backend.requests
+    assert agent._connection._urls
+    await collect(agent)
+
+
+async def test_a_closed_agent_opens_nothing_any_more(make_agent: MakeAgent) -> None:
+    """Also if it was about to."""
+    agent = make_agent()
+    preparing = asyncio.create_task(agent.prepare())
+    await asyncio.sleep(0)
+    await agent.close()
+    await asyncio.wait((preparing,))
+    assert agent._connection._session is None or agent._connection._session.closed
