@@ -9,7 +9,7 @@ takes it, and one that is parsed and written anew costs almost three times the i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from attrs import define, field, frozen
 
@@ -30,6 +30,7 @@ ENVELOPE = frozenset(("id", "object", "created", "model", "choices", "usage", PA
 """A chunk's top-level fields that OpenAI defines and that are interpreted."""
 
 
+@final
 @define
 class ParsedChunk:
     """One chunk: the JSON object of one SSE data event.
@@ -66,6 +67,7 @@ class ChunkPattern:
         return {**self.payload, "choices": [changed]}
 
 
+@final
 @define
 class RepeatedChunks:
     """One or more chunks that are identical to an earlier one except for their text (and padding).

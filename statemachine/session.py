@@ -150,7 +150,7 @@ class StreamSession:
             raise IllegalTransition(self.state, event)
         if target is IGNORED:
             return ()
-        if isinstance(event, ChunkReceived):  # first and alone: nearly every event is one
+        if type(event) is ChunkReceived:  # first and alone: nearly every event is one
             if target is not self.state:
                 self._enter(target)
             return self._receive(event.run, now)
@@ -260,7 +260,7 @@ class StreamSession:
 
     def _receive(self, run: ChunkRun, now: float) -> tuple[Effect, ...]:
         is_shown = True
-        if isinstance(run, ParsedChunk):
+        if type(run) is ParsedChunk:
             is_shown = is_for_clients(run.payload)
             if is_shown:
                 self.transcript.tape.add(run)

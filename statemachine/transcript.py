@@ -19,6 +19,7 @@ from statemachine.chunks import (
     ChunkPattern,
     ChunkRun,
     JsonObject,
+    ParsedChunk,
     RepeatedChunks,
     bears_token,
     find_usage,
@@ -236,7 +237,7 @@ class Transcript:
 
         Repeated chunks go onto the tape here; a parsed one that is for clients is put there first.
         """
-        if not isinstance(run, RepeatedChunks):
+        if type(run) is ParsedChunk:
             return self.fold(run.payload)
         if run.pattern is not self._pattern or self._growing is None:
             return self._fold_anew(run)

@@ -26,6 +26,9 @@ class ClientSide:
         clock: what time it is, in POSIX seconds.
 
     Attributes:
+        is_clear: true if chunks could be sent now without waiting. Never raises.
+        send_now: sends chunks right after `is_clear` was true. Raises only ValueError, for a chunk that
+            can't be encoded.
         is_reachable: False once a write has failed.
         holds_upstream: chunks are being written, and the upstream isn't read meanwhile.
         upstream_free_at: when the last such write came to its end.
@@ -35,7 +38,9 @@ class ClientSide:
         "_clock",
         "_writer",
         "holds_upstream",
+        "is_clear",
         "is_reachable",
+        "send_now",
         "upstream_free_at",
     )
 
@@ -45,15 +50,9 @@ class ClientSide:
         self.upstream_free_at = 0.0
         self._writer = writer
         self._clock = clock
-
-    def is_clear(self) -> bool:
-        """True if chunks could be sent now without waiting. Never raises."""
-        return self.is_reachable and self._writer.is_clear()
-
-    def send_now(self, runs: Sequence[ChunkRun]) -> None:
-        """Send chunks right after `is_clear` was true. Raises only ValueError, for a chunk that
-        can't be encoded."""
-        self._writer.send_chunks_now(runs)
+        # The writer's own: they are called for each chunk.
+        self.is_clear = writer.is_clear
+        self.send_now = writer.send_chunks_now
 
     async def send(self, runs: Sequence[ChunkRun]) -> None:
         """Send chunks in one write; returns when the client has room for more.
@@ -86,6 +85,7 @@ class ClientSide:
     def leave(self) -> None:
         """Its connection is gone: from now on nothing is written to it."""
         self.is_reachable = False
+        self.is_clear = _never
 
     def abort(self) -> None:
         """Cut the connection now; a write that waits raises `ClientConnectionLost`."""
@@ -99,5 +99,9 @@ class ClientSide:
         try:
             await writing
         except ClientConnectionLost:
-            self.is_reachable = False
+            self.leave()
             raise
+
+
+def _never() -> bool:
+    return False

@@ -38,7 +38,7 @@ from service.stream.client import ClientSide
 from service.stream.moments import Moments
 from service.stream.ports import Journal, RelayLimits, Saver
 from service.stream.readers import Readers
-from service.stream.waiting import is_done_within
+from service.stream.waiting import Turn, is_done_within
 from service.stream.writers import ClientConnectionLost
 from statemachine import (
     ChunkReceived,
@@ -110,7 +110,7 @@ class Relay:
         settle = partial(journal.settle, is_final=False) if self._settles_chunks else None
         self.readers = Readers(session, client, self.post, settle)
         self._effects: list[Effect] = []  # hardly ever more than two; an empty deque has 760 bytes
-        self._carrying = asyncio.Lock()
+        self._carrying = Turn()
         self._milestones = 0
         self._has_first_token = False
         self._is_running = False
@@ -190,10 +190,9 @@ class Relay:
 
     def is_clear(self) -> bool:
         """See `Sink`: nothing waits, nothing has ended, and the client has room."""
-        session = self.session
         return (
-            not (self._effects or session.state.is_final or self._settles_chunks)
-            and not self._carrying.locked()
+            not (self._effects or self.session.state.is_final or self._settles_chunks)
+            and not self._carrying.is_taken
             and (self._client.is_clear() or not self.readers.has_client)
         )
 
@@ -207,7 +206,7 @@ class Relay:
             effects = session.handle(event, now)
             if (audience := self.readers.audience) is not None:
                 audience.note_more()
-            if len(effects) == 1 and isinstance(effects[0], SendChunk) and self.readers.has_client:
+            if len(effects) == 1 and type(effects[0]) is SendChunk and self.readers.has_client:
                 self._client.send_now((effects[0].run,))
             else:
                 self._effects.extend(effects)
@@ -260,33 +259,35 @@ class Relay:
         runs = _runs_of(effects)
         if len(runs) < len(effects):
             return False
-        if not self.readers.has_client:
-            effects.clear()
-            return True
-        is_held_up = self._settles_chunks or self._carrying.locked()
-        if is_held_up or not (self.session.attached and self._client.is_clear()):
-            return False
-        self._client.send_now(runs)
+        if self.readers.has_client:
+            is_held_up = self._settles_chunks or self._carrying.is_taken
+            if is_held_up or not (self.session.attached and self._client.is_clear()):
+                return False
+            self._client.send_now(runs)
         effects.clear()
         return True
 
     async def _carry_out(self) -> None:
         """Every effect that waits, in order. Cancelled, it leaves those that were not begun."""
-        async with self._carrying:
+        if self._carrying.is_taken:
+            await self._carrying.wait()
+        with self._carrying:
             while self._effects:
                 await self._carry_out_next()
 
     def _carry_out_beside(self) -> None:
         """Have effects carried out while the relay's own task waits for the upstream: pings."""
-        if not self._effects or self._carrying.locked():
+        if not self._effects or self._carrying.is_taken:
             return
         if self._ping_task is None or self._ping_task.done():  # one not begun yet carries out all
             self._ping_task = asyncio.create_task(self._ping())
 
     async def _ping(self) -> None:
         """Carry out what waits, up to the session's end, which is left to the relay's own task."""
+        if self._carrying.is_taken:
+            await self._carrying.wait()
         try:
-            async with self._carrying:
+            with self._carrying:
                 while self._effects and not self.session.state.is_final:
                     await self._carry_out_next()
         except Exception:

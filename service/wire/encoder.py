@@ -9,7 +9,7 @@ from statemachine import (
     ChunkPattern,
     ChunkRun,
     Failure,
-    RepeatedChunks,
+    ParsedChunk,
     SessionRecord,
 )
 from statemachine.chunks import NEW_LINE, PADDING
@@ -91,7 +91,7 @@ class ChunkEncoder:
 
     def encode_run(self, run: ChunkRun) -> bytes:
         """The events of a run, one for each of its chunks. Raises ValueError as `encode` does."""
-        if not isinstance(run, RepeatedChunks):
+        if type(run) is ParsedChunk:
             return self.encode(run.payload)
         pattern, literals = run.pattern, run.literals
         if pattern is not self._pattern:

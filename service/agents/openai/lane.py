@@ -100,7 +100,8 @@ class LaneProtocol(ResponseHandler):
         if self._is_between_frames and data:
             raw = self._held + data if self._held else data
             parts = raw.split(b"\r\n")
-            if len(parts) == 3 and not parts[2] and _fits(parts[0], parts[1]):  # the usual: one
+            # The usual: one.
+            if len(parts) == 3 and not parts[2] and _size_in(parts[0]) == len(parts[1]):
                 self._held = b""
                 listener = self.listener
                 if listener is None or not listener((parts[1],)):

@@ -95,7 +95,7 @@ async def test_a_fault_of_our_own_past_the_task_keeps_the_text() -> None:
     def broken(runs: Sequence[ChunkRun]) -> None:
         raise ValueError("broken")
 
-    stage.writer.send_chunks_now = broken  # type: ignore[method-assign]
+    stage.relay._client.send_now = broken
     stage.upstream.sink.take(text_after(text_chunk("a"), "b"))
     record = await stage.end()
     assert record.state is State.FAILED
