@@ -3,7 +3,7 @@
 The service's own failures are here; an upstream's own words come in with its events.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from statemachine.messages import (
@@ -75,19 +75,25 @@ def failure_of(event: Event) -> Failure | None:
             return None
 
 
+def prompt_tokens_of(request: SessionRequest) -> int:
+    """Estimate the tokens of what was sent."""
+    return estimate_tokens([request.messages, request.tools])
+
+
 def usage_of(
-    transcript: Transcript, request: SessionRequest, choices: Sequence[Choice]
+    transcript: Transcript, choices: Sequence[Choice], prompt_tokens: Callable[[], int]
 ) -> tuple[dict[str, Any] | None, UsageSource]:
     """Return usage as the upstream gave it, or an estimate that says so, or nothing.
 
     Args:
         choices: the transcript's own, so that they needn't be made twice.
+        prompt_tokens: estimates those of what was sent.
     """
     if transcript.usage is not None:
         return dict(transcript.usage), UsageSource.PROVIDER
     if not transcript.chunk_count:
         return None, UsageSource.UNKNOWN
-    prompt = estimate_tokens([request.messages, request.tools])
+    prompt = prompt_tokens()
     answer = sum(
         estimate_tokens([value for key, value in choice.message.items() if key != "role"])
         for choice in choices

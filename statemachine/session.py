@@ -21,6 +21,8 @@ The rules:
 9. An answer that grows too large ends with the chunk that was too much, which is still sent.
 """
 
+from attrs import evolve
+
 from statemachine.chunks import ChunkRun, ParsedChunk, is_for_clients
 from statemachine.endings import (
     BODY_ENDED,
@@ -30,6 +32,7 @@ from statemachine.endings import (
     STOPPED,
     expired,
     failure_of,
+    prompt_tokens_of,
     usage_of,
 )
 from statemachine.messages import (
@@ -90,6 +93,7 @@ class StreamSession:
         "_idle_seconds",
         "_last_sent_at",
         "_last_token_at",
+        "_prompt_tokens",
         "_row",
         "_table",
         "_whole_at",
@@ -124,6 +128,7 @@ class StreamSession:
         self._last_sent_at = request.created_at
         self._last_token_at: float | None = None
         self._whole_at: float | None = None
+        self._prompt_tokens: int | None = None
 
     def __repr__(self) -> str:
         flags = "opened" if self.opened else "not opened"
@@ -331,6 +336,22 @@ class StreamSession:
 
     # --- what is kept -----------------------------------------------------------------------
 
+    def let_go_of_prompt(self) -> None:
+        """Hold what was sent no longer: `request` then has neither messages nor tools, and so has the
+        record's. For a driver that can put them back into the record."""
+        if self._prompt_tokens is None:
+            self._prompt_tokens = prompt_tokens_of(self.request)
+            self.request = evolve(self.request, messages=(), tools=None)
+
+    @property
+    def has_prompt(self) -> bool:
+        """True unless it was let go of."""
+        return self._prompt_tokens is None
+
+    def _estimate_prompt(self) -> int:
+        tokens = self._prompt_tokens
+        return prompt_tokens_of(self.request) if tokens is None else tokens
+
     def _usage_chunk(self, record: SessionRecord) -> tuple[Effect, ...]:
         """Make the one extra chunk for a client that asked for usage."""
         if not self.request.include_usage:
@@ -342,7 +363,7 @@ class StreamSession:
         transcript, request = self.transcript, self.request
         transcript.tape.close()
         choices = transcript.choices()
-        usage, source = usage_of(transcript, request, choices)
+        usage, source = usage_of(transcript, choices, self._estimate_prompt)
         tokens = (usage or {}).get("completion_tokens")
         whole = state is State.COMPLETED or transcript.is_whole
         first = self.first_token_at

@@ -34,6 +34,7 @@ class Held:
         ping_seconds: the keep-alive interval, for those that have one.
         window_seconds: how long they are left alone and counted; 0: not at all.
         end_seconds: the time within which the backend ends them.
+        history_bytes: what each one's request says besides.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Held:
     ping_seconds: float = 15.0
     window_seconds: float = 0.0
     end_seconds: float = 0.2
+    history_bytes: int = 0
 
     @property
     def workload(self) -> str:
@@ -55,6 +57,7 @@ _ENDINGS = ("streams", "done_delay_p50_ms", "done_delay_p99_ms", "complete_perce
 
 def held_cases(is_quick: bool) -> list[Held]:
     idle, endings = (500, 500) if is_quick else (5_000, 2_000)
+    history = idle // 5
     return [
         Held(
             f"idle-{idle}",
@@ -63,6 +66,13 @@ def held_cases(is_quick: bool) -> list[Held]:
             (*_IDLE, "complete_percent"),
             ping_seconds=4.0,
             window_seconds=4.0 if is_quick else 8.0,
+        ),
+        Held(
+            f"idle-{history}-history",
+            f"{history:,} open, silent streams, 32 KB of history in each one's request",
+            history,
+            ("streams", "kb_per_stream", "complete_percent"),
+            history_bytes=32_000,
         ),
         Held(f"endings-{endings}", f"{endings:,} streams end within 0.2 s", endings, _ENDINGS),
     ]
@@ -92,7 +102,8 @@ async def hold(bench: Bench, target: Target, case: Held, streams: int) -> Figure
     assert target.pid is not None
     await warm_up(target)
     memory, started = memory_bytes(target.pid), time.monotonic()
-    connections, answers = await open_streams(target, Plan(2, shape="held"), streams)
+    plan = Plan(2, shape="held", history_bytes=case.history_bytes)
+    connections, answers = await open_streams(target, plan, streams)
     opened = sum(answer.chunks > 0 for answer in answers)
     figures: Figures = {"streams": float(opened), "open_seconds": time.monotonic() - started}
     await asyncio.sleep(0.5)

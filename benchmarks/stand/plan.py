@@ -30,16 +30,18 @@ class Plan:
         shape: `paced`; `unlike`, the same with another `obfuscation` in each chunk; `big` or
             `small`, as fast as the reader takes it, many chunks to a write or one; `held`, one
             chunk and then silence until the backend is told to end it.
+        history_bytes: about how much earlier messages say.
     """
 
     chunks: int
     interval_us: int = 0
     shape: Shape = "paced"
+    history_bytes: int = 0
 
     def request(self, key: str | None = None) -> bytes:
         """The HTTP request that asks for it, in the conversation of that key."""
         text = f"plan shape={self.shape} chunks={self.chunks} interval_us={self.interval_us}"
-        messages = [{"role": "user", "content": text}]
+        messages = [*_history(self.history_bytes), {"role": "user", "content": text}]
         body = json.dumps({"model": "bench", "stream": True, "messages": messages}).encode()
         conversation = f"X-Conversation-Id: {key}\r\n" if key else ""
         head = (
@@ -57,3 +59,15 @@ class Plan:
             return None
         shape, chunks, interval_us = found.groups()
         return cls(int(chunks), int(interval_us), shape.decode())  # type: ignore[arg-type]
+
+
+def _history(size: int) -> list[dict[str, str]]:
+    """Messages of a kilobyte each, of which no two are the same."""
+    rows = [
+        " ".join([f"word{number * 150 + place}" for place in range(100)])[:1000]
+        for number in range(size // 1000)
+    ]
+    return [
+        {"role": ("user", "assistant")[number % 2], "content": row}
+        for number, row in enumerate(rows)
+    ]

@@ -39,6 +39,14 @@ class NoJournal:
         """False: what isn't in memory is nowhere."""
         return False
 
+    def has_request(self, completion_id: str) -> bool:
+        """False, as `has_whole`."""
+        return False
+
+    def request(self, completion_id: str) -> SessionRequest | None:
+        """None."""
+        return None
+
     async def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
         """No records."""
         for _ in ():

@@ -139,6 +139,15 @@ def request_of(line: Mapping[str, Any]) -> tuple[SessionRequest, SessionPolicy]:
     )
 
 
+def own_request(source: bytes, completion_id: str) -> SessionRequest:
+    """The request in a line that this very process has written. Raises ValueError if it isn't whole, or
+    another's."""
+    read = _read_line(source, 0)
+    if read is None or read[0].get("id") != completion_id:
+        raise ValueError("it isn't the line that it was")
+    return SessionRequest(**read[0]["request"])
+
+
 def events_of(line: Mapping[str, Any]) -> list[Event]:
     """The events of a line."""
     return [_event_of(item) for item in line["events"]]

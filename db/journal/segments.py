@@ -30,12 +30,13 @@ class Segment:
         saved_here: the completions whose `saved` line is in it.
     """
 
-    __slots__ = ("committed", "fd", "needed_by", "path", "saved_here", "size")
+    __slots__ = ("_reader", "committed", "fd", "needed_by", "path", "saved_here", "size")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL
         self.fd: int | None = os.open(path, flags, 0o600)
+        self._reader = -1  # none before somebody asks for it
         self.size = 0
         self.needed_by: set[str] = set()
         self.committed: set[str] = set()
@@ -70,12 +71,32 @@ class Segment:
             with contextlib.suppress(OSError):
                 os.ftruncate(self.fd, self.size)
 
+    def keep_readable(self) -> bool:
+        """Have `read` work until the segment's end, also once it is full, or the file is deleted. False
+        if that can't be."""
+        if self._reader < 0:
+            with contextlib.suppress(OSError):
+                self._reader = os.open(self.path, os.O_RDONLY)
+        return self._reader >= 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A part of the file. Raises OSError, also unless it was kept readable."""
+        return os.pread(self._reader, length, offset)
+
     def is_deleted(self) -> bool:
         """True if somebody removed the file that is still written to."""
         return self.fd is not None and os.fstat(self.fd).st_nlink == 0
 
+    def end(self) -> None:
+        """Let go of the file for good; nothing is read from it any more."""
+        self.close()
+        reader, self._reader = self._reader, -1
+        if reader >= 0:
+            with contextlib.suppress(OSError):
+                os.close(reader)
+
     def close(self) -> None:
-        """Let go of the file. A network disk may report here what it could not write before."""
+        """Write no more to the file. A network disk may report here what it could not write before."""
         if self.fd is None:
             return
         fd, self.fd = self.fd, None

@@ -29,6 +29,7 @@ from db.journal.format import (
     begin_line,
     dump_json,
     events_record,
+    own_request,
     saved_line,
 )
 from db.journal.repeats import first_record, start_of_text, text_record
@@ -49,6 +50,9 @@ log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 """From this size on a segment is followed by another. Small enough to be read in one go."""
+_LARGE_REQUEST, _LARGEST_REQUEST = 4 * 1024, 512 * 1024
+"""A request's line of so many bytes is worth letting go of its request while its answer runs: a smaller
+one takes too little memory, and a larger one too long to be read at once."""
 _IDLE_SEGMENT_BYTES = 1024 * 1024
 """From this size on the last segment is replaced as soon as no completion needs it."""
 
@@ -78,9 +82,11 @@ class _Entry:
         segments: where they are, oldest first.
         pattern: the one that was made known last.
         start: what it puts before each text.
+        request: where in the first segment the line with its request begins, and its length; None if
+            it isn't worth reading.
     """
 
-    __slots__ = ("count", "is_whole", "name", "pattern", "segments", "start")
+    __slots__ = ("count", "is_whole", "name", "pattern", "request", "segments", "start")
 
     def __init__(self, completion_id: str) -> None:
         self.name = b"%b" % dump_json(completion_id)  # a copy: orjson's own takes 4 KiB
@@ -88,6 +94,7 @@ class _Entry:
         self.is_whole = True
         self.pattern: ChunkPattern | None = None
         self.start = b""
+        self.request: tuple[int, int] | None = None
         self.segments: list[Segment] = []
 
 
@@ -174,7 +181,11 @@ class Journal:
         if self._segments and self._segments[-1].is_deleted() and not self._start_over():
             return False
         entry = self._entries[request.completion_id] = _Entry(request.completion_id)
-        if self._write(request.completion_id, entry, begin_line(request, policy)):
+        line = begin_line(request, policy)
+        if self._write(request.completion_id, entry, line):
+            segment, size = entry.segments[0], len(line)
+            if _LARGE_REQUEST <= size <= _LARGEST_REQUEST and segment.keep_readable():
+                entry.request = segment.size - size, size
             return True
         self._drop(request.completion_id)
         return False
@@ -334,7 +345,7 @@ class Journal:
     def _delete(self, segment: Segment) -> None:
         self._segments.remove(segment)
         self.size -= segment.size
-        segment.close()
+        segment.end()
         # A completion's other lines may lie in an older segment that somebody still needs.
         left = set[str]().union(*(segment.saved_here & other.committed for other in self._segments))
         if left:
@@ -406,6 +417,23 @@ class Journal:
         entry = self._entries.get(completion_id)
         return entry is not None and entry.is_whole
 
+    def has_request(self, completion_id: str) -> bool:
+        """True if `request` will read it, so that nobody else has to hold it."""
+        entry = self._entries.get(completion_id)
+        return entry is not None and entry.request is not None
+
+    def request(self, completion_id: str) -> SessionRequest | None:
+        """What a completion was begun with, read from its line: some 0.1 ms for 32 KB. None if
+        `has_request` is false, or the disk doesn't give it back."""
+        entry = self._entries.get(completion_id)
+        if entry is None or entry.request is None:
+            return None
+        try:
+            return own_request(entry.segments[0].read(*entry.request), completion_id)
+        except (OSError, ValueError) as error:
+            log.error("request not readable", completion_id=completion_id, reason=str(error)[:200])
+            return None
+
     async def read_back(self, completion_ids: Collection[str]) -> AsyncIterator[SessionRecord]:
         """The records of these completions, as far as they are here. Reads each segment that
         holds any of them once. Raises OSError."""
@@ -429,7 +457,7 @@ class Journal:
             return
         for segment in list(self._segments):
             if self._entries:
-                segment.close()
+                segment.end()
             else:
                 self._delete(segment)
         self._segments.clear()

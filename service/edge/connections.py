@@ -322,11 +322,23 @@ async def read_body(request: web.Request, timeout_seconds: float) -> bytes:
         request.writer.output_size = 0  # as in aiohttp's own: the answer hasn't begun
     try:
         if request.content.is_eof():
-            return await request.read()  # nearly always: it came with the headers
+            return await _read_all(request)  # nearly always: it came with the headers
         async with asyncio.timeout(timeout_seconds):
-            return await request.read()
+            return await _read_all(request)
     except TimeoutError:
         message = f"The request's body took longer than {timeout_seconds:g} s to come."
         raise ApiError(Failure("request_timeout", message, type="timeout_error")) from None
     except web.RequestPayloadError:
         raise invalid_request("The request's body is not what its headers say.") from None
+
+
+async def _read_all(request: web.Request) -> bytes:
+    """The body, which a `request.read` would also keep, for as long as the answer takes."""
+    pieces: list[bytes] = []
+    size = 0
+    while piece := await request.content.readany():
+        pieces.append(piece)
+        size += len(piece)
+        if size > request.client_max_size:
+            raise web.HTTPRequestEntityTooLarge(request.client_max_size, size)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

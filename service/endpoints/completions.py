@@ -85,8 +85,9 @@ class Completions:
         ticket = self.admission.admit(request)
         try:
             request[COMPLETION_ID] = completion_id = new_completion_id()
-            chat, _ = await self._parsed(request)
+            chat, body = await self._parsed(request)
             relay, agents = self._relay(request, chat, ticket, completion_id)
+            del chat, body  # they may be large, and the answer long
         except BaseException:
             ticket.close()
             raise
@@ -124,6 +125,7 @@ class Completions:
             await self.repeats.release(claim)
             raise
         self.repeats.note_begun(claim)
+        del chat, body, repeat  # they may be large, and the answer long
         return await self._run(relay, agents)  # which is found by its id before anybody asks
 
     async def _parsed(self, request: web.Request) -> tuple[ChatRequest, bytes]:

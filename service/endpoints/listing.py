@@ -21,8 +21,9 @@ from service.endpoints.lists import (
     page_of,
 )
 from service.endpoints.showing import running_completion, stored_completion
+from service.stream.relay import Relay
 from service.stream.running import RunningStreams
-from statemachine import State, StreamSession
+from statemachine import State
 
 
 @frozen
@@ -48,9 +49,8 @@ class Listing:
     async def _running(
         self, request: web.Request, wanted: CompletionFilter, paging: Paging, state: State
     ) -> dict[str, Any]:
-        sessions = (relay.session for relay in self.streams)
-        here = _fitting(sessions, owner_of(request), wanted, state)
-        shown = [running_completion(session) for session in here]
+        here = _fitting(self.streams, owner_of(request), wanted, state)
+        shown = [running_completion(relay.prompt.request, relay.session) for relay in here]
         if self.siblings is not None:
             if self.siblings.is_from_sibling(request):
                 return {"data": shown}
@@ -63,15 +63,15 @@ class Listing:
 
 
 def _fitting(
-    sessions: Iterable[StreamSession], owner: str, wanted: CompletionFilter, state: State
-) -> Iterator[StreamSession]:
-    for session in sessions:
-        request = session.request
+    relays: Iterable[Relay], owner: str, wanted: CompletionFilter, state: State
+) -> Iterator[Relay]:
+    for relay in relays:
+        request = relay.session.request
         if (
-            session.state is state
+            relay.session.state is state
             and request.owner == owner
             and not request.is_hidden
             and wanted.model in (None, request.model)
             and (wanted.metadata or {}).items() <= (request.metadata or {}).items()
         ):
-            yield session
+            yield relay

@@ -133,7 +133,7 @@ class Reading:
         owner, completion_id = owner_of(request), request.match_info["completion_id"]
         relay = self.streams.find(owner, completion_id)
         if relay is not None and relay.record is None:
-            return json_response(running_completion(relay.session))
+            return json_response(running_completion(relay.prompt.request, relay.session))
         record = self.record_here(owner, completion_id)
         if record is not None and not record.request.is_hidden:
             return json_response(ended_completion(record))

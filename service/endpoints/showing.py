@@ -12,7 +12,7 @@ from attrs import evolve
 
 from db.store import CompletionView
 from service.wire import answer_object, completion_object, error_body
-from statemachine import SessionRecord, State, StreamSession
+from statemachine import SessionRecord, SessionRequest, State, StreamSession
 
 _PARAMETERS = (
     "tool_choice",
@@ -26,9 +26,9 @@ _PARAMETERS = (
 """The parameters of the request that are shown."""
 
 
-def running_completion(session: StreamSession) -> dict[str, Any]:
+def running_completion(request: SessionRequest, session: StreamSession) -> dict[str, Any]:
     """One that isn't over: its text so far, and no finish reason."""
-    request, transcript = session.request, session.transcript
+    transcript = session.transcript
     created = transcript.upstream_created
     answer = {
         **transcript.extra,

@@ -55,11 +55,12 @@ class Attempts:
 
     def __init__(self, agents: Sequence[Agent], call: AgentCall, moments: Moments) -> None:
         self._agent, *self._others = agents
-        self._call = call
+        self._call: AgentCall | None = call
+        self._model = call.request.model
         self._moments = moments
         self._number = 1
         self._retried_in_vain = False
-        self._is_trial = self._agent.circuits.begin(call.request.model)
+        self._is_trial = self._agent.circuits.begin(self._model)
         self._waits: Iterator[float] | None = None
         self._open: AbstractAsyncContextManager[Answer] | None = None
         self._answer: Answer | None = None
@@ -86,7 +87,7 @@ class Attempts:
             await self._hang_up()
             self._note_failure(asked_at, error)
             return [await self._after(error)]
-        self._agent.circuits.succeeded(self._call.request.model)
+        self._agent.circuits.succeeded(self._model)
         self._is_trial = False
         self._note_attempt(asked_at)
         return events
@@ -95,7 +96,7 @@ class Attempts:
         """Close the connection at once. Safe to call twice, and after a cancelled `read`."""
         if self._is_trial:
             self._is_trial = False
-            self._agent.circuits.abandoned(self._call.request.model)
+            self._agent.circuits.abandoned(self._model)
         if self._open is not None:
             await self._hang_up()
 
@@ -106,16 +107,18 @@ class Attempts:
 
     async def _reach_first_token(self) -> list[Event]:
         """Ask the agent. Raises AgentError if it fails before its first token."""
-        agent = self._agent
+        agent, call = self._agent, self._call
+        assert call is not None  # nobody asks again after the first token
         try:
             async with asyncio.timeout(agent.timeouts.first_token_seconds):
-                opening = agent.open(self._call)
+                opening = agent.open(call)
                 answer = await opening.__aenter__()
                 self._open = opening
                 events = await _first_token(answer)
         except TimeoutError:
             raise AgentError(_first_token_timeout(agent)) from None
         self._answer = answer
+        self._call = None  # nobody is asked again, and it may be large
         return events
 
     async def _after(self, error: AgentError) -> Event:
@@ -132,13 +135,14 @@ class Attempts:
                 return self._ending(error)
             self._others = self._others[self._others.index(fallback) + 1 :]
             self._agent, self._number, self._waits = fallback, 1, None
-            self._is_trial = fallback.circuits.begin(self._call.request.model)
+            self._is_trial = fallback.circuits.begin(self._model)
+            assert self._call is not None  # it is kept up to the first token
             self._call = evolve(self._call, is_fallback=True)
         return AttemptStarted(self._agent.name, self._agent.timeouts.idle_seconds)
 
     def _next_agent(self) -> Agent | None:
         """The next one that may be asked now."""
-        model = self._call.request.model
+        model = self._model
         askable = (agent for agent in self._others if not agent.circuits.wait_seconds(model))
         return next(askable, None)
 
@@ -150,7 +154,7 @@ class Attempts:
         return DeadlineExpired(failure) if timed_out else UpstreamFailed(failure)
 
     def _note_failure(self, asked_at: float, error: AgentError) -> None:
-        model = self._call.request.model
+        model = self._model
         self._agent.circuits.failed(model, error.failure, is_trial=self._is_trial)
         self._note_attempt(asked_at, error.failure, error.cause)
 
@@ -164,7 +168,7 @@ class Attempts:
         """How long to wait before asking the same agent again, in seconds; None: don't."""
         if not error.is_retryable or self._number > self._agent.retries or self._is_trial:
             return None
-        if self._agent.circuits.wait_seconds(self._call.request.model) and self._next_agent():
+        if self._agent.circuits.wait_seconds(self._model) and self._next_agent():
             return None
         asked = error.failure.retry_after_seconds
         if asked is None:

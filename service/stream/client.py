@@ -8,14 +8,14 @@ A relay may have none, one or several of these. The rules:
    gives up a client that takes nothing (`service.edge.connections`).
 """
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from aiohttp import web
 
 from service.clock import Clock
 from service.stream.writers import ClientConnectionLost, Writer
-from statemachine import ChunkRun, Effect, OpenStream, SendDone, SendError, SendPing
+from statemachine import ChunkRun, Effect, OpenStream, SendChunk, SendDone, SendError, SendPing
 
 
 class ClientSide:
@@ -105,3 +105,13 @@ class ClientSide:
 
 def _never() -> bool:
     return False
+
+
+def runs_of(effects: Iterable[Effect]) -> list[ChunkRun]:
+    """The runs of the chunks that these effects begin with."""
+    runs: list[ChunkRun] = []
+    for effect in effects:
+        if not isinstance(effect, SendChunk):
+            break
+        runs.append(effect.run)
+    return runs

@@ -91,6 +91,10 @@ class Moments:
         self._request = request
         self._watchers = watchers
 
+    def go_on_as(self, request: SessionRequest) -> None:
+        """From now on this is what listeners are told: the request without what was let go of."""
+        self._request = request
+
     def began(self) -> None:
         _tell(self._watchers.began, self._request)
 

@@ -26,6 +26,12 @@ class Journal(Protocol):
     def append(self, completion_id: str, events: Sequence[Event], now: float) -> None:
         """Write events down. Returns once the kernel has them; never raises."""
 
+    def has_request(self, completion_id: str) -> bool:
+        """True if `request` will give it back, so that nobody has to hold it."""
+
+    def request(self, completion_id: str) -> SessionRequest | None:
+        """What a session was begun with; None if it can't be read. Quick, and never raises."""
+
     async def settle(self, *, is_final: bool) -> None:
         """Return once what was appended is as safe as configured."""
 

@@ -26,7 +26,7 @@ The rules:
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
@@ -34,9 +34,10 @@ from aiohttp import web
 
 from service.clock import Clock
 from service.stream.attempts import Attempts
-from service.stream.client import ClientSide
+from service.stream.client import ClientSide, runs_of
 from service.stream.moments import Moments
 from service.stream.ports import Journal, RelayLimits, Saver
+from service.stream.prompt import Prompt
 from service.stream.readers import Readers
 from service.stream.waiting import Turn, is_done_within
 from service.stream.writers import ClientConnectionLost
@@ -81,6 +82,7 @@ class Relay:
         record: what is kept of it; None until that is committed, or late.
         save: done once it is committed.
         readers: who reads it, the first client included.
+        prompt: what was asked.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Relay:
         self._limits = limits
         self._clock = clock
         self._moments = moments
+        self.prompt = Prompt(session, journal, moments)
         self._completion_id = session.request.completion_id
         self._settles_chunks = journal.settles_chunks
         settle = partial(journal.settle, is_final=False) if self._settles_chunks else None
@@ -256,7 +259,7 @@ class Relay:
         effects = self._effects
         if not effects:
             return True
-        runs = _runs_of(effects)
+        runs = runs_of(effects)
         if len(runs) < len(effects):
             return False
         if self.readers.has_client:
@@ -302,7 +305,7 @@ class Relay:
         effect = self._effects.pop(0)
         match effect:
             case SendChunk():
-                runs = [effect.run, *_runs_of(self._effects)]
+                runs = [effect.run, *runs_of(self._effects)]
                 del self._effects[: len(runs) - 1]
                 await self._send(runs)
             case StopUpstream():
@@ -345,6 +348,7 @@ class Relay:
 
     async def _save(self, record: SessionRecord) -> None:
         """Hand the record over, and give its commit a moment before the client is told."""
+        record = self.prompt.put_back(record)
         self._moments.ended(record)
         self.save = save = self._saver.save(record)
         if not await is_done_within(save, self._limits.commit_timeout_seconds):
@@ -365,6 +369,7 @@ class Relay:
             self._has_first_token = True
             ttft_seconds = session.first_token_at - session.request.created_at
             self._moments.reached_first_token(ttft_seconds * 1000)
+            self.prompt.let_go()
         if session.wakes_at < self._ticks_at:  # never, if it is final
             self._set_timer()
 
@@ -387,13 +392,3 @@ class Relay:
         finally:  # even after a mistake of ours, a stream must not be left without its deadlines
             if not self.session.state.is_final:
                 self._set_timer()
-
-
-def _runs_of(effects: Iterable[Effect]) -> list[ChunkRun]:
-    """The runs of the chunks that these effects begin with."""
-    runs: list[ChunkRun] = []
-    for effect in effects:
-        if not isinstance(effect, SendChunk):
-            break
-        runs.append(effect.run)
-    return runs

@@ -58,7 +58,7 @@ class OpenAIAnswer:
         self, backend: Backend, call: AgentCall, reader: EventReader, most_silent_bytes: int
     ) -> None:
         self._backend = backend
-        self._call = call
+        self._call: AgentCall | None = call
         self._reader = reader
         self._most_silent_bytes = most_silent_bytes
         self._silent_bytes = 0
@@ -67,7 +67,9 @@ class OpenAIAnswer:
         self._sink: Sink | None = None
 
     async def __aenter__(self) -> "OpenAIAnswer":
-        self._response, encoding = await self._backend.ask(self._call)
+        call, self._call = self._call, None  # it may be large, and the answer long
+        assert call is not None  # it is entered once
+        self._response, encoding = await self._backend.ask(call)
         self._is_packed = bool(encoding)
         self._body = body_of(self._response, encoding)
         return self

@@ -1,5 +1,6 @@
 """Segments of the journal: which stay, which go, and how large all of them get."""
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from db.journal import Fsync, Journal
 from db.journal.format import read_lines
-from statemachine import SessionPolicy
+from statemachine import SessionPolicy, SessionRequest
 from tests.db.journal.journals import (
     begin,
     ids,
@@ -143,4 +144,53 @@ def test_a_small_journal_is_full_only_while_it_is_needed(tmp_path: Path) -> None
     journal.forget([first.completion_id])
     assert journal.check() is None
     assert journal.begin(second, SessionPolicy())
+    journal.close()
+
+
+# --- requests, read back -----------------------------------------------------------------------
+
+
+def large_request(name: str, text: str = "\ud800 x" * 2000) -> SessionRequest:
+    messages = [{"role": "user", "content": text}]
+    return SessionRequest(name, 1.5, "t", "o", "a", "m", messages, tools=[{"big": 2**70}])
+
+
+def test_a_large_request_is_read_back_as_it_was(tmp_path: Path) -> None:
+    """From whichever segment, also once that is full, or somebody has deleted the files."""
+    before = len(open_files())
+    journal = open_journal(tmp_path)
+    with segments_of(30_000):
+        for number in range(5):
+            assert journal.begin(large_request(f"c{number}"), SessionPolicy())
+            say(journal, f"c{number}", "x")
+    shutil.rmtree(journal.directory)
+    for number in range(5):
+        assert journal.has_request(f"c{number}")
+        assert large_request(f"c{number}") == journal.request(f"c{number}")
+    journal.forget([f"c{number}" for number in range(5)])
+    journal.close()
+    assert before == len(open_files())
+    assert not journal.has_request("c1")
+    assert journal.request("c1") is None
+
+
+def test_small_and_enormous_requests_are_not_worth_it(tmp_path: Path) -> None:
+    """They are held in memory."""
+    journal = open_journal(tmp_path)
+    for name, text in (("small", "x"), ("enormous", "x" * 1_000_000)):
+        assert journal.begin(large_request(name, text), SessionPolicy())
+        assert not journal.has_request(name)
+        assert journal.request(name) is None
+    journal.close()
+
+
+def test_a_request_that_the_disk_spoils_is_not_given_back(tmp_path: Path) -> None:
+    """What isn't the line that was written is nobody's request."""
+    journal = open_journal(tmp_path)
+    assert journal.begin(large_request("c"), SessionPolicy())
+    (path,) = segments(journal.directory)
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    assert journal.request("c") is None
     journal.close()
