@@ -10,7 +10,8 @@ from attrs import evolve
 
 from service.agents.openai.body import Undecodable, body_of
 from service.agents.openai.decoder import NO_STREAM
-from service.agents.openai.failures import with_headers
+from service.agents.openai.direct import Posted
+from service.agents.openai.failures import ABOUT_WAITING, with_headers
 from service.agents.openai.lane import LaneProtocol
 from service.agents.openai.reads import EventReader
 from service.agents.openai.response import Response
@@ -41,6 +42,7 @@ class OpenAIAnswer:
     """
 
     __slots__ = (
+        "_about_waiting",
         "_backend",
         "_body",
         "_call",
@@ -69,7 +71,11 @@ class OpenAIAnswer:
     async def __aenter__(self) -> "OpenAIAnswer":
         call, self._call = self._call, None  # it may be large, and the answer long
         assert call is not None  # it is entered once
-        self._response, encoding = await self._backend.ask(call)
+        response, encoding = await self._backend.ask(call)
+        self._response, headers = response, response.headers
+        self._about_waiting = {name: headers[name] for name in ABOUT_WAITING if name in headers}
+        if isinstance(response, Posted):
+            response.drop_headers()
         self._is_packed = bool(encoding)
         self._body = body_of(self._response, encoding)
         return self
@@ -128,7 +134,7 @@ class OpenAIAnswer:
         assert isinstance(last, UpstreamFailed)
         if last.failure.status is None:
             return events
-        return [*others, UpstreamFailed(with_headers(last.failure, self._response.headers))]
+        return [*others, UpstreamFailed(with_headers(last.failure, self._about_waiting))]
 
     def _offer(self, pieces: Sequence[bytes]) -> int:
         """Hand repeated chunks to the sink past the waiting `read`; see `Listener`."""

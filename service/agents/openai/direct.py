@@ -23,7 +23,7 @@ from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from aiohttp.streams import StreamReader
-from attrs import frozen
+from attrs import define
 
 from service.agents.openai.response import Fields
 
@@ -32,7 +32,17 @@ _INFORMATIONAL = range(100, 200)
 _SWITCHING = 101
 
 
-@frozen
+class _NoFields(dict[str, str]):
+    """What `Posted.headers` are once they were let go of."""
+
+    def getall(self, name: str) -> list[str]:
+        raise KeyError(name)
+
+
+_NONE = _NoFields()
+
+
+@define
 class Posted:
     """The response to a `Direct.post`; see `Response`."""
 
@@ -40,6 +50,10 @@ class Posted:
     headers: Fields
     content: StreamReader
     _connection: Connection
+
+    def drop_headers(self) -> None:
+        """Hold them no longer: they take 2 KB, and an answer may take minutes."""
+        self.headers = _NONE
 
     @property
     def connection(self) -> Connection | None:

@@ -14,7 +14,7 @@ from typing import Any
 from attrs import evolve
 
 from service.agents.openai.redacting import NOTHING_SECRET, Redactor
-from service.agents.openai.response import Fields
+from service.agents.openai.response import Found
 from service.wire import encode_json
 from statemachine import Failure
 
@@ -123,7 +123,11 @@ def seconds_of(value: Any) -> float | None:
     return seconds if 0 <= seconds < math.inf else None
 
 
-def with_headers(failure: Failure, headers: Fields) -> Failure:
+ABOUT_WAITING = ("retry-after-ms", "retry-after", "x-should-retry")
+"""The headers that `with_headers` looks at."""
+
+
+def with_headers(failure: Failure, headers: Found) -> Failure:
     """The failure, with what its response's headers say about asking again."""
     milliseconds = seconds_of(headers.get("retry-after-ms"))
     seconds = (

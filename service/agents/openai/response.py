@@ -6,18 +6,22 @@ from aiohttp.connector import Connection
 from aiohttp.streams import StreamReader
 
 
-class Fields(Protocol):
-    """Header fields, whose names may be written in any case."""
-
-    def __contains__(self, name: object) -> bool: ...
-
-    def __getitem__(self, name: str) -> str: ...
+class Found(Protocol):
+    """Header fields that can be asked for."""
 
     @overload
     def get(self, name: str) -> str | None: ...
 
     @overload
     def get(self, name: str, default: str) -> str: ...
+
+
+class Fields(Found, Protocol):
+    """Header fields, whose names may be written in any case."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def __getitem__(self, name: str) -> str: ...
 
     def getall(self, name: str) -> list[str]: ...
 
