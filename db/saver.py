@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 MAX_BATCH = 200
 """Records per transaction. Larger transactions save nothing more, and hold locks longer."""
-COMMIT_INTERVAL_SECONDS = 0.01
+COMMIT_INTERVAL_SECONDS = 0.02
 """From one transaction's beginning to the next's. Each costs as much as several records in it."""
 MAX_BATCH_CHARACTERS = 4 * 1024 * 1024
 """Text per transaction, so that a few enormous answers don't make one enormous statement."""
