@@ -238,6 +238,11 @@ class Tape:
         """True if every chunk is on it."""
         return self.first == 0
 
+    @property
+    def is_in_ascii(self) -> bool:
+        """True if what comes next goes on with a stretch that is in ASCII."""
+        return self._open is not None and self._open.ascii
+
     # --- writing ----------------------------------------------------------------------------
 
     def add(self, chunk: ParsedChunk) -> None:

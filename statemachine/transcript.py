@@ -252,6 +252,14 @@ class Transcript:
             self._look()
         return any(texts)
 
+    def room_for(self, pattern: ChunkPattern) -> float:
+        """How many bytes of literals may come in further runs of this pattern before the text is
+        measured: so many fold in one run as they do in several. 0 if the last chunk was of another
+        pattern, or its text isn't plain here."""
+        if pattern is not self._pattern or self._growing is None:
+            return 0.0
+        return self._look_at - self.text_size
+
     def _fold_anew(self, run: RepeatedChunks) -> bool:
         """The same for a run that follows another kind of chunk, or whose text isn't plain here."""
         pattern, texts = run.pattern, run.texts

@@ -1,4 +1,4 @@
-"""Makes the journal's lines, and reads them back, also from a damaged file. Pure.
+"""Makes the journal's lines, and says what is in them. Pure.
 
 `grep`, `cut` and `jq` read them too; `docs/journal.md` describes them for people with a broken disk.
 
@@ -17,15 +17,13 @@ line it is in.
 """
 
 import json
-import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
-from attrs import fields, frozen
+from attrs import fields
 from cattrs import Converter
 
 from statemachine import (
@@ -68,15 +66,6 @@ VERSION = 2
 """From 2 on, lines tell what every chunk was to the byte (`db.journal.repeats`); from 1, only what it
 said."""
 
-_T = TypeVar("_T")
-
-_HEADER_LONGEST = 8 + 1 + 10 + 1
-_HEADER = re.compile(rb"[0-9a-f]{8} [0-9]{1,10}\Z")
-_SAVED = b' {"saved":['
-_ID = b'{"id":"'
-_FEW = 8
-"""So many completions are looked for one by one, faster than line by line for all of them."""
-
 
 def _fields_of(kind: type) -> Callable[[Any], dict[str, Any]]:
     """A shallow `attrs.asdict` for instances of this class, at a third of its cost."""
@@ -92,15 +81,6 @@ converter = Converter()
 converter.register_structure_hook_func(
     lambda kind: kind in (Sequence[Any], Sequence[JsonObject]), lambda value, _: list(value)
 )
-
-
-@frozen
-class Damage:
-    """A stretch of a file that is no line. `is_tail`: no whole line follows it."""
-
-    offset: int
-    length: int
-    is_tail: bool
 
 
 def begin_line(request: SessionRequest, policy: SessionPolicy) -> bytes:
@@ -151,67 +131,6 @@ def own_request(source: bytes, completion_id: str) -> SessionRequest:
 def events_of(line: Mapping[str, Any]) -> list[Event]:
     """The events of a line."""
     return [_event_of(item) for item in line["events"]]
-
-
-def read_lines(
-    data: bytes, only: Collection[str] | None = None
-) -> Iterator[dict[str, Any] | Damage]:
-    """Every line of a segment, in order, with the damage between them.
-
-    Args:
-        only: leave out the lines of other completions, unread: of many that ran at once each is a
-            small part. Where they are few, damage is passed over.
-    """
-    names = None if only is None else frozenset(dump_json(name)[1:-1] for name in only)
-    if names is not None and len(names) <= _FEW:
-        yield from _lines_of(data, names)
-        return
-    yield from _walk(data, _read_line, names)
-
-
-def read_sizes(data: bytes) -> Iterator[tuple[str | None, int] | Damage]:
-    """The completion and the bytes of every line, in order, with the damage between them; "" for a
-    `saved` line, None for one that is none of ours. Checks each line, and reads none."""
-    return _walk(data, _read_size)
-
-
-def _walk(
-    data: bytes,
-    read: Callable[[bytes, int], tuple[_T, int] | None],
-    names: Collection[bytes] | None = None,
-) -> Iterator[_T | Damage]:
-    """What `read` makes of every line, but for those of other completions than these, and the damage
-    between them."""
-    position, damaged_from = 0, None
-    while position < len(data):
-        if names is not None and (after := _after_other(data, position, names)) is not None:
-            position = after
-            continue
-        found = read(data, position)
-        if found is None:
-            if damaged_from is None:
-                damaged_from = position
-            position = _next_start(data, position)
-            continue
-        if damaged_from is not None:
-            yield Damage(damaged_from, position - damaged_from, is_tail=False)
-            damaged_from = None
-        value, position = found
-        yield value
-    if damaged_from is not None:
-        yield Damage(damaged_from, len(data) - damaged_from, is_tail=True)
-
-
-def read_saved(data: bytes) -> Iterator[str]:
-    """The completions that a segment's `saved` lines name, without reading the other lines."""
-    position = 0
-    while (found := data.find(_SAVED, position)) >= 0:
-        position = found + 1
-        header = _HEADER.search(data, max(0, found + 1 - _HEADER_LONGEST), found)
-        read = _read_line(data, header.start()) if header else None
-        if read is not None:
-            line, position = read
-            yield from line["saved"]
 
 
 def dump_json(value: Any) -> bytes:
@@ -265,105 +184,3 @@ def _event_of(item: Mapping[str, Any]) -> Event:
         return ChunkReceived(item["chunk"])
     fields = {key: value for key, value in item.items() if key != "event"}
     return converter.structure(fields, JOURNALED[item["event"]])
-
-
-def _lines_of(data: bytes, names: Collection[bytes]) -> Iterator[dict[str, Any]]:
-    """The whole lines of a few completions, in order."""
-    for found in sorted(chain.from_iterable(_mentions(data, name) for name in names)):
-        header = _HEADER.search(data, max(0, found + 1 - _HEADER_LONGEST), found)
-        read = _read_line(data, header.start()) if header else None
-        if read is not None:
-            yield read[0]
-
-
-def _mentions(data: bytes, name: bytes) -> Iterator[int]:
-    """Where a line of this completion may be; a text may look like one."""
-    mark, position = b' %b%b"' % (_ID, name), 0
-    while (found := data.find(mark, position)) >= 0:
-        yield found
-        position = found + len(mark)
-
-
-def _after_other(data: bytes, start: int, names: Collection[bytes]) -> int | None:
-    """Where the line that starts here ends, by its looks, if it is of none of these completions."""
-    found = _source_at(data, start)
-    if found is None:
-        return None
-    _, source_start, end = found
-    name = _name_in(data, source_start, end)
-    if not name or name in names or data[end : end + 1] != b"\n":
-        return None
-    return end + 1
-
-
-def _name_in(data: bytes, source_start: int, end: int) -> bytes:
-    """The id at the beginning of a line's JSON, as it is written there; b"" if there is none."""
-    if not data.startswith(_ID, source_start):
-        return b""
-    start = source_start + len(_ID)
-    return data[start : data.find(b'"', start, end)]
-
-
-def _source_at(data: bytes, start: int) -> tuple[int, int, int] | None:
-    """The checksum that the line that starts here has written before it, and where its JSON begins
-    and ends."""
-    header = data[start : start + _HEADER_LONGEST].split(b" ", 2)
-    if len(header) < 3 or len(header[0]) != 8 or not header[1].isdigit():
-        return None
-    try:
-        checksum = int(header[0], 16)
-    except ValueError:
-        return None
-    source_start = start + len(header[0]) + len(header[1]) + 2
-    return checksum, source_start, source_start + int(header[1])
-
-
-def _read_size(data: bytes, start: int) -> tuple[tuple[str | None, int], int] | None:
-    found = _source_at(data, start)
-    if found is None:
-        return None
-    checksum, source_start, end = found
-    if end > len(data) or zlib.crc32(memoryview(data)[source_start:end]) != checksum:
-        return None
-    name = _name_in(data, source_start, end)
-    after = end + data.startswith(b"\n", end)
-    known: str | None = "" if data.startswith(_SAVED, source_start - 1) else None
-    if name:
-        known = str(load_json(b'"%b"' % name))
-    return (known, after - start), after
-
-
-def _read_line(data: bytes, start: int) -> tuple[dict[str, Any], int] | None:
-    """The line that starts here, and where the next one should start; None if none does."""
-    found = _source_at(data, start)
-    if found is None:
-        return None
-    checksum, source_start, end = found
-    source = data[source_start:end]
-    if len(source) != end - source_start or zlib.crc32(source) != checksum:
-        return None
-    try:
-        line = load_json(source)
-    except ValueError:
-        return None
-    if not isinstance(line, dict):
-        return None
-    if "like" in line or "pattern" in line:
-        line["source"] = source
-    # Length and checksum vouch for the line, even if its newline is damaged or missing.
-    return line, end + data.startswith(b"\n", end)
-
-
-def _next_start(data: bytes, start: int) -> int:
-    """Where to look for a line after `start`, where there is none.
-
-    That is at the next header, not after the next newline, which may be what was damaged. A text may
-    look like a header; then the checksum won't fit.
-    """
-    position = start
-    while (found := data.find(b' {"', position)) >= 0:
-        header = _HEADER.search(data, max(start + 1, found + 1 - _HEADER_LONGEST), found)
-        if header is not None:
-            return header.start()
-        position = found + 1
-    return len(data)

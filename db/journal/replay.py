@@ -19,9 +19,11 @@ from typing import Any
 import structlog
 from attrs import evolve
 
-from db.journal.format import VERSION, Damage, events_of, read_lines, read_saved, request_of
+from db.journal.format import VERSION, events_of, request_of
+from db.journal.reading import PAUSE, Damage, name_of, names_of, read_in_turns, read_saved
 from db.journal.repeats import pattern_of, run_of
-from db.journal.survey import note_damage
+from db.journal.survey import Extent, note_damage
+from db.journal.texts import TextReader, Texts
 from statemachine import (
     ChunkPattern,
     ChunkReceived,
@@ -60,7 +62,7 @@ class _Life:
     `is_exact`: its lines tell what each chunk was, and not only what it said.
     """
 
-    __slots__ = ("expected", "is_damaged", "is_exact", "last_at", "patterns", "session")
+    __slots__ = ("expected", "is_damaged", "is_exact", "last_at", "patterns", "session", "texts")
 
     def __init__(self, session: StreamSession, at: float) -> None:
         self.session = session
@@ -69,6 +71,11 @@ class _Life:
         self.is_damaged = False
         self.is_exact = False
         self.patterns: dict[int, ChunkPattern] = {}
+        self.texts = Texts()
+
+    def tell_texts(self) -> None:
+        """Tell the session of the texts that were put aside."""
+        self.texts.tell(self.session, self.last_at)
 
     def events_of(self, line: Mapping[str, Any]) -> Sequence[Event]:
         """What happened by a line, of whatever kind."""
@@ -77,8 +84,12 @@ class _Life:
         if "pattern" in line:
             self.patterns[line["n"]] = pattern_of(line)
         if "pattern" in line or "like" in line:
-            if (pattern := self.patterns.get(line.get("like", line["n"]))) is not None:
-                return (ChunkReceived(run_of(line, line["source"], pattern)),)
+            number = line.get("like", line["n"])
+            if (pattern := self.patterns.get(number)) is not None:
+                run = run_of(line, line["source"], pattern)
+                if type(number) is int:
+                    self.texts.follow(pattern, number)
+                return (ChunkReceived(run),)
             self.is_damaged = True
         return events_of(line)
 
@@ -87,9 +98,10 @@ class Replay:
     """One reading of some segments. Iterate over `records` once.
 
     Args:
-        segments: the files, oldest first.
+        segments: the files, or what is to be read of them, oldest first.
         only: the completions wanted; None: all that no `saved` line names.
         is_incomplete: the journal was refusing lines when its process died.
+        shortcut: read lines of repeated chunks past JSON (`db.journal.texts`).
 
     Attributes:
         damages: stretches that were no lines, torn ends aside, and lines that were not understood.
@@ -97,15 +109,17 @@ class Replay:
 
     def __init__(
         self,
-        segments: Iterable[Path],
+        segments: Iterable[Path | Extent],
         only: Collection[str] | None = None,
         *,
         is_incomplete: bool = False,
+        shortcut: bool = True,
     ) -> None:
         self._death = JOURNAL_INCOMPLETE if is_incomplete else PROCESS_DIED
-        self._segments = list(segments)
+        self._segments = [each if isinstance(each, Extent) else Extent(each) for each in segments]
         self._only = only
         self._lives: dict[str, _Life] = {}
+        self._texts = TextReader(None if only is None else names_of(only)) if shortcut else None
         self._done: set[str] = set()
         self.damages = 0
 
@@ -117,15 +131,18 @@ class Replay:
         if self._only is None:
             self._done |= await asyncio.to_thread(_saved, self._segments)
         turn_ends = time.monotonic() + _TURN_SECONDS
-        for path in self._segments:
-            data = await asyncio.to_thread(path.read_bytes)
-            for line in read_lines(data, self._only):
+        for extent in self._segments:
+            data = await asyncio.to_thread(extent.read)
+            put_aside = None if self._texts is None else self._texts.read
+            for line in read_in_turns(data, self._only, put_aside):
                 if time.monotonic() >= turn_ends:
                     await asyncio.sleep(0)
                     turn_ends = time.monotonic() + _TURN_SECONDS
+                if line is PAUSE:
+                    continue
                 if isinstance(line, Damage):
                     if self._only is None:  # else whoever chose them has looked for damage
-                        self.damages += note_damage(path, line)
+                        self.damages += note_damage(extent.path, line)
                 elif (record := self._take(line)) is not None:
                     yield record
         for completion_id in list(self._lives):
@@ -163,12 +180,15 @@ class Replay:
         else:
             session = StreamSession(_forgotten_request(line), SessionPolicy())
         life = self._lives[line["id"]] = _Life(session, float(line["at"]))
+        if self._texts is not None:
+            self._texts.lives[name_of(line["id"])] = life
         life.is_exact = line.get("version", 1) >= VERSION
         return life
 
     def _play(
         self, completion_id: str, life: _Life, line: Mapping[str, Any]
     ) -> SessionRecord | None:
+        life.tell_texts()
         if line["n"] != life.expected:
             life.is_damaged = True
         life.expected = line["n"] + 1
@@ -181,15 +201,22 @@ class Replay:
                 continue
             for effect in effects:
                 if isinstance(effect, Save):
-                    self._lives.pop(completion_id)
+                    self._forget(completion_id)
                     self._done.add(completion_id)
                     return _marked_if_damaged(effect.record, life)
+        life.texts.look_at(life.session)
         return None
 
+    def _forget(self, completion_id: str) -> _Life:
+        if self._texts is not None:
+            self._texts.lives.pop(name_of(completion_id), None)
+        return self._lives.pop(completion_id)
+
     def _end(self, completion_id: str) -> SessionRecord | None:
-        life = self._lives.pop(completion_id)
+        life = self._forget(completion_id)
         death = JOURNAL_DAMAGED if life.is_damaged else self._death
         try:
+            life.tell_texts()
             effects = life.session.handle(UpstreamFailed(death), life.last_at)
             (save,) = (effect for effect in effects if isinstance(effect, Save))
         except Exception as error:  # what an odd line left behind must not hold up the others
@@ -226,6 +253,6 @@ def _forgotten_request(line: Mapping[str, Any]) -> SessionRequest:
     )
 
 
-def _saved(segments: Iterable[Path]) -> set[str]:
+def _saved(segments: Iterable[Extent]) -> set[str]:
     """The completions that `saved` lines name, in whichever segment."""
-    return {completion_id for path in segments for completion_id in read_saved(path.read_bytes())}
+    return {completion_id for each in segments for completion_id in read_saved(each.read())}

@@ -10,7 +10,7 @@ from typing import Any
 
 from db.journal import Fsync, Journal
 from db.journal import writing as journal_module
-from db.journal.format import Damage, read_lines
+from db.journal.reading import Damage, read_lines
 from db.journal.replay import Replay
 from statemachine import (
     ChunkReceived,

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from db.journal import Fsync, Journal
-from db.journal.format import Damage, read_lines
+from db.journal.reading import Damage, read_lines
 from db.journal.recovery import Recovery
 from statemachine import SessionPolicy, SessionRecord, State, UpstreamFinished
 from tests.db.journal.journals import (

@@ -10,17 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.journal.format import (
-    Damage,
     begin_line,
     dump_json,
     events_of,
     events_record,
     load_json,
-    read_lines,
-    read_saved,
     request_of,
     saved_line,
 )
+from db.journal.reading import Damage, read_lines, read_saved
 from service.wire.jsontext import DEEPEST_NESTING, decode_json
 from statemachine import (
     AttemptStarted,

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.journal import Fsync, Journal
-from db.journal.format import read_lines
 from statemachine import SessionPolicy, SessionRequest
+from db.journal.reading import read_lines
+from statemachine import SessionPolicy
 from tests.db.journal.journals import (
     begin,
     ids,

@@ -8,7 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from db.journal import survey as survey_module
-from db.journal.format import Damage, _line, read_lines
+from db.journal.format import _line
+from db.journal.reading import Damage, read_lines
 from db.journal.recovery import Recovery
 from db.journal.survey import survey
 from statemachine import SessionRecord

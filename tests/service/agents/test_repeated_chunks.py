@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.journal import Fsync, Journal
-from db.journal.format import Damage, events_of, events_record, read_lines
+from db.journal.format import events_of, events_record
+from db.journal.reading import Damage, read_lines
 from service.agents.openai.pattern import learn
 from service.wire import ChunkEncoder, decode_json
 from statemachine import (
