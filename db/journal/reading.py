@@ -23,7 +23,7 @@ _SAVED = b' {"saved":['
 _ID = b'{"id":"'
 _NAME = re.compile(rb'\{"id":"((?:[^"\\]|\\.)*)"')
 _PAUSE_BYTES = 32 * 1024
-_FEW = 8
+FEW = 8
 """So many completions are looked for one by one, faster than line by line for all of them."""
 
 
@@ -82,7 +82,7 @@ def read_in_turns(
 ) -> Iterator[dict[str, Any] | Damage | Pause]:
     """The same with pauses, so that no stretch is long, but for the lines that `put_aside` reads."""
     names = None if only is None else names_of(only)
-    if names is not None and len(names) <= _FEW:
+    if names is not None and len(names) <= FEW:
         return _lines_of(data, names, put_aside)
     return _walk(data, _read_line, names, put_aside)
 

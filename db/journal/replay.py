@@ -20,7 +20,7 @@ import structlog
 from attrs import evolve
 
 from db.journal.format import VERSION, events_of, request_of
-from db.journal.reading import PAUSE, Damage, name_of, names_of, read_in_turns, read_saved
+from db.journal.reading import FEW, PAUSE, Damage, name_of, names_of, read_in_turns, read_saved
 from db.journal.repeats import pattern_of, run_of
 from db.journal.survey import Extent, note_damage
 from db.journal.texts import TextReader, Texts
@@ -119,7 +119,9 @@ class Replay:
         self._segments = [each if isinstance(each, Extent) else Extent(each) for each in segments]
         self._only = only
         self._lives: dict[str, _Life] = {}
-        self._texts = TextReader(None if only is None else names_of(only)) if shortcut else None
+        # The lines of a few are looked for, and nothing else is looked at.
+        passing = None if only is None or len(only) <= FEW else names_of(only)
+        self._texts = TextReader(passing) if shortcut else None
         self._done: set[str] = set()
         self.damages = 0
 

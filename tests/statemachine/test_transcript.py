@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statemachine import Transcript
+from statemachine import ChunkPattern, RepeatedChunks, Transcript
 from statemachine.tokens import estimate_tokens
 from tests.statemachine.conftest import chunk, finish_chunk, made_up, text_chunk
 
@@ -159,6 +159,28 @@ def test_odd_deltas_never_raise(deltas: list[dict[str, Any]]) -> None:
     """Whatever an upstream puts into a delta is folded somehow."""
     transcript = folded(*map(chunk, deltas))
     transcript.choices()
+
+
+def test_runs_that_there_is_room_for_fold_as_one() -> None:
+    """Until the text is measured, it makes no difference how many runs the texts come in; there is no
+    room after another chunk, nor where the text isn't plain."""
+    pattern = ChunkPattern(text_chunk(""), "content", b"", b"")
+    apart, together, parts = Transcript(), Transcript(), Transcript()
+    for transcript in (apart, together):
+        assert 0 == transcript.room_for(pattern)
+        transcript.fold_run(RepeatedChunks(pattern, ["one"], b'"one"'))
+        assert transcript.room_for(pattern) > 20
+    texts, literals = ["", " two", "\n"], [b'""', b'" two"', b'"\\n"']
+    for text, literal in zip(texts, literals, strict=True):
+        apart.fold_run(RepeatedChunks(pattern, [text], literal))
+    together.fold_run(RepeatedChunks(pattern, texts, b"\n".join(literals)))
+    assert apart.choices() == together.choices()
+    assert 4 == apart.chunk_count == together.chunk_count
+    together.fold(text_chunk("parsed"))
+    assert 0 == together.room_for(pattern)
+    parts.fold(chunk({"content": [{"type": "text", "text": "part"}]}))
+    parts.fold_run(RepeatedChunks(pattern, ["one"], b'"one"'))
+    assert 0 == parts.room_for(pattern)
 
 
 def test_token_estimates_count_utf8_bytes() -> None:
