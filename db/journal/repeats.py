@@ -23,7 +23,8 @@ from db.journal.format import dump_json, line_of
 from statemachine import ChunkPattern, RepeatedChunks
 from statemachine.chunks import NEW_LINE
 
-_BEFORE_PADDING = b'}}],"obfuscation":'
+BEFORE_PADDING = b'}}],"obfuscation":'
+BETWEEN_CHUNKS = b'},{"chunk":'
 _EVENTS = b',"events":[{"chunk":'
 _PATTERN = b'}],"pattern":'
 
@@ -70,7 +71,7 @@ def _record(
 ) -> bytes:
     literals, end = run.literals, b"}}]}"
     if run.pattern.between:
-        literals, end = literals.replace(run.pattern.between, _BEFORE_PADDING), b"}"
+        literals, end = literals.replace(run.pattern.between, BEFORE_PADDING), b"}"
     if NEW_LINE in literals:
         literals = literals.replace(b"\n", _separator(run.pattern, end))
     fields = (name, number, dumps(now), start, literals, end, tail)
@@ -78,14 +79,19 @@ def _record(
 
 
 def _separator(pattern: ChunkPattern, end: bytes) -> bytes:
-    return end + b'},{"chunk":' + _start_of_chunk(pattern)
+    return end + BETWEEN_CHUNKS + _start_of_chunk(pattern)
+
+
+def separator_of(pattern: ChunkPattern) -> bytes:
+    """What stands in a line between two texts, or between a padding and the next text."""
+    return _separator(pattern, b"}" if pattern.between else b"}}]}")
 
 
 def pattern_of(line: Mapping[str, Any]) -> ChunkPattern:
     """The pattern that a line makes known, as far as one needs it to send chunks again. Raises what
     odd lines make Python raise."""
     told = line["pattern"]
-    between = _BEFORE_PADDING if told["padded"] else b""
+    between = BEFORE_PADDING if told["padded"] else b""
     return ChunkPattern(told["chunk"], told["key"], b"", b"", between)
 
 

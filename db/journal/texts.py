@@ -1,8 +1,8 @@
-"""Reads lines of one more text each past JSON, and puts the texts aside: the shortcut of a replay.
+"""Reads lines of further texts past JSON, and puts the texts aside: the shortcut of a replay.
 
-Nearly every line of a journal is of one shape: another chunk of a known pattern (`db.journal.repeats`)
-in a completion that is being played already. One regular expression reads such a line, and its text
-waits beside its session until a line of another shape comes, or the end; then one event tells of all
+Nearly every line of a journal is of one shape: further chunks of a known pattern (`db.journal.repeats`)
+in a completion that is being played already. One regular expression reads such a line, and its texts
+wait beside its session until a line of another shape comes, or the end; then one event tells of all
 that wait. The records are the same as without it, tapes included, and to be so it takes only what it
 knows to be alike:
 
@@ -21,20 +21,23 @@ from collections.abc import Collection
 from typing import Protocol
 
 from db.journal.format import load_json
-from db.journal.repeats import start_of_text
+from db.journal.repeats import BEFORE_PADDING, BETWEEN_CHUNKS, separator_of, start_of_text
 from statemachine import ChunkPattern, ChunkReceived, RepeatedChunks, StreamSession
 from statemachine.tape import BACKSLASH
 
-_PLAIN = rb'[^"\\\x00-\x1f]*'
-# The last alternative is for no line: a search ends where it is, and never looks further.
+_PLAIN = rb'[^"\\\x00-\x1f]*+'
+_LITERAL = rb'"%b(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})%b)*+"' % (_PLAIN, _PLAIN)
+_PADDING = rb'\}\}\],"obfuscation":"[ !#-\[\]-~]*+"'
+_START = rb'\{"chunk":\{"choices":\[\{"index":[0-9]++,"delta":\{"[^"\\]*+":'
+# What is repeated is never given back: no shorter match would fit either. The last alternative is for
+# no line: a search ends where it is, and never looks further.
 _LINE = re.compile(
-    rb"([0-9a-f]{8}) ([0-9]{1,9}) ("
-    rb'\{"id":"([ !#-\[\]-~]+)","n":([1-9][0-9]{0,14}),'
-    rb'"at":((?:0|[1-9][0-9]{0,14})\.[0-9]{1,20})'
-    rb'(,"like":[0-9]+,"events":\[\{"chunk":\{"choices":\[\{"index":[0-9]+,"delta":\{"[^"\\]*":)'
-    rb'("%b(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})%b)*")'
-    rb'(\}\}\],"obfuscation":"[ !#-\[\]-~]*")?'
-    rb"(?(9)|\}\}\])\}\}\]\})\n|" % (_PLAIN, _PLAIN)
+    rb"([0-9a-f]{8}) ([0-9]{1,9}+) ("
+    rb'\{"id":"([ !#-\[\]-~]++)","n":([1-9][0-9]{0,14}+),'
+    rb'"at":((?:0|[1-9][0-9]{0,14}+)\.[0-9]{1,20}+)'
+    rb'(,"like":[0-9]++,"events":\[%b)'
+    rb"(%b(%b)?((?:(?:\}\}\])?\}\},%b%b(?:%b)?)+)?)"
+    rb"(?(9)|\}\}\])\}\}\]\})\n|" % (_START, _LITERAL, _PADDING, _START, _LITERAL, _PADDING)
 )
 _BLOCK_BYTES = 32 * 1024
 """As much is read in one go, about two hundred lines: a millisecond's worth at most."""
@@ -44,19 +47,29 @@ class Texts:
     """The texts of one session that wait.
 
     Attributes:
-        start: what stands before the text in a line that may be put aside; empty: none may.
+        start: what stands before the first text in a line that may be put aside; empty: none may.
+        separator: what stands between two of its texts.
         is_padded: each has a padding.
         is_ascii: one may have characters in ASCII.
         room: as many bytes may still be put aside.
-        literals: those that wait.
+        literals: those that wait, by line.
     """
 
-    __slots__ = ("_number", "_pattern", "is_ascii", "is_padded", "literals", "room", "start")
+    __slots__ = (
+        "_number",
+        "_pattern",
+        "is_ascii",
+        "is_padded",
+        "literals",
+        "room",
+        "separator",
+        "start",
+    )
 
     def __init__(self) -> None:
         self._pattern: ChunkPattern | None = None
         self._number = -1
-        self.start = b""
+        self.start = self.separator = b""
         self.is_padded = self.is_ascii = False
         self.room = 0.0
         self.literals: list[bytes] = []
@@ -73,6 +86,7 @@ class Texts:
         self.room = session.transcript.room_for(pattern)
         if self.room > 0:
             self.start = start_of_text(pattern, self._number)
+            self.separator = separator_of(pattern)
             self.is_padded = bool(pattern.between)
             self.is_ascii = session.transcript.tape.is_in_ascii
 
@@ -83,11 +97,12 @@ class Texts:
         if not literals or pattern is None:
             return
         self.literals = []
+        joined = b"\n".join(literals)
         if self.is_padded:
-            texts = [literal.partition(pattern.between)[0] for literal in literals]
+            texts = [line.partition(pattern.between)[0] for line in joined.split(b"\n")]
         else:
-            texts = literals
-        run = RepeatedChunks(pattern, load_json(b"[%b]" % b",".join(texts)), b"\n".join(literals))
+            texts = [joined.replace(b"\n", b",")]
+        run = RepeatedChunks(pattern, load_json(b"[%b]" % b",".join(texts)), joined)
         session.handle(ChunkReceived(run), now)
         # Apart they would have had no newlines between them, which count.
         newlines = len(literals) - 1
@@ -131,7 +146,7 @@ class TextReader:
         where the next line starts, the same one if none can."""
         position = start
         for found in _LINE.finditer(data, start, start + _BLOCK_BYTES):
-            checksum, size, source, name, number, at, before, literal, padding = found.groups()
+            checksum, size, source, name, number, at, before, *texts = found.groups()
             if source is None or len(source) != int(size):
                 break
             life = self.lives.get(name)
@@ -141,7 +156,7 @@ class TextReader:
             elif not (
                 before == life.texts.start
                 and zlib.crc32(source) == int(checksum, 16)
-                and _put(life.texts, literal, padding)
+                and _put(life.texts, *texts)
             ):
                 break
             else:
@@ -154,20 +169,29 @@ class TextReader:
         return position
 
 
-def _put(texts: Texts, literal: bytes, padding: bytes | None) -> bool:
-    """Put one aside. False if it has to be played by itself."""
+def _put(texts: Texts, literals: bytes, padding: bytes | None, further: bytes | None) -> bool:
+    """Put the texts of a line aside. False if it has to be played by itself.
+
+    Args:
+        literals: from its first text on to the end of the last text, or its padding.
+        padding: that of the first.
+        further: those of it that follow the first.
+    """
     if (padding is not None) != texts.is_padded:
         return False
-    if BACKSLASH in literal and not texts.is_ascii and literal.find(b"\\u") >= 0:
+    if further is not None:
+        literals = literals.replace(texts.separator, b"\n")
+        paddings = literals.count(b"\n") + 1 if texts.is_padded else 0
+        if BETWEEN_CHUNKS in literals or literals.count(BEFORE_PADDING) != paddings:
+            return False
+    if BACKSLASH in literals and not texts.is_ascii and literals.find(b"\\u") >= 0:
         return False
-    if not literal.isascii() and not _is_utf8(literal):
+    if not literals.isascii() and not _is_utf8(literals):
         return False
-    if padding is not None:
-        literal += padding
-    texts.room -= len(literal) + 1
+    texts.room -= len(literals) + 1
     if texts.room <= 0:
         return False
-    texts.literals.append(literal)
+    texts.literals.append(literals)
     return True
 
 

@@ -154,6 +154,9 @@ def spoiled(chance: Random, whole: bytes) -> Sequence[bytes]:
             (signed(source[:place] + odd + source[place:]),),
             (signed(source.replace(b'"like":', b'"like":1')),),
             (signed(source.replace(b'"n":', b'"n":0')),),
+            (signed(b'"index":1'.join(source.rsplit(b'"index":0', 1))),),
+            (signed(b'"delta":{"id":'.join(source.rsplit(b'"delta":{"content":', 1))),),
+            (signed(b'}}],"obfuscation":"x"}'.join(source.rsplit(b"}}]}", 2))),),
             (signed(source.replace(b'"n":', b'"n":1')),),
             (signed(source.replace(b'"at":', b'"at":0')),),
             (signed(source.replace(b'"at":', b'"at":1')),),
@@ -259,6 +262,10 @@ def begun(directory: Path) -> list[bytes]:
     return lines
 
 
+AND = b'}}]}},{"chunk":{"choices":[{"index":0,"delta":{"content":'
+"""What stands between two texts of a line."""
+
+
 class Counted(TextReader):
     """Counts the bytes that went past JSON."""
 
@@ -271,29 +278,33 @@ class Counted(TextReader):
 
 
 @pytest.mark.parametrize(
-    ("text", "is_taken"),
+    ("text", "says"),
     [
-        (b'" two"', True),
-        (b'"\\n\\"\\\\"', True),
-        ('"é漢"'.encode(), True),
-        (b'"\\u00e9"', False),
-        (b'"\xff"', False),
-        (b'"\\x"', False),
-        (b'"a","b"', False),
+        (b'" two"', " two"),
+        (b'"\\n\\"\\\\"', '\n"\\'),
+        ('"é漢"'.encode(), "é漢"),
+        (b'" two"%b" three"' % AND, " two three"),
+        (b'" two"%b" three"' % AND.replace(b"0", b"1"), None),
+        (b'" two"%b" three"' % AND.replace(b"content", b"contents"), None),
+        (b'" two"%b" three"' % AND.replace(b"}}]}", b'}}],"obfuscation":"x"}'), None),
+        (b'"\\u00e9"', None),
+        (b'"\xff"', None),
+        (b'"\\x"', None),
+        (b'"a","b"', None),
     ],
 )
 def test_what_is_read_past_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes, is_taken: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes, says: str | None
 ) -> None:
-    """A line of one more text is, if any reader takes it for the same; every other is left to one."""
+    """A line of further texts is, if any reader takes it for the same; every other is left to one."""
     monkeypatch.setattr("db.journal.replay.TextReader", Counted)
     monkeypatch.setattr(Counted, "read_bytes", 0)
     one_more = text_line(2, text)
     paths = written(tmp_path / "journal", [*begun(tmp_path / "made"), one_more], 1)
     (record,) = asyncio.run(collect(Replay(paths)))
-    assert (len(one_more) if is_taken else 0) == Counted.read_bytes
-    if is_taken:
-        assert ("one" + json.loads(text), 2.5) == (words(record), record.finished_at)
+    assert (0 if says is None else len(one_more)) == Counted.read_bytes
+    if says is not None:
+        assert (f"one{says}", 2.5) == (words(record), record.finished_at)
 
 
 def test_others_lines_are_passed_over(tmp_path: Path) -> None:
