@@ -119,13 +119,12 @@ def request_of(line: Mapping[str, Any]) -> tuple[SessionRequest, SessionPolicy]:
     )
 
 
-def own_request(source: bytes, completion_id: str) -> SessionRequest:
-    """The request in a line that this very process has written. Raises ValueError if it isn't whole, or
-    another's."""
-    read = _read_line(source, 0)
-    if read is None or read[0].get("id") != completion_id:
+def own_request(line: Mapping[str, Any] | None, completion_id: str) -> SessionRequest:
+    """The request in a line that this very process has written: quicker than `request_of`, which takes
+    nothing for granted. Raises ValueError if the line is none, or another's."""
+    if line is None or line.get("id") != completion_id:
         raise ValueError("it isn't the line that it was")
-    return SessionRequest(**read[0]["request"])
+    return SessionRequest(**line["request"])
 
 
 def events_of(line: Mapping[str, Any]) -> list[Event]:

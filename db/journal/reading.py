@@ -219,6 +219,12 @@ def _read_size(data: bytes, start: int) -> tuple[tuple[bytes | None, int, int], 
     return (known, start, after), after
 
 
+def line_in(data: bytes) -> dict[str, Any] | None:
+    """The one line that these bytes are; None if they are none."""
+    found = _read_line(data, 0)
+    return found[0] if found is not None and found[1] == len(data) else None
+
+
 def _read_line(data: bytes, start: int) -> tuple[dict[str, Any], int] | None:
     """The line that starts here, and where the next one should start; None if none does."""
     found = _source_at(data, start)

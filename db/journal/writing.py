@@ -32,6 +32,7 @@ from db.journal.format import (
     own_request,
     saved_line,
 )
+from db.journal.reading import line_in
 from db.journal.repeats import first_record, start_of_text, text_record
 from db.journal.replay import Replay
 from db.journal.segments import INCOMPLETE, PROBE_BYTES, WHOLE, Segment, sync_all
@@ -429,7 +430,7 @@ class Journal:
         if entry is None or entry.request is None:
             return None
         try:
-            return own_request(entry.segments[0].read(*entry.request), completion_id)
+            return own_request(line_in(entry.segments[0].read(*entry.request)), completion_id)
         except (OSError, ValueError) as error:
             log.error("request not readable", completion_id=completion_id, reason=str(error)[:200])
             return None

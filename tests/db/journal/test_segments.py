@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.journal import Fsync, Journal
-from statemachine import SessionPolicy, SessionRequest
 from db.journal.reading import read_lines
-from statemachine import SessionPolicy
+from statemachine import SessionPolicy, SessionRequest
 from tests.db.journal.journals import (
     begin,
     ids,
