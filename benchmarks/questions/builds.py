@@ -1,6 +1,6 @@
 """Compares this tree with another: CPU for a request, for 100 at once, for a chunk, and for a start.
 
-    git worktree add --detach ../before before-fast
+    git worktree add --detach ../before 83e57f8
     python -m benchmarks.questions.builds ../before
     python -m benchmarks.questions.builds ../before --rounds 12 --only short,arrival
 

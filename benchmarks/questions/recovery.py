@@ -1,7 +1,7 @@
 """Measures what it takes to bring a dead process's journal back, in this tree and in another.
 
     python -m benchmarks.questions.recovery                     # this tree alone
-    git worktree add --detach ../before db182dd
+    git worktree add --detach ../before 83e57f8
     python -m benchmarks.questions.recovery ../before
     python -m benchmarks.questions.recovery ../before --kind padded --megabytes 20 --json
 
