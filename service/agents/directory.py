@@ -102,7 +102,7 @@ class AgentDirectory:
                 self._close_if_unused(agent)
 
     def prepare_soon(self) -> None:
-        """Have each agent do beforehand what its first request would wait for."""
+        """Have each agent do what can wait until the service serves."""
         previous = self._preparing
         self._preparing = asyncio.create_task(self._prepare(previous), name="prepare agents")
 
@@ -197,10 +197,12 @@ class AgentDirectory:
 
 
 def load_for(configs: Iterable[AgentConfig]) -> None:
-    """Import what these agents import when they are first asked, so that processes that are forked
-    hereafter share its memory."""
+    """Import what these agents import late, so that processes that are forked hereafter share its
+    memory."""
     if any(isinstance(config, OpenAIAgentConfig) for config in configs):
-        pass
+        from service.agents.openai.specimen import load
+
+        load()
 
 
 def askable(agents: tuple[Agent, ...], model: str) -> tuple[Agent, ...]:

@@ -119,8 +119,8 @@ class Agent(Protocol):
         """
 
     async def prepare(self) -> None:
-        """Do what its first request would otherwise wait for; to be called once the service serves, and
-        not before: it may take a while. Cancelled, it leaves that to the first request."""
+        """Do what takes a while and can be done once the service serves. Cancelled, it leaves that to the
+        requests that need it."""
 
     async def models(self) -> list[dict[str, Any]]:
         """OpenAI model objects that can be asked for here. Never raises: an upstream that can't

@@ -1,7 +1,8 @@
 """Sends requests to one backend as the SDK would, over aiohttp's connections.
 
 The SDK takes about a millisecond to build a request, and only the body and one header differ from
-call to call. So it words one specimen for each path, whose URL and headers serve from then on.
+call to call. So it words one specimen for each path, whose URL and headers serve from then on; until it
+is loaded, what it is known to say does (`known`).
 aiohttp, which the SDK would use as well, sends them, and the response is read without the layers
 above aiohttp's own reader.
 """
@@ -9,20 +10,24 @@ above aiohttp's own reader.
 import asyncio
 import ssl
 import urllib.request
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
+import structlog
 from multidict import CIMultiDict
 from yarl import URL
 
 from service.agents.openai.direct import Direct
+from service.agents.openai.known import Specimen, known_specimen
 from service.agents.openai.lane import LaneConnector, is_tested
 from service.agents.openai.response import Response
 
 if TYPE_CHECKING:
     from service.agents.openai.specimen import Sdk
+
+log = structlog.get_logger(__name__)
 
 _LIMITS: dict[str, Any] = {
     "max_line_size": 65_536,
@@ -87,6 +92,8 @@ class Connection:
         # Token deadlines are the relay's; here only connecting is timed.
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds)
         self._session: aiohttp.ClientSession | None = None
+        self._old_sessions: list[aiohttp.ClientSession] = []
+        self._specimens: dict[str, Specimen] = {}
         self._urls: dict[str, URL] = {}
         self._directs: dict[str, Direct] = {}
         self._proxy: str | None = None
@@ -115,16 +122,27 @@ class Connection:
         return self._send("GET", path, headers)
 
     async def prepare(self, path: str) -> None:
-        """Do once what a path's first request would wait for: some 0.2 s, which hold up nobody. Cancelled,
-        it leaves that to the next."""
-        if path not in self._urls:
-            await self._prepare(path)
+        """Load the SDK, in a thread, and see whether a path is asked as it would; if not, ask so from now
+        on. Cancelled, it leaves all as it is."""
+        specimen = await self._sdks_specimen(path)
+        async with self._preparing:
+            if (used := self._specimens.get(path)) is not None and used != specimen:
+                log.warning("the SDK words requests otherwise than was known", path=path)
+                self._specimens.clear()
+                self._urls.clear()
+                self._directs.clear()
+                if self._session is not None:
+                    self._old_sessions.append(self._session)
+                    self._session = None
+            if path not in self._urls:
+                await self._use(path, specimen)
 
     async def close(self) -> None:
         """Give back every connection."""
         self.is_closed = True
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, *self._old_sessions):
+            if session is not None:
+                await session.close()
 
     async def _send(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
@@ -178,27 +196,31 @@ class Connection:
     async def _prepare(self, path: str) -> URL:
         async with self._preparing:
             if path not in self._urls:
-                # The SDK's import takes 0.2 s; and so short a use of it isn't worth keeping it.
-                sdk = await asyncio.to_thread(
-                    _make_sdk, self._base_url, self._api_key, self._headers
-                )
-                try:
-                    specimen = await sdk.specimen(path)
-                finally:
-                    await sdk.close()
-                url = URL(specimen.url, encoded=True)
-                if self._query:
-                    query = quote(self._query, safe=_AS_IT_IS)
-                    url = URL(f"{url}?{query}", encoded=True)
-                if self._session is None:
-                    self._proxy = _proxy_for(url)
-                    self._session = await self._open_session(url, specimen.headers)
-                self._urls[path] = url
+                known = known_specimen(self._base_url, self._api_key, self._headers, path)
+                await self._use(path, known or await self._sdks_specimen(path))
         return self._urls[path]
 
-    async def _open_session(
-        self, url: URL, headers: Sequence[tuple[str, str]]
-    ) -> aiohttp.ClientSession:
+    async def _use(self, path: str, specimen: Specimen) -> None:
+        """Ask a path so from now on."""
+        url = URL(specimen.url, encoded=True)
+        if self._query:
+            query = quote(self._query, safe=_AS_IT_IS)
+            url = URL(f"{url}?{query}", encoded=True)
+        if self._session is None:
+            self._proxy = _proxy_for(url)
+            self._session = await self._open_session(url, specimen.headers)
+        self._specimens[path] = specimen
+        self._urls[path] = url
+
+    async def _sdks_specimen(self, path: str) -> Specimen:
+        # The SDK's import takes up to a second; so short a use of it isn't worth keeping it.
+        sdk = await asyncio.to_thread(_make_sdk, self._base_url, self._api_key, self._headers)
+        try:
+            return await sdk.specimen(path)
+        finally:
+            await sdk.close()
+
+    async def _open_session(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientSession:
         tls: ssl.SSLContext | bool = True
         if url.scheme == "https" or self._proxy is not None:
             tls = await asyncio.to_thread(_trusted_authorities)

@@ -1,29 +1,20 @@
 """Has the SDK word a request that goes nowhere: its address and its headers serve from then on.
 
-The only file that sees `openai` and `httpx2`, and nobody imports it before it is needed: the SDK takes
-longer to import than all the rest of the service, and 18 MB.
+The only file that sees `openai` and `httpx2`, and nobody imports it before it is needed; of these the
+SDK comes last, as its import takes longer than that of all the rest of the service, and 18 MB.
 """
 
 import ssl
 from collections.abc import Mapping
 
 import httpx2
-import openai
-from attrs import frozen
 
-_NO_KEY = "no-key-needed"
+from service.agents.openai.known import NO_KEY, Specimen
+
 _NOT_OURS = frozenset(("host", "content-length", "connection"))
 """Headers that aiohttp writes itself."""
 _ABOUT_THE_SDK = "x-stainless-"
 """What the SDK tells of itself: its retries and timeouts, which aren't used here, and the machine."""
-
-
-@frozen
-class Specimen:
-    """What all requests to a path have in common."""
-
-    url: str
-    headers: tuple[tuple[str, str], ...]
 
 
 class Sdk:
@@ -36,10 +27,12 @@ class Sdk:
     """
 
     def __init__(self, base_url: str, api_key: str | None, headers: Mapping[str, str]) -> None:
+        import openai
+
         self._headers = dict(headers)
         self._recorder = _Recorder()
         self._client = openai.AsyncOpenAI(
-            api_key=api_key or _NO_KEY,
+            api_key=api_key or NO_KEY,
             base_url=base_url,
             max_retries=0,
             http_client=httpx2.AsyncClient(transport=self._recorder),
@@ -52,13 +45,18 @@ class Sdk:
         )
         request = self._recorder.request
         assert request is not None
-        headers = request.headers.multi_items()
-        ours = tuple((name, value) for name, value in headers if _is_ours(name.lower()))
+        named = ((name.lower(), value) for name, value in request.headers.multi_items())
+        ours = {name: value for name, value in named if _is_ours(name)}
         return Specimen(str(request.url), ours)
 
     async def close(self) -> None:
         """Let go of it."""
         await self._client.close()
+
+
+def load() -> None:
+    """Import the SDK."""
+    import openai  # noqa: F401
 
 
 def trusted_authorities() -> ssl.SSLContext:
