@@ -1,4 +1,4 @@
-"""Compares our service with nginx, a textbook service and LiteLLM under one load on this machine.
+"""Compares our service with nginx, a textbook service, one in Rust and LiteLLM under one load.
 
 Backend, client and PostgreSQL share one core, the server that is measured has one of its own.
 Every answer's chunks are counted and timed one by one; CPU time is the server's own, from /proc.
@@ -17,9 +17,10 @@ contenders:
   aiohttp   forty lines that pass bytes on: the framework's part of what ours costs
   nginx     proxy_pass, unbuffered: the floor (left out if it isn't installed)
   textbook  FastAPI, openai SDK, asyncpg, the answer saved at its end
+  rust      rig-core, axum, sqlx, saved at the end and when it breaks off (left out without cargo)
   litellm   LiteLLM's proxy, nothing kept
 
-The last two are installed into var/bench/ when they are first asked for.
+The last three are installed or built into var/bench/ when they are first asked for.
 
 examples:
   make bench                                         everything, about twenty minutes
@@ -137,7 +138,8 @@ def _flags() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--workloads", default=",".join(WORKLOADS), metavar="A,B", help="default: all")
-    add("--contenders", default=",".join(CONTENDERS), metavar="A,B", help="default: all")
+    default = ",".join(name for name, each in CONTENDERS.items() if not each.is_on_demand)
+    add("--contenders", default=default, metavar="A,B", help=f"default: {default}")
     add("--quick", action="store_true", help="fewer rounds, shorter streams: two or three minutes")
     add("--growth", action="store_true", help="our figures with 10 to 5,000 open streams too")
     add("--profile", action="store_true", help="no figures: py-spy's top ten functions instead")
