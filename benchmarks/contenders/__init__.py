@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.contenders import rust
+from benchmarks.contenders import ogx, rust
 from benchmarks.contenders.contender import Contender, Missing, Place, Target
 from benchmarks.stand.running import agent, answers, environment, free_port, process, service
 from service import __version__
@@ -233,6 +233,17 @@ CONTENDERS = {
             why_no_more="opening more takes minutes",
             burst_share=0.02,
             most_rounds=2,
+        ),
+        Contender(
+            "ogx",
+            "OGX, completions stored after they are answered",
+            ogx.start,
+            lambda: _pinned("ogx", "ogx"),
+            idle_streams=500,
+            why_no_more="opening more takes minutes",
+            burst_share=0.02,
+            most_rounds=2,
+            is_on_demand=True,
         ),
     )
 }

@@ -125,9 +125,9 @@ def agent(upstream_port: int) -> dict[str, Any]:
 
 
 @contextmanager
-def upstream() -> Iterator[int]:
+def upstream(module: str = "benchmarks.stand.upstream") -> Iterator[int]:
     """The stand-in backend's port."""
-    command = [sys.executable, "-m", "benchmarks.stand.upstream"]
+    command = [sys.executable, "-m", module]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
         try:
@@ -202,23 +202,56 @@ def scene() -> Iterator[Scene]:
         yield Scene(directory, server, stack.enter_context(upstream()))
 
 
-def environment(name: str, requirements: Path, tell: Callable[[str], None]) -> Path:
-    """The programs of a virtual environment with these requirements and the Python that runs this;
-    made when it is missing or was made with others.
+def environment(
+    name: str,
+    requirements: Path,
+    tell: Callable[[str], None],
+    python: str = sys.executable,
+    is_closed: bool = False,
+) -> Path:
+    """The programs of a virtual environment with these requirements; made when it is missing or was
+    made with others.
+
+    Args:
+        python: the interpreter that it is made with.
+        is_closed: the requirements name all that is to be installed, whatever else they ask for.
 
     Raises `subprocess.CalledProcessError` if they can't be installed.
     """
     directory = ENVIRONMENTS / name
     made = directory / "requirements.txt"
-    wanted = f"# Python {sys.version} of {sys.base_prefix}\n{requirements.read_text('utf-8')}"
+    wanted = f"# {_identity(python)}\n{requirements.read_text('utf-8')}"
     if not made.exists() or made.read_text("utf-8") != wanted:
         tell(f"installing {name} into {directory.relative_to(ROOT)} (once; this can take minutes)")
         started = time.monotonic()
-        subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
+        subprocess.run([python, "-m", "venv", "--clear", directory], check=True)
         pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-        subprocess.run(
-            [*pip, "--disable-pip-version-check", "--requirement", str(requirements)], check=True
-        )
+        pip += ["--disable-pip-version-check", *(["--no-deps"] if is_closed else [])]
+        subprocess.run([*pip, "--requirement", str(requirements)], check=True)
         made.write_text(wanted, "utf-8")
         tell(f"installed {name} in {time.monotonic() - started:.0f} s")
     return directory / "bin"
+
+
+def _identity(python: str) -> str:
+    shown = "import sys; print('Python', sys.version, 'of', sys.base_prefix)"
+    return subprocess.run(
+        [python, "-c", shown], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def interpreter(*versions: str) -> str | None:
+    """The first Python of one of these versions that really runs: this one, one on the path, or one
+    that pyenv keeps; version managers leave shims that don't."""
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if running in versions:
+        return sys.executable
+    kept = Path.home() / ".pyenv" / "versions"
+    for version in versions:
+        for python in (f"python{version}", *sorted(kept.glob(f"{version}.*/bin/python"))):
+            try:
+                _identity(str(python))
+                return str(python)
+            except (OSError, subprocess.CalledProcessError):
+                continue
+    return None
