@@ -29,8 +29,9 @@ from benchmarks.instructions.counting import NotCounted, total
 from benchmarks.instructions.lockstep import Kind, backend_and_client, next_chunk
 from benchmarks.instructions.recorded import record, recorded, verdicts
 from benchmarks.instructions.saving import module_of
+from benchmarks.questions.gateway import is_good, turn
 from benchmarks.stand.client import Answer, Connection, connect, steer, wait_all
-from benchmarks.stand.plan import Plan
+from benchmarks.stand.plan import Plan, is_streamed
 from benchmarks.stand.running import service, upstream
 from db.embedded import EmbeddedPostgres
 from service.agents.openai.decoder import SseDecoder
@@ -164,6 +165,22 @@ async def test_the_backend_keeps_its_pace(backend: int) -> None:
     answer, _ = await ask(backend, Plan(11, 20_000))
     assert answer.whole_ms is not None
     assert 170 < answer.whole_ms < 2_000
+
+
+@pytest.mark.parametrize("kind", ["plain", "streamed"])
+async def test_a_gateway_is_asked_so_often(backend: int, kind: str) -> None:
+    """A turn has as many requests as were asked for, whole objects or streams, all of them good."""
+    load = await turn(Target(DIRECT, backend, None), kind, 25, 4)
+    assert (25, True) == (len(load.answers), all(is_good(each, kind) for each in load.answers))
+    assert not is_good(Answer(), kind)
+    await asyncio.sleep(0)
+
+
+def test_who_asks_for_no_stream_gets_none() -> None:
+    """A request that doesn't say, or says no, is for one object, however its JSON is spaced."""
+    plan = Plan(1)
+    assert is_streamed(plan.request()) and not is_streamed(plan.request(is_streamed=False))
+    assert [True, False] == [is_streamed(b'{"stream":true}'), is_streamed(b"{}")]
 
 
 async def test_held_streams_end_when_told(backend: int) -> None:

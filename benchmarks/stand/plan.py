@@ -13,6 +13,7 @@ from attrs import frozen
 Shape = Literal["paced", "unlike", "big", "small", "held"]
 
 _PLAN = re.compile(rb"plan shape=([a-z]+) chunks=(\d+) interval_us=(\d+)")
+_STREAMED = re.compile(rb'"stream": ?true')
 
 STAMP = re.compile(rb"@(\d{7}) (\d{19})([;!])")
 """A chunk's text: its number from 0, `time.monotonic_ns` when it was sent, `!` on the last."""
@@ -38,11 +39,12 @@ class Plan:
     shape: Shape = "paced"
     history_bytes: int = 0
 
-    def request(self, key: str | None = None) -> bytes:
+    def request(self, key: str | None = None, is_streamed: bool = True) -> bytes:
         """The HTTP request that asks for it, in the conversation of that key."""
         text = f"plan shape={self.shape} chunks={self.chunks} interval_us={self.interval_us}"
         messages = [*_history(self.history_bytes), {"role": "user", "content": text}]
-        body = json.dumps({"model": "bench", "stream": True, "messages": messages}).encode()
+        asked = {"model": "bench", "stream": is_streamed, "messages": messages}
+        body = json.dumps(asked).encode()
         conversation = f"X-Conversation-Id: {key}\r\n" if key else ""
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -71,3 +73,8 @@ def _history(size: int) -> list[dict[str, str]]:
         {"role": ("user", "assistant")[number % 2], "content": row}
         for number, row in enumerate(rows)
     ]
+
+
+def is_streamed(body: bytes) -> bool:
+    """Whether a request asks for chunks; who doesn't say gets one object, as from OpenAI."""
+    return _STREAMED.search(body) is not None

@@ -1,7 +1,8 @@
 """Stands in for a model's backend, cheaply enough not to be what is measured.
 
 Run as its own process, `python -m benchmarks.stand.upstream` prints its port. It answers every chat
-completion as the plan in its message says (`benchmarks.stand.plan`). Two more calls steer it:
+completion as the plan in its message says (`benchmarks.stand.plan`), and one that asks for no stream
+at once with a single object. Two more calls steer it:
 
 - `POST /end?within_ms=1000` ends every stream that is open, evenly over that time;
 - `POST /lag` says by how many milliseconds a paced chunk was late at most since it was last asked,
@@ -19,8 +20,9 @@ import time
 from collections.abc import Callable
 from itertools import cycle
 from math import gcd
+from typing import Any
 
-from benchmarks.stand.plan import LAST, MORE, Plan
+from benchmarks.stand.plan import LAST, MORE, Plan, is_streamed
 
 _HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -50,6 +52,21 @@ _FIRST = _chunk('{"role":"assistant","content":"@%07d %019d%b"}')
 _NEXT = _chunk('{"content":"@%07d %019d%b"}')
 _UNLIKE = _chunk('{"content":"@%07d %019d%b"}', more=',"obfuscation":"%07d"')
 _END = _chunk("{}", '"stop"') + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+
+
+def _whole(plan: Plan) -> dict[str, Any]:
+    """An answer that isn't streamed, with the text that its chunks would have."""
+    now, last = time.monotonic_ns(), plan.chunks - 1
+    stamps = [b"@%07d %019d%b" % (n, now, LAST if n == last else MORE) for n in range(plan.chunks)]
+    message = {"role": "assistant", "content": b"".join(stamps).decode()}
+    return {
+        "id": "up",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": "bench",
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": last + 1, "total_tokens": last + 10},
+    }
 
 
 class Pace:
@@ -187,7 +204,9 @@ class Connection(asyncio.Protocol):
         elif path.startswith(b"/lag"):
             self._answer({"lag_ms": self._upstream.lag_ms()})
         elif plan is None:
-            self._answer({"object": "list", "data": []})
+            self._answer({"object": "list", "data": [{"id": "bench", "object": "model"}]})
+        elif not is_streamed(body):
+            self._answer(_whole(plan))
         else:
             self._begin(plan)
 
