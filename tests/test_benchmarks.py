@@ -30,6 +30,7 @@ from benchmarks.instructions.lockstep import Kind, backend_and_client, next_chun
 from benchmarks.instructions.recorded import record, recorded, verdicts
 from benchmarks.instructions.saving import module_of
 from benchmarks.questions.gateway import is_good, turn
+from benchmarks.stand import lines
 from benchmarks.stand.client import Answer, Connection, connect, steer, wait_all
 from benchmarks.stand.plan import Plan, is_streamed
 from benchmarks.stand.running import service, upstream
@@ -181,6 +182,16 @@ def test_who_asks_for_no_stream_gets_none() -> None:
     plan = Plan(1)
     assert is_streamed(plan.request()) and not is_streamed(plan.request(is_streamed=False))
     assert [True, False] == [is_streamed(b'{"stream":true}'), is_streamed(b"{}")]
+
+
+def test_stores_are_given_the_same_conversations() -> None:
+    """A question says which it is, so the backend knows the answer to the last one; all of them
+    are the same each time, and differ."""
+    asked = " ".join((lines.question(7, 0), lines.answer(7, 0), lines.question(7, 1)))
+    assert (7, 1) == lines.asked_last(asked.encode())
+    makers = (lines.question, lines.answer)
+    texts = [make(talk, number) for make in makers for talk in (0, 1) for number in (0, 1)]
+    assert len({*texts}) == 8 and lines.answer(1, 1) == texts[-1]
 
 
 async def test_held_streams_end_when_told(backend: int) -> None:
