@@ -19,8 +19,9 @@ contenders:
   textbook  FastAPI, openai SDK, asyncpg, the answer saved at its end
   rust      rig-core, axum, sqlx, saved at the end and when it breaks off (left out without cargo)
   litellm   LiteLLM's proxy, nothing kept
+  ogx       OGX, its completions stored; only when it is named
 
-The last three are installed or built into var/bench/ when they are first asked for.
+The last four are installed or built into var/bench/ when they are first asked for.
 
 examples:
   make bench                                         everything, about twenty minutes

@@ -22,7 +22,7 @@ from benchmarks.comparison.holding import Held, hold
 from benchmarks.comparison.loads import at_once, spread
 from benchmarks.comparison.report import write_markdown
 from benchmarks.comparison.targets import targets
-from benchmarks.contenders import CONTENDERS, Place, Target, our_config
+from benchmarks.contenders import CONTENDERS, Missing, Place, Target, our_config
 from benchmarks.instructions.__main__ import main, report
 from benchmarks.instructions.costs import FIGURES
 from benchmarks.instructions.counting import NotCounted, total
@@ -244,6 +244,14 @@ def test_targets_are_judged() -> None:
     assert "not measured" == verdicts["paced: CPU per chunk ≤ 1/15 of LiteLLM's"]
     assert "missed" == targets(some_results(61.0, 20.0))[0].verdict
     assert "missed" == targets(some_results(61.0, -0.1))[0].verdict
+
+
+@pytest.mark.parametrize("name", ["nginx", "rust"])
+def test_who_lacks_a_tool_is_left_out(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A contender whose program or compiler isn't here is missing, with a word on what to install."""
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(Missing, match="not installed"):
+        CONTENDERS[name].version()
 
 
 def test_what_is_added_is_added_to_the_backends_median() -> None:
