@@ -1,8 +1,12 @@
 """Requests go below aiohttp's session, and say and mean what a session's would."""
 
 import asyncio
+import shutil
+import ssl
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -153,3 +157,36 @@ async def test_a_closed_agent_opens_nothing_any_more(make_agent: MakeAgent) -> N
     await agent.close()
     await asyncio.wait((preparing,))
     assert agent._connection._session is None or agent._connection._session.closed
+
+
+@pytest.fixture
+async def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Backend]:
+    """A backend behind TLS, whose certificate this process trusts."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    backend = Backend()
+    app = web.Application(client_max_size=1 << 25)
+    app.router.add_post("/v1/chat/completions", backend.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    backend.url = f"https://127.0.0.1:{runner.addresses[0][1]}/v1"
+    yield backend
+    await runner.cleanup()
+
+
+async def test_tls_is_spoken_as_before(trusted: Backend, make_agent: MakeAgent, way: str) -> None:
+    """Large requests too, one after the other on one connection."""
+    agent = make_agent(base_url=trusted.url)
+    for size in (1, 900_000, 1):
+        assert await collect(agent, call(user="x" * size))
+        assert size < len(trusted.bodies[-1])
+    assert 1 == len({request.protocol for request in trusted.requests})
