@@ -120,11 +120,13 @@ class _Server(web.Server):
     def _look(self) -> None:
         self._looks = None
         shortest = usual = self.send_timeout_seconds()
-        for connection, transport in tuple(self._connections.items()):
-            assert isinstance(connection, ClientConnection)
-            shortest = min(shortest, connection.look(transport, usual))
-        if self._connections:
-            self.look_within(shortest)
+        try:
+            for connection, transport in tuple(self._connections.items()):
+                assert isinstance(connection, ClientConnection)
+                shortest = min(shortest, connection.look(transport, usual))
+        finally:  # even after a mistake of ours, a stuck client must not be left alone for ever
+            if self._connections:
+                self.look_within(shortest)
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # aiohttp's
         """Wait a little for slow readers, then end every connection."""

@@ -63,7 +63,11 @@ class Probe:
     def _look(self) -> None:
         if self._transport.is_closing():
             return
-        if tcp_info(self._transport, _STATE_BYTES) == _TCP_CLOSE:
+        try:
+            is_gone = tcp_info(self._transport, _STATE_BYTES) == _TCP_CLOSE
+        except OSError:  # closed just before
+            return
+        if is_gone:
             self._transport.abort()
         else:
             self._look_later()

@@ -26,8 +26,9 @@ def tcp_info(transport: asyncio.BaseTransport, size: int) -> bytes | None:
     Raises OSError: it was closed just before.
     """
     sock = internet_socket(transport)
-    return (
-        None
-        if sock is None or _TCP_INFO is None
-        else sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, size)
-    )
+    if sock is None or _TCP_INFO is None:
+        return None
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, size)
+    except ValueError as error:  # uvloop's, of a descriptor that it has closed
+        raise OSError(str(error)) from None
