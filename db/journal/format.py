@@ -144,7 +144,7 @@ def load_json(source: bytes) -> Any:
     """The value of such a source. Raises ValueError."""
     try:
         return orjson.loads(source)
-    except orjson.JSONDecodeError:  # what orjson refuses to write it refuses to read
+    except orjson.JSONDecodeError:  # half a character, or more levels than orjson reads
         return json.loads(source)
 
 

@@ -83,9 +83,14 @@ class Segment:
         """A part of the file. Raises OSError, also unless it was kept readable."""
         return os.pread(self._reader, length, offset)
 
-    def is_deleted(self) -> bool:
-        """True if somebody removed the file that is still written to."""
-        return self.fd is not None and os.fstat(self.fd).st_nlink == 0
+    def harm(self) -> str | None:
+        """What somebody has done to the file that is still written to: "deleted" or "cut" it."""
+        if self.fd is None:
+            return None
+        found = os.fstat(self.fd)
+        if found.st_nlink == 0:
+            return "deleted"
+        return "cut" if found.st_size < self.size else None
 
     def end(self) -> None:
         """Let go of the file for good; nothing is read from it any more."""

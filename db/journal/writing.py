@@ -179,7 +179,7 @@ class Journal:
         """
         if self.size >= self._max_bytes or request.completion_id in self._entries:
             return False
-        if self._segments and self._segments[-1].is_deleted() and not self._start_over():
+        if self._segments and (harm := self._segments[-1].harm()) and not self._go_on(harm):
             return False
         entry = self._entries[request.completion_id] = _Entry(request.completion_id)
         line = begin_line(request, policy)
@@ -287,9 +287,20 @@ class Journal:
         with contextlib.suppress(OSError):  # gone, or read-only: nothing can be noted here
             (self.directory / old).rename(self.directory / new)
 
+    def _go_on(self, harm: str) -> bool:
+        """Go on in another file, after somebody deleted or cut this one: what running sessions had written
+        is gone. False if that can't be."""
+        if harm == "cut":
+            log.error("journal cut while in use", directory=str(self.directory))
+        elif not self._start_over():
+            return False
+        for entry in self._entries.values():
+            entry.is_whole = False
+        self._rotate()
+        return True
+
     def _start_over(self) -> bool:
-        """Make the directory anew, after somebody deleted it: what running sessions had written is
-        gone. False if it can't be made."""
+        """Make the directory anew. False if it can't be made."""
         log.error("journal deleted while in use", directory=str(self.directory))
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -301,9 +312,6 @@ class Journal:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.close(self._lock)
         self._lock = lock
-        for entry in self._entries.values():
-            entry.is_whole = False
-        self._rotate()
         return True
 
     # --- segments ---------------------------------------------------------------------------

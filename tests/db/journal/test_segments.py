@@ -1,5 +1,6 @@
 """Segments of the journal: which stay, which go, and how large all of them get."""
 
+import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -193,4 +194,18 @@ def test_a_request_that_the_disk_spoils_is_not_given_back(tmp_path: Path) -> Non
     data[5000] ^= 1
     path.write_bytes(data)
     assert journal.request("c") is None
+    journal.close()
+
+
+def test_a_journal_that_is_cut_while_in_use_goes_on_in_another_file(tmp_path: Path) -> None:
+    """What comes afterwards is written, and read back, where it is."""
+    journal = open_journal(tmp_path)
+    assert journal.begin(large_request("before"), SessionPolicy())
+    (path,) = segments(journal.directory)
+    os.truncate(path, 0)
+    assert journal.begin(large_request("after"), SessionPolicy())
+    assert journal.request("before") is None
+    assert large_request("after") == journal.request("after")
+    assert not journal.has_whole("before")
+    assert journal.has_whole("after")
     journal.close()
