@@ -7,6 +7,7 @@ Integers past 64 bits are read as the nearest double, as browsers do, whoever re
 
 import json
 import math
+import re
 from typing import Any
 
 import orjson
@@ -20,6 +21,9 @@ in the middle of an answer); real requests and chunks have at most some twenty."
 
 _DEEPEST_WRITTEN = 254
 """Levels that orjson writes; `tests/service/wire/test_jsontext.py` notices if it writes more."""
+_PIECE_BYTES = 128 * 1024
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]")
 _LEAST, _MOST = -(2**63), 2**64 - 1
 """The integers that orjson reads as such."""
 _LONGEST_INTEGER = len(str(_MOST))
@@ -34,8 +38,8 @@ def decode_json(data: bytes | bytearray, most_values: int | None = None) -> Any:
     """The value of a JSON text in UTF-8.
 
     Args:
-        most_values: how many keys and values it may have; half a character (a lone surrogate),
-            which costs as much as a value, is counted as one. None: as many as it likes.
+        most_values: how many keys and values it may have, and how many halves of characters (lone
+            surrogates), which cost as much. None: as many as it likes.
 
     Raises:
         TooManyValues: it has more.
@@ -53,7 +57,7 @@ def decode_json(data: bytes | bytearray, most_values: int | None = None) -> Any:
     except orjson.JSONDecodeError:
         if b"\\u" not in data:
             raise
-        if most_values is not None and data.count(b"\\ud") + data.count(b"\\uD") > most_values:
+        if most_values is not None and _has_more_halves(data, most_values):
             raise TooManyValues from None
         is_deep = may_be_deep and is_nested_deeper(data, DEEPEST_NESTING)
         value = None if is_deep else _decode_slowly(data)
@@ -102,6 +106,20 @@ def _decode_slowly(data: bytes | bytearray) -> Any:
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _has_more_halves(data: bytes | bytearray, most: int) -> bool:
+    """True if a text has more escapes than this that are half a character without its other half, give or
+    take one for each piece that is looked at: others get their turns between two of them."""
+    if data.count(b"\\ud") + data.count(b"\\uD") <= most:
+        return False
+    count = 0
+    for start in range(0, len(data), _PIECE_BYTES):
+        piece = data[start : start + _PIECE_BYTES]
+        count += len(_HALF.findall(piece)) - 2 * len(_PAIR.findall(piece))
+        if count > most:
+            return True
+    return False
 
 
 def _refuse_number(name: str) -> None:

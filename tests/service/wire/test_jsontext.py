@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.wire import decode_json, encode_json
-from service.wire.jsontext import DEEPEST_NESTING
+from service.wire.jsontext import DEEPEST_NESTING, TooManyValues
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=20)
 """Text with lone surrogates and NULs in it."""
@@ -158,3 +158,23 @@ def test_writing_refuses_what_is_too_deep() -> None:
     """A value that not even the standard library can write raises ValueError."""
     with pytest.raises(ValueError):
         encode_json(nested(100_000))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_taken"),
+    [
+        ("\U0001f600" * 60_000 + "\ud800", True),
+        ("\ud55c" * 110_000 + "\ud800", True),
+        ("\ud800x" * 90_000, True),
+        ("\ud800x" * 110_000, False),
+        ("\udc00" * 110_000, False),
+    ],
+)
+def test_only_half_characters_count_as_such(text: str, is_taken: bool) -> None:
+    """Whole ones that are escaped, as Python writes them, don't."""
+    data = json.dumps({"content": text}).encode()
+    if is_taken:
+        assert {"content": text} == decode_json(data, 100_000)
+    else:
+        with pytest.raises(TooManyValues):
+            decode_json(data, 100_000)
