@@ -16,9 +16,12 @@ NO_KEY = "no-key-needed"
 """What a backend is sent that asks for none: the SDK can't do without a key."""
 _COMPARED_WITH = ("3.54.",)
 _PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(:[1-9][0-9]{0,4})?(/[A-Za-z0-9._~/-]*)?")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _DEFAULT_PORTS = ("http", ":80"), ("https", ":443")
 _UNDERSTOOD = frozenset(("OPENAI_API_KEY", "OPENAI_BASE_URL"))
-"""Variables of which ours is the last word; of any other the SDK knows what it means."""
+"""Variables of which ours is the last word."""
+_SENT = {"OPENAI_ORG_ID": "openai-organization", "OPENAI_PROJECT_ID": "openai-project"}
+"""Variables and their headers; what any other means the SDK knows."""
 
 
 @frozen
@@ -41,7 +44,11 @@ def known_specimen(
     installed = _installed()
     if not installed.startswith(_COMPARED_WITH) or not _is_plain(base_url):
         return None
-    if any(name.startswith("OPENAI_") and name not in _UNDERSTOOD for name in os.environ):
+    named = {name: value for name, value in os.environ.items() if name.startswith("OPENAI_")}
+    sent = {
+        _SENT[name]: named.pop(name) for name in _SENT if _PLAIN_NAME.fullmatch(named.get(name, ""))
+    }
+    if named.keys() - _UNDERSTOOD:
         return None
     own = {
         "authorization": f"Bearer {api_key or NO_KEY}",
@@ -51,15 +58,17 @@ def known_specimen(
         "user-agent": f"AsyncOpenAI/Python {installed}",
     }
     given = {name.lower(): value for name, value in headers.items()}
-    return Specimen(f"{base_url}{path}", {**own, **given})
+    return Specimen(f"{base_url}{path}", {**own, **sent, **given})
 
 
 def _is_plain(base_url: str) -> bool:
     """True of an address that the SDK would write no other way."""
     found = _PLAIN_URL.fullmatch(base_url)
     scheme = base_url.partition(":")[0]
-    is_default = found is not None and (scheme, found[1]) in _DEFAULT_PORTS
-    return found is not None and not is_default and "//" not in (found[2] or "")
+    if found is None or (scheme, found[1]) in _DEFAULT_PORTS:
+        return False
+    segments = (found[2] or "/").split("/")[1:]
+    return "" not in segments[:-1] and not {".", ".."} & {*segments}
 
 
 def _installed() -> str:

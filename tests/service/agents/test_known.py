@@ -30,9 +30,11 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 async def test_what_is_known_is_what_the_sdk_says(
-    base_url: str, headers: dict[str, str], key: str | None
+    monkeypatch: pytest.MonkeyPatch, base_url: str, headers: dict[str, str], key: str | None
 ) -> None:
     """Address and headers, of any plain backend."""
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj1")
     for path in ("/chat/completions", "/models"):
         sdk = Sdk(base_url, key, headers)
         said = await sdk.specimen(path)
@@ -48,6 +50,8 @@ async def test_what_is_known_is_what_the_sdk_says(
         "http://H/v1",
         "http://h/ü",
         "http://h//v1",
+        "http://h/x/../v1",
+        "http://h/./v1",
         "http://h/%7e",
     ],
 )
@@ -61,7 +65,7 @@ def test_other_versions_and_variables_are_the_sdks_business(
 ) -> None:
     """Who knows what they mean to it."""
     with monkeypatch.context() as patched:
-        patched.setenv("OPENAI_ORG_ID", "org-1")
+        patched.setenv("OPENAI_NEW_THING", "x")
         assert known_specimen("http://h/v1", KEY, {}, "/models") is None
     monkeypatch.setattr(known, "version", lambda _: "4.0.0")
     assert known_specimen("http://h/v1", KEY, {}, "/models") is None
@@ -86,10 +90,11 @@ async def test_the_sdk_has_the_last_word(
     assert 1 == len([line for line in log_lines if "was known" in line["event"]])
 
 
+@pytest.mark.parametrize("name", ["org-1", "org 1"])
 async def test_a_variable_for_the_sdk_is_obeyed_from_the_first_request_on(
-    backend: Backend, make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Which then waits until the SDK is loaded."""
-    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    """Of an odd one the SDK is asked first."""
+    monkeypatch.setenv("OPENAI_ORG_ID", name)
     await collect(make_agent())
-    assert "org-1" == backend.requests[0].headers["OpenAI-Organization"]
+    assert name == backend.requests[0].headers["OpenAI-Organization"]
