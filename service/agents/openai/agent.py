@@ -91,6 +91,7 @@ class OpenAIAgent:
             config.timeouts.connect_seconds,
             _IDLE_CONNECTION_SECONDS,
             uses_shortcut,
+            may_repeat=config.retries > 0,
         )
 
     @property

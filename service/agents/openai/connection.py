@@ -67,6 +67,7 @@ class Connection:
         connect_seconds: how long a connection may take, TLS included.
         idle_connection_seconds: how long one that nobody uses is kept.
         uses_lane: have bodies offered to a listener before aiohttp parses them (`lane`).
+        may_repeat: see `Direct`.
 
     Attributes:
         is_closed: no request can be sent any more.
@@ -81,8 +82,10 @@ class Connection:
         connect_seconds: float,
         idle_connection_seconds: float,
         uses_lane: bool,
+        may_repeat: bool,
     ) -> None:
         self.is_closed = False
+        self._may_repeat = may_repeat
         self._base_url = base_url
         self._api_key = api_key
         self._query = query
@@ -175,7 +178,7 @@ class Connection:
                 "POST", url, headers=session.headers, loop=loop, session=session
             )
             limits = {"auto_decompress": False, **_LIMITS}
-            direct = Direct(session.connector, request, self._timeout, **limits)
+            direct = Direct(session.connector, request, self._timeout, self._may_repeat, **limits)
             self._directs[path] = direct
         return direct
 

@@ -10,7 +10,9 @@ their ends), the parser of what comes back, and its reader. The rules:
    session sends the same.
 2. The connection goes back to the others once the body has ended, if all of the request has left by
    then; else it is closed.
-3. Errors are those that a session raises.
+3. Errors are those that a session raises. But where a connection that was used before turns out to be
+   closed, and nothing has come, the request is sent on another one, if requests may be repeated at all:
+   a backend closes those that nobody uses, and under load many are found so in a row.
 """
 
 from collections.abc import Mapping
@@ -25,6 +27,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.streams import StreamReader
 from attrs import define
 
+from service.agents.openai.lane import LaneProtocol
 from service.agents.openai.response import Fields
 
 _OWN = frozenset((hdrs.CONTENT_LENGTH, hdrs.TRANSFER_ENCODING))
@@ -71,6 +74,7 @@ class Direct:
         request: a POST without a body, which says where to connect, and whose headers are sent. It isn't
             itself sent; no proxy is on its way.
         timeout: of which connecting's counts.
+        may_repeat: a request on a connection that turns out to be closed is sent on another one.
         limits: of a response's head and what is read ahead, as `aiohttp.ClientSession` names them.
     """
 
@@ -79,9 +83,11 @@ class Direct:
         connector: aiohttp.BaseConnector,
         request: ClientRequest,
         timeout: aiohttp.ClientTimeout,
+        may_repeat: bool,
         **limits: Any,
     ) -> None:
         self._connector = connector
+        self._may_repeat = may_repeat
         self._request = request
         self._timeout = timeout
         self._limits = limits
@@ -104,16 +110,26 @@ class Direct:
             aiohttp.ClientError, OSError: no response could be had; `aiohttp.ServerTimeoutError` if
                 connecting took too long.
         """
-        try:
-            connection = await self._connector.connect(self._request, [], self._timeout)
-        except TimeoutError as error:
-            where = self._request.url
-            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {where}") from error
-        try:
-            return await self._exchange(connection, body, headers)
-        except BaseException:
-            connection.close()
-            raise
+        while True:
+            try:
+                connection = await self._connector.connect(self._request, [], self._timeout)
+            except TimeoutError as error:
+                where = self._request.url
+                raise aiohttp.ConnectionTimeoutError(
+                    f"Connection timeout to host {where}"
+                ) from error
+            protocol = connection.protocol
+            try:
+                return await self._exchange(connection, body, headers)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                # Each such connection is gone then, so this ends with a new one at the latest.
+                connection.close()
+                is_stale = isinstance(protocol, LaneProtocol) and protocol.went_stale
+                if not (self._may_repeat and is_stale):
+                    raise
+            except BaseException:
+                connection.close()
+                raise
 
     async def _exchange(
         self, connection: Connection, body: bytes, headers: Mapping[str, str]

@@ -74,20 +74,29 @@ class LaneProtocol(ResponseHandler):
         "_is_between_frames",
         "_is_liftable",
         "_is_line_end_due",
+        "_requests",
         "listener",
     )
 
     def __init__(self, loop: Any) -> None:
         super().__init__(loop)
         self.listener: Listener | None = None
+        self._requests = 0
         self._is_before_head = False
         self._is_between_frames = False
         self._is_liftable = False
         self._is_line_end_due = False
         self._held = b""
 
+    @property
+    def went_stale(self) -> bool:
+        """True if the last request wasn't the first here, and nothing has come since: a backend closes
+        connections that nobody uses, and may do so while a request is on its way."""
+        return self._requests > 1 and self._is_before_head
+
     def set_response_params(self, **params: Any) -> None:
         """A request is about to be sent; what comes next is its response."""
+        self._requests += 1
         self.listener = None
         self._is_before_head = True
         self._is_between_frames = False

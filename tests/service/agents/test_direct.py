@@ -190,3 +190,41 @@ async def test_tls_is_spoken_as_before(trusted: Backend, make_agent: MakeAgent, 
         assert await collect(agent, call(user="x" * size))
         assert size < len(trusted.bodies[-1])
     assert 1 == len({request.protocol for request in trusted.requests})
+
+
+@pytest.mark.parametrize("retries", [1, 0])
+async def test_a_connection_that_went_stale_is_not_a_backend_that_is_down(
+    make_agent: MakeAgent, retries: int
+) -> None:
+    """Who closes idle connections may do so as a request is on its way. It goes on another one, however
+    many are found so; unless nothing may be sent twice."""
+    connections = 0
+    go_on = asyncio.Event()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().split(b"content-length:")[1].split()[0]))
+        await go_on.wait()
+        writer.write(HEAD + chunked(EVENT + DONE) + b"0\r\n\r\n")
+        await reader.read(1)  # the next request
+        writer.transport.abort()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        agent = make_agent(base_url=url, retries=retries)
+        first = [asyncio.create_task(collect(agent)) for _ in range(5)]
+        while connections < 5:
+            await asyncio.sleep(0.001)
+        go_on.set()
+        await asyncio.gather(*first)
+        if retries:
+            assert await collect(agent)
+            assert 6 == connections
+        else:
+            failure = await refused(agent, call())
+            assert ("upstream_unreachable", 5) == (failure.code, connections)
+        await agent.close()
+        await asyncio.sleep(0.01)
