@@ -190,7 +190,7 @@ class Completions:
             request.protocol.limit_waiting(self.config.value.sse.send_timeout_seconds, about)
         client = ClientSide(writer, self.clock)
         self.charging.expect(asked.completion_id, ticket)
-        moments = Moments(asked, self.watchers)
+        moments = Moments(session, self.watchers)
         call = AgentCall(chat, asked.completion_id, trace.traceparent, agents != picked)
         upstream = Attempts(agents, call, moments)
         relay = Relay(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 from attrs import define
 
-from statemachine import Failure, SessionRecord, SessionRequest
+from statemachine import Failure, SessionRecord, SessionRequest, StreamSession
 
 log = structlog.get_logger(__name__)
 
@@ -85,24 +85,20 @@ class Watchers:
 class Moments:
     """One completion's moments; each method announces one."""
 
-    __slots__ = ("_request", "_watchers")
+    __slots__ = ("_session", "_watchers")
 
-    def __init__(self, request: SessionRequest, watchers: Watchers) -> None:
-        self._request = request
+    def __init__(self, session: StreamSession, watchers: Watchers) -> None:
+        self._session = session
         self._watchers = watchers
 
-    def go_on_as(self, request: SessionRequest) -> None:
-        """From now on this is what listeners are told: the request without what was let go of."""
-        self._request = request
-
     def began(self) -> None:
-        _tell(self._watchers.began, self._request)
+        _tell(self._watchers.began, self._session.request)
 
     def tried(self, attempt: Attempt) -> None:
-        _tell(self._watchers.tried, self._request, attempt)
+        _tell(self._watchers.tried, self._session.request, attempt)
 
     def reached_first_token(self, ttft_ms: float) -> None:
-        _tell(self._watchers.reached_first_token, self._request, ttft_ms)
+        _tell(self._watchers.reached_first_token, self._session.request, ttft_ms)
 
     def ended(self, record: SessionRecord) -> None:
         _tell(self._watchers.ended, record)
@@ -110,7 +106,7 @@ class Moments:
     def watch_save(self, save: "asyncio.Future[None]") -> None:
         """Have `saved` announced once this is done, unless it fails. Keeps neither the record nor the
         request in memory till then: a database may be away for long."""
-        listeners, completion_id = self._watchers.saved, self._request.completion_id
+        listeners, completion_id = self._watchers.saved, self._session.request.completion_id
         if not listeners:
             return
 
@@ -124,7 +120,7 @@ class Moments:
             save.add_done_callback(announce)
 
     def closed(self) -> None:
-        _tell(self._watchers.closed, self._request)
+        _tell(self._watchers.closed, self._session.request)
 
 
 def _tell(listeners: Sequence[Callable[..., None]], *what: object) -> None:

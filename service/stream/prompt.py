@@ -7,7 +7,6 @@ it has it, until the record is made. Small ones are kept: they take less than re
 
 from attrs import evolve
 
-from service.stream.moments import Moments
 from service.stream.ports import Journal
 from statemachine import SessionRecord, SessionRequest, StreamSession
 
@@ -18,15 +17,13 @@ class Prompt:
     Args:
         session: the completion's.
         journal: where it was written down.
-        moments: whose listeners are told of the request.
     """
 
-    __slots__ = ("_journal", "_moments", "_session")
+    __slots__ = ("_journal", "_session")
 
-    def __init__(self, session: StreamSession, journal: Journal, moments: Moments) -> None:
+    def __init__(self, session: StreamSession, journal: Journal) -> None:
         self._session = session
         self._journal = journal
-        self._moments = moments
 
     @property
     def request(self) -> SessionRequest:
@@ -41,7 +38,6 @@ class Prompt:
         session = self._session
         if self._journal.has_request(session.request.completion_id):
             session.let_go_of_prompt()
-            self._moments.go_on_as(session.request)
 
     def put_back(self, record: SessionRecord) -> SessionRecord:
         """The session's record, with all that was asked."""

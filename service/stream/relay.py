@@ -107,7 +107,7 @@ class Relay:
         self._limits = limits
         self._clock = clock
         self._moments = moments
-        self.prompt = Prompt(session, journal, moments)
+        self.prompt = Prompt(session, journal)
         self._completion_id = session.request.completion_id
         self._settles_chunks = journal.settles_chunks
         settle = partial(journal.settle, is_final=False) if self._settles_chunks else None

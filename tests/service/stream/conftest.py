@@ -22,7 +22,9 @@ from statemachine import (
     DeadlineExpired,
     Event,
     Failure,
+    SessionPolicy,
     SessionRequest,
+    StreamSession,
     UpstreamFailed,
     UpstreamFinished,
 )
@@ -194,7 +196,8 @@ class Tries(Watcher):
 
 
 def attempts_of(*agents: Agent, watcher: Watcher | None = None) -> Attempts:
-    return Attempts(agents, CALL, Moments(asked(), Watchers([watcher] if watcher else [])))
+    session = StreamSession(asked(), SessionPolicy())
+    return Attempts(agents, CALL, Moments(session, Watchers([watcher] if watcher else [])))
 
 
 async def read_all(upstream: Attempts) -> list[Event]:

@@ -193,7 +193,7 @@ class Stage:
             self.saver,
             limits,
             clock,
-            Moments(self.session.request, Watchers((*watchers, self.noted))),
+            Moments(self.session, Watchers((*watchers, self.noted))),
         )
 
     def start(self) -> "Stage":

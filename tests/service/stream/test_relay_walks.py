@@ -91,7 +91,7 @@ class World:
             self.saver,
             RelayLimits(commit_timeout_seconds=1.0),
             self.clock,
-            Moments(self.session.request, Watchers((self.noted,))),
+            Moments(self.session, Watchers((self.noted,))),
         )
 
     def clock(self) -> float:
