@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import aiohttp
 import structlog
+from attrs import frozen
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -54,6 +55,21 @@ class RedirectedElsewhere(aiohttp.ClientError):
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
         self.status = status
+
+
+@frozen
+class _Way:
+    """How a path is asked.
+
+    Attributes:
+        specimen: what it goes by.
+        url: its address, with the backend's query.
+        direct: the short way there, if there is one.
+    """
+
+    specimen: Specimen
+    url: URL
+    direct: Direct | None
 
 
 class Connection:
@@ -96,9 +112,8 @@ class Connection:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds)
         self._session: aiohttp.ClientSession | None = None
         self._old_sessions: list[aiohttp.ClientSession] = []
-        self._specimens: dict[str, Specimen] = {}
-        self._urls: dict[str, URL] = {}
-        self._directs: dict[str, Direct] = {}
+        self._ways: dict[str, _Way] = {}
+        self._trusts_known = True
         self._proxy: str | None = None
         self._preparing = asyncio.Lock()
 
@@ -129,16 +144,16 @@ class Connection:
         on. Cancelled, it leaves all as it is."""
         specimen = await self._sdks_specimen(path)
         async with self._preparing:
-            if (used := self._specimens.get(path)) is not None and used != specimen:
+            used = self._ways.get(path)
+            if used is not None and used.specimen != specimen:
                 log.warning("the SDK words requests otherwise than was known", path=path)
-                self._specimens.clear()
-                self._urls.clear()
-                self._directs.clear()
+                self._trusts_known = False
+                self._ways.clear()
                 if self._session is not None:
                     self._old_sessions.append(self._session)
                     self._session = None
-            if path not in self._urls:
-                await self._use(path, specimen)
+            if path not in self._ways:
+                self._ways[path] = await self._way(specimen)
 
     async def close(self) -> None:
         """Give back every connection."""
@@ -150,10 +165,10 @@ class Connection:
     async def _send(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> Response:
-        url = self._urls.get(path)
-        if url is None:
-            url = await self._prepare(path)
-        direct = None if body is None else self._direct(path, url)
+        way = self._ways.get(path)
+        if way is None:
+            way = await self._prepare(path)
+        url, direct = way.url, way.direct
         for _ in range(_MOST_REDIRECTS + 1):
             if direct is not None and body is not None:
                 response: Response = await direct.post(body, headers)
@@ -166,21 +181,6 @@ class Connection:
             response.close()
             url = _redirected(method, response, url)
         raise RedirectedElsewhere(status, f"redirected over {_MOST_REDIRECTS} times")
-
-    def _direct(self, path: str, url: URL) -> Direct | None:
-        """The short way to a path, if there is one."""
-        direct = self._directs.get(path)
-        if direct is None and self._proxy is None and is_tested():
-            assert self._session is not None  # it was opened for the URL
-            session, loop = self._session, asyncio.get_running_loop()
-            assert session.connector is not None  # nor was it closed
-            request = aiohttp.ClientRequest(
-                "POST", url, headers=session.headers, loop=loop, session=session
-            )
-            limits = {"auto_decompress": False, **_LIMITS}
-            direct = Direct(session.connector, request, self._timeout, self._may_repeat, **limits)
-            self._directs[path] = direct
-        return direct
 
     async def _by_session(
         self, method: str, url: URL, headers: Mapping[str, str], body: bytes | None
@@ -196,15 +196,16 @@ class Connection:
             timeout=self._timeout,
         )
 
-    async def _prepare(self, path: str) -> URL:
+    async def _prepare(self, path: str) -> _Way:
         async with self._preparing:
-            if path not in self._urls:
-                known = known_specimen(self._base_url, self._api_key, self._headers, path)
-                await self._use(path, known or await self._sdks_specimen(path))
-        return self._urls[path]
+            if path not in self._ways:
+                known: Specimen | None = None
+                if self._trusts_known:
+                    known = known_specimen(self._base_url, self._api_key, self._headers, path)
+                self._ways[path] = await self._way(known or await self._sdks_specimen(path))
+            return self._ways[path]
 
-    async def _use(self, path: str, specimen: Specimen) -> None:
-        """Ask a path so from now on."""
+    async def _way(self, specimen: Specimen) -> _Way:
         url = URL(specimen.url, encoded=True)
         if self._query:
             query = quote(self._query, safe=_AS_IT_IS)
@@ -212,8 +213,18 @@ class Connection:
         if self._session is None:
             self._proxy = _proxy_for(url)
             self._session = await self._open_session(url, specimen.headers)
-        self._specimens[path] = specimen
-        self._urls[path] = url
+        return _Way(specimen, url, self._direct(self._session, url))
+
+    def _direct(self, session: aiohttp.ClientSession, url: URL) -> Direct | None:
+        """The short way to an address, if there is one."""
+        if self._proxy is not None or not is_tested():
+            return None
+        assert session.connector is not None  # it isn't closed
+        request = aiohttp.ClientRequest(
+            "POST", url, headers=session.headers, loop=asyncio.get_running_loop(), session=session
+        )
+        limits = {"auto_decompress": False, **_LIMITS}
+        return Direct(session.connector, request, self._timeout, self._may_repeat, **limits)
 
     async def _sdks_specimen(self, path: str) -> Specimen:
         # The SDK's import takes up to a second; so short a use of it isn't worth keeping it.

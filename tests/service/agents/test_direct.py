@@ -145,7 +145,7 @@ async def test_what_a_first_request_would_wait_for_is_done_beforehand(
     agent = make_agent()
     await agent.prepare()
     assert not backend.requests
-    assert agent._connection._urls
+    assert agent._connection._ways
     await collect(agent)
 
 

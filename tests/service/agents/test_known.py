@@ -77,7 +77,7 @@ async def test_the_sdk_has_the_last_word(
     """Where it says something else than was known, that is what is sent from then on."""
 
     def wrong(base_url: str, _key: Any, headers: dict[str, str], path: str) -> Specimen:
-        return Specimen(base_url + path, {**headers, "authorization": "Bearer known"})
+        return Specimen(f"{base_url}/known{path}", {**headers, "authorization": "Bearer known"})
 
     monkeypatch.setattr(connection, "known_specimen", wrong)
     agent = make_agent()
@@ -85,8 +85,10 @@ async def test_the_sdk_has_the_last_word(
     await agent.prepare()
     await collect(agent)
     await agent.prepare()
+    await agent.models()
     said = [request.headers["Authorization"] for request in backend.requests]
-    assert ["Bearer known", f"Bearer {KEY}"] == said
+    assert ["Bearer known", f"Bearer {KEY}", f"Bearer {KEY}"] == said
+    assert "/v1/models" == backend.requests[-1].path
     assert 1 == len([line for line in log_lines if "was known" in line["event"]])
 
 
