@@ -1,7 +1,8 @@
 """Posts requests over aiohttp's connections, below its session.
 
 A session makes a dozen objects and two tasks for each request, for cookies, redirects, traces and
-uploads that we don't have: a third of what a short answer costs, and 7 KiB for as long as it runs.
+uploads that we don't have: 7 % of a short answer's instructions (`make instructions`), and 2 KiB for as
+long as it runs (`benchmarks.questions.silence`).
 Here the head, which differs in two headers from request to request, is written with the body in one
 go. All else is aiohttp's: the connector (addresses, TLS, connections that stay open and the races at
 their ends), the parser of what comes back, and its reader. The rules:
