@@ -292,6 +292,9 @@ class Journal:
         is gone. False if that can't be."""
         if harm == "cut":
             log.error("journal cut while in use", directory=str(self.directory))
+            for entry in self._entries.values():
+                if entry.segments[:1] == self._segments[-1:]:
+                    entry.request = None  # what is still held isn't to be let go of
         elif not self._start_over():
             return False
         for entry in self._entries.values():

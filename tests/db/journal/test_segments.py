@@ -204,6 +204,7 @@ def test_a_journal_that_is_cut_while_in_use_goes_on_in_another_file(tmp_path: Pa
     (path,) = segments(journal.directory)
     os.truncate(path, 0)
     assert journal.begin(large_request("after"), SessionPolicy())
+    assert not journal.has_request("before")
     assert journal.request("before") is None
     assert large_request("after") == journal.request("after")
     assert not journal.has_whole("before")
