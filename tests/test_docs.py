@@ -4,6 +4,7 @@ What a test here can't check, a command in the documents reproduces.
 """
 
 import ast
+import json
 import re
 import types
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from service.edge.errors import ERROR_CODES
 from service.process import command
 from service.settings import config as configuration
 from service.settings.access import ApiKeyConfig
+from service.settings.admin import AdminKeyConfig
 from service.settings.config import RELOADABLE, Config, OpenAIAgentConfig, ScriptedAgentConfig
 from statemachine import (
     ChunkReceived,
@@ -101,8 +103,8 @@ def default_of(field: "attrs.Attribute[Any]") -> str:
     if isinstance(default, float) and default.is_integer():
         default = int(default)
     match default:
-        case None:
-            return "`null`"
+        case None | bool():
+            return f"`{json.dumps(default)}`"
         case str():
             return f"`{default}`"  # enums too: their text is their value
         case tuple() | list():
@@ -136,6 +138,8 @@ def configuration_sections() -> Iterator[tuple[str, dict[str, str]]]:
             yield f"`{field.name}`", dict(keys_of(field.type, f"{field.name}."))
             if field.name == "auth":
                 yield "Every key", dict(keys_of(ApiKeyConfig, "auth.api_keys[]."))
+            if field.name == "admin":
+                yield "Every admin key", dict(keys_of(AdminKeyConfig, "admin.api_keys[]."))
         elif not any(field.name.startswith(f"{other}_") for other in SCALARS):
             group = [name for name in SCALARS if name.startswith(field.name)]
             yield f"`{field.name}`", {name: default_of(SCALARS[name]) for name in group}

@@ -14,8 +14,8 @@ from attrs import frozen
 from service.settings.checking import Allowed, ConfigError, Problem
 from service.settings.kinds import Count, Seconds
 
-SECRET = ("auth",)
-"""Top keys below which values are described and never shown."""
+SECRET = (("admin", "api_keys"), ("auth",))
+"""Paths of keys at which, above which and below which values are described and never shown."""
 
 API_KEYS = "environment variable API_KEYS"
 SHORTEST_KEY = 16
@@ -32,13 +32,14 @@ _hash = Allowed(
 _PAIRS = f"name:key, a comma between two; a key has {SHORTEST_KEY} or more visible ASCII characters"
 
 Hash = Annotated[str, _hash]
+KeyName = Annotated[str, _name]
 
 
 @frozen
 class ApiKeyConfig:
     """One caller: its name, the hash of its key, and what differs from `limits` and `sse`."""
 
-    name: Annotated[str, _name]
+    name: KeyName
     sha256: Hash
     old_sha256: Hash | None = None
     requests_per_minute: Count | None = None

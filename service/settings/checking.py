@@ -89,7 +89,7 @@ def structure(
     *,
     file: str,
     sources: Mapping[tuple[str, ...], Source],
-    secret: Collection[str] = (),
+    secret: Collection[tuple[str, ...]] = (),
 ) -> T:
     """The tree as an instance of `cls`.
 
@@ -98,7 +98,7 @@ def structure(
         cls: an attrs class of checked fields.
         file: the name of the place that the tree came from.
         sources: key path → the other place that a value came from.
-        secret: keys at the top below which no value is shown.
+        secret: paths of keys; at them, above them and below them no value is shown.
 
     Raises:
         ConfigError: with every problem in the tree.
@@ -114,7 +114,7 @@ def _problems(
     error: Exception,
     file: str,
     sources: Mapping[tuple[str, ...], Source],
-    secret: Collection[str],
+    secret: Collection[tuple[str, ...]],
 ) -> list[Problem]:
     problems: list[Problem] = []
     for line in transform_error(error, path="", format_exception=_format):
@@ -123,7 +123,7 @@ def _problems(
         keys = re.sub(r"\[\d+\]", "", path).split(".")
         source = next((sources[up] for up in _upwards(keys) if up in sources), Source(file))
         for key, found, allowed, safe_key, described in json.loads(words):
-            if keys[0] in secret:
+            if any(all(map(str.__eq__, hidden, keys)) for hidden in secret):
                 key, found = safe_key, described
             full = ".".join(part for part in (path, key) if part)
             problems.append(Problem(source.name, full, found, allowed))

@@ -23,9 +23,19 @@ from service.settings.access import (
     key_problems,
     keys_from_environment,
 )
+from service.settings.admin import AdminConfig, MetricsConfig, admin_key_problems
 from service.settings.checking import Allowed, ConfigError, Problem, Source, structure
 from service.settings.checking import mask_password as mask_password  # for those who print one
-from service.settings.kinds import Count, HeaderName, Name, Seconds, above_0, from_0, http_url
+from service.settings.kinds import (
+    Count,
+    HeaderName,
+    Name,
+    Port,
+    Seconds,
+    above_0,
+    from_0,
+    http_url,
+)
 from service.settings.readers import IdempotencyConfig, ReadersConfig
 from statemachine import ClientGone
 from statemachine.endings import CUT_OFF_REASONS
@@ -34,7 +44,7 @@ from statemachine.endings import CUT_OFF_REASONS
 @frozen
 class ServerConfig:
     host: Name = "127.0.0.1"
-    port: Annotated[int, Allowed("a port, 0 to 65535", lambda value: 0 <= value <= 65535)] = 8000
+    port: Port = 8000
     workers: Count = 1
     max_body_bytes: Count = 10 * 1024 * 1024
     max_body_values: Count = 100_000
@@ -169,6 +179,8 @@ class Config:
     agents: tuple[AgentConfig, ...] = Factory(_default_agents)
     auth: AuthConfig = Factory(AuthConfig)
     limits: LimitsConfig = Factory(LimitsConfig)
+    admin: AdminConfig = Factory(AdminConfig)
+    metrics: MetricsConfig = Factory(MetricsConfig)
     logging: LoggingConfig = LoggingConfig()
 
 
@@ -251,7 +263,7 @@ def dump_config(config: Config) -> str:
     for agent in tree["agents"]:
         if "base_url" in agent:
             agent["base_url"] = mask_password(agent["base_url"])
-    for key in tree["auth"]["api_keys"]:
+    for key in (*tree["auth"]["api_keys"], *tree["admin"]["api_keys"]):
         key.update({name: "***" for name in ("sha256", "old_sha256") if key[name]})
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
@@ -354,6 +366,7 @@ def check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], 
         problems.append(Problem(file, "agents", "no agent", "at least one agent"))
     keys = config.auth.api_keys
     problems += key_problems(keys, sources.get(("auth", "api_keys"), Source(file)).name)
+    problems += admin_key_problems(config.admin.api_keys, keys, file)
     if not is_loopback(config.server.host) and not keys:
         problems.append(
             Problem(

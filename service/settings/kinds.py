@@ -24,6 +24,7 @@ from_0 = Allowed("a number from 0", lambda value: value >= 0)
 count = Allowed("a whole number above 0", lambda value: value > 0)
 http_url = Allowed("an http:// or https:// URL without a fragment", _is_http_url)
 some_text = Allowed("a non-empty text", lambda value: bool(value))
+port = Allowed("a port, 0 to 65535", lambda value: 0 <= value <= 65535)
 header_name = Allowed(
     "the name of a header",
     lambda value: bool(re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", value)),  # RFC 9110, 5.6.2
@@ -33,3 +34,4 @@ Seconds = Annotated[float, above_0]
 Name = Annotated[str, some_text]
 HeaderName = Annotated[str, header_name]
 Count = Annotated[int, count]
+Port = Annotated[int, port]

@@ -69,6 +69,7 @@ GONE_OR_NONE = [(wrong, GONE) for wrong in ("", "stop", "CANCEL", 5, True, ["can
 PORTS = [(wrong, "a port, 0 to 65535") for wrong in (-1, 65536, 80.0, "80", True, None)]
 URL = "an http:// or https:// URL without a fragment"
 DATABASE = "'embedded' or a postgresql:// URL"
+SWITCH = [(wrong, "true or false") for wrong in (0, 1, "yes", "true", None, [True])]
 LEVELS = "debug or info or warning or error"
 FAILURES = "reset or stall or error or truncate or malformed"
 
@@ -130,6 +131,12 @@ KEYS: dict[str, Row] = {
     "limits.tokens_per_minute": (1, COUNT_OR_NONE),
     "limits.max_concurrent_streams": (1, COUNT_OR_NONE),
     "limits.max_answer_bytes": (None, COUNT_OR_NONE),
+    "admin.host": ("::1", NAMES),
+    "admin.port": (0, [row for row in PORTS if row[0] is not None]),
+    "admin.texts": ("hide", [(w, "show or hide") for w in ("", "no", True, 1, None)]),
+    "admin.session_seconds": (0.5, SECONDS),
+    "metrics.enabled": (False, SWITCH),
+    "metrics.per_owner": (True, SWITCH),
     "logging.level": ("debug", [(wrong, LEVELS) for wrong in ("DEBUG", "", 10, None, ["info"])]),
     "logging.format": (
         "json",
@@ -184,7 +191,10 @@ def keys_of(cls: type, prefix: str = "") -> Iterator[str]:
             for member in get_args(AgentConfig):
                 (word,) = get_args(attrs.fields(member).kind.type)
                 yield from keys_of(member, f"{name}.{word}.")
-        elif name != "auth.api_keys":  # what is below it is never shown: see test_auth.py
+        elif name not in (
+            "admin.api_keys",
+            "auth.api_keys",
+        ):  # what is below it is never shown: see test_auth.py
             yield name
 
 
