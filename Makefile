@@ -112,10 +112,10 @@ $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
-	@$(INSTALL) --editable '.[embedded,fast,dev]'
+	@$(INSTALL) --editable '.[embedded,fast,fleet,dev]'
 	@touch $(VENV)/.run-ready $(VENV)/.core-ready $@
 
 $(VENV)/.bench-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what benchmarks need to $(VENV) (once) ..."
-	@$(INSTALL) --editable '.[embedded,fast,dev,bench]'
+	@$(INSTALL) --editable '.[embedded,fast,fleet,dev,bench]'
 	@touch $@

@@ -10,6 +10,7 @@ from functools import partial
 
 from aiohttp import web
 
+from db.journal import Journal
 from db.store import Store
 from service.agents.directory import AgentDirectory, load_for
 from service.callers.auth import PROBES, Keyring, require_key
@@ -31,6 +32,8 @@ from service.endpoints.probes import Probes
 from service.endpoints.reading import Reading
 from service.endpoints.repeats import Repeats
 from service.endpoints.stored import StoredCompletions
+from service.fleet.elsewhere import Elsewhere
+from service.fleet.parts import Fleet
 from service.persistence import CleanupContext, Persistence
 from service.settings.config import RELOADABLE, Config, is_loopback
 from service.settings.live import Live
@@ -45,6 +48,7 @@ KEYRING = web.AppKey("keyring", Keyring)
 ADMISSION = web.AppKey("admission", Admission)
 STREAMS = web.AppKey("streams", RunningStreams)
 RELOADER = web.AppKey("reloader", Reloader)
+FLEET = web.AppKey("fleet", Fleet)
 
 
 def build_app(
@@ -76,13 +80,26 @@ def build_app(
     app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
     changes = {key: partial(change, app) for key, change in RELOADS.items()}
     app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, changes)
-    keeping = Persistence.from_config(
-        config, store, lambda: app[CONFIG].value.idempotency.keep_seconds
-    )
-    app.add_routes(_routes(app, keeping, siblings))
+    fleet = _fleet(app, config, siblings)
+    keeping = _keeping(app, config, store, fleet)
+    app.add_routes(_routes(app, keeping, siblings, Elsewhere(fleet) if fleet else None))
     app.cleanup_ctx.extend((*keeping.contexts, _closing(app[DIRECTORY])))
     app.on_shutdown.append(_drain)
     return app
+
+
+def _keeping(
+    app: web.Application, config: Config, store: Store | None, fleet: Fleet | None
+) -> Persistence:
+    """The parts that keep answers. Those of a fleet start before them and stop after them."""
+    if fleet is not None:
+        app.cleanup_ctx.append(fleet.keep)
+    return Persistence.from_config(
+        config,
+        store,
+        lambda: app[CONFIG].value.idempotency.keep_seconds,
+        Journal if fleet is None else fleet.journal,
+    )
 
 
 def load_for_workers(config: Config) -> None:
@@ -116,12 +133,27 @@ def _with_middlewares(config: Config) -> web.Application:
     return app
 
 
+def _fleet(app: web.Application, config: Config, siblings: Siblings | None) -> Fleet | None:
+    """This replica's part in a fleet, if there is one."""
+    if config.fleet.url is None:
+        return None
+    fleet = Fleet(config.fleet, siblings.number if siblings else None)
+    fleet.listen(app[STREAMS].cancel)
+    app[FLEET] = fleet
+    return fleet
+
+
 def _routes(
-    app: web.Application, keeping: Persistence, siblings: Siblings | None
+    app: web.Application,
+    keeping: Persistence,
+    siblings: Siblings | None,
+    elsewhere: Elsewhere | None,
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
     charging, clock = Charging(), steady_clock()
-    reading = Reading(live, keeping.store, streams, clock, keeping.is_recovering, siblings)
+    reading = Reading(
+        live, keeping.store, streams, clock, keeping.is_recovering, siblings, elsewhere
+    )
     completions = Completions(
         live,
         directory,
@@ -134,6 +166,7 @@ def _routes(
         charging,
         Repeats(live, keeping.claims, keeping.store, reading, keeping.journal.directory),
         siblings,
+        elsewhere,
     )
     return [
         *completions.routes(),
@@ -159,6 +192,8 @@ def _closing(directory: AgentDirectory) -> CleanupContext:
 
 async def _drain(app: web.Application) -> None:
     await app[STREAMS].drain(app[CONFIG].value.server.drain_timeout_seconds)
+    if (fleet := app.get(FLEET)) is not None:
+        await fleet.mirrors.stop()
 
 
 # --- what a reload changes --------------------------------------------------------------------

@@ -51,6 +51,7 @@ _KEEP_CLAIMS_SECONDS = 86_400.0
 
 _T = TypeVar("_T")
 CleanupContext = Callable[[web.Application], AsyncIterator[None]]
+MakeJournal = Callable[[Path, Fsync, int], Journal]
 Check = Callable[[], Awaitable[str | None]]
 """For `/readyz`: returns None, or why a part can't do its work now."""
 
@@ -79,12 +80,14 @@ class Persistence:
         config: Config,
         store: Store | None = None,
         keep_claims_seconds: Callable[[], float] = lambda: _KEEP_CLAIMS_SECONDS,
+        make_journal: MakeJournal = Journal,
     ) -> "Persistence":
         """The parts that `config` describes.
 
         Args:
             store: replaces the configured database; the caller opens and closes it.
             keep_claims_seconds: asked whenever a claim's age counts.
+            make_journal: makes this process's, where there is to be one.
         """
         contexts: list[CleanupContext] = []
         claims = _claims(config.journal, keep_claims_seconds)
@@ -100,7 +103,7 @@ class Persistence:
             contexts += (_claiming(claims), _saving(saver))
             return cls(store, none, claims, saver, tuple(contexts), checks)
         path = Path(directory)
-        journal = Journal(path, Fsync(config.journal.fsync), config.journal.max_bytes)
+        journal = make_journal(path, Fsync(config.journal.fsync), config.journal.max_bytes)
         saver = Saver(store, journal, DeadLetters(path).add)
         recovery = Recovery(path, journal.directory, saver.save)
         contexts += (_journaling(journal), _claiming(claims), _saving(saver, recovery))

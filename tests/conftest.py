@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from db.embedded import EmbeddedPostgres
+    from tests.redis_servers import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +61,19 @@ def empty_database_url(postgres: "EmbeddedPostgres") -> Iterator[str]:
 
     with empty_database(postgres.dsn) as dsn:
         yield dsn
+
+
+@pytest.fixture(scope="session")
+def redis_for_all(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[RedisServer]":
+    """One Redis for the whole run."""
+    from tests.redis_servers import redis_server
+
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis(redis_for_all: "RedisServer") -> "RedisServer":
+    """It, empty."""
+    redis_for_all.empty()
+    return redis_for_all

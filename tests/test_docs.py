@@ -306,7 +306,9 @@ SKIPPED = {
     # what a newcomer may skip: its page, and the package that says so too
     "docs/rooms/agents.md": "service/agents/openai",
     "docs/rooms/claims.md": "db/claims",
+    "docs/rooms/elsewhere.md": "service/fleet",
     "docs/rooms/embedded.md": "db/embedded",
+    "docs/rooms/fleet.md": "db/fleet",
     "docs/rooms/journal.md": "db/journal",
     "docs/rooms/memory.md": "db/memory",
     "docs/rooms/process.md": "service/process",

@@ -145,14 +145,23 @@ class Replay:
                 if isinstance(line, Damage):
                     if self._only is None:  # else whoever chose them has looked for damage
                         self.damages += note_damage(extent.path, line)
-                elif (record := self._take(line)) is not None:
+                elif (record := self.take(line)) is not None:
                     yield record
         for completion_id in list(self._lives):
             if (record := self._end(completion_id)) is not None:
                 yield record
             await asyncio.sleep(0)
 
-    def _take(self, line: Mapping[str, Any]) -> SessionRecord | None:
+    @property
+    def is_damaged(self) -> bool:
+        """True if a line was missing, or not understood."""
+        return self.damages > 0 or any(life.is_damaged for life in self._lives.values())
+
+    def session_of_one(self) -> StreamSession | None:
+        """Where all lines are of one completion: its session, until it has ended."""
+        return next((life.session for life in self._lives.values()), None)
+
+    def take(self, line: Mapping[str, Any]) -> SessionRecord | None:
         """One line in; the completion's record, if this was its end."""
         if "saved" in line:
             return None  # known from the start

@@ -73,7 +73,7 @@ class JournalUnavailable(OSError):
     """No journal can be kept in this place. The message says why and what to do."""
 
 
-class _Entry:
+class Entry:
     """A completion that is not committed yet.
 
     Attributes:
@@ -125,7 +125,7 @@ class Journal:
         self._fsync = fsync
         self._max_bytes = max_bytes
         self._idle_bytes = min(_IDLE_SEGMENT_BYTES, max_bytes // 2)
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._segments: list[Segment] = []
         self._full: list[int] = []
         self._numbers = self._numbers_synced = 0
@@ -181,7 +181,7 @@ class Journal:
             return False
         if self._segments and (harm := self._segments[-1].harm()) and not self._go_on(harm):
             return False
-        entry = self._entries[request.completion_id] = _Entry(request.completion_id)
+        entry = self._entries[request.completion_id] = Entry(request.completion_id)
         line = begin_line(request, policy)
         if self._write(request.completion_id, entry, line):
             segment, size = entry.segments[0], len(line)
@@ -224,7 +224,7 @@ class Journal:
         if self._put(saved_line(completion_ids)):
             self._segments[-1].saved_here.update(completion_ids)
 
-    def _write(self, completion_id: str, entry: _Entry, lines: bytes, count: int = 1) -> bool:
+    def _write(self, completion_id: str, entry: Entry, lines: bytes, count: int = 1) -> bool:
         entry.count += count  # also of lines that get lost: the gap tells
         if not self._put(lines):
             entry.is_whole = False
@@ -484,7 +484,7 @@ class Journal:
         os.close(self._lock)
 
 
-def _lines(completion_id: str, entry: _Entry, events: Sequence[Event], now: float) -> list[bytes]:
+def _lines(completion_id: str, entry: Entry, events: Sequence[Event], now: float) -> list[bytes]:
     """The lines for several events, or for one that isn't of the pattern known: one for each run of
     repeated chunks, and one for what comes between two of them."""
     lines: list[bytes] = []

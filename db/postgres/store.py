@@ -26,9 +26,9 @@ import psycopg2
 from attrs import fields_dict
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
+from db.cancelling import cancelled_if_told
 from db.postgres import changing, readiness, reading, saving, sql
 from db.postgres.address import CURRENT_WAY, Current, Route, Way, shown
-from db.postgres.cancelling import cancelled_if_told
 from db.postgres.faults import is_of_this_host, store_error
 from db.postgres.sending import Sender
 from db.postgres.spare import Spare

@@ -13,7 +13,14 @@ class SiblingAway(Exception):
 
 
 class Siblings(Protocol):
-    """The other workers. A request that comes from one of them is sent on to nobody."""
+    """The other workers. A request that comes from one of them is sent on to nobody.
+
+    Attributes:
+        number: this worker's, from 0.
+    """
+
+    @property
+    def number(self) -> int: ...
 
     async def pass_on(
         self, request: web.Request, body: bytes | None = None

@@ -23,6 +23,7 @@ from service.endpoints.client_gone import client_gone_policy
 from service.endpoints.keep_alive import keep_alive_interval
 from service.endpoints.reading import AHEAD, LAST_EVENT_ID, Wanted, last_event_id
 from service.endpoints.repeats import KEY, Repeat, Repeats, key_of
+from service.fleet.elsewhere import Elsewhere
 from service.ids import random_hex
 from service.settings.config import Config
 from service.settings.live import Live
@@ -39,8 +40,6 @@ from statemachine import (
     Failure,
     SessionPolicy,
     SessionRequest,
-    State,
-    StopRequested,
     StreamSession,
 )
 
@@ -68,6 +67,8 @@ class Completions:
     repeats: Repeats
     siblings: Siblings | None = None
     """The other workers; None: there are none."""
+    elsewhere: Elsewhere | None = None
+    """The other replicas; None: there is no fleet."""
 
     def routes(self) -> list[web.RouteDef]:
         """The calls and their handlers."""
@@ -150,19 +151,17 @@ class Completions:
         Also one whose client left under `client_gone: finish`. 404 for one that doesn't run, and
         for somebody else's.
         """
-        completion_id = request.match_info["completion_id"]
-        relay = self.streams.find(owner_of(request), completion_id)
-        if relay is None:
-            if answer := await asked_elsewhere(self.siblings, request):
-                return answer
+        owner, completion_id = owner_of(request), request.match_info["completion_id"]
+        stopped = await self.streams.cancel(owner, completion_id)
+        if stopped is None and (answer := await asked_elsewhere(self.siblings, request)):
+            return answer
+        if stopped is None and self.elsewhere is not None:
+            stopped = await self.elsewhere.cancel(owner, completion_id)
+        if stopped is None:
             message = f"No completion with the id {completion_id[:100]!r} is running."
             raise ApiError(
                 Failure("not_found", message, type="invalid_request_error", param="completion_id")
             )
-        assert relay.task is not None  # it runs
-        relay.post(StopRequested())
-        await asyncio.wait((relay.task,))
-        stopped = relay.session.state is State.CLIENT_GONE
         return web.json_response(
             {"id": completion_id, "object": "chat.completion.cancelled", "cancelled": stopped}
         )

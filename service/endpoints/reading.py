@@ -24,6 +24,7 @@ from service.endpoints.keep_alive import keep_alive_interval
 from service.endpoints.lists import json_response, not_found
 from service.endpoints.showing import ended_completion, running_completion, stored_completion
 from service.endpoints.stored_answers import stored_answer
+from service.fleet.elsewhere import FLEET_UNAVAILABLE, Elsewhere
 from service.settings.config import Config
 from service.settings.live import Live
 from service.stream.answers import Answer, answer_of_record
@@ -34,7 +35,7 @@ from service.stream.shared import SharedAnswers, TooManyReaders
 from service.stream.writers import SseWriter
 from service.telemetry import COMPLETION_ID
 from service.wire import ChunkEncoder
-from statemachine import Failure, SessionRecord
+from statemachine import Failure, SessionRecord, StreamSession
 from statemachine.tape import Expired
 
 log = structlog.get_logger(__name__)
@@ -112,6 +113,7 @@ class Reading:
     clock: Clock
     is_recovering: Callable[[], bool]
     siblings: Siblings | None = None
+    elsewhere: Elsewhere | None = None
     shared: SharedAnswers = Factory(SharedAnswers)
 
     def routes(self) -> list[web.RouteDef]:
@@ -142,7 +144,17 @@ class Reading:
             view = await ask(self.store.view(owner, completion_id))
             return None if view is None else json_response(stored_completion(view))
 
-        return await self._wherever(request, show_stored)
+        async def show_elsewhere(elsewhere: Elsewhere) -> web.StreamResponse | None:
+            async with elsewhere.reading(owner, completion_id) as mirror:
+                if mirror is None:
+                    return None
+                if mirror.record is None:
+                    return json_response(running_completion(mirror.request, mirror.session))
+                if mirror.record.request.is_hidden:
+                    return None
+                return json_response(ended_completion(mirror.record))
+
+        return await self._wherever(request, show_stored, show_elsewhere)
 
     def record_here(self, owner: str, completion_id: str) -> SessionRecord | None:
         """The record of an answer that is over and not committed yet, if it is in this process."""
@@ -152,11 +164,16 @@ class Reading:
         return self.streams.unsaved.find(owner, completion_id)
 
     async def _wherever(
-        self, request: web.Request, find_stored: Callable[[], Awaitable[web.StreamResponse | None]]
+        self,
+        request: web.Request,
+        find_stored: Callable[[], Awaitable[web.StreamResponse | None]],
+        find_elsewhere: Callable[[Elsewhere], Awaitable[web.StreamResponse | None]],
     ) -> web.StreamResponse:
-        """What isn't in this process, from the database or a sibling. Raises ApiError: `not_found` only
-        if nobody has it, `database_unavailable` or `answer_unavailable` if that can't be told."""
-        is_unsure = self.is_recovering()  # asked first: what that finds is stored before it is over
+        """What isn't in this process, from the database, a sibling or another replica. Raises ApiError:
+        `not_found` only if nobody has it; `database_unavailable`, `answer_unavailable` or
+        `fleet_unavailable` if that can't be told."""
+        # Asked first: what recovery finds is stored before it is over.
+        unsure = answer_unavailable() if self.is_recovering() else None
         away: ApiError | None = None
         try:
             if (stored := await find_stored()) is not None:
@@ -165,21 +182,40 @@ class Reading:
             if error.failure.code != UNAVAILABLE.code:
                 raise
             away = error
-        if self.siblings is not None:
-            try:
-                if (answer := await self.siblings.pass_on(request)) is not None:
-                    return answer
-            except (SiblingAway, TimeoutError):
-                is_unsure = True
+        if self.siblings is not None or self.elsewhere is not None:
+            answer, doubt = await self._beyond(request, find_elsewhere)
+            if answer is not None:
+                return answer
+            unsure = unsure or doubt
             # One may have ended it, and saved it, between the two questions.
             if away is None and (stored := await find_stored()) is not None:
                 return stored
         owner, completion_id = owner_of(request), request.match_info["completion_id"]
         if away is None and self.streams.unsaved.is_known(owner, completion_id):
             away = ApiError(UNAVAILABLE)
-        if away is None and is_unsure:
-            away = answer_unavailable()
-        raise away or not_found("completion", completion_id, "completion_id")
+        raise away or unsure or not_found("completion", completion_id, "completion_id")
+
+    async def _beyond(
+        self,
+        request: web.Request,
+        find_elsewhere: Callable[[Elsewhere], Awaitable[web.StreamResponse | None]],
+    ) -> tuple[web.StreamResponse | None, ApiError | None]:
+        """What a sibling or another replica has; and why that can't be told, if one can't be asked."""
+        doubt: ApiError | None = None
+        if self.siblings is not None:
+            try:
+                if (answer := await self.siblings.pass_on(request)) is not None:
+                    return answer, None
+            except (SiblingAway, TimeoutError):
+                doubt = answer_unavailable()
+        if self.elsewhere is not None:
+            try:
+                return await find_elsewhere(self.elsewhere), doubt
+            except ApiError as error:
+                if error.failure.code != FLEET_UNAVAILABLE.code:
+                    raise
+                doubt = error
+        return None, doubt
 
     # --- as a stream ------------------------------------------------------------------------
 
@@ -189,8 +225,24 @@ class Reading:
             return here
         since = time.time() - self.config.value.readers.hidden_seconds
         return await self._wherever(
-            request, lambda: self.read_stored(request, owner, completion_id, wanted, since)
+            request,
+            lambda: self.read_stored(request, owner, completion_id, wanted, since),
+            lambda elsewhere: self._read_elsewhere(elsewhere, request, wanted),
         )
+
+    async def _read_elsewhere(
+        self, elsewhere: Elsewhere, request: web.Request, wanted: Wanted
+    ) -> web.StreamResponse | None:
+        """Stream an answer that runs at another replica, or ended there a moment ago; None if none does.
+        Raises ApiError as `follow` does."""
+        owner, completion_id = owner_of(request), request.match_info["completion_id"]
+        async with elsewhere.reading(owner, completion_id) as mirror:
+            if mirror is None:
+                return None
+            _check_position(mirror.session, wanted)
+            if mirror.count > self._most_readers:
+                raise _too_many(self._most_readers)
+            return await self._read(request, mirror.audience, wanted)
 
     async def read_here(
         self, request: web.Request, owner: str, completion_id: str, wanted: Wanted
@@ -208,13 +260,7 @@ class Reading:
     ) -> web.StreamResponse:
         """Stream an answer that runs. Raises ApiError for a position that it hasn't, or that isn't
         kept, and `too_many_readers` (429)."""
-        tape = relay.session.transcript.tape
-        if relay.session.state.is_final:
-            _check_end(tape.count, wanted, is_whole=relay.session.state.value == "completed")
-        elif wanted.position > tape.count:
-            raise ApiError(AHEAD)
-        if wanted.position < tape.first:
-            raise ApiError(EXPIRED)
+        _check_position(relay.session, wanted)
         self.check_room(relay)
         audience = relay.readers.join()
         try:
@@ -297,6 +343,17 @@ def _too_many(most: int) -> ApiError:
     return ApiError(
         Failure("too_many_readers", message, type="rate_limit_error", retry_after_seconds=1)
     )
+
+
+def _check_position(session: StreamSession, wanted: Wanted) -> None:
+    """Raises ApiError for a position that an answer hasn't, or that isn't kept."""
+    tape = session.transcript.tape
+    if session.state.is_final:
+        _check_end(tape.count, wanted, is_whole=session.state.value == "completed")
+    elif wanted.position > tape.count:
+        raise ApiError(AHEAD)
+    if wanted.position < tape.first:
+        raise ApiError(EXPIRED)
 
 
 def _check_end(count: int, wanted: Wanted, *, is_whole: bool) -> None:

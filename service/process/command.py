@@ -42,6 +42,7 @@ environment:
   API_KEYS                 name:key,name:key: who may call, in place of auth.api_keys
   JOURNAL_DIR              where answers are kept until PostgreSQL has them
   SSE_KEEP_ALIVE_INTERVAL  seconds of silence before a keep-alive comment, e.g. 15 or 0.5
+  FLEET_URL                redis://host:6379/0: the engine that several machines share
   LOG_FORMAT               auto, console or json
 
 signals: SIGTERM and SIGINT stop: running streams get server.drain_timeout_seconds, then their

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from attrs import Factory, asdict, evolve, field, frozen
 
 from service.settings.access import (
@@ -26,6 +25,8 @@ from service.settings.access import (
 from service.settings.admin import AdminConfig, MetricsConfig, admin_key_problems
 from service.settings.checking import Allowed, ConfigError, Problem, Source, structure
 from service.settings.checking import mask_password as mask_password  # for those who print one
+from service.settings.file import dump_yaml, read_yaml
+from service.settings.fleet import FleetConfig
 from service.settings.kinds import (
     Count,
     HeaderName,
@@ -181,6 +182,7 @@ class Config:
     limits: LimitsConfig = Factory(LimitsConfig)
     admin: AdminConfig = Factory(AdminConfig)
     metrics: MetricsConfig = Factory(MetricsConfig)
+    fleet: FleetConfig = Factory(FleetConfig)
     logging: LoggingConfig = LoggingConfig()
 
 
@@ -208,6 +210,7 @@ _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "DATABASE_URL": ("database", "url"),
     "JOURNAL_DIR": ("journal", "directory"),
     "SSE_KEEP_ALIVE_INTERVAL": ("sse", "keep_alive_interval_seconds"),
+    "FLEET_URL": ("fleet", "url"),
     "LOG_FORMAT": ("logging", "format"),
 }
 """Environment variable → key. Two are handled apart: `OPENAI_BASE_URL` belongs to agents, and the
@@ -231,7 +234,7 @@ def load_config(
         ConfigError: with every problem found, one per line.
     """
     environ = os.environ if environ is None else environ
-    tree = {} if path is None else _read_yaml(path)
+    tree = {} if path is None else read_yaml(path)
     sources: dict[tuple[str, ...], Source] = {}
     for name, keys in _ENVIRONMENT.items():
         if environ.get(name):
@@ -260,12 +263,14 @@ def dump_config(config: Config) -> str:
     """
     tree = asdict(config, value_serializer=lambda _instance, _attribute, value: _plain(value))
     tree["database"]["url"] = mask_password(tree["database"]["url"])
+    if tree["fleet"]["url"]:
+        tree["fleet"]["url"] = mask_password(tree["fleet"]["url"])
     for agent in tree["agents"]:
         if "base_url" in agent:
             agent["base_url"] = mask_password(agent["base_url"])
     for key in (*tree["auth"]["api_keys"], *tree["admin"]["api_keys"]):
         key.update({name: "***" for name in ("sha256", "old_sha256") if key[name]})
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return dump_yaml(tree)
 
 
 def is_loopback(host: str) -> bool:
@@ -276,50 +281,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that refuses a key given twice, where the last one would win."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Not where values are made: by then merge keys (`<<`) have added theirs.
-        node = super().compose_mapping_node(anchor)
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):  # a list as a key is refused later
-                if (key.tag, key.value) in seen:
-                    words = f"the key {key.value!r} is given twice"
-                    raise yaml.MarkedYAMLError(None, None, words, key.start_mark)
-                seen.add((key.tag, key.value))
-        return node
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.load(path.read_text("utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise ConfigError(
-            [Problem(str(path), "", "no such file", "the path of a YAML file")]
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(str(path), "", str(error), "a readable YAML file")]) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(
-            [Problem(str(path), where, error.problem or "bad YAML", "YAML")]
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # Control characters, dates like 2026-13-01, endless nesting.
-        words = " ".join(str(error).split())
-        raise ConfigError([Problem(str(path), "", words, "YAML")]) from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            [Problem(str(path), "", mask_password(repr(tree))[:60], "a mapping of keys")]
-        )
-    return tree
 
 
 def _set(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
@@ -367,6 +328,9 @@ def check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], 
     keys = config.auth.api_keys
     problems += key_problems(keys, sources.get(("auth", "api_keys"), Source(file)).name)
     problems += admin_key_problems(config.admin.api_keys, keys, file)
+    if config.fleet.url and config.journal.directory is None:
+        allowed = "a directory, as what other replicas are told is the journal's"
+        problems.append(Problem(file, "journal.directory", "null", allowed))
     if not is_loopback(config.server.host) and not keys:
         problems.append(
             Problem(

@@ -9,7 +9,7 @@ import structlog
 from service.edge.errors import ApiError
 from service.stream.relay import Relay
 from service.stream.unsaved import Unsaved
-from statemachine import DrainExpired, Failure
+from statemachine import DrainExpired, Failure, State, StopRequested
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +87,17 @@ class RunningStreams:
         """The running relay of this completion; None if there is none, or it is another owner's."""
         relay = self._relays.get(completion_id)
         return relay if relay and relay.session.request.owner == owner else None
+
+    async def cancel(self, owner: str, completion_id: str) -> bool | None:
+        """Stop an owner's completion, and return once its partial text is handed over: True if that ended
+        it, False if it had ended by itself; None if it doesn't run here."""
+        relay = self.find(owner, completion_id)
+        if relay is None:
+            return None
+        assert relay.task is not None  # it runs
+        relay.post(StopRequested())
+        await asyncio.wait((relay.task,))
+        return relay.session.state is State.CLIENT_GONE
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new streams, let the running ones end, then end those that are left.

@@ -69,6 +69,8 @@ GONE_OR_NONE = [(wrong, GONE) for wrong in ("", "stop", "CANCEL", 5, True, ["can
 PORTS = [(wrong, "a port, 0 to 65535") for wrong in (-1, 65536, 80.0, "80", True, None)]
 URL = "an http:// or https:// URL without a fragment"
 DATABASE = "'embedded' or a postgresql:// URL"
+FLEET = "a redis://, rediss:// or unix:// URL, or redis+sentinel:// or redis+cluster://"
+REPLICA = "1 to 64 letters, digits and . _ -"
 SWITCH = [(wrong, "true or false") for wrong in (0, 1, "yes", "true", None, [True])]
 LEVELS = "debug or info or warning or error"
 FAILURES = "reset or stall or error or truncate or malformed"
@@ -137,6 +139,13 @@ KEYS: dict[str, Row] = {
     "admin.session_seconds": (0.5, SECONDS),
     "metrics.enabled": (False, SWITCH),
     "metrics.per_owner": (True, SWITCH),
+    "fleet.url": ("redis://h/0", [(w, FLEET) for w in ("", "h:6379", "http://h", 5, True)]),
+    "fleet.replica": ("a", [(w, REPLICA) for w in ("", "a b", "a" * 65, 5, True)]),
+    "fleet.journal": (
+        "off",
+        [(w, "off or follow or before_send") for w in ("on", "", False, 1, None)],
+    ),
+    "fleet.lease_seconds": (0.5, SECONDS),
     "logging.level": ("debug", [(wrong, LEVELS) for wrong in ("DEBUG", "", 10, None, ["info"])]),
     "logging.format": (
         "json",

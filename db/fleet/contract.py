@@ -1,0 +1,177 @@
+"""Defines what several machines share about what is under way, and what may be asked of it.
+
+No client of any engine here. `db.fleet.redis.RedisEngine` is the real one; `db.fleet.memory` keeps the
+same promises within one process. The tests of the contract (`tests/db/fleet`) run over both.
+
+A *replica* is one process that serves. It has a name, which outlives it, and a token, which doesn't:
+a restarted replica is another holder of the same name. What ran under a token and is left there when
+its lease has run out is somebody else's to bring to an end.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from attrs import frozen
+
+VERSION = 1
+"""Of everything that is written to the engine. A process leaves alone what another version wrote."""
+
+
+class FleetUnavailable(Exception):
+    """The engine can't be reached or can't work now; the same call may succeed later. The message says
+    why, and holds no text of anybody's.
+
+    A call that changes something may have been carried out all the same. Repeating it is safe.
+    """
+
+
+@frozen
+class Entry:
+    """What one read from an upstream added to a completion's log.
+
+    Attributes:
+        completion_id: whose log it is.
+        number: the first line's, from 0. Entries of one log come in the order of their numbers.
+        count: how many lines there are.
+        lines: the journal's own (`db.journal.format`), each with its newline.
+    """
+
+    completion_id: str
+    number: int
+    count: int
+    lines: bytes
+
+
+@frozen
+class Run:
+    """A completion under way.
+
+    Attributes:
+        completion_id: which.
+        owner: whose it is.
+        replica, token: who runs it.
+    """
+
+    completion_id: str
+    owner: str
+    replica: str
+    token: str
+
+
+@frozen
+class Replica:
+    """A process that serves, or served a moment ago.
+
+    Attributes:
+        name, token: see the module.
+        version: of what it writes, see `VERSION`.
+        is_alive: its lease holds.
+    """
+
+    name: str
+    token: str
+    version: int
+    is_alive: bool
+
+
+@frozen
+class Command:
+    """Something asked of another replica, which answers.
+
+    Attributes:
+        command_id: by which the answer is found.
+        what: a short text; only the service knows which there are.
+        asker: the token of who asks.
+    """
+
+    command_id: str
+    what: str
+    asker: str
+
+
+class Engine(Protocol):
+    """One replica's way to the engine. The calls are coroutines and raise `FleetUnavailable`. Cancelling
+    one leaves it carried out or not.
+
+    Attributes:
+        token: this replica's.
+    """
+
+    token: str
+
+    async def start(self) -> None:
+        """Connect, if that is possible now; a call connects by itself otherwise. Never raises."""
+
+    async def close(self) -> None:
+        """Release every resource. Never raises."""
+
+    # --- who is there -----------------------------------------------------------------------
+
+    async def join(self, name: str, seconds: float) -> str:
+        """Take or renew the lease of a name for so long. Returns the token that holds it afterwards:
+        this replica's, or that of another process that has it and is alive."""
+
+    async def leave(self, name: str) -> None:
+        """Give the lease back, if it is still this replica's."""
+
+    async def replicas(self) -> Sequence[Replica]:
+        """Everybody who joined and left something behind, dead or alive."""
+
+    async def take_over(self, dead: Replica, seconds: float) -> bool:
+        """Become, for so long, the one who brings to an end what another left; renews if it is this
+        replica already. False if another does, or its lease holds."""
+
+    async def bury(self, dead: Replica) -> None:
+        """Forget a dead replica: nothing is left of it."""
+
+    # --- what runs --------------------------------------------------------------------------
+
+    async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Collection[str]:
+        """Add entries to their logs, and note these completions as under way. An entry that is there
+        already is passed over.
+
+        Returns the completions whose logs aren't there, although they have begun: the engine has lost
+        them. What belongs to these wasn't added.
+
+        Raises `FleetUnavailable` if any other could not be added. `length` tells what is there.
+        """
+
+    async def length(self, completion_id: str) -> int:
+        """How many lines a log has: the number that its next entry begins with; 0 if there is none."""
+
+    async def find(self, completion_id: str) -> Run | None:
+        """Who runs it or ran it last, as long as its log is there."""
+
+    async def left_by(self, token: str) -> Sequence[Run]:
+        """What runs under a token, or was left under it."""
+
+    async def finish(self, token: str, completion_ids: Sequence[str], seconds: float) -> None:
+        """These have ended and are stored: they are no longer under way, and their logs go after so
+        long.
+
+        Args:
+            token: under which they ran.
+        """
+
+    async def read(self, completion_id: str, after: int = -1) -> Sequence[Entry]:
+        """A log's entries whose first number is above `after`; at most some megabytes at a time."""
+
+    async def wait(self, after: Mapping[str, int], seconds: float) -> Sequence[Entry]:
+        """What was added to any of these logs, each after the number given; waits for so long at most.
+        One caller at a time."""
+
+    async def nudge(self) -> None:
+        """End the `wait` that this replica waits in, as if something had come."""
+
+    # --- asking each other ------------------------------------------------------------------
+
+    async def ask(self, token: str, what: str, seconds: float) -> str | None:
+        """Have the replica with this token do something, and return its answer; None if none came in
+        time. Somebody must call `asked` meanwhile: answers come the same way."""
+
+    async def asked(self, seconds: float) -> Command | None:
+        """The next thing that this replica is asked, waiting for so long at most. One caller at a
+        time."""
+
+    async def answer(self, command: Command, answer: str) -> None:
+        """Answer what was asked."""

@@ -1,0 +1,81 @@
+"""Holds this replica's lease, and says whether it does: `Membership`.
+
+A replica renews its lease three times in its length. One whose lease ran out, since the engine was out of
+reach, may have been taken for dead; one whose name another process has says so, and serves all the same.
+"""
+
+import asyncio
+import time
+
+import structlog
+
+from db.fleet.contract import Engine, FleetUnavailable
+
+log = structlog.get_logger(__name__)
+
+
+class Membership:
+    """One process's place in the fleet.
+
+    Args:
+        engine: the fleet's.
+        name: this replica's.
+        lease_seconds: how long others take it for alive without hearing of it.
+
+    Attributes:
+        rival: True while another process has the name.
+    """
+
+    def __init__(self, engine: Engine, name: str, lease_seconds: float) -> None:
+        self.name = name
+        self.rival = False
+        self._engine = engine
+        self._lease_seconds = lease_seconds
+        self._held_until = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """True as long as everybody takes this replica for alive."""
+        return time.monotonic() < self._held_until
+
+    async def start(self) -> None:
+        """Join, if the engine answers, and stay. Never raises."""
+        await self._renew()
+        self._task = asyncio.create_task(self._stay(), name="fleet lease")
+
+    async def stop(self) -> None:
+        """Leave. Never raises."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._held_until = 0.0
+        try:
+            await self._engine.leave(self.name)
+        except FleetUnavailable as error:
+            log.warning("fleet not left", reason=str(error))
+
+    async def _stay(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_seconds / 3)
+            try:
+                await self._renew()
+            except Exception:
+                log.exception("fleet lease not renewed")
+
+    async def _renew(self) -> None:
+        asked_at = time.monotonic()
+        was_held = self.is_held
+        try:
+            holder = await self._engine.join(self.name, self._lease_seconds)
+        except FleetUnavailable as error:
+            if was_held and not self.is_held:
+                log.error("fleet lease ran out", replica=self.name, reason=str(error))
+            return
+        if holder != self._engine.token:
+            if not self.rival:
+                log.error("another process is this replica", replica=self.name, holder=holder)
+            self.rival = True
+            return
+        self.rival = False
+        self._held_until = asked_at + self._lease_seconds

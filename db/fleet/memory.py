@@ -1,0 +1,227 @@
+"""The engine's twin in memory, for tests and for replicas within one process: `MemoryEngine`.
+
+Keeps every promise of the contract but that of outliving the process.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import TypeVar
+
+from attrs import define, field
+
+from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
+
+_T = TypeVar("_T")
+
+MOST_READ_BYTES = 4 * 1024 * 1024
+"""About how much `read` returns at once."""
+
+
+@define
+class _Log:
+    entries: list[Entry] = field(factory=list)
+    run: Run | None = None
+    goes_at: float = float("inf")
+
+
+@define
+class Shared:
+    """What the engines of all replicas have in common.
+
+    Attributes:
+        is_away: nobody reaches it now.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    is_away: bool = False
+    leases: dict[str, tuple[str, float]] = field(factory=dict)
+    adopters: dict[str, tuple[str, float]] = field(factory=dict)
+    known: dict[str, tuple[str, int]] = field(factory=dict)
+    logs: dict[str, _Log] = field(factory=lambda: defaultdict(_Log))
+    commands: dict[str, deque[Command]] = field(factory=lambda: defaultdict(deque))
+    answers: dict[str, str] = field(factory=dict)
+    changed: asyncio.Condition = field(factory=asyncio.Condition)
+
+
+class MemoryEngine:
+    """See `Engine`.
+
+    Args:
+        token: this replica's.
+        shared: what it shares with the others.
+    """
+
+    def __init__(self, token: str, shared: Shared) -> None:
+        self.token = token
+        self._shared = shared
+        self._nudges = 0
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    # --- who is there -----------------------------------------------------------------------
+
+    async def join(self, name: str, seconds: float) -> str:
+        shared, token = self._reach(), self.token
+        now = shared.clock()
+        holder, until = shared.leases.get(name, (token, 0.0))
+        if holder != token and until > now:
+            return holder
+        shared.leases[name] = token, now + seconds
+        shared.known[token] = name, VERSION
+        return token
+
+    async def leave(self, name: str) -> None:
+        shared, token = self._reach(), self.token
+        if shared.leases.get(name, ("", 0.0))[0] == token:
+            del shared.leases[name]
+        if not await self.left_by(token):
+            shared.known.pop(token, None)
+
+    async def replicas(self) -> Sequence[Replica]:
+        shared = self._reach()
+        return [
+            Replica(name, token, version, self._is_alive(name, token))
+            for token, (name, version) in shared.known.items()
+        ]
+
+    async def take_over(self, dead: Replica, seconds: float) -> bool:
+        shared = self._reach()
+        now = shared.clock()
+        if self._is_alive(dead.name, dead.token):
+            return False
+        holder, until = shared.adopters.get(dead.token, (self.token, 0.0))
+        if holder != self.token and until > now:
+            return False
+        shared.adopters[dead.token] = self.token, now + seconds
+        return True
+
+    async def bury(self, dead: Replica) -> None:
+        shared = self._reach()
+        shared.known.pop(dead.token, None)
+        shared.commands.pop(dead.token, None)
+
+    def _is_alive(self, name: str, token: str) -> bool:
+        holder, until = self._shared.leases.get(name, ("", 0.0))
+        return holder == token and until > self._shared.clock()
+
+    # --- what runs --------------------------------------------------------------------------
+
+    async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Collection[str]:
+        shared = self._reach()
+        for run in runs:
+            shared.logs[run.completion_id].run = run
+        lost: set[str] = set()
+        for entry in entries:
+            log = shared.logs[entry.completion_id]
+            if entry.number and not log.entries:
+                lost.add(entry.completion_id)
+            elif not log.entries or log.entries[-1].number < entry.number:
+                log.entries.append(entry)
+        await self._tell()
+        return lost
+
+    async def length(self, completion_id: str) -> int:
+        log = self._log(completion_id)
+        last = log.entries[-1] if log is not None and log.entries else None
+        return 0 if last is None else last.number + last.count
+
+    async def find(self, completion_id: str) -> Run | None:
+        log = self._log(completion_id)
+        return None if log is None else log.run
+
+    async def left_by(self, token: str) -> Sequence[Run]:
+        logs = self._reach().logs.values()
+        runs = (log.run for log in logs if log.goes_at == float("inf"))
+        return [run for run in runs if run is not None and run.token == token]
+
+    async def finish(self, token: str, completion_ids: Sequence[str], seconds: float) -> None:
+        shared = self._reach()
+        for completion_id in completion_ids:
+            log = shared.logs.get(completion_id)
+            if log is not None:
+                log.goes_at = min(log.goes_at, shared.clock() + seconds)
+
+    async def read(self, completion_id: str, after: int = -1) -> Sequence[Entry]:
+        log = self._log(completion_id)
+        found: list[Entry] = []
+        size = 0
+        for entry in () if log is None else log.entries:
+            if entry.number > after and size < MOST_READ_BYTES:
+                found.append(entry)
+                size += len(entry.lines)
+        return found
+
+    async def wait(self, after: Mapping[str, int], seconds: float) -> Sequence[Entry]:
+        nudges = self._nudges
+
+        async def something() -> Sequence[Entry] | bool:
+            found: list[Entry] = []
+            for completion_id, number in after.items():
+                found += await self.read(completion_id, number)
+            return found or self._nudges != nudges
+
+        found = await self._until(something, seconds)
+        return found if isinstance(found, list) else ()
+
+    async def nudge(self) -> None:
+        self._nudges += 1
+        await self._tell()
+
+    def _log(self, completion_id: str) -> _Log | None:
+        shared = self._reach()
+        log = shared.logs.get(completion_id)
+        if log is not None and log.goes_at <= shared.clock():
+            del shared.logs[completion_id]
+            return None
+        return log
+
+    # --- asking each other ------------------------------------------------------------------
+
+    async def ask(self, token: str, what: str, seconds: float) -> str | None:
+        command = Command(secrets.token_hex(8), what, self.token)
+        self._reach().commands[token].append(command)
+        await self._tell()
+
+        async def answered() -> str | None:
+            return self._reach().answers.pop(command.command_id, None)
+
+        return await self._until(answered, seconds)
+
+    async def asked(self, seconds: float) -> Command | None:
+        async def next_one() -> Command | None:
+            waiting = self._reach().commands[self.token]
+            return waiting.popleft() if waiting else None
+
+        return await self._until(next_one, seconds)
+
+    async def answer(self, command: Command, answer: str) -> None:
+        self._reach().answers[command.command_id] = answer
+        await self._tell()
+
+    # --- the way there ----------------------------------------------------------------------
+
+    def _reach(self) -> Shared:
+        if self._shared.is_away:
+            raise FleetUnavailable("the engine is away")
+        return self._shared
+
+    async def _tell(self) -> None:
+        async with self._shared.changed:
+            self._shared.changed.notify_all()
+
+    async def _until(self, look: Callable[[], Awaitable[_T]], seconds: float) -> _T | None:
+        """What `look` finds first that is something, or None after so long."""
+        try:
+            async with asyncio.timeout(seconds), self._shared.changed:
+                while not (found := await look()):
+                    await self._shared.changed.wait()
+                return found
+        except TimeoutError:
+            return None

@@ -1,0 +1,249 @@
+"""Sends what this replica's journal gets to the engine too: `Outbox`.
+
+Nobody waits for it but whoever wants to (`sent`), and what can't be sent now is sent later, in its order:
+what is too much for memory meanwhile is read from the local journal, which has it all.
+
+1. One task sends. All that came in a turn of the loop, of however many completions, goes in one call.
+2. Past `MOST_HELD_BYTES` a completion's lines aren't held any more: it is *behind*. Once the engine is
+   back, the lines that its log lacks are read from the journal, until it has all.
+3. What has ended is told after its lines, so nobody finds a log without its end.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import structlog
+
+from db.fleet.contract import Engine, Entry, FleetUnavailable, Run
+from db.journal.reading import line_in, name_of, read_sizes
+from statemachine.backoff import backoff
+
+log = structlog.get_logger(__name__)
+
+MOST_HELD_BYTES = 16 * 1024 * 1024
+"""Of lines that wait for the engine."""
+MOST_AT_ONCE = 500
+"""Entries in one call."""
+KEEP_SECONDS = 600.0
+"""How long a log can be read after its completion was stored; the row has the tape."""
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 2.0
+
+SegmentsOf = Callable[[Sequence[str]], list[Path]]
+"""The journal's files that hold these completions (`db.journal.Journal.segments_of`)."""
+
+
+class Outbox:
+    """The way of one process's lines to the engine.
+
+    Args:
+        engine: where to.
+        replica: this process's name.
+        copies_lines: False: it is only told what runs here.
+
+    Attributes:
+        segments_of: set by the journal whose lines these are.
+        failure: why the last call failed; None while all go.
+    """
+
+    def __init__(self, engine: Engine, replica: str, *, copies_lines: bool = True) -> None:
+        self.segments_of: SegmentsOf = lambda _: []
+        self.failure: str | None = None
+        self._engine = engine
+        self._replica = replica
+        self._copies_lines = copies_lines
+        self._runs: dict[str, Run] = {}
+        self._untold: dict[str, Run] = {}
+        self._entries: list[Entry] = []
+        self._held_bytes = 0
+        self._lengths: dict[str, int] = {}
+        self._behind: set[str] = set()
+        self._ended: dict[str, None] = {}
+        self._added = self._sent = 0
+        self._has_work = asyncio.Event()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Outbox of {self._replica}, {self._added - self._sent} to send>"
+
+    @property
+    def lag(self) -> int:
+        """How many lines the engine doesn't have yet."""
+        return self._added - self._sent
+
+    # --- what the journal tells -------------------------------------------------------------
+
+    def begin(self, completion_id: str, owner: str) -> None:
+        """A completion is about to have lines."""
+        run = Run(completion_id, owner, self._replica, self._engine.token)
+        self._runs[completion_id] = self._untold[completion_id] = run
+        self._lengths[completion_id] = 0
+        self._note_work()
+
+    def give_up(self, completion_id: str) -> None:
+        """It couldn't begin."""
+        for known in (self._runs, self._untold, self._lengths):
+            known.pop(completion_id, None)
+
+    def add(self, completion_id: str, number: int, count: int, lines: bytes) -> None:
+        """It has these lines more."""
+        if not self._copies_lines or completion_id not in self._lengths:
+            return
+        self._lengths[completion_id] = number + count
+        self._added += count
+        if completion_id in self._behind:
+            return
+        if self._held_bytes >= MOST_HELD_BYTES:
+            self._behind.add(completion_id)
+            self._note_work()
+            return
+        self._entries.append(Entry(completion_id, number, count, lines))
+        self._held_bytes += len(lines)
+        self._note_work()
+
+    def end(self, completion_ids: Sequence[str]) -> None:
+        """These are stored."""
+        for completion_id in completion_ids:
+            self._runs.pop(completion_id, None)
+            if self._lengths.pop(completion_id, None) is not None:
+                self._ended[completion_id] = None
+                self._behind.discard(completion_id)  # the row has it
+        self._note_work()
+
+    async def sent(self) -> None:
+        """Return once the engine has all that was added so far. Cancelling it changes nothing."""
+        if self._sent >= self._added:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((self._added, waiter))
+        await waiter
+
+    def _note_work(self) -> None:
+        self._is_idle.clear()
+        self._has_work.set()
+
+    # --- sending ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="fleet outbox")
+
+    async def stop(self, patience_seconds: float) -> None:
+        """Send what waits, for at most this long."""
+        if self._task is None:
+            return
+        try:
+            async with asyncio.timeout(patience_seconds):
+                await self._is_idle.wait()
+        except TimeoutError:
+            log.warning("lines not sent to the fleet", count=self.lag)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
+        while True:
+            await self._has_work.wait()
+            await asyncio.sleep(0)  # what else comes in this turn goes along
+            try:
+                await self._send()
+            except FleetUnavailable as error:
+                self._note_failure(str(error))
+                await asyncio.sleep(next(waits))
+                self._send_again(list(self._lengths))
+                continue
+            except Exception:
+                log.exception("fleet outbox failed")
+                await asyncio.sleep(_LONGEST_WAIT_SECONDS)
+                continue
+            if self.failure is not None:
+                log.info("fleet back")
+                self.failure = None
+            waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
+
+    def _note_failure(self, reason: str) -> None:
+        if self.failure is None:
+            log.error("fleet away", reason=reason)
+        self.failure = reason
+
+    def _send_again(self, completion_ids: Collection[str]) -> None:
+        """The engine may have lost what it had of these. What is held of them is in the journal too."""
+        wanted = {name for name in completion_ids if self._lengths.get(name)}
+        self._untold.update((name, self._runs[name]) for name in wanted)
+        if self._copies_lines:
+            self._behind |= wanted
+            kept = [each for each in self._entries if each.completion_id not in wanted]
+            self._entries = kept
+            self._held_bytes = sum(len(entry.lines) for entry in kept)
+
+    async def _send(self) -> None:
+        """One round: what begins, the lines, what is behind, what has ended."""
+        entries = self._entries[:MOST_AT_ONCE]
+        runs = list(self._untold.values())
+        ended = list(self._ended)
+        if entries or runs:
+            lost = await self._engine.append(entries, runs)
+            for run in runs:
+                self._untold.pop(run.completion_id, None)
+            if lost:
+                self._send_again(lost)
+                return
+            del self._entries[: len(entries)]
+            self._held_bytes -= sum(len(entry.lines) for entry in entries)
+            self._note_sent(sum(entry.count for entry in entries))
+        for completion_id in list(self._behind):
+            await self._catch_up(completion_id)
+        if ended and not self._entries:
+            await self._engine.finish(self._engine.token, ended, KEEP_SECONDS)
+            for completion_id in ended:
+                del self._ended[completion_id]
+        if not (self._entries or self._untold or self._ended or self._behind):
+            self._has_work.clear()
+            self._is_idle.set()
+            self._note_sent(self._added - self._sent)
+
+    def _note_sent(self, count: int) -> None:
+        self._sent += count
+        waiting = self._waiters
+        self._waiters = [each for each in waiting if each[0] > self._sent]
+        for number, waiter in waiting:
+            if number <= self._sent and not waiter.done():
+                waiter.set_result(None)
+
+    async def _catch_up(self, completion_id: str) -> None:
+        """Send from the journal what the log lacks, after what is held of it was sent."""
+        if any(entry.completion_id == completion_id for entry in self._entries):
+            return
+        while completion_id in self._behind:
+            has = await self._engine.length(completion_id)
+            if has >= self._lengths.get(completion_id, 0):
+                self._behind.discard(completion_id)
+                return
+            paths = self.segments_of([completion_id])
+            entries = await asyncio.to_thread(_entries_of, paths, completion_id, has)
+            if not entries:
+                log.warning("lines missing in the journal", completion_id=completion_id)
+                self._behind.discard(completion_id)
+                return
+            for start in range(0, len(entries), MOST_AT_ONCE):
+                await self._engine.append(entries[start : start + MOST_AT_ONCE])
+
+
+def _entries_of(paths: Sequence[Path], completion_id: str, begin: int) -> list[Entry]:
+    """A completion's lines from a number on, as they stand in these files."""
+    name, found = name_of(completion_id), list[Entry]()
+    for path in paths:
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            continue  # no longer needed by anybody
+        for size in read_sizes(data):
+            if isinstance(size, tuple) and size[0] == name:
+                line = data[size[1] : size[2]]
+                told = line_in(line)
+                if told is not None and told["n"] >= begin:
+                    found.append(Entry(completion_id, told["n"], 1, line))
+    return found

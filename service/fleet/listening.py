@@ -1,0 +1,101 @@
+"""Does what other replicas ask for, and answers: `Listener`.
+
+It is looked after: whatever goes wrong, it goes on listening, and how long it hasn't heard of the engine is
+known (`silent_seconds`).
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from db.fleet import Command, Engine, FleetUnavailable
+from statemachine.backoff import backoff
+
+log = structlog.get_logger(__name__)
+
+_WAIT_SECONDS = 2.0
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 2.0
+
+CANCEL = "cancel"
+CANCELLED, ENDED, UNKNOWN = "cancelled", "ended", "unknown"
+
+Cancel = Callable[[str, str], Awaitable[bool | None]]
+"""Stops an owner's completion: True if that ended it, False if it was over; None: it doesn't run here."""
+
+
+def cancel_command(owner: str, completion_id: str) -> str:
+    """What is asked of the replica that runs it."""
+    return json.dumps([CANCEL, owner, completion_id])
+
+
+class Listener:
+    """The one who listens.
+
+    Args:
+        engine: the fleet's.
+        cancel: see `Cancel`.
+    """
+
+    def __init__(self, engine: Engine, cancel: Cancel) -> None:
+        self._engine = engine
+        self._cancel = cancel
+        self._heard_at = time.monotonic()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long ago the engine last said whether there is something."""
+        return time.monotonic() - self._heard_at
+
+    def start(self) -> None:
+        self._begin(self._run())
+
+    async def stop(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, work: "Awaitable[None]") -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self) -> None:
+        waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
+        while True:
+            try:
+                command = await self._engine.asked(_WAIT_SECONDS)
+            except FleetUnavailable:
+                await asyncio.sleep(next(waits))
+                continue
+            except Exception:
+                log.exception("listening to the fleet failed")
+                await asyncio.sleep(_LONGEST_WAIT_SECONDS)
+                continue
+            waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
+            self._heard_at = time.monotonic()
+            if command is not None:
+                self._begin(self._do(command))
+
+    async def _do(self, command: Command) -> None:
+        try:
+            answer = await self._done(command.what)
+        except Exception:
+            log.exception("command failed", asker=command.asker)
+            return  # silence is no yes
+        try:
+            await self._engine.answer(command, answer)
+        except FleetUnavailable as error:
+            log.warning("command not answered", asker=command.asker, reason=str(error))
+
+    async def _done(self, what: str) -> str:
+        match json.loads(what):
+            case [kind, str(owner), str(completion_id)] if kind == CANCEL:
+                stopped = await self._cancel(owner, completion_id)
+                return UNKNOWN if stopped is None else CANCELLED if stopped else ENDED
+        return UNKNOWN  # of another version

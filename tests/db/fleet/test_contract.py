@@ -1,0 +1,169 @@
+"""What every engine promises, held against each of them."""
+
+import asyncio
+
+from db.fleet import Engine, Entry, Run
+from tests.db.fleet.conftest import MakeEngine
+
+ONE, TWO = "chatcmpl-1", "chatcmpl-2"
+
+
+def entry(number: int, completion_id: str = ONE, count: int = 1, text: str = "") -> Entry:
+    return Entry(completion_id, number, count, (text or f"line {number}\n").encode())
+
+
+def run_of(engine: Engine, completion_id: str = ONE, owner: str = "anne") -> Run:
+    return Run(completion_id, owner, "a", engine.token)
+
+
+# --- who is there -------------------------------------------------------------------------------
+
+
+async def test_a_free_name_is_taken_and_renewed(make_engine: MakeEngine) -> None:
+    """Who joins holds the name, and holds it again by joining again."""
+    engine = make_engine()
+    assert engine.token == await engine.join("a", 30)
+    assert engine.token == await engine.join("a", 30)
+    (replica,) = await engine.replicas()
+    assert ("a", engine.token, True) == (replica.name, replica.token, replica.is_alive)
+
+
+async def test_a_held_name_is_not_given_to_another(make_engine: MakeEngine) -> None:
+    """Of two processes with one name the second is told whose it is."""
+    first, second = make_engine(), make_engine()
+    await first.join("a", 30)
+    assert first.token == await second.join("a", 30)
+
+
+async def test_a_name_is_free_once_its_lease_ran_out_or_was_given_back(
+    make_engine: MakeEngine,
+) -> None:
+    """A successor gets the name, and the one before is known to be dead."""
+    first, second, third = make_engine(), make_engine(), make_engine()
+    await first.join("a", 0.05)
+    await first.append([entry(0)], [run_of(first)])
+    await asyncio.sleep(0.1)
+    assert second.token == await second.join("a", 30)
+    alive = {each.token: each.is_alive for each in await second.replicas()}
+    assert {first.token: False, second.token: True} == alive
+    await second.leave("a")
+    assert third.token == await third.join("a", 30)
+
+
+async def test_only_one_adopts_and_never_the_living(make_engine: MakeEngine) -> None:
+    """What the dead leave is one replica's to end; what the living run is nobody else's."""
+    first, second, third = make_engine(), make_engine(), make_engine()
+    await first.join("a", 0.2)
+    (known,) = await first.replicas()
+    assert not await second.take_over(known, 30)
+    await asyncio.sleep(0.3)
+    assert await second.take_over(known, 30)
+    assert await second.take_over(known, 30)
+    assert not await third.take_over(known, 30)
+    await second.bury(known)
+    assert [] == list(await second.replicas())
+
+
+# --- what runs ----------------------------------------------------------------------------------
+
+
+async def test_a_log_is_read_from_anywhere(make_engine: MakeEngine) -> None:
+    """Entries come in their order, to the byte, from whatever number."""
+    writer, reader = make_engine(), make_engine()
+    entries = [entry(0), entry(1, count=2, text="a\nb\n"), entry(3)]
+    await writer.append(entries[:2], [run_of(writer)])
+    await writer.append(entries[2:])
+    assert entries == list(await reader.read(ONE))
+    assert entries[2:] == list(await reader.read(ONE, 1))
+    assert [] == list(await reader.read(ONE, 3))
+    assert 4 == await reader.length(ONE)
+    assert 0 == await reader.length(TWO)
+
+
+async def test_appending_twice_is_appending_once(make_engine: MakeEngine) -> None:
+    """What is sent again, because its answer was lost, is there once."""
+    engine = make_engine()
+    await engine.append([entry(0), entry(1)])
+    await engine.append([entry(0), entry(1), entry(2)])
+    assert [entry(0), entry(1), entry(2)] == list(await engine.read(ONE))
+
+
+async def test_it_is_known_who_runs_what(make_engine: MakeEngine) -> None:
+    """By its id, and by whose it is."""
+    engine, other = make_engine(), make_engine()
+    await engine.append([entry(0), entry(0, TWO)], [run_of(engine), run_of(engine, TWO, "bob")])
+    assert run_of(engine, TWO, "bob") == await other.find(TWO)
+    assert await other.find("chatcmpl-3") is None
+    left = {each.completion_id: each.owner for each in await other.left_by(engine.token)}
+    assert {ONE: "anne", TWO: "bob"} == left
+
+
+async def test_what_has_ended_is_gone_after_a_while(make_engine: MakeEngine) -> None:
+    """It isn't under way any more at once, and its log can be read for as long as was said."""
+    engine = make_engine()
+    await engine.append([entry(0)], [run_of(engine)])
+    await engine.finish(engine.token, [ONE], 0.2)
+    assert [] == list(await engine.left_by(engine.token))
+    assert [entry(0)] == list(await engine.read(ONE))
+    await asyncio.sleep(0.4)
+    assert [] == list(await engine.read(ONE))
+    assert await engine.find(ONE) is None
+
+
+async def test_waiting_ends_with_what_comes(make_engine: MakeEngine) -> None:
+    """One call waits for many logs, misses nothing, and ends at once when something is there."""
+    writer, reader = make_engine(), make_engine()
+    await writer.append([entry(0), entry(0, TWO)])
+    waiting = asyncio.create_task(reader.wait({ONE: 0, TWO: 0}, 10))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await writer.append([entry(1, TWO)])
+    assert [entry(1, TWO)] == list(await asyncio.wait_for(waiting, 5))
+    assert [entry(0), entry(0, TWO), entry(1, TWO)] == list(
+        await reader.wait({ONE: -1, TWO: -1}, 10)
+    )
+    assert [] == list(await reader.wait({ONE: 0}, 0.05))
+
+
+async def test_a_nudge_ends_the_waiting(make_engine: MakeEngine) -> None:
+    """So that there can be one more log to wait for at once, and it is waited again after that."""
+    engine, other = make_engine(), make_engine()
+    await engine.append([entry(0)])
+    for _ in range(2):
+        waiting = asyncio.create_task(engine.wait({ONE: 0}, 10))
+        await asyncio.sleep(0.1)
+        await other.nudge()
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        await engine.nudge()
+        assert [] == list(await asyncio.wait_for(waiting, 1.5))
+
+
+# --- asking each other --------------------------------------------------------------------------
+
+
+async def listen(engine: Engine, answer: str) -> None:
+    while True:
+        if command := await engine.asked(1):
+            await engine.answer(command, f"{answer} {command.what}")
+
+
+async def test_what_is_asked_is_answered(make_engine: MakeEngine) -> None:
+    """Each question gets its own answer, also when many ask at once."""
+    asker, owner = make_engine(), make_engine()
+    listening = [asyncio.create_task(listen(engine, "did")) for engine in (asker, owner)]
+    try:
+        answers = await asyncio.gather(
+            *(asker.ask(owner.token, f"cancel {number}", 5) for number in range(20))
+        )
+    finally:
+        for task in listening:
+            task.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
+    assert [f"did cancel {number}" for number in range(20)] == answers
+
+
+async def test_silence_is_no_answer(make_engine: MakeEngine) -> None:
+    """Nobody who isn't there has said yes."""
+    asker = make_engine()
+    assert await asker.ask("0123456789abcdef", "cancel", 0.1) is None

@@ -1,0 +1,162 @@
+"""Completions read and stopped at another replica than the one that runs them: real processes, a real
+Redis, a backend of the test's own."""
+
+import asyncio
+import signal
+from typing import Any
+
+from tests.redis_servers import RedisServer
+from tests.service.fleet.conftest import MakeReplica
+from tests.service.process.conftest import asked, exchanges, reading
+from tests.service.stage.backend import Backend
+
+
+async def test_a_replica_shows_what_runs_at_another(
+    start_replica: MakeReplica, open_door: Any, script: Backend
+) -> None:
+    """As a stream from any position, and as an object; every reader gets the same bytes."""
+    a, b = start_replica("a"), start_replica("b")
+    (ours,), theirs = await open_door(a), await open_door(b, 3)
+    async with asked(ours) as first:
+        (exchange,) = await exchanges(script, 1)
+        await exchange.words(" world")
+        await first.until(2)
+        name = first.completion_id
+        async with reading(theirs[0], name) as second:
+            async with reading(theirs[1], name, starting_after=1) as third:
+                await asyncio.gather(second.until(2), third.until(1))
+                status, shown = await theirs[2].shown(f"/{name}")
+                message = shown["choices"][0]["message"]
+                assert (200, "streaming", "Hello world") == (
+                    status,
+                    shown["state"],
+                    message["content"],
+                )
+                await exchange.words("!")
+                await asyncio.gather(second.until(3), third.until(2))
+                await exchange.finish()
+                await asyncio.gather(first.whole(), second.whole(), third.whole())
+        assert first.events == second.events
+        assert first.events[1:] == third.events
+    assert "completed" == (await theirs[2].shown(f"/{name}"))[1]["state"]
+    for process in (a, b):
+        assert 0 == await asyncio.to_thread(process.stop)
+
+
+async def test_a_replica_stops_what_runs_at_another(
+    start_replica: MakeReplica, open_door: Any, script: Backend
+) -> None:
+    """And is told whether that did it; what nobody runs isn't found."""
+    a, b = start_replica("a"), start_replica("b")
+    (ours,), theirs = await open_door(a), await open_door(b, 2)
+    async with asked(ours) as first:
+        async with reading(theirs[0], first.completion_id) as second:
+            await asyncio.gather(first.until(1), second.until(1))
+            assert (200, True) == _said(await theirs[1].cancel(first.completion_id))
+            await asyncio.gather(first.whole(), second.whole())
+        assert first.events == second.events
+        assert 404 == (await theirs[1].cancel("chatcmpl-unknown"))[0]
+
+
+def _said(answer: tuple[int, Any]) -> tuple[int, Any]:
+    return answer[0], answer[1]["cancelled"]
+
+
+async def test_with_the_log_off_its_replica_is_named(
+    start_replica: MakeReplica, open_door: Any, script: Backend
+) -> None:
+    """What isn't copied can't be read elsewhere, and can be stopped."""
+    a, b = start_replica("a", journal="off"), start_replica("b", journal="off")
+    (ours,), (theirs,) = await open_door(a), await open_door(b)
+    async with asked(ours) as first:
+        await first.until(1)
+        status, body = await theirs.shown(f"/{first.completion_id}", stream="true")
+        assert (409, "runs_elsewhere") == (status, body["error"]["code"])
+        assert "'a'" in body["error"]["message"]
+        assert (200, True) == _said(await theirs.cancel(first.completion_id))
+
+
+async def test_a_replica_that_dies_leaves_no_reader_hanging(
+    start_replica: MakeReplica, open_door: Any, script: Backend
+) -> None:
+    """Its readers elsewhere are told within two leases, and find the whole partial answer once it has
+    been brought back."""
+    a, b = start_replica("a"), start_replica("b")
+    (ours,), (reads, shows) = await open_door(a), await open_door(b, 2)
+    async with asked(ours) as first:
+        await first.until(1)
+        name = first.completion_id
+        async with reading(reads, name) as second:
+            await second.until(1)
+            a.stop(signal.SIGKILL)
+            async with asyncio.timeout(20):
+                await second.whole()
+            assert b"answer_unavailable" in second.events[-1]
+    again = start_replica("a")
+    await open_door(again)
+    async with asyncio.timeout(20):
+        while (shown := await shows.shown(f"/{name}"))[0] != 200 or (
+            shown[1]["state"] == "streaming"
+        ):
+            await asyncio.sleep(0.1)
+    assert ("failed", "Hello") == (
+        shown[1]["state"],
+        shown[1]["choices"][0]["message"]["content"],
+    )
+
+
+async def test_streams_go_on_while_the_engine_is_away(
+    start_replica: MakeReplica, open_door: Any, script: Backend, own_redis: RedisServer
+) -> None:
+    """Readers elsewhere are told to come back, and read all of it once the engine is there again."""
+    a, b = start_replica("a"), start_replica("b")
+    (ours,), (theirs, shows) = await open_door(a), await open_door(b, 2)
+    async with asked(ours) as first:
+        (exchange,) = await exchanges(script, 1)
+        await first.until(1)
+        name = first.completion_id
+        own_redis.stop()
+        await exchange.words(" world")
+        await first.until(2)
+        status, body = await shows.shown(f"/{name}", stream="true")
+        assert (503, "fleet_unavailable") == (status, body["error"]["code"])
+        own_redis.start()
+        async with asyncio.timeout(20):
+            while (await shows.shown(f"/{name}"))[0] != 200:
+                await asyncio.sleep(0.1)
+        async with reading(theirs, name) as second:
+            await second.until(2)
+            await exchange.finish()
+            await asyncio.gather(first.whole(), second.whole())
+        assert first.events == second.events
+
+
+async def test_what_is_shown_before_send_is_in_the_log_first(
+    start_replica: MakeReplica, open_door: Any, script: Backend, own_redis: RedisServer
+) -> None:
+    """No client sees a word that the engine doesn't have."""
+    a = start_replica("a", journal="before_send")
+    (ours,) = await open_door(a)
+    async with asked(ours) as first:
+        (exchange,) = await exchanges(script, 1)
+        await first.until(1)
+        own_redis.stop()
+        await exchange.words(" world")
+        await asyncio.sleep(1)
+        assert 1 == len(first.events)
+        own_redis.start()
+        async with asyncio.timeout(20):
+            await first.until(2)
+        await exchange.finish()
+        await first.whole()
+
+
+async def test_two_processes_of_one_name_are_noticed(
+    start_replica: MakeReplica, open_door: Any, script: Backend
+) -> None:
+    """The second one serves, and says that the name is another's."""
+    a, same = start_replica("a"), start_replica("a")
+    await open_door(a)
+    await open_door(same)
+    lines = [each.lines_of("another process is this replica") for each in (a, same)]
+    assert [0, 1] == sorted(len(each) for each in lines)
