@@ -13,6 +13,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Awaitable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
@@ -71,6 +72,8 @@ class RedisEngine:
         self._client = _client(url)
         self._blocking = _client(url)
         self._is_cluster = isinstance(self._client, RedisCluster)
+        self._is_ready = False
+        self._getting_ready = asyncio.Lock()
         self._lease = self._client.register_script(_LEASE)
         self._give_back = self._client.register_script(_GIVE_BACK)
         self._answers: dict[str, asyncio.Future[str]] = {}
@@ -86,10 +89,11 @@ class RedisEngine:
 
     async def close(self) -> None:
         for client in (self._client, self._blocking):
-            try:
-                await client.aclose()
-            except (RedisError, OSError):
-                pass
+            # A client that Sentinel made doesn't close the connections to those who watch.
+            watched = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+            for each in (client, *(watched.sentinels if watched else ())):
+                with suppress(RedisError, OSError):
+                    await each.aclose()
 
     # --- who is there -----------------------------------------------------------------------
 
@@ -278,11 +282,24 @@ class RedisEngine:
 
     async def _call(self, call: Awaitable[_T] | Any) -> _T:
         try:
+            await self._get_ready()
             with cancelled_if_told():
                 result: _T = await call
         except (RedisError, OSError) as error:
+            if asyncio.iscoroutine(call):
+                call.close()  # it may not have begun
             raise FleetUnavailable(_said(error)) from error
         return result
+
+    async def _get_ready(self) -> None:
+        """In a cluster, have it looked who has which slots, once: redis-py 8.1 closes connections that
+        others have just made, where several find it out at once."""
+        if self._is_cluster and not self._is_ready:
+            async with self._getting_ready:
+                for client in (self._client, self._blocking):
+                    if not self._is_ready:
+                        await client.initialize()
+                self._is_ready = True
 
     async def _pipelined(
         self, commands: Sequence[tuple[str, tuple[Any, ...]]]
@@ -290,6 +307,10 @@ class RedisEngine:
         """Each command with its result, or the error that the server gave. In a cluster those of one
         node go together, and apart from the others'."""
         results: list[tuple[tuple[str, tuple[Any, ...]], Any]] = []
+        try:
+            await self._get_ready()
+        except (RedisError, OSError) as error:
+            raise FleetUnavailable(_said(error)) from error
         for group in self._groups(commands):
             pipeline = self._client.pipeline(transaction=False)
             for name, arguments in group:

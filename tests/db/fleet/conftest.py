@@ -1,32 +1,57 @@
 """Engines of several replicas, on the twin in memory and on a real Redis."""
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
 from db.fleet import Engine
 from db.fleet.memory import MemoryEngine, Shared
 from db.fleet.redis import RedisEngine
+from tests.redis_servers import redis_cluster, redis_sentinels
 
 MakeEngine = Callable[[], Engine]
 """Another replica's."""
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(scope="session")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as nodes:
+        yield f"redis+cluster://127.0.0.1:{nodes[0].port}"
+
+
+@pytest.fixture(scope="session")
+def sentinel_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_sentinels(tmp_path_factory.mktemp("sentinels")) as (url, _, _):
+        yield url
+
+
+@pytest.fixture(params=["memory", "redis", "cluster", "sentinel"])
 async def make_engine(request: pytest.FixtureRequest) -> AsyncIterator[MakeEngine]:
     made: list[Engine] = []
     shared = Shared()
-    server = request.getfixturevalue("own_redis") if request.param == "redis" else None
+    url = None
+    if request.param == "redis":
+        url = request.getfixturevalue("own_redis").url
+    elif request.param != "memory":
+        url = request.getfixturevalue(f"{request.param}_url")
+        await empty(url)
 
     def make() -> Engine:
         token = secrets.token_hex(8)
-        engine: Engine = (
-            MemoryEngine(token, shared) if server is None else RedisEngine(server.url, token)
-        )
+        engine: Engine = MemoryEngine(token, shared) if url is None else RedisEngine(url, token)
         made.append(engine)
         return engine
 
     yield make
     for engine in made:
+        await engine.close()
+
+
+async def empty(url: str) -> None:
+    """Forget everything there."""
+    engine = RedisEngine(url, "")
+    try:
+        await engine._client.flushall()
+    finally:
         await engine.close()

@@ -53,10 +53,12 @@ async def test_a_name_is_free_once_its_lease_ran_out_or_was_given_back(
 async def test_only_one_adopts_and_never_the_living(make_engine: MakeEngine) -> None:
     """What the dead leave is one replica's to end; what the living run is nobody else's."""
     first, second, third = make_engine(), make_engine(), make_engine()
-    await first.join("a", 0.2)
+    await first.join("a", 30)
     (known,) = await first.replicas()
     assert not await second.take_over(known, 30)
-    await asyncio.sleep(0.3)
+    await first.append([entry(0)], [run_of(first)])
+    await first.join("a", 0.05)
+    await asyncio.sleep(0.2)
     assert await second.take_over(known, 30)
     assert await second.take_over(known, 30)
     assert not await third.take_over(known, 30)
