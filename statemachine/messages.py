@@ -81,6 +81,8 @@ class SessionRequest:
     choices_expected: int = 1
     include_usage: bool = False
     stream: bool = True
+    request_id: str | None = None
+    """What names the request in logs (`x-request-id`)."""
 
     @property
     def is_hidden(self) -> bool:

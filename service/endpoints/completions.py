@@ -33,7 +33,7 @@ from service.stream.ports import Journal, RelayLimits, Saver
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
 from service.stream.writers import JsonWriter, SseWriter, Writer
-from service.telemetry import COMPLETION_ID, TRACE, Trace
+from service.telemetry import COMPLETION_ID, REQUEST_ID, TRACE, Trace
 from service.wire import ChatRequest, ChunkEncoder, NumberingEncoder, parse_request
 from statemachine import (
     Failure,
@@ -221,6 +221,7 @@ class Completions:
             choices_expected=chat.choices_expected,
             include_usage=chat.include_usage is True and chat.stream,
             stream=chat.stream,
+            request_id=request[REQUEST_ID],
         )
 
     def _conversation_key(self, request: web.Request, chat: ChatRequest) -> str | None:
