@@ -10,7 +10,7 @@ from functools import partial
 
 from aiohttp import web
 
-from db.store import Store
+from db.overview import WholeStore
 from service.agents.directory import AgentDirectory, load_for
 from service.callers.admin import Admins, guard_operators, own_names_alone
 from service.callers.auth import PROBES, Keyring, needs_caller, require_key
@@ -33,6 +33,9 @@ from service.endpoints.probes import Probes
 from service.endpoints.reading import Reading
 from service.endpoints.repeats import Repeats
 from service.endpoints.stored import StoredCompletions
+from service.page.lives import Lives, looking_on
+from service.page.routes import page_routes
+from service.page.watched import Watched
 from service.persistence import CleanupContext, Persistence
 from service.settings.config import RELOADABLE, Config, is_loopback
 from service.settings.live import Live
@@ -55,7 +58,7 @@ def build_app(
     config: Config,
     *,
     environ: Mapping[str, str] | None = None,
-    store: Store | None = None,
+    store: WholeStore | None = None,
     siblings: Siblings | None = None,
 ) -> web.Application:
     """The application, ready for a `service.edge.connections.Runner`. Nothing is started yet:
@@ -83,8 +86,11 @@ def build_app(
     keeping = Persistence.from_config(
         config, store, lambda: app[CONFIG].value.idempotency.keep_seconds
     )
-    app.add_routes(_routes(app, keeping, siblings))
-    app.cleanup_ctx.extend((*keeping.contexts, _closing(app[DIRECTORY])))
+    lives = Lives(steady_clock())
+    app.add_routes(_routes(app, keeping, siblings, lives))
+    streams = app[STREAMS]
+    contexts = (_closing(app[DIRECTORY]), looking_on(lives, streams))
+    app.cleanup_ctx.extend((*keeping.contexts, *contexts))
     app.on_shutdown.append(_drain)
     return app
 
@@ -136,7 +142,7 @@ def _with_middlewares(config: Config) -> web.Application:
 
 
 def _routes(
-    app: web.Application, keeping: Persistence, siblings: Siblings | None
+    app: web.Application, keeping: Persistence, siblings: Siblings | None, lives: Lives
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
     charging, clock = Charging(), steady_clock()
@@ -149,7 +155,7 @@ def _routes(
         keeping.saver,
         keeping.journal,
         clock,
-        Watchers((CompletionLog(), charging)),
+        Watchers((CompletionLog(), charging, lives)),
         charging,
         Repeats(live, keeping.claims, keeping.store, reading, keeping.journal.directory),
         siblings,
@@ -165,7 +171,35 @@ def _routes(
             streams, keeping.checks, lambda: keeping.saver.unsaved, directory.circuits
         ).routes(),
         *OpenApi().routes(),
+        *page_routes(_watched(app, keeping, siblings, reading, lives)),
     ]
+
+
+def _watched(
+    app: web.Application,
+    keeping: Persistence,
+    siblings: Siblings | None,
+    reading: Reading,
+    lives: Lives,
+) -> Watched:
+    """What the page looks at."""
+    return Watched(
+        app[CONFIG],
+        keeping.store,
+        app[STREAMS],
+        app[DIRECTORY],
+        app[ADMISSION],
+        app[ADMINS],
+        app[ADDRESSES],
+        reading,
+        steady_clock(),
+        keeping.checks,
+        lambda: keeping.saver.unsaved,
+        keeping.journal,
+        keeping.letters,
+        lives,
+        siblings,
+    )
 
 
 def _closing(directory: AgentDirectory) -> CleanupContext:

@@ -24,6 +24,7 @@ from db.embedded.watching import keep_running
 from db.journal import Fsync, Journal, JournalUnavailable, NoJournal
 from db.journal.recovery import Recovery
 from db.migrate import migrate
+from db.overview import WholeStore
 from db.postgres.store import PostgresStore
 from db.saver import Saver
 from db.store import Store, StoreError, StoreUnavailable, TablesUnfit
@@ -63,21 +64,23 @@ class Persistence:
         contexts: start the parts, in this order, and stop them in the opposite one.
         checks: name of a part → its check.
         is_recovering: whether completions that earlier processes left are still being brought back.
+        letters: what no database would take; None without a journal.
     """
 
-    store: Store
+    store: WholeStore
     journal: Journal | NoJournal
     claims: Claims
     saver: Saver
     contexts: tuple[CleanupContext, ...]
     checks: Mapping[str, Check]
     is_recovering: Callable[[], bool] = lambda: False
+    letters: DeadLetters | None = None
 
     @classmethod
     def from_config(
         cls,
         config: Config,
-        store: Store | None = None,
+        store: WholeStore | None = None,
         keep_claims_seconds: Callable[[], float] = lambda: _KEEP_CLAIMS_SECONDS,
     ) -> "Persistence":
         """The parts that `config` describes.
@@ -101,16 +104,16 @@ class Persistence:
             return cls(store, none, claims, saver, tuple(contexts), checks)
         path = Path(directory)
         journal = Journal(path, Fsync(config.journal.fsync), config.journal.max_bytes)
-        saver = Saver(store, journal, DeadLetters(path).add)
+        letters = DeadLetters(path)
+        saver = Saver(store, journal, letters.add)
         recovery = Recovery(path, journal.directory, saver.save)
         contexts += (_journaling(journal), _claiming(claims), _saving(saver, recovery))
         checks = {
             "database": _database_check(store, saver, migration),
             "journal": _journal_check(journal),
         }
-        return cls(
-            store, journal, claims, saver, tuple(contexts), checks, lambda: not recovery.is_over
-        )
+        parts = store, journal, claims, saver, tuple(contexts), checks
+        return cls(*parts, lambda: not recovery.is_over, letters)
 
 
 @define

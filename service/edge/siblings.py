@@ -13,7 +13,15 @@ class SiblingAway(Exception):
 
 
 class Siblings(Protocol):
-    """The other workers. A request that comes from one of them is sent on to nobody."""
+    """The other workers. A request that comes from one of them is sent on to nobody.
+
+    Attributes:
+        secret: random bytes that all workers of this start share, and nobody else knows.
+    """
+
+    @property
+    def secret(self) -> bytes:
+        """See the class."""
 
     async def pass_on(
         self, request: web.Request, body: bytes | None = None

@@ -6,6 +6,7 @@ A service of one process has none. Starts and ends no process.
 import asyncio
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,7 @@ from typing import Any
 import aiohttp
 import structlog
 from aiohttp import hdrs, web
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from service.edge.siblings import SiblingAway
 from service.settings.config import Config
@@ -61,6 +62,7 @@ class WorkerSlot:
         supervisor_pipe: the reading end of a pipe that nobody writes to; it ends when the
             supervisor is gone.
         report: the writing end of a pipe on which this worker reports that it serves.
+        secret: see `Siblings`.
     """
 
     number: int
@@ -69,6 +71,7 @@ class WorkerSlot:
     socket_dir: Path
     supervisor_pipe: int
     report: int
+    secret: bytes = field(factory=lambda: secrets.token_bytes(32), repr=False)
 
     def share(self, config: Config) -> Config:
         """The configuration with this worker's part of `server.max_concurrent_streams`. The parts

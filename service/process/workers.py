@@ -19,6 +19,7 @@ docs/rooms/process.md gives the reasons for having one of our own.
 
 import json
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -72,6 +73,7 @@ class Supervisor:
         self._supervisor_pipe, self._supervisor_end = os.pipe()
         self._wakeups, self._wakeup_end = socket.socketpair()
         self._socket_dir = make_socket_dir()
+        self._secret = secrets.token_bytes(32)
         self._has_served = False
         self._is_stopping = False
         self._status = 0
@@ -150,6 +152,7 @@ class Supervisor:
                 self._socket_dir,
                 self._supervisor_pipe,
                 report,
+                self._secret,
             )
             config = slot.share(self._config)
             status = self._run_worker(

@@ -88,6 +88,10 @@ class RunningStreams:
         relay = self._relays.get(completion_id)
         return relay if relay and relay.session.request.owner == owner else None
 
+    def find_any(self, completion_id: str) -> Relay | None:
+        """The running relay of this completion, whoever's it is; None if there is none."""
+        return self._relays.get(completion_id)
+
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new streams, let the running ones end, then end those that are left.
 
