@@ -67,6 +67,8 @@ class Service:
         self.store = store
         self.url = ""
         self.key: str | None = None
+        self.held: list[aiohttp.ClientResponse] = []
+        """Streams that a test leaves open."""
         self.http = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=20), connector=aiohttp.TCPConnector(limit=0)
         )
@@ -90,6 +92,8 @@ class Service:
         return self
 
     async def stop(self) -> None:
+        for response in self.held:
+            response.close()
         await self.http.close()
         await self.runner.cleanup()
 
