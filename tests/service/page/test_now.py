@@ -10,8 +10,7 @@ import aiohttp
 import pytest
 
 from service.app import STREAMS
-from service.page import now
-from service.page.running import MOST_ROWS, Running
+from service.page.running import MOST_ROWS, Running, running_here
 from statemachine import State
 from tests.service.conftest import Service, ServiceMaker
 from tests.service.page.conftest import SLOW, Visitor, VisitorMaker
@@ -115,14 +114,14 @@ async def test_one_look_serves_all_who_look_on(
 ) -> None:
     """Three viewers cost as many looks as one, and nobody none."""
     looks = 0
-    real = now.running_here
+    real = running_here
 
     def counted(*arguments: Any) -> Running:
         nonlocal looks
         looks += 1
         return real(*arguments)
 
-    monkeypatch.setattr(now, "running_here", counted)
+    monkeypatch.setattr("service.page.now.running_here", counted)
     await ask_slowly(open_service)
     await asyncio.sleep(1.2)
     assert 0 == looks
