@@ -11,7 +11,8 @@ PARALLEL ?= -n 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults corpus holdup proxies pgbouncer fuzz bench \
+.PHONY: help run test core coverage check matrix format faults corpus holdup proxies pgbouncer browser \
+	pictures fuzz bench \
 	instructions key psql dead-letters architecture docs wheel lock clean
 
 help: ## list the commands
@@ -49,6 +50,12 @@ faults: $(VENV)/.dev-ready ## break everything many times and count lost words (
 
 corpus: $(VENV)/.dev-ready ## split, cut and kill each backend's dialect everywhere (some: ARGS="-k vllm")
 	$(BIN)/python -m pytest tests/corpus -m corpus $(ARGS)
+
+browser: $(VENV)/.browser-ready ## try the page in a real Chromium (apt-get install chromium) and with axe
+	$(BIN)/python -m pytest -m browser -rs tests/service/page $(ARGS)
+
+pictures: $(VENV)/.browser-ready ## take the documents' pictures of the page (docs/pictures), in a Chromium
+	$(BIN)/python -m tests.service.page.pictures
 
 pgbouncer: $(VENV)/.dev-ready ## test behind a PgBouncer, which must be installed (apt-get install pgbouncer)
 	$(BIN)/python -m pytest -rs tests/db/postgres/test_pgbouncer.py $(ARGS)
@@ -114,6 +121,11 @@ $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pytho
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
 	@$(INSTALL) --editable '.[embedded,fast,dev]'
 	@touch $(VENV)/.run-ready $(VENV)/.core-ready $@
+
+$(VENV)/.browser-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
+	@echo "Adding what drives a browser to $(VENV) (once) ..."
+	@$(INSTALL) --editable '.[embedded,fast,dev,browser]'
+	@touch $@
 
 $(VENV)/.bench-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what benchmarks need to $(VENV) (once) ..."

@@ -61,7 +61,7 @@ class Overseeing:
         """Run this at one moment, no longer than an overview may take."""
         try:
             async with asyncio.timeout(OVERVIEW_SECONDS + _GRACE_SECONDS), self._places:
-                return await self._read(read, OVERVIEW_SECONDS)
+                return await self._read(lambda cursor: _by_index(cursor, read), OVERVIEW_SECONDS)
         except TimeoutError:
             raise TooSlow("What is stored can't be looked through in time") from None
 
@@ -70,6 +70,11 @@ class Overseeing:
         self, read: Callable[[Cursor], Awaitable[_T]], seconds: float | None = None
     ) -> _T:
         """Run this at one moment, each statement no longer than that. Raises the store's errors."""
+
+
+async def _by_index(cursor: Cursor, read: Callable[[Cursor], Awaitable[_T]]) -> _T:
+    await cursor.execute(overview_sql.PLANNER)
+    return await read(cursor)
 
 
 async def stretch(cursor: Cursor, sought: Sought, limit: int, after: Place | None) -> Stretch:

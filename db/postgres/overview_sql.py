@@ -15,6 +15,10 @@ from db.overview import LOOKED_AT, Place, Sought
 from db.postgres import sql
 from statemachine import State
 
+PLANNER: Final = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
+"""Has every page read along its index, in the list's order, and stop where it is full. Where the planner
+expects few rows it would rather fetch and sort all there are, and it can be wrong by a factor of a
+thousand."""
 _INDEXED: Final = 200
 """The characters of a chosen name that indexes hold."""
 _ORDER = "ORDER BY created_at DESC, completion_id DESC"

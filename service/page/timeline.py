@@ -6,7 +6,7 @@ from typing import Any
 from attrs import Factory, define, frozen
 
 WIDTH = 1000
-_SHORTEST = 3.0
+_SHORTEST = 5.0
 """So wide what took no time is drawn, to be seen."""
 
 

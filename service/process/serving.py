@@ -19,7 +19,7 @@ from service.edge.connections import Runner
 from service.process.hangup import Hangups
 from service.process.listening import BACKLOG, Listeners, Places
 from service.process.slot import WorkerSlot
-from service.settings.config import Config, mask_password
+from service.settings.config import Config, is_loopback, mask_password
 from service.settings.reload import Load
 
 log = structlog.get_logger(__name__)
@@ -147,7 +147,8 @@ def announce(
             workers=config.server.workers,
         )
         return
-    print(_greeting(config, base, agents_on, agents_off), flush=True)
+    page = _page_url(config, _url(places.operators or places.api))
+    print(_greeting(config, base, agents_on, agents_off, page), flush=True)
 
 
 def _url(address: tuple[str, int]) -> str:
@@ -155,8 +156,19 @@ def _url(address: tuple[str, int]) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _page_url(config: Config, url: str) -> str | None:
+    """Where the page is; None if nobody may look at it."""
+    address = config.server.host if config.admin.port is None else config.admin.host
+    is_open = is_loopback(address) and not config.auth.api_keys
+    return f"{url}/" if config.admin.api_keys or is_open else None
+
+
 def _greeting(
-    config: Config, base: str, agents_on: Sequence[str], agents_off: Mapping[str, str]
+    config: Config,
+    base: str,
+    agents_on: Sequence[str],
+    agents_off: Mapping[str, str],
+    page: str | None = None,
 ) -> str:
     keys = config.auth.api_keys
     embedded = config.database.url == "embedded"
@@ -180,6 +192,7 @@ def _greeting(
             *(f"  agent off   {name}: {why}" for name, why in agents_off.items()),
             *([f"  callers     need a key: {', '.join(key.name for key in keys)}"] if keys else ()),
             f"  answers     are kept in {where}",
+            *([f"  look at it  {page}"] if page else ()),
             "  try it      paste this into another terminal:\n",
             f"curl -N {url}{key} -H 'Content-Type: application/json' {body}\n",
             "  cut it      the first of these hangs up after a second, the other reads on from there:\n",

@@ -57,7 +57,7 @@ _LONG = (
 def agents(backend_url: str) -> tuple[Any, ...]:
     """Those of the stage: one that answers well, one whose backend does what it is told."""
     local = ScriptedAgentConfig(
-        name="local", kind="scripted", models=_MODELS, reply=_LONG, tokens_per_second=21.0
+        name="local", kind="scripted", models=_MODELS, reply=_LONG * 8, tokens_per_second=21.0
     )
     remote = OpenAIAgentConfig(
         name="remote",
@@ -77,7 +77,7 @@ async def seed(store: Store, count: int = 200) -> list[SessionRecord]:
     for number in range(count):
         at = now - (count - number) * 97.0 - chance.random() * 50
         question, answer = chance.choice(_TALK)
-        failure = chance.choice(_FAILURES) if chance.random() < 0.06 else None
+        failure = _FAILURES[number % 3] if chance.random() < 0.06 else None
         records.append(_record(chance, number, at, (question, answer), failure))
     talk = [user("Plan a weekend in Lisbon."), assistant("Gladly. Sea or city?")]
     for turn, answer in (("Sea.", "Then Cascais."), ("Sea.", "Then Costa da Caparica, by ferry.")):

@@ -180,12 +180,12 @@ async def test_it_works_by_keyboard_alone(tab: Tab, open_service: Service) -> No
 async def test_it_works_without_script(chromium: Any, open_service: Service) -> None:
     """Every screen, finding, filtering, cancelling: all but what is live."""
     await stage.seed(open_service.store, 60)
-    _, name = await ask_slowly(open_service)
     context = await chromium.new_context(java_script_enabled=False, viewport=stage.PHONE)
     page = await context.new_page()
     for path in SCREENS:
         await page.goto(open_service.url + path)
         assert "Verbatim" in await page.title()
+    _, name = await ask_slowly(open_service)
     await page.goto(open_service.url)
     await page.get_by_role("button", name=f"cancel {name}").click()
     assert open_service.url + "/" == page.url
