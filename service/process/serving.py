@@ -158,8 +158,8 @@ def _url(address: tuple[str, int]) -> str:
 
 def _page_url(config: Config, url: str) -> str | None:
     """Where the page is; None if nobody may look at it."""
-    address = config.server.host if config.admin.port is None else config.admin.host
-    is_open = is_loopback(address) and not config.auth.api_keys
+    hosts = (config.server.host, *([config.admin.host] if config.admin.port is not None else ()))
+    is_open = all(map(is_loopback, hosts)) and not config.auth.api_keys
     return f"{url}/" if config.admin.api_keys or is_open else None
 
 

@@ -153,7 +153,7 @@ async def ask(
     response = await service.http.post(
         f"{service.url}/v1/chat/completions", json=body, headers=given
     )
-    assert response.status == 200
+    assert 200 == response.status
     service.held.append(response)
     return response
 
