@@ -19,7 +19,7 @@ from statemachine import State
 
 _PAGE = 50
 _FOUND = 100
-_PLACE = re.compile(r"(-?[0-9]{1,12})\.([0-9]{6})-(.{1,200})", re.DOTALL)
+_PLACE = re.compile(r"([0-9]{1,11})\.([0-9]{6})-(.{1,200})", re.ASCII | re.DOTALL)
 _NAMES = ("state", "error", "model", "agent", "owner", "conversation")
 _TIMES = ("since", "until")
 _LONGEST = 500

@@ -103,8 +103,13 @@ class Doorway:
             raise web.HTTPBadRequest(reason="This is no form.")
         if (request.content_length or 0) > _LONGEST_FORM:
             raise web.HTTPRequestEntityTooLarge(_LONGEST_FORM, request.content_length or 0)
-        async with asyncio.timeout(self._watched.config.value.server.request_timeout_seconds):
-            posted = await request.post()
+        try:
+            async with asyncio.timeout(self._watched.config.value.server.request_timeout_seconds):
+                posted = await request.post()
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(reason="The form didn't come in time.") from None
+        except (ValueError, LookupError):  # of an encoding that it isn't in, or that there isn't
+            raise web.HTTPBadRequest(reason="This is no form.") from None
         form = {name: value for name, value in posted.items() if isinstance(value, str)}
         if not self.sessions.is_form_token(form.get(FORM_TOKEN, ""), token):
             raise web.HTTPForbidden(reason="The form is too old; reload the page and try again.")

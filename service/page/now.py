@@ -65,16 +65,18 @@ class Ticker:
         return running.with_others(theirs)
 
     async def next(self) -> Running | None:
-        """What the next tick sees; None if the service stops."""
+        """What the next tick sees, for whoever has joined; None if the service stops."""
+        if self._watched.streams.is_draining:
+            return None
+        if self._task is None:
+            self._task = asyncio.create_task(self._tick(), name="look at what runs")
         await self._ticked.wait()
         return None if self._watched.streams.is_draining else self.running
 
     def join(self, request: web.Request) -> None:
         """Somebody looks on, and will `leave`."""
         self._viewers += 1
-        if self._task is None:
-            self._request = request.clone(rel_url=_EVENTS)
-            self._task = asyncio.create_task(self._tick(), name="look at what runs")
+        self._request = request.clone(rel_url=_EVENTS)
 
     def leave(self) -> None:
         """They have gone."""

@@ -187,6 +187,10 @@ async def test_a_body_that_is_no_form_is_refused(open_service: Service) -> None:
         assert 400 == response.status
     async with open_service.http.post(url, data={"form_token": "a" * 100_000}) as response:
         assert 413 == response.status
+    for kind, body in (("utf-8", b"form_token=%ff"), ("utf-8", b"\xff="), ("nonsense", b"a=b")):
+        form = {"Content-Type": f"application/x-www-form-urlencoded; charset={kind}"}
+        async with open_service.http.post(url, data=body, headers=form) as response:
+            assert response.status in (400, 403)
 
 
 async def test_guessing_is_slowed(visitor: Visitor) -> None:
