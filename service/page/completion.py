@@ -66,6 +66,9 @@ class OneCompletion:
                 life, running = await self._ask_others(request, life)
             if view is not None:
                 return await self._stored(request, visitor, view, life)
+        if running is None and watched.streams.unsaved.has(name):
+            text = "It has ended, and what was said waits for the database. Look again in a moment."
+            return self._screens.message(visitor, 409, text)
         if running is None:
             raise nothing("completion with the id", name)
         self._note_opened(visitor, name)

@@ -1,16 +1,19 @@
 """One completion while it runs, its life, and texts that must not be read."""
 
+import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from service.page.texts import HIDDEN
 from service.settings.admin import AdminConfig
-from statemachine import Choice
+from service.settings.config import DatabaseConfig
+from statemachine import Choice, SessionRecord
 from tests.db.records import assistant, make_partial, make_record, user
-from tests.service.conftest import QUESTION, Service, ServiceMaker, Streamed
-from tests.service.page.conftest import ADMIN, CALLER, SLOW, VisitorMaker, keyed
+from tests.service.conftest import QUESTION, Kept, Service, ServiceMaker, Streamed
+from tests.service.page.conftest import ADMIN, CALLER, FAST, SLOW, VisitorMaker, keyed
 from tests.service.page.test_now import ask_slowly
 
 SECRET = "sesame"
@@ -80,6 +83,36 @@ async def test_attempts_are_remembered(open_service: Service, visit: VisitorMake
     for part in ("attempt 1, demo", "first token", "saved", 'class="streaming"'):
         assert part in seen.text
     assert "are remembered for" not in seen.words
+
+
+class Late(Kept):
+    """A store that takes its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_save = asyncio.Event()
+
+    async def save(self, records: Sequence[SessionRecord]) -> None:
+        await self.may_save.wait()
+        await super().save(records)
+
+
+async def test_what_waits_for_the_database_is_said_to(
+    make_service: ServiceMaker, visit: VisitorMaker
+) -> None:
+    """It is neither running nor stored, and not unknown."""
+    store = Late()
+    database = DatabaseConfig(commit_timeout_seconds=0.05)
+    service = await make_service(FAST, store=store, database=database)
+    stream = await service.stream(model="demo")
+    path = f"/page/completions/{stream.headers['x-completion-id']}"
+    visitor = await visit(service)
+    seen = await visitor.get(path)
+    assert 409 == seen.status
+    assert "waits for the database" in seen.words
+    store.may_save.set()
+    await store.one()
+    assert 200 == (await visitor.get(path)).status
 
 
 # --- texts that must not be read ---------------------------------------------------------------
