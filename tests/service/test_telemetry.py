@@ -3,7 +3,8 @@
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from service.telemetry import (
     adopt_trace,
     configure_logging,
     telemetry_middleware,
+    write_line,
 )
 from statemachine import (
     ChunkReceived,
@@ -281,6 +283,32 @@ def test_bound_ids_are_in_the_line() -> None:
     structlog.get_logger().info("ours")
     logging.getLogger("theirs").warning("theirs")
     assert ["r", "r"] == [line["request_id"] for line in json_lines(stream)]
+
+
+@pytest.mark.parametrize("format", ["json", "console"])
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_the_quick_way_to_a_line_writes_the_same(text: str, level: str, format: str) -> None:
+    """The line that every request has is what structlog would make of it, whatever is in it."""
+    structlog.contextvars.bind_contextvars(request_id="r", model="bound")
+    written = []
+    for write in (_by_structlog, write_line):
+        stream = configured(level=level, format=format)
+        for method in ("info", "warning"):
+            write(method, "it happened", {"model": text, "count": None, "ratio": 0.5})
+        written.append(re.sub(r"20\d\d-\S+?(?=[\"\s])", "now", stream.getvalue()))
+    assert written[0] == written[1]
+    assert {"error": 0, "warning": 1}.get(level, 2) == written[0].count("it happened")
+
+
+def _by_structlog(method: str, event: str, fields: Mapping[str, Any]) -> None:
+    getattr(structlog.get_logger(), method)(event, **fields)
+
+
+def test_the_quick_way_asks_who_has_taken_structlog_over(log_lines: list[dict[str, Any]]) -> None:
+    """Whoever configures structlog otherwise gets this line too."""
+    write_line("info", "it happened", {"count": 1})
+    assert ("it happened", 1) == (log_lines[0]["event"], log_lines[0]["count"])
 
 
 def test_foreign_lines_are_json_too() -> None:
