@@ -33,16 +33,27 @@ _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 
 @frozen
 class Trace:
-    """A W3C trace context: the trace's 32 hex digits, this service's span's 16, two of flags."""
+    """A W3C trace context: the trace's 32 hex digits, this service's span's 16, two of flags.
+
+    Attributes:
+        parent_id: the caller's span, 16 hex digits; None for a trace that begins here.
+        is_recorded: spans are made of the request, so each attempt has one of its own.
+    """
 
     trace_id: str
     span_id: str
     flags: str = "01"
+    parent_id: str | None = None
+    is_recorded: bool = False
 
     @property
     def traceparent(self) -> str:
         """The header that makes an upstream's spans children of this service's."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
+
+    def name_attempt(self) -> str:
+        """A `traceparent` that names a new span of this trace."""
+        return f"00-{self.trace_id}-{random_hex(16)}-{self.flags}"
 
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -51,6 +62,8 @@ COMPLETION_ID = web.RequestKey("completion_id", str)
 """Of the completion that a request is about, once that is known."""
 REPLAYED = web.RequestKey("replayed", bool)
 """True of a request that gets the answer to an earlier one."""
+FIRST_TRACE_ID = web.RequestKey("first_trace_id", str)
+"""Of the request that asked for what this one reads."""
 
 
 def adopt_trace(header: str | None) -> Trace:
@@ -62,7 +75,7 @@ def adopt_trace(header: str | None) -> Trace:
         zeros = set(trace_id) == {"0"} or set(parent_id) == {"0"}
         if version != "ff" and not zeros and not (version == "00" and rest):
             sampled = int(flags, 16) & 1  # the only flag of version 00, which is sent on
-            return Trace(trace_id, span_id, f"{sampled:02}")
+            return Trace(trace_id, span_id, f"{sampled:02}", parent_id)
     new = random_hex(48)
     return Trace(new[:32], new[32:])
 

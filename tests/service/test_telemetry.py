@@ -70,6 +70,20 @@ def test_valid_traces_are_joined(header: str, flags: str) -> None:
     assert trace.traceparent == f"00-{TRACE_ID}-{trace.span_id}-{flags}"
 
 
+def test_a_joined_trace_knows_its_parent_and_names_attempts() -> None:
+    """Each attempt's `traceparent` is new, of the same trace, under the same flag; a trace that begins
+    here has no parent."""
+    trace = adopt_trace(f"00-{TRACE_ID}-{PARENT_ID}-00")
+    assert PARENT_ID == trace.parent_id
+    assert adopt_trace(None).parent_id is None
+    first, second = trace.name_attempt(), trace.name_attempt()
+    assert first != second
+    for header in (first, second):
+        named = adopt_trace(header)
+        assert (TRACE_ID, "00") == (named.trace_id, named.flags)
+        assert named.parent_id not in (None, trace.span_id, PARENT_ID)
+
+
 @pytest.mark.parametrize(
     "header",
     [
