@@ -26,9 +26,9 @@ _WARM_CHUNKS, _CHUNKS = 256, 128  # whole rounds of the decoder's attempts to le
 _WARM_REQUESTS, _REQUESTS = 15, 10
 _COMMITS = 5
 _TRACED_WINDOWS, _TRACED = 3, 170
-_SPANS = 3 * _TRACED
-"""As many as leave together where there are many requests (OTEL_BSP_MAX_EXPORT_BATCH_SIZE is 512 by
-default), so that each window has one export."""
+_SPANS = 3 * _TRACED - 10
+"""About as many as leave together where there are many requests (OTEL_BSP_MAX_EXPORT_BATCH_SIZE is
+512 by default), so that each window has one export, and has it before its end."""
 
 
 @frozen

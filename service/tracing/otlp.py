@@ -86,9 +86,13 @@ class Exporting:
         self._handed_over = 0
 
     def start(self) -> None:
-        """Begin to send, from a thread of this process."""
+        """Begin to send, from a thread of this process; not if the queue's variables make no sense."""
+        try:
+            self._processors = [BatchSpanProcessor(exporter) for exporter in self._exporters]
+        except ValueError as error:
+            log.warning("traces off", reason=str(error))
+            self._exporters = []
         self._says.has_begun = True
-        self._processors = [BatchSpanProcessor(exporter) for exporter in self._exporters]
 
     def is_sampled(self, trace: Trace, name: str) -> bool:
         """What the sampler says of a request's trace. Its own spans all get that answer: every sampler
@@ -135,7 +139,7 @@ class Exporting:
                 exporter.give_up()
         lost = max((self._handed_over - each.sent for each in self._exporters), default=0)
         if lost:
-            log.warning("spans lost", count=lost)
+            log.warning("spans lost", count=lost, reason=self._says.reason or None)
 
 
 class _Queued(ReadableSpan):

@@ -197,6 +197,7 @@ class Requests:
             status, code = status_of(failure), failure.code
             raise
         finally:
+            CURRENT.set(None)  # or an idle connection would keep it
             # A worker is asked what it doesn't have by each of its siblings.
             if status != web.HTTPNotFound.status_code or not self._is_from_sibling(request):
                 span.note_handled(request, status, code)

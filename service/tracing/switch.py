@@ -46,7 +46,7 @@ def tracing_for(
         return Tracing(environ, is_from_sibling or (lambda _: False))
     except ModuleNotFoundError as error:
         log.warning("traces off", missing=error.name, remedy=_REMEDY)
-    except ValueError as error:  # a variable that makes no sense
+    except (OSError, RuntimeError, ValueError) as error:  # of a variable that makes no sense
         log.warning("traces off", reason=str(error))
     return None
 

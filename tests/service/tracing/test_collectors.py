@@ -205,6 +205,31 @@ def test_the_standard_variables_switch_it(environ: dict[str, str], is_on: bool) 
     assert is_on == switch.is_wanted(environ)
 
 
+@pytest.mark.parametrize(
+    ("otel", "event", "said"),
+    [
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "2"}, "traces off", "max_export_batch_size"),
+        ({"OTEL_TRACES_SAMPLER": "coin"}, "tracing", "coin"),
+        ({"OTEL_EXPORTER_OTLP_COMPRESSION": "zip"}, "tracing", "zip"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "nowhere"}, "spans not sent", "nowhere"),
+    ],
+)
+async def test_variables_that_make_no_sense_are_named(
+    make_traced: TracedMaker,
+    backend: Backend,
+    log_lines: Lines,
+    otel: dict[str, str],
+    event: str,
+    said: str,
+) -> None:
+    """In one line, and the service serves."""
+    service = await make_traced(agent_for(backend), otel=otel)
+    assert (await service.stream()).is_done
+    await until(lambda: bool(lines_of(log_lines, event)))
+    (line,) = lines_of(log_lines, event)
+    assert said in str(line)
+
+
 async def test_spans_can_go_to_the_console(
     make_traced: TracedMaker, backend: Backend, collector: Collector, capsys: Any
 ) -> None:
