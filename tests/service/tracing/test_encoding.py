@@ -5,7 +5,7 @@ import string
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -72,6 +72,7 @@ def _without_parent(span: Span) -> Span:
     return span
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(SPANS, min_size=1, max_size=3))
 def test_spans_are_encoded_as_the_sdk_does(spans: list[Span]) -> None:
     """Whatever is in them, a collector reads the same message."""
