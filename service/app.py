@@ -5,10 +5,11 @@ then records are flushed, then the database closes. Never here: the handlers' lo
 """
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from db.overview import WholeStore
 from service.agents.directory import AgentDirectory, load_for
@@ -40,9 +41,11 @@ from service.persistence import CleanupContext, Persistence
 from service.settings.config import RELOADABLE, Config, is_loopback
 from service.settings.live import Live
 from service.settings.reload import Reloader
-from service.stream.moments import Watchers
+from service.stream.moments import Watcher, Watchers
 from service.stream.running import RunningStreams
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
+from service.tracing.switch import load_for as load_tracing_for
+from service.tracing.switch import tracing_for
 
 CONFIG: web.AppKey[Live[Config]] = web.AppKey("config")
 DIRECTORY = web.AppKey("directory", AgentDirectory)
@@ -77,17 +80,19 @@ def build_app(
     saves what waits once the database is there.
     """
     environ = os.environ if environ is None else environ
-    app = _with_middlewares(config)
+    tracing = tracing_for(environ, siblings.is_from_sibling if siblings else None)
+    app = _with_middlewares(config, tracing.middlewares if tracing else ())
     app[CONFIG] = Live(config)
     app[DIRECTORY] = AgentDirectory.from_config(config.agents, environ)
     app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
-    changes = {key: partial(change, app) for key, change in RELOADS.items()}
-    app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, changes)
+    app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, _changes(app))
     keeping = Persistence.from_config(
         config, store, lambda: app[CONFIG].value.idempotency.keep_seconds
     )
     lives = Lives(steady_clock())
-    app.add_routes(_routes(app, keeping, siblings, lives))
+    app.add_routes(_routes(app, keeping, siblings, lives, tracing.watchers if tracing else ()))
+    if tracing:
+        app.cleanup_ctx.append(tracing.exporting)  # first, so that it stops when all have ended
     streams = app[STREAMS]
     contexts = (_closing(app[DIRECTORY]), looking_on(lives, streams))
     app.cleanup_ctx.extend((*keeping.contexts, *contexts))
@@ -99,9 +104,10 @@ def load_for_workers(config: Config) -> None:
     """Import what the application imports late, so that workers that are forked from this process share
     its memory."""
     load_for(config.agents)
+    load_tracing_for(os.environ)
 
 
-def _with_middlewares(config: Config) -> web.Application:
+def _with_middlewares(config: Config, inside_errors: Sequence[Middleware]) -> web.Application:
     """An application with the middlewares and signals that every request passes, and no routes."""
     admin, server, addresses = config.admin, config.server, Addresses()
     has_two_addresses = admin.port is not None
@@ -124,6 +130,7 @@ def _with_middlewares(config: Config) -> web.Application:
     middlewares = [
         telemetry_middleware,
         errors_middleware,
+        *inside_errors,
         refusing(*checks),
         require_key(keys),
     ]
@@ -142,7 +149,11 @@ def _with_middlewares(config: Config) -> web.Application:
 
 
 def _routes(
-    app: web.Application, keeping: Persistence, siblings: Siblings | None, lives: Lives
+    app: web.Application,
+    keeping: Persistence,
+    siblings: Siblings | None,
+    lives: Lives,
+    watchers: Sequence[Watcher],
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
     charging, clock = Charging(), steady_clock()
@@ -155,7 +166,7 @@ def _routes(
         keeping.saver,
         keeping.journal,
         clock,
-        Watchers((CompletionLog(), charging, lives)),
+        Watchers((CompletionLog(), charging, lives, *watchers)),
         charging,
         Repeats(live, keeping.claims, keeping.store, reading, keeping.journal.directory),
         siblings,
@@ -229,6 +240,10 @@ def _reconfigure_access(app: web.Application, config: Config) -> None:
 def _replace_agents(app: web.Application, config: Config) -> None:
     app[DIRECTORY].replace(config.agents)
     app[DIRECTORY].prepare_soon()
+
+
+def _changes(app: web.Application) -> Mapping[str, Callable[[Config], object]]:
+    return {key: partial(change, app) for key, change in RELOADS.items()}
 
 
 RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {

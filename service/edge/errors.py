@@ -79,11 +79,15 @@ def invalid_request(message: str, param: str | None = None) -> ApiError:
     return ApiError(Failure("invalid_request", message, type="invalid_request_error", param=param))
 
 
+def status_of(failure: Failure) -> int:
+    """The HTTP status that a failure leaves with."""
+    status = failure.status
+    return ERROR_CODES[failure.code] if status is None or status not in _ERRORS else status
+
+
 def error_response(failure: Failure) -> web.Response:
     """The response for a failure: its status, its body, and the headers that the SDKs obey."""
-    status = failure.status
-    if status is None or status not in _ERRORS:
-        status = ERROR_CODES[failure.code]
+    status = status_of(failure)
     response = web.Response(
         status=status, body=encode_json(error_body(failure)), content_type="application/json"
     )
@@ -122,21 +126,31 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
     """Render whatever a handler raises. A bug becomes a 500 that tells nothing about it."""
     try:
         return await handler(request)
-    except ApiError as error:
-        return error_response(error.failure)
-    except InvalidRequest as error:
-        return error_response(invalid_request(error.message, error.param).failure)
+    except (ApiError, InvalidRequest) as error:
+        return error_response(failure_of(error, request))
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        response = error_response(_http_failure(error, request))
+        response = error_response(failure_of(error, request))
         if hdrs.ALLOW in error.headers:
             response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]  # RFC 9110, section 15.5.6
         return response
-    except Exception:
+    except Exception as error:
         log.exception("request failed", method=request.method, path=request.path)
-        message = "The service made a mistake; the log has the details under this request's id."
-        return error_response(Failure("internal_error", message))
+        return error_response(failure_of(error, request))
+
+
+def failure_of(error: Exception, request: web.Request) -> Failure:
+    """What a handler's exception is rendered as."""
+    match error:
+        case ApiError():
+            return error.failure
+        case InvalidRequest():
+            return invalid_request(error.message, error.param).failure
+        case web.HTTPException():
+            return _http_failure(error, request)
+    message = "The service made a mistake; the log has the details under this request's id."
+    return Failure("internal_error", message)
 
 
 def _http_failure(error: web.HTTPException, request: web.Request) -> Failure:

@@ -192,7 +192,9 @@ class Completions:
         self.charging.expect(asked.completion_id, ticket)
         moments = Moments(session, self.watchers)
         call = AgentCall(chat, asked.completion_id, trace.traceparent, agents != picked)
-        upstream = Attempts(agents, call, moments)
+        upstream = Attempts(
+            agents, call, moments, trace.name_attempt if trace.is_recorded else None
+        )
         relay = Relay(
             session, self.journal, client, upstream, self.saver, limits, self.clock, moments
         )

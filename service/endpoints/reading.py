@@ -32,7 +32,7 @@ from service.stream.relay import Relay
 from service.stream.running import RunningStreams
 from service.stream.shared import SharedAnswers, TooManyReaders
 from service.stream.writers import SseWriter
-from service.telemetry import COMPLETION_ID
+from service.telemetry import COMPLETION_ID, FIRST_TRACE_ID
 from service.wire import ChunkEncoder
 from statemachine import Failure, SessionRecord
 from statemachine.tape import Expired
@@ -216,6 +216,7 @@ class Reading:
         if wanted.position < tape.first:
             raise ApiError(EXPIRED)
         self.check_room(relay)
+        request[FIRST_TRACE_ID] = relay.session.request.trace_id
         audience = relay.readers.join()
         try:
             return await self._read(request, audience, wanted)
@@ -239,6 +240,7 @@ class Reading:
             answer = answer_of_record(record, wanted.position)
         except Expired:
             raise ApiError(EXPIRED) from None
+        request[FIRST_TRACE_ID] = record.request.trace_id
         return await self._read_ended(request, answer, wanted)
 
     async def read_stored(
@@ -256,6 +258,7 @@ class Reading:
                 call = self.store.replayable(owner, completion_id, hidden_since=hidden_since)
                 if (found := await ask(call)) is None:
                     return None
+                request[FIRST_TRACE_ID] = found.view.completion.trace_id
                 answer = share(stored_answer(found, wanted.position))
                 del found  # the answer alone is held while it is read
                 return await self._read_ended(request, answer, wanted)

@@ -36,7 +36,7 @@ from service.endpoints.stored_answers import failure_of_row
 from service.settings.config import Config
 from service.settings.live import Live
 from service.stream.relay import Relay
-from service.telemetry import COMPLETION_ID, REPLAYED
+from service.telemetry import COMPLETION_ID, FIRST_TRACE_ID, REPLAYED
 from service.wire import ChatRequest, completion_object, encode_json, error_body
 from service.wire.repeats import body_digest, claim_key, is_claimable
 from statemachine import Failure, SessionRecord
@@ -234,7 +234,7 @@ class Repeats:
         relay = reading.streams.find(owner, held.completion_id)
         if relay is not None and (relay.record is None or relay.record.ttft_ms is not None):
             self._check_body(held, claim)
-            self._note(repeat, held)
+            self._note(repeat, held, relay.session.request.trace_id)
             return await self._join(repeat, relay)
         record = reading.record_here(owner, held.completion_id)
         if record is None:
@@ -244,7 +244,7 @@ class Repeats:
         if record.ttft_ms is None:
             raise _Free
         self._check_body(held, claim)
-        self._note(repeat, held)
+        self._note(repeat, held, record.request.trace_id)
         if repeat.chat.stream:
             return await reading.read_record(repeat.request, record, repeat.wanted)
         return _object_of(record)
@@ -275,7 +275,7 @@ class Repeats:
         if row.ttft_ms is None:
             raise _Free
         self._check_body(held, claim)
-        self._note(repeat, held)
+        self._note(repeat, held, row.trace_id)
         if repeat.chat.stream:
             reading = self.reading
             return await reading.read_stored(
@@ -302,7 +302,8 @@ class Repeats:
         if held.body != claim.body:
             raise ApiError(_MISMATCH)
 
-    def _note(self, repeat: Repeat, held: Claim) -> None:
+    def _note(self, repeat: Repeat, held: Claim, first_trace_id: str) -> None:
+        repeat.request[FIRST_TRACE_ID] = first_trace_id
         repeat.request[COMPLETION_ID] = held.completion_id
         repeat.request[REPLAYED] = True
 

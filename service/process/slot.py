@@ -20,7 +20,7 @@ from attrs import evolve, field, frozen
 
 from service.edge.siblings import SiblingAway
 from service.settings.config import Config
-from service.telemetry import COMPLETION_ID, REPLAYED
+from service.telemetry import COMPLETION_ID, REPLAYED, TRACE
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +39,6 @@ _PASSED_ON = (
     "Last-Event-ID",
     "X-Keep-Alive-Interval",
     "X-Request-Id",
-    "traceparent",
 )
 _PASSED_BACK = (
     hdrs.CACHE_CONTROL,
@@ -150,6 +149,7 @@ class WorkerSlot:
         """A sibling's response to the request, which may take its time while the sibling lives. Raises
         TimeoutError if it hangs, and `_GONE`."""
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        headers["traceparent"] = request[TRACE].traceparent
         async with self._connected(number, None) as http:
             begun = list[aiohttp.ClientResponse]()
             watching = asyncio.create_task(self._watch(number, http, begun), name="watch a sibling")

@@ -18,7 +18,7 @@ The policy of attempts:
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -51,13 +51,21 @@ class Attempts:
         agents: whom to ask, in order; at least one, and the first may be asked now.
         call: what to ask.
         moments: told of every attempt.
+        name_attempt: makes the `traceparent` of each attempt; without it all have the call's.
     """
 
-    def __init__(self, agents: Sequence[Agent], call: AgentCall, moments: Moments) -> None:
+    def __init__(
+        self,
+        agents: Sequence[Agent],
+        call: AgentCall,
+        moments: Moments,
+        name_attempt: Callable[[], str] | None = None,
+    ) -> None:
         self._agent, *self._others = agents
         self._call: AgentCall | None = call
         self._model = call.request.model
         self._moments = moments
+        self._name_attempt = name_attempt
         self._number = 1
         self._retried_in_vain = False
         self._is_trial = self._agent.circuits.begin(self._model)
@@ -109,6 +117,9 @@ class Attempts:
         """Ask the agent. Raises AgentError if it fails before its first token."""
         agent, call = self._agent, self._call
         assert call is not None  # nobody asks again after the first token
+        if self._name_attempt is not None:
+            call = evolve(call, traceparent=self._name_attempt())
+        self._moments.asking(agent, self._number, call)
         try:
             async with asyncio.timeout(agent.timeouts.first_token_seconds):
                 opening = agent.open(call)

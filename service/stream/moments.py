@@ -8,11 +8,28 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
 import structlog
-from attrs import define
+from attrs import define, frozen
 
+from service.agents.protocol import Agent, AgentCall, Target
 from statemachine import Failure, SessionRecord, SessionRequest, StreamSession
 
 log = structlog.get_logger(__name__)
+
+
+@frozen
+class Asking:
+    """One request to an agent, as it begins.
+
+    Attributes:
+        number: from 1, counted for each agent.
+        target: whom the agent asks, for which model.
+        traceparent: what that is sent.
+    """
+
+    agent: str
+    number: int
+    target: Target
+    traceparent: str
 
 
 @define
@@ -39,6 +56,10 @@ class Watcher:
     def began(self, request: SessionRequest) -> None:
         """A completion was admitted and its session made. Always the first."""
 
+    def asking(self, request: SessionRequest, asking: Asking) -> None:
+        """An agent is about to be asked; for each retry and each fallback again. `tried` follows,
+        unless the session ends first."""
+
     def tried(self, request: SessionRequest, attempt: Attempt) -> None:
         """An agent was asked; for each retry and each fallback again."""
 
@@ -51,6 +72,9 @@ class Watcher:
 
     def saved(self, completion_id: str) -> None:
         """The record was committed; perhaps after `closed`, perhaps never."""
+
+    def not_saved(self, completion_id: str) -> None:
+        """The record could neither be committed nor set aside; the journal may have it."""
 
     def closed(self, request: SessionRequest) -> None:
         """The relay is done with its client. Comes whatever became of the completion."""
@@ -66,10 +90,12 @@ class Watchers:
     def __init__(self, watchers: Iterable[Watcher] = ()) -> None:
         self._watchers = tuple(watchers)
         self.began = self._who_wants("began")
+        self.asking = self._who_wants("asking")
         self.tried = self._who_wants("tried")
         self.reached_first_token = self._who_wants("reached_first_token")
         self.ended = self._who_wants("ended")
         self.saved = self._who_wants("saved")
+        self.not_saved = self._who_wants("not_saved")
         self.closed = self._who_wants("closed")
 
     def _who_wants(self, moment: str) -> Sequence[Callable[..., None]]:
@@ -94,6 +120,11 @@ class Moments:
     def began(self) -> None:
         _tell(self._watchers.began, self._session.request)
 
+    def asking(self, agent: Agent, number: int, call: AgentCall) -> None:
+        if listeners := self._watchers.asking:
+            asking = Asking(agent.name, number, agent.target(call), call.traceparent)
+            _tell(listeners, self._session.request, asking)
+
     def tried(self, attempt: Attempt) -> None:
         _tell(self._watchers.tried, self._session.request, attempt)
 
@@ -104,15 +135,15 @@ class Moments:
         _tell(self._watchers.ended, record)
 
     def watch_save(self, save: "asyncio.Future[None]") -> None:
-        """Have `saved` announced once this is done, unless it fails. Keeps neither the record nor the
+        """Have `saved` or `not_saved` announced once this is done. Keeps neither the record nor the
         request in memory till then: a database may be away for long."""
-        listeners, completion_id = self._watchers.saved, self._session.request.completion_id
-        if not listeners:
+        watchers, completion_id = self._watchers, self._session.request.completion_id
+        if not (watchers.saved or watchers.not_saved):
             return
 
         def announce(done: "asyncio.Future[None]") -> None:
-            if not done.cancelled() and done.exception() is None:
-                _tell(listeners, completion_id)
+            is_saved = not done.cancelled() and done.exception() is None
+            _tell(watchers.saved if is_saved else watchers.not_saved, completion_id)
 
         if save.done():
             announce(save)
