@@ -68,9 +68,9 @@ bench: $(VENV)/.bench-ready ## measure beside nginx and others (short: ARGS="--q
 instructions: $(VENV)/.dev-ready ## count instructions, fail if more than before (ARGS="--against HEAD~1")
 	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
-key: $(VENV)/.run-ready ## make an API key for a caller (make key NAME=open-webui)
+key: $(VENV)/.run-ready ## make an API key for a caller (make key NAME=open-webui), or for you (ADMIN=1)
 	@test -n "$(NAME)" || { echo 'whose key? make key NAME=open-webui' >&2; exit 2; }
-	@$(BIN)/python -m service.callers.auth new $(NAME)
+	@$(BIN)/python -m service.callers.auth new $(NAME) $(if $(ADMIN),--admin)
 
 psql: $(VENV)/.run-ready ## look into the embedded database (make psql ARGS="-c 'SELECT 1'")
 	@$(BIN)/python -m db.embedded psql $(ARGS)

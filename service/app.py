@@ -12,11 +12,13 @@ from aiohttp import web
 
 from db.store import Store
 from service.agents.directory import AgentDirectory, load_for
-from service.callers.auth import PROBES, Keyring, require_key
+from service.callers.admin import Admins, guard_operators, own_names_alone
+from service.callers.auth import PROBES, Keyring, needs_caller, require_key
 from service.callers.charging import Charging
 from service.callers.limits import Admission
 from service.clock import steady_clock
 from service.completion_log import CompletionLog
+from service.edge.addresses import Addresses, apart
 from service.edge.cors import cors
 from service.edge.encodings import refuse_packed
 from service.edge.errors import errors_middleware, refusing
@@ -42,6 +44,8 @@ from service.telemetry import add_id_headers, configure_logging, telemetry_middl
 CONFIG: web.AppKey[Live[Config]] = web.AppKey("config")
 DIRECTORY = web.AppKey("directory", AgentDirectory)
 KEYRING = web.AppKey("keyring", Keyring)
+ADMINS = web.AppKey("admins", Admins)
+ADDRESSES = web.AppKey("addresses", Addresses)
 ADMISSION = web.AppKey("admission", Admission)
 STREAMS = web.AppKey("streams", RunningStreams)
 RELOADER = web.AppKey("reloader", Reloader)
@@ -93,15 +97,28 @@ def load_for_workers(config: Config) -> None:
 
 def _with_middlewares(config: Config) -> web.Application:
     """An application with the middlewares and signals that every request passes, and no routes."""
+    admin, server, addresses = config.admin, config.server, Addresses()
+    has_two_addresses = admin.port is not None
     keys = Keyring(config.auth.api_keys, is_required=not is_loopback(config.server.host))
     admission = Admission(config.limits, config.auth.api_keys)
+    is_local = is_loopback(admin.host if has_two_addresses else server.host)
+    admins = Admins(admin.api_keys, keys, is_local=is_local)
     refuse_foreign = refuse_other_sites(
-        lambda: keys.is_open, config.server.allowed_hosts, config.server.cors_origins, PROBES
+        lambda: keys.is_open,
+        server.allowed_hosts,
+        server.cors_origins,
+        lambda path: not needs_caller(path),
+    )
+    checks = (
+        *((apart(addresses, PROBES),) if has_two_addresses else ()),
+        refuse_foreign,
+        guard_operators(admins, own_names_alone(server.allowed_hosts)),
+        refuse_packed,
     )
     middlewares = [
         telemetry_middleware,
         errors_middleware,
-        refusing(refuse_foreign, refuse_packed),
+        refusing(*checks),
         require_key(keys),
     ]
     answer_preflight, mark_origin = cors(config.server.cors_origins)
@@ -112,6 +129,8 @@ def _with_middlewares(config: Config) -> web.Application:
     if config.server.cors_origins:
         app.on_response_prepare.append(mark_origin)
     app[KEYRING] = keys
+    app[ADMINS] = admins
+    app[ADDRESSES] = addresses
     app[ADMISSION] = admission
     return app
 
@@ -180,6 +199,7 @@ def _replace_agents(app: web.Application, config: Config) -> None:
 
 RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {
     # key or section → action; one that can fail comes first (see `service.settings.reload`)
+    "admin.api_keys": lambda app, config: app[ADMINS].replace(config.admin.api_keys),
     "agents": _replace_agents,
     "auth": _reconfigure_access,
     "limits": _reconfigure_access,

@@ -19,6 +19,7 @@ ERROR_CODES: Mapping[str, int] = {
     # the status if the error comes before the 200 is sent
     "invalid_request": 400,
     "invalid_api_key": 401,
+    "admin_key_required": 403,
     "host_not_allowed": 403,
     "origin_not_allowed": 403,
     "not_found": 404,

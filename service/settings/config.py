@@ -185,6 +185,7 @@ class Config:
 
 
 RELOADABLE = (
+    "admin.api_keys",
     "agents",
     "auth",
     "client_gone",
