@@ -12,7 +12,7 @@ from aiohttp import web
 
 from db.store import Store
 from service.agents.directory import AgentDirectory, load_for
-from service.callers.admin import Admins, guard_operators, own_names_alone
+from service.callers.admin import Admins, guard_operators, may_scrape, own_names_alone
 from service.callers.auth import PROBES, Keyring, needs_caller, require_key
 from service.callers.charging import Charging
 from service.callers.limits import Admission
@@ -21,7 +21,7 @@ from service.completion_log import CompletionLog
 from service.edge.addresses import Addresses, apart
 from service.edge.cors import cors
 from service.edge.encodings import refuse_packed
-from service.edge.errors import errors_middleware, refusing
+from service.edge.errors import refusing, rendering
 from service.edge.other_sites import refuse_other_sites
 from service.edge.siblings import Siblings
 from service.endpoints.completions import Completions
@@ -33,11 +33,13 @@ from service.endpoints.probes import Probes
 from service.endpoints.reading import Reading
 from service.endpoints.repeats import Repeats
 from service.endpoints.stored import StoredCompletions
+from service.metrics.gauges import Sources
+from service.metrics.scraping import Metrics
 from service.persistence import CleanupContext, Persistence
 from service.settings.config import RELOADABLE, Config, is_loopback
 from service.settings.live import Live
 from service.settings.reload import Reloader
-from service.stream.moments import Watchers
+from service.stream.moments import Watchers, tell
 from service.stream.running import RunningStreams
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
 
@@ -74,16 +76,20 @@ def build_app(
     saves what waits once the database is there.
     """
     environ = os.environ if environ is None else environ
-    app = _with_middlewares(config)
-    app[CONFIG] = Live(config)
-    app[DIRECTORY] = AgentDirectory.from_config(config.agents, environ)
+    directory, charging = AgentDirectory.from_config(config.agents, environ), Charging()
+    metrics = _metrics(config, directory, siblings)
+    watchers = Watchers((CompletionLog(), charging, *([metrics.counting] if metrics else ())))
+    app = _with_middlewares(config, watchers)
+    app[CONFIG], app[DIRECTORY] = Live(config), directory
     app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
     changes = {key: partial(change, app) for key, change in RELOADS.items()}
     app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, changes)
+    saves = metrics.saves if metrics else None
     keeping = Persistence.from_config(
-        config, store, lambda: app[CONFIG].value.idempotency.keep_seconds
+        config, store, lambda: app[CONFIG].value.idempotency.keep_seconds, saves
     )
-    app.add_routes(_routes(app, keeping, siblings))
+    app.add_routes(_routes(app, keeping, siblings, watchers, charging))
+    _add_metrics(app, metrics, keeping)
     app.cleanup_ctx.extend((*keeping.contexts, _closing(app[DIRECTORY])))
     app.on_shutdown.append(_drain)
     return app
@@ -95,7 +101,7 @@ def load_for_workers(config: Config) -> None:
     load_for(config.agents)
 
 
-def _with_middlewares(config: Config) -> web.Application:
+def _with_middlewares(config: Config, watchers: Watchers) -> web.Application:
     """An application with the middlewares and signals that every request passes, and no routes."""
     admin, server, addresses = config.admin, config.server, Addresses()
     has_two_addresses = admin.port is not None
@@ -117,7 +123,7 @@ def _with_middlewares(config: Config) -> web.Application:
     )
     middlewares = [
         telemetry_middleware,
-        errors_middleware,
+        rendering(partial(tell, watchers.refused)),
         refusing(*checks),
         require_key(keys),
     ]
@@ -135,12 +141,44 @@ def _with_middlewares(config: Config) -> web.Application:
     return app
 
 
+def _metrics(
+    config: Config, directory: AgentDirectory, siblings: Siblings | None
+) -> Metrics | None:
+    if not config.metrics.enabled:
+        return None
+    return Metrics(directory.is_known, per_owner=config.metrics.per_owner, siblings=siblings)
+
+
+def _add_metrics(app: web.Application, metrics: Metrics | None, keeping: Persistence) -> None:
+    """Add the endpoint, and what runs beside it: first of all, so that it ends last and has seen all."""
+    if metrics is None:
+        return
+    server, journal = app[CONFIG].value.server, app[CONFIG].value.journal
+    streams: RunningStreams = app[STREAMS]
+    sources = Sources(
+        streams,
+        keeping.saver,
+        lambda: keeping.journal.size,
+        journal.max_bytes if journal.directory else 0,
+        keeping.dead_letters,
+        keeping.checks["database"],
+    )
+    own_names = own_names_alone(server.allowed_hosts)
+    check = may_scrape(app[ADMINS], app[ADDRESSES], own_names)
+    app.add_routes([metrics.endpoint(sources, check, app[DIRECTORY].models)])
+    app.cleanup_ctx.append(metrics.run)
+
+
 def _routes(
-    app: web.Application, keeping: Persistence, siblings: Siblings | None
+    app: web.Application,
+    keeping: Persistence,
+    siblings: Siblings | None,
+    watchers: Watchers,
+    charging: Charging,
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
-    charging, clock = Charging(), steady_clock()
-    reading = Reading(live, keeping.store, streams, clock, keeping.is_recovering, siblings)
+    clock, recovering = steady_clock(), keeping.is_recovering
+    reading = Reading(live, keeping.store, streams, clock, recovering, siblings, watchers=watchers)
     completions = Completions(
         live,
         directory,
@@ -149,7 +187,7 @@ def _routes(
         keeping.saver,
         keeping.journal,
         clock,
-        Watchers((CompletionLog(), charging)),
+        watchers,
         charging,
         Repeats(live, keeping.claims, keeping.store, reading, keeping.journal.directory),
         siblings,

@@ -117,26 +117,47 @@ def refusing(*checks: Check) -> Middleware:
     return refuse
 
 
-@web.middleware
-async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Render whatever a handler raises. A bug becomes a 500 that tells nothing about it."""
-    try:
-        return await handler(request)
-    except ApiError as error:
-        return error_response(error.failure)
-    except InvalidRequest as error:
-        return error_response(invalid_request(error.message, error.param).failure)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        response = error_response(_http_failure(error, request))
-        if hdrs.ALLOW in error.headers:
-            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]  # RFC 9110, section 15.5.6
+def rendering(note: Callable[[str], None]) -> Middleware:
+    """The middleware that renders whatever a handler raises. A bug becomes a 500 that tells nothing about
+    it.
+
+    Args:
+        note: told the code of each. Must not raise.
+    """
+
+    @web.middleware
+    async def render(request: web.Request, handler: Handler) -> web.StreamResponse:
+        headers: dict[str, str] = {}
+        try:
+            return await handler(request)
+        except ApiError as error:
+            failure = error.failure
+        except InvalidRequest as error:
+            failure = invalid_request(error.message, error.param).failure
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            failure = _http_failure(error, request)
+            if hdrs.ALLOW in error.headers:
+                headers = {hdrs.ALLOW: error.headers[hdrs.ALLOW]}  # RFC 9110, section 15.5.6
+        except Exception:
+            log.exception("request failed", method=request.method, path=request.path)
+            message = "The service made a mistake; the log has the details under this request's id."
+            failure = Failure("internal_error", message)
+        note(failure.code)
+        response = error_response(failure)
+        response.headers.update(headers)
         return response
-    except Exception:
-        log.exception("request failed", method=request.method, path=request.path)
-        message = "The service made a mistake; the log has the details under this request's id."
-        return error_response(Failure("internal_error", message))
+
+    return render
+
+
+def _ignore(_code: str) -> None:
+    pass
+
+
+errors_middleware = rendering(_ignore)
+"""The same, for who counts nothing."""
 
 
 def _http_failure(error: web.HTTPException, request: web.Request) -> Failure:

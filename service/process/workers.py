@@ -31,6 +31,7 @@ from contextlib import suppress
 
 import structlog
 
+from service.process.board import Board
 from service.process.hangup import Hangups
 from service.process.listening import CannotServe, Listeners, Places, bind_apiece
 from service.process.serving import announce
@@ -72,6 +73,7 @@ class Supervisor:
         self._supervisor_pipe, self._supervisor_end = os.pipe()
         self._wakeups, self._wakeup_end = socket.socketpair()
         self._socket_dir = make_socket_dir()
+        self._board = Board(len(bound))
         self._has_served = False
         self._is_stopping = False
         self._status = 0
@@ -150,6 +152,7 @@ class Supervisor:
                 self._socket_dir,
                 self._supervisor_pipe,
                 report,
+                self._board,
             )
             config = slot.share(self._config)
             status = self._run_worker(
