@@ -15,6 +15,7 @@ NONE = "none"
 _UPSTREAM = "upstream_error"
 _MOST_MODELS = 1_000
 """Backends may list thousands, and others each day."""
+_LONGEST_MODEL = 200
 
 
 class ModelLabels:
@@ -29,14 +30,20 @@ class ModelLabels:
         self._known: dict[str, str] = {}
 
     def label(self, model: str) -> str:
-        """The model's own name, if it is known and there aren't too many; else `other`."""
+        """The model's own name, if it is known, printable and of 200 characters at most, and if there
+        aren't a thousand already; else `other`."""
         found = self._known.get(model)
         if found is not None:
             return found
-        if len(self._known) < _MOST_MODELS and self._is_known(model):
+        if self._is_fit(model) and self._is_known(model):
             self._known[model] = model
             return model
         return OTHER
+
+    def _is_fit(self, model: str) -> bool:
+        # Half a character, which JSON can say, could be written nowhere.
+        is_text = len(model) <= _LONGEST_MODEL and model.isprintable()
+        return is_text and len(self._known) < _MOST_MODELS
 
 
 def code_label(failure: Failure | None) -> str:

@@ -24,7 +24,7 @@ from service.metrics.families import families
 from service.metrics.gauges import Sources, gauges
 from service.metrics.labels import ModelLabels
 from service.metrics.lag import Lag
-from service.metrics.text import exposed
+from service.metrics.text import Exposition
 from service.metrics.watching import Counting, SaveCounting
 
 log = structlog.get_logger(__name__)
@@ -55,6 +55,7 @@ class Metrics:
     ) -> None:
         self._families = families(per_owner=per_owner)
         self._counts = Counts(self._families)
+        self._exposition = Exposition(self._families)
         self._siblings = siblings
         self._worker = str(siblings.number if siblings else 0)
         self.counting = Counting(self._counts, ModelLabels(is_known), per_owner=per_owner)
@@ -86,7 +87,7 @@ class Metrics:
             check(request)
             self._list_seldom(list_models)
             figures = merged(self._families, await self._all(sources, request))
-            text, kind = exposed(self._families, figures, request.headers.get(hdrs.ACCEPT))
+            text, kind = self._exposition.write(figures, request.headers.get(hdrs.ACCEPT))
             return web.Response(body=text, headers={hdrs.CONTENT_TYPE: kind})
 
         return web.get(PATH, scrape)

@@ -1,7 +1,9 @@
 """What a service counts: through its own front door, one story after the other."""
 
 import asyncio
+from typing import Any
 
+import aiohttp
 import pytest
 
 from service.metrics.lag import INTERVAL_SECONDS
@@ -12,9 +14,10 @@ from statemachine import ClientGone
 from tests.service.callers.test_admin import ADMIN_KEYS, OPS, PROXIED, bearer
 from tests.service.callers.test_auth import ANNE, KEYS, status_with
 from tests.service.conftest import QUESTION, ServiceMaker, agent_for
-from tests.service.metrics.conftest import PATH, parsed_openmetrics, scraped
+from tests.service.metrics.conftest import PATH, Scraped, parsed_openmetrics, scraped
 from tests.service.readers.conftest import reading, until
 from tests.service.stage.backend import Backend, Exchange, chunk, say
+from tests.service.stage.process import config
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 SHORT = ScriptedAgentConfig(name="demo", kind="scripted", models=("*",), reply="Hello there.")
@@ -269,3 +272,24 @@ async def test_nothing_is_counted_where_nobody_wants_it(make_service: ServiceMak
     """Without metrics there is no endpoint, and nobody watches."""
     service = await make_service(SHORT, metrics=MetricsConfig(enabled=False))
     assert 404 == await status_with(service, {}, PATH)
+
+
+async def test_what_a_dead_process_left_is_counted_when_it_comes_back(
+    spawn: Any, database_url: str
+) -> None:
+    """Its answers are brought back by the next one, which says so."""
+    settings = config(database_url, reply="word " * 1000, tokens_per_second=5)
+    first = spawn(settings)
+    response = await asyncio.to_thread(first.ask)
+    await asyncio.to_thread(response.read1)
+    first.popen.kill()
+    first.popen.wait()
+    second = spawn(settings)
+    await asyncio.to_thread(second.line, "recovered")
+    async with aiohttp.ClientSession() as http:
+        async with http.get(second.line("serving")["admin_url"] + PATH) as answer:
+            found = Scraped(await answer.text())
+    assert 1 == found.value("verbatim_recovered_total", state="failed")
+    assert 1 == found.value("verbatim_recovered_total")
+    assert 1 == found.value("verbatim_saves_total", outcome="saved")
+    assert 0 == found.value("verbatim_completions_total")

@@ -7,7 +7,7 @@ import pytest
 
 from service.metrics.counts import Counts
 from service.metrics.families import TOKENS, families
-from service.metrics.text import exposed
+from service.metrics.text import Exposition
 from tests.service.metrics.conftest import Scraped
 from tests.test_docs import document, rows, same, section
 
@@ -37,7 +37,7 @@ def test_every_metric_is_exposed_as_what_it_is(name: str) -> None:
     counts = Counts(FAMILIES)
     value = [1.0] * 20 if family.kind == "histogram" else 1.0
     counts.figures[name][tuple(f"a {label}" for label in family.labels)] = value
-    text, _ = exposed(FAMILIES, counts.figures, None)
+    text, _ = Exposition(FAMILIES).write(counts.figures, None)
     found = Scraped(text.decode())
     kind = "gauge" if family.kind == "info" else family.kind
     assert f"# TYPE {name} {kind}\n" in found.text

@@ -26,6 +26,12 @@ def test_a_backend_that_lists_ever_other_models_makes_no_series_for_ever() -> No
     assert "model-7" == labels.label("model-7")
 
 
+@pytest.mark.parametrize("model", ["half \ud800", "a\nline", "x" * 201])
+def test_what_can_not_be_written_is_no_label(model: str) -> None:
+    """A backend may list what it likes; one such name must not end all scrapes."""
+    assert "other" == ModelLabels(lambda _: True).label(model)
+
+
 def test_a_backends_own_code_makes_no_series() -> None:
     """What is shown to clients as the backend's code is ours to the metrics."""
     theirs = Failure("upstream_error", "It said no.", upstream_code="quota_of_anne_exceeded")
