@@ -13,9 +13,8 @@ from service.metrics.families import Family
 Labels = tuple[str, ...]
 BOUNDS = tuple(0.005 * 2**step for step in range(18))
 """Upper bounds of a histogram's buckets, in seconds: 0.005, doubled up to 655.36."""
-_SUM = len(BOUNDS) + 1
-_CELLS = len(BOUNDS) + 2
-"""A bucket for each bound, one for what is above, and the sum."""
+SUM = len(BOUNDS) + 1
+"""Where a histogram's sum is: behind a bucket for each bound, and one for what is above all."""
 
 Figures = dict[str, dict[Labels, Any]]
 """Name of a metric → labels → a number, or a histogram's buckets (not cumulative) and sum."""
@@ -47,9 +46,9 @@ class Histogram:
         """Count one duration."""
         cells = self.values.get(labels)
         if cells is None:
-            cells = self.values[labels] = [0.0] * _CELLS
+            cells = self.values[labels] = [0.0] * (SUM + 1)
         cells[bisect_left(BOUNDS, seconds)] += 1
-        cells[_SUM] += seconds
+        cells[SUM] += seconds
 
 
 class Counts:
@@ -75,13 +74,24 @@ class Counts:
         assert self._families[name].kind == "histogram"
         return Histogram(self.figures[name])
 
+    def cells(self, name: str, labels: Labels) -> list[float]:
+        """A histogram's buckets and its sum, for who counts there often. They stay the same list."""
+        found: list[float] = self.figures[name].setdefault(labels, [0.0] * (SUM + 1))
+        return found
+
     def go_on_from(self, figures: Figures) -> None:
         """Begin where a predecessor ended. Of its figures those that only grow count, and which still
         have the same labels."""
         for name, values in self.growing(figures).items():
             labels = self._families[name].labels
             kept = self.figures[name]
-            kept.update((key, value) for key, value in values.items() if len(key) == len(labels))
+            for key, value in values.items():
+                if len(key) != len(labels):
+                    continue
+                if self._families[name].kind == "histogram":
+                    self.cells(name, key)[:] = value
+                else:
+                    kept[key] = value
 
     def growing(self, figures: Figures) -> Figures:
         """Those of these figures that only grow; all that is left of a process that is gone."""

@@ -216,7 +216,7 @@ _ALL = (
         "verbatim_loop_lag_seconds",
         "histogram",
         ("worker",),
-        "How late the event loop is: each half second, how long a timer had to wait.",
+        "How late the event loop is: each second, how long a timer had to wait.",
     ),
     Family(
         "verbatim_process_resident_bytes",

@@ -1,4 +1,4 @@
-"""Measures how late the event loop is: a timer that should fire each half second notes how late it did.
+"""Measures how late the event loop is: a timer that should fire each second notes how late it did.
 
 Nothing else tells that one slow call holds up every stream.
 """
@@ -7,7 +7,7 @@ import asyncio
 
 from service.metrics.counts import Histogram
 
-INTERVAL_SECONDS = 0.5
+INTERVAL_SECONDS = 1.0
 
 
 class Lag:

@@ -1,22 +1,66 @@
 """Counts completions' moments: once a stream each, never once a chunk.
 
 What a stream was like is in its record already when it ends. Nothing here keeps anything of a
-completion, nor any text of one.
+completion, nor any text of one. Where figures of one kind of stream go is looked up once for all of
+them (`_Kind`): a request counts some twenty things.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
-from service.metrics.counts import Counts
+from service.metrics.counts import BOUNDS, SUM, Counts, Labels
 from service.metrics.families import TOKENS
 from service.metrics.labels import ModelLabels, code_label
 from service.stream.moments import Attempt, Watcher
 from statemachine import SessionRecord, SessionRequest, State, StreamSession
 
-_STREAM = {True: "true", False: "false"}
 _NO_TOKEN = {State.CLIENT_GONE: "client_left", State.COMPLETED: "empty"}
 """Why a completion that didn't fail has no first token."""
+_DETAILS = (
+    # kind, where the provider says it, and under which name
+    ("cached", "prompt_tokens_details", "cached_tokens"),
+    ("reasoning", "completion_tokens_details", "reasoning_tokens"),
+)
 _MOST_TOKENS = 10**9
 """No answer has more; a backend that reports more is not believed."""
+
+
+class _Kind:
+    """Where the figures of all streams go that have the same agent, model and form.
+
+    Args:
+        labels: `agent`, `model` and `stream`.
+    """
+
+    __slots__ = ("_completions", "_gap", "_labels", "_seconds", "_token_seconds", "first_token")
+
+    def __init__(self, counts: Counts, labels: Labels) -> None:
+        cells = counts.cells
+        self._labels = labels
+        self._completions = counts.figures["verbatim_completions_total"]
+        self._seconds = cells("verbatim_completion_seconds", labels)
+        self.first_token = cells("verbatim_first_token_seconds", labels)
+        self._token_seconds = cells("verbatim_output_token_seconds", labels[:2])
+        self._gap = cells("verbatim_longest_gap_seconds", labels[:2])
+
+    def count(self, record: SessionRecord, error: str) -> None:
+        """Count a stream's end, and its pace if it had a first token."""
+        labels = (*self._labels, record.state.value, error)
+        self._completions[labels] = self._completions.get(labels, 0.0) + 1
+        seconds = record.duration_ms / 1000
+        cells = self._seconds
+        cells[bisect_left(BOUNDS, seconds)] += 1
+        cells[SUM] += seconds
+        if record.ttft_ms is None:
+            return
+        gap, cells = record.longest_gap_seconds, self._gap
+        cells[bisect_left(BOUNDS, gap)] += 1
+        cells[SUM] += gap
+        if record.token_count > 1:
+            pace = (seconds - record.ttft_ms / 1000) / (record.token_count - 1)
+            cells = self._token_seconds
+            cells[bisect_left(BOUNDS, pace)] += 1
+            cells[SUM] += pace
 
 
 class Counting(Watcher):
@@ -29,17 +73,15 @@ class Counting(Watcher):
     """
 
     def __init__(self, counts: Counts, models: ModelLabels, *, per_owner: bool) -> None:
+        self._counts = counts
         self._model = models.label
         self._per_owner = per_owner
+        self._kinds: dict[tuple[str, str, bool], _Kind] = {}
         counter, histogram = counts.counter, counts.histogram
-        self._completions = counter("verbatim_completions_total")
-        self._seconds = histogram("verbatim_completion_seconds")
-        self._first_token = histogram("verbatim_first_token_seconds")
         self._no_token = counter("verbatim_no_first_token_total")
         self._first_chunk = histogram("verbatim_upstream_first_chunk_seconds")
-        self._added = histogram("verbatim_added_seconds")
-        self._token_seconds = histogram("verbatim_output_token_seconds")
-        self._gap = histogram("verbatim_longest_gap_seconds")
+        self._to_upstream = counts.cells("verbatim_added_seconds", ("to_upstream",))
+        self._to_client = counts.cells("verbatim_added_seconds", ("to_client",))
         self._tokens = counter(TOKENS)
         self._attempts = counter("verbatim_attempts_total")
         self._resumes = counter("verbatim_resumes_total")
@@ -48,23 +90,33 @@ class Counting(Watcher):
         self._gone = counter("verbatim_clients_gone_total")
         self._pings = counter("verbatim_keepalives_total")
 
+    def _kind(self, agent: str, model: str, stream: bool) -> _Kind:  # a label
+        """The kind of these streams. `model` is a label."""
+        key = (agent, model, stream)
+        kind = self._kinds.get(key)
+        if kind is None:
+            labels = (agent, model, "true" if stream else "false")
+            kind = self._kinds[key] = _Kind(self._counts, labels)
+        return kind
+
     # --- a completion's moments -------------------------------------------------------------
 
-    def asked(self, request: SessionRequest, seconds: float) -> None:
-        self._added.observe(seconds, ("to_upstream",))
-
     def tried(self, request: SessionRequest, attempt: Attempt) -> None:
-        failure = attempt.failure
-        outcome = "answered" if failure is None else code_label(failure)
-        self._attempts.add((attempt.agent, outcome))
+        failure, agent = attempt.failure, attempt.agent
+        self._attempts.add((agent, "answered" if failure is None else code_label(failure)))
         if attempt.first_chunk_seconds is not None:
-            self._first_chunk.observe(attempt.first_chunk_seconds, (attempt.agent,))
+            self._first_chunk.observe(attempt.first_chunk_seconds, (agent,))
+        if (seconds := attempt.arrived_seconds) is not None:
+            self._to_upstream[bisect_left(BOUNDS, seconds)] += 1
+            self._to_upstream[SUM] += seconds
 
     def sent_first_token(self, session: StreamSession, seconds: float, held_seconds: float) -> None:
-        self._added.observe(held_seconds, ("to_client",))
-        self._first_token.observe(
-            seconds, (session.agent, self._model(session.request.model), "true")
-        )
+        cells = self._to_client
+        cells[bisect_left(BOUNDS, held_seconds)] += 1
+        cells[SUM] += held_seconds
+        cells = self._kind(session.agent, self._model(session.request.model), True).first_token
+        cells[bisect_left(BOUNDS, seconds)] += 1
+        cells[SUM] += seconds
 
     def pinged(self) -> None:
         self._pings.add()
@@ -74,41 +126,29 @@ class Counting(Watcher):
         self._gone.add((phase, session.policy.client_gone.value))
 
     def ended(self, record: SessionRecord) -> None:
-        request, agent = record.request, record.agent
-        model, stream = self._model(request.model), _STREAM[request.stream]
-        error = code_label(record.failure)
-        self._completions.add((agent, model, stream, record.state.value, error))
-        self._seconds.observe(record.duration_ms / 1000, (agent, model, stream))
-        if record.ttft_ms is None:
+        request, agent, ttft_ms = record.request, record.agent, record.ttft_ms
+        model, error = self._model(request.model), code_label(record.failure)
+        kind = self._kind(agent, model, request.stream)
+        kind.count(record, error)
+        if ttft_ms is None:
             reason = _NO_TOKEN.get(record.state, error) if record.failure is None else error
             self._no_token.add((agent, reason))
-        else:
-            self._count_pace(record, record.ttft_ms, model)
-            if not request.stream:
-                self._first_token.observe(record.ttft_ms / 1000, (agent, model, stream))
-        self._count_tokens(record, model)
+        elif not request.stream:
+            kind.first_token[bisect_left(BOUNDS, ttft_ms / 1000)] += 1
+            kind.first_token[SUM] += ttft_ms / 1000
+        if (usage := record.usage) is not None:
+            labels = (agent, model), (record.usage_source.value, request.owner)
+            self._count_tokens("input", usage.get("prompt_tokens"), *labels)
+            self._count_tokens("output", usage.get("completion_tokens"), *labels)
+            for kind_of_token, place, name in _DETAILS:
+                if isinstance(details := usage.get(place), dict):
+                    self._count_tokens(kind_of_token, details.get(name), *labels)
 
-    def _count_pace(self, record: SessionRecord, ttft_ms: float, model: str) -> None:
-        labels = record.agent, model
-        if record.token_count > 1:
-            seconds = (record.duration_ms - ttft_ms) / 1000 / (record.token_count - 1)
-            self._token_seconds.observe(seconds, labels)
-        self._gap.observe(record.longest_gap_seconds, labels)
-
-    def _count_tokens(self, record: SessionRecord, model: str) -> None:
-        usage = record.usage
-        if usage is None:
-            return
-        source, last = record.usage_source.value, record.request.owner
-        for kind, count in (
-            ("input", usage.get("prompt_tokens")),
-            ("output", usage.get("completion_tokens")),
-            ("cached", _detail(usage.get("prompt_tokens_details"), "cached_tokens")),
-            ("reasoning", _detail(usage.get("completion_tokens_details"), "reasoning_tokens")),
-        ):
-            if type(count) is int and 0 < count <= _MOST_TOKENS:
-                labels = (record.agent, model, kind, source)
-                self._tokens.add((*labels, last) if self._per_owner else labels, count)
+    def _count_tokens(
+        self, kind: str, count: object, first: tuple[str, str], last: tuple[str, str]
+    ) -> None:
+        if type(count) is int and 0 < count <= _MOST_TOKENS:
+            self._tokens.add((*first, kind, *(last if self._per_owner else last[:1])), count)
 
     # --- other requests ---------------------------------------------------------------------
 
@@ -144,7 +184,3 @@ class SaveCounting:
     def recovered(self, record: SessionRecord) -> None:
         """A record of a dead process was brought back."""
         self._recovered.add((record.state.value,))
-
-
-def _detail(details: object, name: str) -> object:
-    return details.get(name) if isinstance(details, dict) else None

@@ -33,6 +33,8 @@ class Attempt:
     """When it was asked, on the monotonic clock."""
     first_chunk_seconds: float | None = None
     """From asking to the first events of an answer; None if none came."""
+    arrived_seconds: float | None = None
+    """From the request's arrival to asking; None if somebody had been asked before."""
 
 
 class Watcher:
@@ -46,10 +48,6 @@ class Watcher:
 
     def tried(self, request: SessionRequest, attempt: Attempt) -> None:
         """An agent was asked; for each retry and each fallback again."""
-
-    def asked(self, request: SessionRequest, seconds: float) -> None:
-        """The first agent was asked, so many seconds after the request arrived. Announced with what
-        became of it."""
 
     def reached_first_token(self, request: SessionRequest, ttft_ms: float) -> None:
         """The first token arrived, so many milliseconds after the request."""
@@ -97,7 +95,6 @@ class Watchers:
         self._watchers = tuple(watchers)
         self.began = self._who_wants("began")
         self.tried = self._who_wants("tried")
-        self.asked = self._who_wants("asked")
         self.reached_first_token = self._who_wants("reached_first_token")
         self.sent_first_token = self._who_wants("sent_first_token")
         self.pinged = self._who_wants("pinged")
@@ -143,7 +140,7 @@ class Moments:
 
     def tried(self, attempt: Attempt) -> None:
         if self._answered_at is None:
-            tell(self._watchers.asked, self._session.request, attempt.asked_at - self._arrived_at)
+            attempt.arrived_seconds = attempt.asked_at - self._arrived_at
         self._answered_at = attempt.asked_at + attempt.seconds
         tell(self._watchers.tried, self._session.request, attempt)
 
