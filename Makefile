@@ -11,8 +11,9 @@ PARALLEL ?= -n 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults corpus holdup proxies pgbouncer browser \
-	pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock clean
+.PHONY: help run test core coverage check matrix format faults corpus dashboards holdup proxies pgbouncer \
+	browser pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
+	clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +66,9 @@ pgbouncer: $(VENV)/.dev-ready ## test behind a PgBouncer, which must be installe
 
 proxies: $(VENV)/.dev-ready ## try the recipes of deploy/proxies behind the proxies that are installed
 	$(BIN)/python -m pytest -m proxies -s -v tests/proxies $(ARGS)
+
+dashboards: $(VENV)/.dev-ready ## play the alerts, and run every query of the dashboard (needs prometheus)
+	$(BIN)/python -m pytest -m dashboards -s tests/service/metrics $(ARGS)
 
 holdup: $(VENV)/.dev-ready ## attack the service in every way known, and print how long others waited
 	$(BIN)/python -m tests.hostile $(ARGS)

@@ -13,7 +13,7 @@ from aiohttp.typedefs import Middleware
 
 from db.overview import WholeStore
 from service.agents.directory import AgentDirectory, load_for
-from service.callers.admin import Admins, guard_operators, own_names_alone
+from service.callers.admin import Admins, guard_operators, may_scrape, own_names_alone
 from service.callers.auth import PROBES, Keyring, needs_caller, require_key
 from service.callers.charging import Charging
 from service.callers.limits import Admission
@@ -22,7 +22,7 @@ from service.completion_log import CompletionLog
 from service.edge.addresses import Addresses, apart
 from service.edge.cors import cors
 from service.edge.encodings import refuse_packed
-from service.edge.errors import errors_middleware, refusing
+from service.edge.errors import refusing, rendering
 from service.edge.other_sites import refuse_other_sites
 from service.edge.siblings import Siblings
 from service.endpoints.completions import Completions
@@ -34,6 +34,8 @@ from service.endpoints.probes import Probes
 from service.endpoints.reading import Reading
 from service.endpoints.repeats import Repeats
 from service.endpoints.stored import StoredCompletions
+from service.metrics.gauges import Sources
+from service.metrics.scraping import Metrics
 from service.page.lives import Lives, looking_on
 from service.page.routes import page_routes
 from service.page.watched import Watched
@@ -41,7 +43,7 @@ from service.persistence import CleanupContext, Persistence
 from service.settings.config import RELOADABLE, Config, is_loopback
 from service.settings.live import Live
 from service.settings.reload import Reloader
-from service.stream.moments import Watcher, Watchers
+from service.stream.moments import Watcher, Watchers, tell
 from service.stream.running import RunningStreams
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
 from service.tracing.switch import load_for as load_tracing_for
@@ -80,24 +82,33 @@ def build_app(
     saves what waits once the database is there.
     """
     environ = os.environ if environ is None else environ
+    directory, charging = AgentDirectory.from_config(config.agents, environ), Charging()
+    metrics, lives = _metrics(config, directory, siblings), Lives(steady_clock())
     tracing = tracing_for(environ, siblings.is_from_sibling if siblings else None)
-    app = _with_middlewares(config, tracing.middlewares if tracing else ())
-    app[CONFIG] = Live(config)
-    app[DIRECTORY] = AgentDirectory.from_config(config.agents, environ)
+    watchers = _watchers(charging, lives, metrics, tracing.watchers if tracing else ())
+    app = _with_middlewares(config, watchers, tracing.middlewares if tracing else ())
+    app[CONFIG], app[DIRECTORY] = Live(config), directory
     app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
     app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, _changes(app))
-    keeping = Persistence.from_config(
-        config, store, lambda: app[CONFIG].value.idempotency.keep_seconds
-    )
-    lives = Lives(steady_clock())
-    app.add_routes(_routes(app, keeping, siblings, lives, tracing.watchers if tracing else ()))
+    keeping = _keeping(app, config, store, metrics)
+    app.add_routes(_routes(app, keeping, siblings, watchers, charging, lives))
+    _add_metrics(app, metrics, keeping)
     if tracing:
         app.cleanup_ctx.append(tracing.exporting)  # first, so that it stops when all have ended
     streams = app[STREAMS]
-    contexts = (_closing(app[DIRECTORY]), looking_on(lives, streams))
-    app.cleanup_ctx.extend((*keeping.contexts, *contexts))
+    app.cleanup_ctx.extend((*keeping.contexts, _closing(directory), looking_on(lives, streams)))
     app.on_shutdown.append(_drain)
     return app
+
+
+def _keeping(
+    app: web.Application, config: Config, store: WholeStore | None, metrics: Metrics | None
+) -> Persistence:
+    """The parts that keep answers."""
+    saves = metrics.saves if metrics else None
+    return Persistence.from_config(
+        config, store, lambda: app[CONFIG].value.idempotency.keep_seconds, saves
+    )
 
 
 def load_for_workers(config: Config) -> None:
@@ -107,7 +118,17 @@ def load_for_workers(config: Config) -> None:
     load_tracing_for(os.environ)
 
 
-def _with_middlewares(config: Config, inside_errors: Sequence[Middleware]) -> web.Application:
+def _watchers(
+    charging: Charging, lives: Lives, metrics: Metrics | None, tracing: Sequence[Watcher]
+) -> Watchers:
+    """Everybody who is told what becomes of completions."""
+    counting = [metrics.counting] if metrics else []
+    return Watchers((CompletionLog(), charging, lives, *counting, *tracing))
+
+
+def _with_middlewares(
+    config: Config, watchers: Watchers, inside_errors: Sequence[Middleware]
+) -> web.Application:
     """An application with the middlewares and signals that every request passes, and no routes."""
     admin, server, addresses = config.admin, config.server, Addresses()
     has_two_addresses = admin.port is not None
@@ -129,7 +150,7 @@ def _with_middlewares(config: Config, inside_errors: Sequence[Middleware]) -> we
     )
     middlewares = [
         telemetry_middleware,
-        errors_middleware,
+        rendering(partial(tell, watchers.refused)),
         *inside_errors,
         refusing(*checks),
         require_key(keys),
@@ -141,23 +162,50 @@ def _with_middlewares(config: Config, inside_errors: Sequence[Middleware]) -> we
     app.on_response_prepare.extend((add_id_headers, admission.add_headers))
     if config.server.cors_origins:
         app.on_response_prepare.append(mark_origin)
-    app[KEYRING] = keys
-    app[ADMINS] = admins
-    app[ADDRESSES] = addresses
+    app[KEYRING], app[ADMINS], app[ADDRESSES] = keys, admins, addresses
     app[ADMISSION] = admission
     return app
+
+
+def _metrics(
+    config: Config, directory: AgentDirectory, siblings: Siblings | None
+) -> Metrics | None:
+    if not config.metrics.enabled:
+        return None
+    return Metrics(directory.is_known, per_owner=config.metrics.per_owner, siblings=siblings)
+
+
+def _add_metrics(app: web.Application, metrics: Metrics | None, keeping: Persistence) -> None:
+    """Add the endpoint, and what runs beside it: first of all, so that it ends last and has seen all."""
+    if metrics is None:
+        return
+    server, journal = app[CONFIG].value.server, app[CONFIG].value.journal
+    streams: RunningStreams = app[STREAMS]
+    sources = Sources(
+        streams,
+        keeping.saver,
+        lambda: keeping.journal.size,
+        journal.max_bytes if journal.directory else 0,
+        keeping.dead_letters,
+        keeping.checks["database"],
+    )
+    own_names = own_names_alone(server.allowed_hosts)
+    check = may_scrape(app[ADMINS], app[ADDRESSES], own_names)
+    app.add_routes([metrics.endpoint(sources, check, app[DIRECTORY].models)])
+    app.cleanup_ctx.append(metrics.run)
 
 
 def _routes(
     app: web.Application,
     keeping: Persistence,
     siblings: Siblings | None,
+    watchers: Watchers,
+    charging: Charging,
     lives: Lives,
-    watchers: Sequence[Watcher],
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
-    charging, clock = Charging(), steady_clock()
-    reading = Reading(live, keeping.store, streams, clock, keeping.is_recovering, siblings)
+    clock, recovering = steady_clock(), keeping.is_recovering
+    reading = Reading(live, keeping.store, streams, clock, recovering, siblings, watchers=watchers)
     completions = Completions(
         live,
         directory,
@@ -166,7 +214,7 @@ def _routes(
         keeping.saver,
         keeping.journal,
         clock,
-        Watchers((CompletionLog(), charging, lives, *watchers)),
+        watchers,
         charging,
         Repeats(live, keeping.claims, keeping.store, reading, keeping.journal.directory),
         siblings,

@@ -8,10 +8,10 @@ closes. No endpoints here, and nothing about streams.
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 from aiohttp import web
@@ -30,6 +30,7 @@ from db.saver import Saver
 from db.store import Store, StoreError, StoreUnavailable, TablesUnfit
 from service.clock import steady_clock
 from service.settings.config import Config, DatabaseConfig, JournalConfig
+from statemachine import SessionRecord
 from statemachine.backoff import backoff
 
 log = structlog.get_logger(__name__)
@@ -54,6 +55,16 @@ _T = TypeVar("_T")
 CleanupContext = Callable[[web.Application], AsyncIterator[None]]
 Check = Callable[[], Awaitable[str | None]]
 """For `/readyz`: returns None, or why a part can't do its work now."""
+
+
+class SaveWatch(Protocol):
+    """Is told what becomes of records. Nothing may be raised."""
+
+    def saved(self, outcome: str, seconds: Sequence[float]) -> None:
+        """See `db.saver.NoteSaves`."""
+
+    def recovered(self, record: SessionRecord) -> None:
+        """A record of a dead process was brought back, and handed over."""
 
 
 @frozen
@@ -82,31 +93,33 @@ class Persistence:
         config: Config,
         store: WholeStore | None = None,
         keep_claims_seconds: Callable[[], float] = lambda: _KEEP_CLAIMS_SECONDS,
+        watch: SaveWatch | None = None,
     ) -> "Persistence":
         """The parts that `config` describes.
 
         Args:
             store: replaces the configured database; the caller opens and closes it.
             keep_claims_seconds: asked whenever a claim's age counts.
+            watch: told what becomes of records.
         """
         contexts: list[CleanupContext] = []
         claims = _claims(config.journal, keep_claims_seconds)
-        migration = _Migration()
+        migration, note = _Migration(), watch.saved if watch else None
         if store is None:
             store = postgres = PostgresStore(config.database.pool_max_size)
             contexts.append(_database(config.database, postgres, migration))
         directory = config.journal.directory
         if directory is None:
             none = NoJournal()
-            saver = Saver(store, none)
+            saver = Saver(store, none, note=note)
             checks = {"database": _database_check(store, saver, migration)}
             contexts += (_claiming(claims), _saving(saver))
             return cls(store, none, claims, saver, tuple(contexts), checks)
         path = Path(directory)
         journal = Journal(path, Fsync(config.journal.fsync), config.journal.max_bytes)
         letters = DeadLetters(path)
-        saver = Saver(store, journal, letters.add)
-        recovery = Recovery(path, journal.directory, saver.save)
+        saver = Saver(store, journal, letters.add, note)
+        recovery = Recovery(path, journal.directory, _saving_recovered(saver, watch))
         contexts += (_journaling(journal), _claiming(claims), _saving(saver, recovery))
         checks = {
             "database": _database_check(store, saver, migration),
@@ -114,6 +127,10 @@ class Persistence:
         }
         parts = store, journal, claims, saver, tuple(contexts), checks
         return cls(*parts, lambda: not recovery.is_over, letters)
+
+    def dead_letters(self) -> int:
+        """How many records wait as files."""
+        return 0 if self.letters is None else self.letters.count()
 
 
 @define
@@ -202,6 +219,17 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
     if failure:
         raise failure[0]
     return result[0]
+
+
+def _saving_recovered(
+    saver: Saver, watch: SaveWatch | None
+) -> Callable[[SessionRecord], "asyncio.Future[None]"]:
+    def save(record: SessionRecord) -> "asyncio.Future[None]":
+        if watch is not None:
+            watch.recovered(record)
+        return saver.save(record)
+
+    return save
 
 
 def _journaling(journal: Journal) -> CleanupContext:

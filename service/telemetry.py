@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -58,6 +59,8 @@ class Trace:
 
 REQUEST_ID = web.RequestKey("request_id", str)
 TRACE = web.RequestKey("trace", Trace)
+ARRIVED_AT = web.RequestKey("arrived_at", float)
+"""When its head had come, on the monotonic clock."""
 COMPLETION_ID = web.RequestKey("completion_id", str)
 """Of the completion that a request is about, once that is known."""
 REPLAYED = web.RequestKey("replayed", bool)
@@ -236,6 +239,7 @@ async def telemetry_middleware(request: web.Request, handler: Handler) -> web.St
     given = request.headers.get("X-Request-Id", "")
     request_id = given if _REQUEST_ID.match(given) else f"req_{random_hex(24)}"
     trace = adopt_trace(request.headers.get("traceparent"))
+    request[ARRIVED_AT] = time.monotonic()
     request[REQUEST_ID] = request_id
     request[TRACE] = trace
     # A connection's requests share a context; nobody binds more than this, which replaces the last's.

@@ -155,6 +155,8 @@ class SessionRecord:
     """The answer's chunks; None if they aren't known exactly."""
     usage_frame: JsonObject | None = field(default=None, eq=False, repr=False)
     """The last chunk that carried usage and no choice, which is sent with `usage` to whom asked for it."""
+    longest_gap_seconds: float = field(default=0.0, eq=False, repr=False)
+    """The longest silence between two tokens; counted, and not stored."""
 
     @property
     def completion_id(self) -> str:

@@ -121,23 +121,44 @@ def refusing(*checks: Check) -> Middleware:
     return refuse
 
 
-@web.middleware
-async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Render whatever a handler raises. A bug becomes a 500 that tells nothing about it."""
-    try:
-        return await handler(request)
-    except (ApiError, InvalidRequest) as error:
-        return error_response(failure_of(error, request))
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        response = error_response(failure_of(error, request))
-        if hdrs.ALLOW in error.headers:
-            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]  # RFC 9110, section 15.5.6
+def rendering(note: Callable[[str], None]) -> Middleware:
+    """The middleware that renders whatever a handler raises. A bug becomes a 500 that tells nothing about
+    it.
+
+    Args:
+        note: told the code of each. Must not raise.
+    """
+
+    @web.middleware
+    async def render(request: web.Request, handler: Handler) -> web.StreamResponse:
+        headers: dict[str, str] = {}
+        try:
+            return await handler(request)
+        except (ApiError, InvalidRequest) as error:
+            failure = failure_of(error, request)
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            failure = failure_of(error, request)
+            if hdrs.ALLOW in error.headers:
+                headers = {hdrs.ALLOW: error.headers[hdrs.ALLOW]}  # RFC 9110, section 15.5.6
+        except Exception as error:
+            log.exception("request failed", method=request.method, path=request.path)
+            failure = failure_of(error, request)
+        note(failure.code)
+        response = error_response(failure)
+        response.headers.update(headers)
         return response
-    except Exception as error:
-        log.exception("request failed", method=request.method, path=request.path)
-        return error_response(failure_of(error, request))
+
+    return render
+
+
+def _ignore(_code: str) -> None:
+    pass
+
+
+errors_middleware = rendering(_ignore)
+"""The same, for who counts nothing."""
 
 
 def failure_of(error: Exception, request: web.Request) -> Failure:

@@ -33,7 +33,7 @@ from service.stream.ports import Journal, RelayLimits, Saver
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
 from service.stream.writers import JsonWriter, SseWriter, Writer
-from service.telemetry import COMPLETION_ID, REQUEST_ID, TRACE, Trace
+from service.telemetry import ARRIVED_AT, COMPLETION_ID, REQUEST_ID, TRACE, Trace
 from service.wire import ChatRequest, ChunkEncoder, NumberingEncoder, parse_request
 from statemachine import (
     Failure,
@@ -190,7 +190,7 @@ class Completions:
             request.protocol.limit_waiting(self.config.value.sse.send_timeout_seconds, about)
         client = ClientSide(writer, self.clock)
         self.charging.expect(asked.completion_id, ticket)
-        moments = Moments(session, self.watchers)
+        moments = Moments(session, self.watchers, request[ARRIVED_AT])
         call = AgentCall(chat, asked.completion_id, trace.traceparent, agents != picked)
         upstream = Attempts(
             agents, call, moments, trace.name_attempt if trace.is_recorded else None

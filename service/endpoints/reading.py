@@ -8,6 +8,7 @@ at the other workers. Never here: what a chunk looks like, and who may ask how m
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 from aiohttp import hdrs, web
@@ -27,7 +28,9 @@ from service.endpoints.stored_answers import stored_answer
 from service.settings.config import Config
 from service.settings.live import Live
 from service.stream.answers import Answer, answer_of_record
+from service.stream.audience import Audience
 from service.stream.follower import EXPIRED, Follower
+from service.stream.moments import Watchers, tell
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
 from service.stream.shared import SharedAnswers, TooManyReaders
@@ -113,6 +116,7 @@ class Reading:
     is_recovering: Callable[[], bool]
     siblings: Siblings | None = None
     shared: SharedAnswers = Factory(SharedAnswers)
+    watchers: Watchers = Factory(Watchers)
 
     def routes(self) -> list[web.RouteDef]:
         """The call and its handler."""
@@ -290,7 +294,10 @@ class Reading:
             (wanted.include_usage, wanted.has_ids),
             keep_alive_interval(request, config),
             self.clock,
+            partial(tell, self.watchers.pinged),
         )
+        kind = "running" if isinstance(answer, Audience) else "ended"
+        tell(self.watchers.resumed, kind)
         log.info("reader came", completion_id=answer.completion_id, position=wanted.position)
         return await follower.run()
 

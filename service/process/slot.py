@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from aiohttp import hdrs, web
 from attrs import evolve, field, frozen
 
 from service.edge.siblings import SiblingAway
+from service.process.board import Board
 from service.settings.config import Config
 from service.telemetry import COMPLETION_ID, REPLAYED, TRACE
 
@@ -62,6 +63,7 @@ class WorkerSlot:
             supervisor is gone.
         report: the writing end of a pipe on which this worker reports that it serves.
         secret: see `Siblings`.
+        board: what workers leave to be read.
     """
 
     number: int
@@ -70,6 +72,7 @@ class WorkerSlot:
     socket_dir: Path
     supervisor_pipe: int
     report: int
+    board: Board
     secret: bytes = field(factory=lambda: secrets.token_bytes(32), repr=False)
 
     def share(self, config: Config) -> Config:
@@ -110,7 +113,7 @@ class WorkerSlot:
         """See `Siblings`."""
         unsure: web.StreamResponse | None = None
         away: Exception | None = None
-        for number in [] if is_from_sibling(request) else self._others():
+        for number in [] if is_from_sibling(request) else self.others:
             try:
                 async with self._asked(number, request, body) as theirs:
                     if theirs.status == web.HTTPNotFound.status_code:
@@ -132,15 +135,42 @@ class WorkerSlot:
         found: list[Any] = []
         if is_from_sibling(request):
             return found
-        for number in self._others():
+        for number in self.others:
             with suppress(*_GONE):
                 async with self._asked(number, request, None) as theirs:
                     if theirs.status == web.HTTPOk.status_code:
                         found.append(await theirs.json())
         return found
 
-    def _others(self) -> Iterator[int]:
-        return (number for number in range(self.count) if number != self.number)
+    @property
+    def others(self) -> Sequence[int]:
+        """See `Siblings`."""
+        return [number for number in range(self.count) if number != self.number]
+
+    async def ask_each(self, request: web.Request, seconds: float) -> Mapping[int, Any]:
+        """See `Siblings`."""
+        answers = await asyncio.gather(
+            *(self._ask_shortly(number, request, seconds) for number in self.others)
+        )
+        pairs = zip(self.others, answers, strict=True)
+        return {number: answer for number, answer in pairs if answer is not None}
+
+    async def _ask_shortly(self, number: int, request: web.Request, seconds: float) -> Any:
+        """The JSON of one; None if it has none in time."""
+        url = f"http://sibling{request.rel_url}"
+        try:
+            async with self._connected(number, seconds) as http, http.get(url) as response:
+                return await response.json() if response.status == web.HTTPOk.status_code else None
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    def keep(self, data: bytes) -> None:
+        """See `Siblings`."""
+        self.board.write(self.number, data)
+
+    def kept(self, number: int) -> bytes | None:
+        """See `Siblings`."""
+        return self.board.read(number)
 
     @asynccontextmanager
     async def _asked(

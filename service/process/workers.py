@@ -32,6 +32,7 @@ from contextlib import suppress
 
 import structlog
 
+from service.process.board import Board
 from service.process.hangup import Hangups
 from service.process.listening import CannotServe, Listeners, Places, bind_apiece
 from service.process.serving import announce
@@ -74,6 +75,7 @@ class Supervisor:
         self._wakeups, self._wakeup_end = socket.socketpair()
         self._socket_dir = make_socket_dir()
         self._secret = secrets.token_bytes(32)
+        self._board = Board(len(bound))
         self._has_served = False
         self._is_stopping = False
         self._status = 0
@@ -152,6 +154,7 @@ class Supervisor:
                 self._socket_dir,
                 self._supervisor_pipe,
                 report,
+                self._board,
                 self._secret,
             )
             config = slot.share(self._config)

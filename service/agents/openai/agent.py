@@ -152,6 +152,10 @@ class OpenAIAgent:
         found = await self._models.known()
         return named + [model for model in found if model["id"] not in listed]
 
+    def has_listed(self, model: str) -> bool:
+        """True if the backend's latest list of models has this one, and it may be asked for here."""
+        return self._models.has(model)
+
     async def close(self) -> None:
         await self._models.close()
         await self._connection.close()
