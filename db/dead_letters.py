@@ -58,6 +58,13 @@ class DeadLetters:
         """The letters, oldest first."""
         return sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
 
+    def count(self) -> int:
+        """How many there are."""
+        try:
+            return sum(name.endswith(".json") for name in os.listdir(self._folder))
+        except FileNotFoundError:
+            return 0
+
     def read(self, path: Path) -> tuple[SessionRecord, str]:
         """Return a letter's record and reason. Raises ValueError or OSError."""
         data = path.read_bytes()

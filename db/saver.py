@@ -53,6 +53,9 @@ _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 5.0
 _TRIES_ALONE = 5
 """How often a single record is tried on a store that reports itself healthy."""
 
+NoteSaves = Callable[[str, Sequence[float]], None]
+"""Told what became of records, `saved`, `dead_letter` or `not_kept`, and how many seconds after they were
+handed over, of each. Must not raise."""
 SetAside = Callable[[SessionRecord, str], None]
 _Waiting = tuple[SessionRecord, "asyncio.Future[None]", int]
 
@@ -85,12 +88,21 @@ class Saver:
         store: where records go.
         backlog: the service's journal, or `NoJournal`.
         set_aside: keeps a record that the store refuses, with the reason. It may raise.
+        note: see `NoteSaves`.
     """
 
-    def __init__(self, store: Store, backlog: Backlog, set_aside: SetAside | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        backlog: Backlog,
+        set_aside: SetAside | None = None,
+        note: NoteSaves | None = None,
+    ) -> None:
         self._store = store
         self._backlog = backlog
         self._add_letter = set_aside
+        self._note = note
+        self._taken_at: dict[str, float] = {}
         self._waiting: deque[_Waiting] = deque()
         self._waiting_characters = 0
         self._on_disk: dict[str, tuple[asyncio.Future[None], int]] = {}
@@ -121,13 +133,21 @@ class Saver:
         service must not wait for others that nobody sends to one that isn't ready."""
         return None if self.unsaved == len(self._too_much) == 1 else self._failure
 
+    @property
+    def oldest_seconds(self) -> float:
+        """How long ago the oldest unsaved record was handed over; 0 if there is none."""
+        first = next(iter(self._taken_at.values()), None)
+        return 0.0 if first is None else asyncio.get_running_loop().time() - first
+
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="saver")
 
     def save(self, record: SessionRecord) -> "asyncio.Future[None]":
         """Take a record over. The future is done once the record is committed or set aside; it raises
         `NotKept` if neither was possible. Dropping or cancelling the future has no effect."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._taken_at[record.completion_id] = loop.time()
         full = (
             len(self._waiting) >= MAX_WAITING or self._waiting_characters >= MAX_WAITING_CHARACTERS
         )
@@ -252,6 +272,7 @@ class Saver:
                 batch.append((record, done, characters))
             else:
                 log.error("record not readable in the journal", completion_id=completion_id)
+                self._note_end("not_kept", (completion_id,))
                 _give_up(done)
         return batch
 
@@ -272,15 +293,26 @@ class Saver:
                 self._wait(batch[0])
                 return
             if not self._set_aside(records[0], error):
+                self._note_end("not_kept", (records[0].completion_id,))
                 _give_up(batch[0][1])
                 return
+            outcome = "dead_letter"
         else:
+            outcome = "saved"
             self._commits += 1
-        self._backlog.forget([record.completion_id for record in records])
+        completion_ids = [record.completion_id for record in records]
+        self._note_end(outcome, completion_ids)
+        self._backlog.forget(completion_ids)
         for record, done, _ in batch:
             self._too_much.pop(record.completion_id, None)
             if not done.done():
                 done.set_result(None)
+
+    def _note_end(self, outcome: str, completion_ids: Iterable[str]) -> None:
+        now = asyncio.get_running_loop().time()
+        taken = [self._taken_at.pop(completion_id, now) for completion_id in completion_ids]
+        if self._note is not None:
+            self._note(outcome, [now - taken_at for taken_at in taken])
 
     def _others_went(self, record: SessionRecord) -> bool:
         """True if others were committed since this record first was too much. Until then the store

@@ -35,6 +35,10 @@ class StoreUnavailable(StoreError):
     """
 
 
+class TooSlow(StoreUnavailable):
+    """The store works, and gave this call up: it took longer than it may, or somebody stopped it."""
+
+
 class TablesUnfit(StoreUnavailable):
     """The tables are missing, or not those that this code knows."""
 
@@ -123,6 +127,7 @@ class StoredCompletion:
     ttft_ms: float | None
     duration_ms: float
     trace_id: str
+    request_id: str | None
     request: dict[str, Any]
     tools_digest: str | None
     metadata: dict[str, Any] | None

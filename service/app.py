@@ -5,22 +5,25 @@ then records are flushed, then the database closes. Never here: the handlers' lo
 """
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from db.journal import Journal
-from db.store import Store
+from db.overview import WholeStore
 from service.agents.directory import AgentDirectory, load_for
-from service.callers.auth import PROBES, Keyring, require_key
+from service.callers.admin import Admins, guard_operators, may_scrape, own_names_alone
+from service.callers.auth import PROBES, Keyring, needs_caller, require_key
 from service.callers.charging import Charging
 from service.callers.limits import Admission
 from service.clock import steady_clock
 from service.completion_log import CompletionLog
+from service.edge.addresses import Addresses, apart
 from service.edge.cors import cors
 from service.edge.encodings import refuse_packed
-from service.edge.errors import errors_middleware, refusing
+from service.edge.errors import refusing, rendering
 from service.edge.other_sites import refuse_other_sites
 from service.edge.siblings import Siblings
 from service.endpoints.completions import Completions
@@ -34,17 +37,26 @@ from service.endpoints.repeats import Repeats
 from service.endpoints.stored import StoredCompletions
 from service.fleet.elsewhere import Elsewhere
 from service.fleet.parts import Fleet
+from service.metrics.gauges import Sources
+from service.metrics.scraping import Metrics
+from service.page.lives import Lives, looking_on
+from service.page.routes import page_routes
+from service.page.watched import Watched
 from service.persistence import CleanupContext, Persistence
 from service.settings.config import RELOADABLE, Config, is_loopback
 from service.settings.live import Live
 from service.settings.reload import Reloader
-from service.stream.moments import Watchers
+from service.stream.moments import Watcher, Watchers, tell
 from service.stream.running import RunningStreams
 from service.telemetry import add_id_headers, configure_logging, telemetry_middleware
+from service.tracing.switch import load_for as load_tracing_for
+from service.tracing.switch import tracing_for
 
 CONFIG: web.AppKey[Live[Config]] = web.AppKey("config")
 DIRECTORY = web.AppKey("directory", AgentDirectory)
 KEYRING = web.AppKey("keyring", Keyring)
+ADMINS = web.AppKey("admins", Admins)
+ADDRESSES = web.AppKey("addresses", Addresses)
 ADMISSION = web.AppKey("admission", Admission)
 STREAMS = web.AppKey("streams", RunningStreams)
 RELOADER = web.AppKey("reloader", Reloader)
@@ -55,7 +67,7 @@ def build_app(
     config: Config,
     *,
     environ: Mapping[str, str] | None = None,
-    store: Store | None = None,
+    store: WholeStore | None = None,
     siblings: Siblings | None = None,
 ) -> web.Application:
     """The application, ready for a `service.edge.connections.Runner`. Nothing is started yet:
@@ -74,22 +86,33 @@ def build_app(
     saves what waits once the database is there.
     """
     environ = os.environ if environ is None else environ
-    app = _with_middlewares(config)
-    app[CONFIG] = Live(config)
-    app[DIRECTORY] = AgentDirectory.from_config(config.agents, environ)
+    directory, charging = AgentDirectory.from_config(config.agents, environ), Charging()
+    metrics, lives = _metrics(config, directory, siblings), Lives(steady_clock())
+    tracing = tracing_for(environ, siblings.is_from_sibling if siblings else None)
+    watchers = _watchers(charging, lives, metrics, tracing.watchers if tracing else ())
+    app = _with_middlewares(config, watchers, tracing.middlewares if tracing else ())
+    app[CONFIG], app[DIRECTORY] = Live(config), directory
     app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
-    changes = {key: partial(change, app) for key, change in RELOADS.items()}
-    app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, changes)
+    app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, _changes(app))
     fleet = _fleet(app, config, siblings)
-    keeping = _keeping(app, config, store, fleet)
-    app.add_routes(_routes(app, keeping, siblings, Elsewhere(fleet) if fleet else None))
-    app.cleanup_ctx.extend((*keeping.contexts, _closing(app[DIRECTORY])))
+    keeping = _keeping(app, config, store, metrics, fleet)
+    elsewhere = Elsewhere(fleet) if fleet else None
+    app.add_routes(_routes(app, keeping, siblings, elsewhere, watchers, charging, lives))
+    _add_metrics(app, metrics, keeping)
+    if tracing:
+        app.cleanup_ctx.append(tracing.exporting)  # first, so that it stops when all have ended
+    streams = app[STREAMS]
+    app.cleanup_ctx.extend((*keeping.contexts, _closing(directory), looking_on(lives, streams)))
     app.on_shutdown.append(_drain)
     return app
 
 
 def _keeping(
-    app: web.Application, config: Config, store: Store | None, fleet: Fleet | None
+    app: web.Application,
+    config: Config,
+    store: WholeStore | None,
+    metrics: Metrics | None,
+    fleet: Fleet | None,
 ) -> Persistence:
     """The parts that keep answers. Those of a fleet start before them and stop after them."""
     if fleet is not None:
@@ -98,6 +121,7 @@ def _keeping(
         config,
         store,
         lambda: app[CONFIG].value.idempotency.keep_seconds,
+        metrics.saves if metrics else None,
         Journal if fleet is None else fleet.journal,
     )
 
@@ -106,19 +130,44 @@ def load_for_workers(config: Config) -> None:
     """Import what the application imports late, so that workers that are forked from this process share
     its memory."""
     load_for(config.agents)
+    load_tracing_for(os.environ)
 
 
-def _with_middlewares(config: Config) -> web.Application:
+def _watchers(
+    charging: Charging, lives: Lives, metrics: Metrics | None, tracing: Sequence[Watcher]
+) -> Watchers:
+    """Everybody who is told what becomes of completions."""
+    counting = [metrics.counting] if metrics else []
+    return Watchers((CompletionLog(), charging, lives, *counting, *tracing))
+
+
+def _with_middlewares(
+    config: Config, watchers: Watchers, inside_errors: Sequence[Middleware]
+) -> web.Application:
     """An application with the middlewares and signals that every request passes, and no routes."""
+    admin, server, addresses = config.admin, config.server, Addresses()
+    has_two_addresses = admin.port is not None
     keys = Keyring(config.auth.api_keys, is_required=not is_loopback(config.server.host))
     admission = Admission(config.limits, config.auth.api_keys)
+    is_local = is_loopback(admin.host if has_two_addresses else server.host)
+    admins = Admins(admin.api_keys, keys, is_local=is_local)
     refuse_foreign = refuse_other_sites(
-        lambda: keys.is_open, config.server.allowed_hosts, config.server.cors_origins, PROBES
+        lambda: keys.is_open,
+        server.allowed_hosts,
+        server.cors_origins,
+        lambda path: not needs_caller(path),
+    )
+    checks = (
+        *((apart(addresses, PROBES),) if has_two_addresses else ()),
+        refuse_foreign,
+        guard_operators(admins, own_names_alone(server.allowed_hosts)),
+        refuse_packed,
     )
     middlewares = [
         telemetry_middleware,
-        errors_middleware,
-        refusing(refuse_foreign, refuse_packed),
+        rendering(partial(tell, watchers.refused)),
+        *inside_errors,
+        refusing(*checks),
         require_key(keys),
     ]
     answer_preflight, mark_origin = cors(config.server.cors_origins)
@@ -128,7 +177,7 @@ def _with_middlewares(config: Config) -> web.Application:
     app.on_response_prepare.extend((add_id_headers, admission.add_headers))
     if config.server.cors_origins:
         app.on_response_prepare.append(mark_origin)
-    app[KEYRING] = keys
+    app[KEYRING], app[ADMINS], app[ADDRESSES] = keys, admins, addresses
     app[ADMISSION] = admission
     return app
 
@@ -143,16 +192,54 @@ def _fleet(app: web.Application, config: Config, siblings: Siblings | None) -> F
     return fleet
 
 
+def _metrics(
+    config: Config, directory: AgentDirectory, siblings: Siblings | None
+) -> Metrics | None:
+    if not config.metrics.enabled:
+        return None
+    return Metrics(directory.is_known, per_owner=config.metrics.per_owner, siblings=siblings)
+
+
+def _add_metrics(app: web.Application, metrics: Metrics | None, keeping: Persistence) -> None:
+    """Add the endpoint, and what runs beside it: first of all, so that it ends last and has seen all."""
+    if metrics is None:
+        return
+    server, journal = app[CONFIG].value.server, app[CONFIG].value.journal
+    streams: RunningStreams = app[STREAMS]
+    sources = Sources(
+        streams,
+        keeping.saver,
+        lambda: keeping.journal.size,
+        journal.max_bytes if journal.directory else 0,
+        keeping.dead_letters,
+        keeping.checks["database"],
+    )
+    own_names = own_names_alone(server.allowed_hosts)
+    check = may_scrape(app[ADMINS], app[ADDRESSES], own_names)
+    app.add_routes([metrics.endpoint(sources, check, app[DIRECTORY].models)])
+    app.cleanup_ctx.append(metrics.run)
+
+
 def _routes(
     app: web.Application,
     keeping: Persistence,
     siblings: Siblings | None,
     elsewhere: Elsewhere | None,
+    watchers: Watchers,
+    charging: Charging,
+    lives: Lives,
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
-    charging, clock = Charging(), steady_clock()
+    clock, recovering = steady_clock(), keeping.is_recovering
     reading = Reading(
-        live, keeping.store, streams, clock, keeping.is_recovering, siblings, elsewhere
+        live,
+        keeping.store,
+        streams,
+        clock,
+        recovering,
+        siblings,
+        elsewhere,
+        watchers=watchers,
     )
     completions = Completions(
         live,
@@ -162,7 +249,7 @@ def _routes(
         keeping.saver,
         keeping.journal,
         clock,
-        Watchers((CompletionLog(), charging)),
+        watchers,
         charging,
         Repeats(live, keeping.claims, keeping.store, reading, keeping.journal.directory),
         siblings,
@@ -179,7 +266,35 @@ def _routes(
             streams, keeping.checks, lambda: keeping.saver.unsaved, directory.circuits
         ).routes(),
         *OpenApi().routes(),
+        *page_routes(_watched(app, keeping, siblings, reading, lives)),
     ]
+
+
+def _watched(
+    app: web.Application,
+    keeping: Persistence,
+    siblings: Siblings | None,
+    reading: Reading,
+    lives: Lives,
+) -> Watched:
+    """What the page looks at."""
+    return Watched(
+        app[CONFIG],
+        keeping.store,
+        app[STREAMS],
+        app[DIRECTORY],
+        app[ADMISSION],
+        app[ADMINS],
+        app[ADDRESSES],
+        reading,
+        steady_clock(),
+        keeping.checks,
+        lambda: keeping.saver.unsaved,
+        keeping.journal,
+        keeping.letters,
+        lives,
+        siblings,
+    )
 
 
 def _closing(directory: AgentDirectory) -> CleanupContext:
@@ -213,8 +328,13 @@ def _replace_agents(app: web.Application, config: Config) -> None:
     app[DIRECTORY].prepare_soon()
 
 
+def _changes(app: web.Application) -> Mapping[str, Callable[[Config], object]]:
+    return {key: partial(change, app) for key, change in RELOADS.items()}
+
+
 RELOADS: Mapping[str, Callable[[web.Application, Config], object]] = {
     # key or section → action; one that can fail comes first (see `service.settings.reload`)
+    "admin.api_keys": lambda app, config: app[ADMINS].replace(config.admin.api_keys),
     "agents": _replace_agents,
     "auth": _reconfigure_access,
     "limits": _reconfigure_access,

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from service.stream.moments import Attempt, Watcher
+from service.telemetry import write_line
 from statemachine import SessionRecord, SessionRequest, State
 
 log = structlog.get_logger(__name__)
@@ -29,8 +30,8 @@ class CompletionLog(Watcher):
             )
 
     def ended(self, record: SessionRecord) -> None:
-        write = log.warning if record.state is State.FAILED else log.info
-        write("completion finished", **completion_fields(record))
+        method = "warning" if record.state is State.FAILED else "info"
+        write_line(method, "completion finished", completion_fields(record))
 
 
 def completion_fields(record: SessionRecord) -> dict[str, Any]:

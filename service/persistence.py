@@ -8,10 +8,10 @@ closes. No endpoints here, and nothing about streams.
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 from aiohttp import web
@@ -24,11 +24,13 @@ from db.embedded.watching import keep_running
 from db.journal import Fsync, Journal, JournalUnavailable, NoJournal
 from db.journal.recovery import Recovery
 from db.migrate import migrate
+from db.overview import WholeStore
 from db.postgres.store import PostgresStore
 from db.saver import Saver
 from db.store import Store, StoreError, StoreUnavailable, TablesUnfit
 from service.clock import steady_clock
 from service.settings.config import Config, DatabaseConfig, JournalConfig
+from statemachine import SessionRecord
 from statemachine.backoff import backoff
 
 log = structlog.get_logger(__name__)
@@ -56,6 +58,16 @@ Check = Callable[[], Awaitable[str | None]]
 """For `/readyz`: returns None, or why a part can't do its work now."""
 
 
+class SaveWatch(Protocol):
+    """Is told what becomes of records. Nothing may be raised."""
+
+    def saved(self, outcome: str, seconds: Sequence[float]) -> None:
+        """See `db.saver.NoteSaves`."""
+
+    def recovered(self, record: SessionRecord) -> None:
+        """A record of a dead process was brought back, and handed over."""
+
+
 @frozen
 class Persistence:
     """The parts that keep answers, made and not started.
@@ -64,22 +76,25 @@ class Persistence:
         contexts: start the parts, in this order, and stop them in the opposite one.
         checks: name of a part → its check.
         is_recovering: whether completions that earlier processes left are still being brought back.
+        letters: what no database would take; None without a journal.
     """
 
-    store: Store
+    store: WholeStore
     journal: Journal | NoJournal
     claims: Claims
     saver: Saver
     contexts: tuple[CleanupContext, ...]
     checks: Mapping[str, Check]
     is_recovering: Callable[[], bool] = lambda: False
+    letters: DeadLetters | None = None
 
     @classmethod
     def from_config(
         cls,
         config: Config,
-        store: Store | None = None,
+        store: WholeStore | None = None,
         keep_claims_seconds: Callable[[], float] = lambda: _KEEP_CLAIMS_SECONDS,
+        watch: SaveWatch | None = None,
         make_journal: MakeJournal = Journal,
     ) -> "Persistence":
         """The parts that `config` describes.
@@ -87,33 +102,38 @@ class Persistence:
         Args:
             store: replaces the configured database; the caller opens and closes it.
             keep_claims_seconds: asked whenever a claim's age counts.
+            watch: told what becomes of records.
             make_journal: makes this process's, where there is to be one.
         """
         contexts: list[CleanupContext] = []
         claims = _claims(config.journal, keep_claims_seconds)
-        migration = _Migration()
+        migration, note = _Migration(), watch.saved if watch else None
         if store is None:
             store = postgres = PostgresStore(config.database.pool_max_size)
             contexts.append(_database(config.database, postgres, migration))
         directory = config.journal.directory
         if directory is None:
             none = NoJournal()
-            saver = Saver(store, none)
+            saver = Saver(store, none, note=note)
             checks = {"database": _database_check(store, saver, migration)}
             contexts += (_claiming(claims), _saving(saver))
             return cls(store, none, claims, saver, tuple(contexts), checks)
         path = Path(directory)
         journal = make_journal(path, Fsync(config.journal.fsync), config.journal.max_bytes)
-        saver = Saver(store, journal, DeadLetters(path).add)
-        recovery = Recovery(path, journal.directory, saver.save)
+        letters = DeadLetters(path)
+        saver = Saver(store, journal, letters.add, note)
+        recovery = Recovery(path, journal.directory, _saving_recovered(saver, watch))
         contexts += (_journaling(journal), _claiming(claims), _saving(saver, recovery))
         checks = {
             "database": _database_check(store, saver, migration),
             "journal": _journal_check(journal),
         }
-        return cls(
-            store, journal, claims, saver, tuple(contexts), checks, lambda: not recovery.is_over
-        )
+        parts = store, journal, claims, saver, tuple(contexts), checks
+        return cls(*parts, lambda: not recovery.is_over, letters)
+
+    def dead_letters(self) -> int:
+        """How many records wait as files."""
+        return 0 if self.letters is None else self.letters.count()
 
 
 @define
@@ -202,6 +222,17 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
     if failure:
         raise failure[0]
     return result[0]
+
+
+def _saving_recovered(
+    saver: Saver, watch: SaveWatch | None
+) -> Callable[[SessionRecord], "asyncio.Future[None]"]:
+    def save(record: SessionRecord) -> "asyncio.Future[None]":
+        if watch is not None:
+            watch.recovered(record)
+        return saver.save(record)
+
+    return save
 
 
 def _journaling(journal: Journal) -> CleanupContext:

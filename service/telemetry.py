@@ -9,7 +9,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -33,24 +34,39 @@ _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 
 @frozen
 class Trace:
-    """A W3C trace context: the trace's 32 hex digits, this service's span's 16, two of flags."""
+    """A W3C trace context: the trace's 32 hex digits, this service's span's 16, two of flags.
+
+    Attributes:
+        parent_id: the caller's span, 16 hex digits; None for a trace that begins here.
+        is_recorded: spans are made of the request, so each attempt has one of its own.
+    """
 
     trace_id: str
     span_id: str
     flags: str = "01"
+    parent_id: str | None = None
+    is_recorded: bool = False
 
     @property
     def traceparent(self) -> str:
         """The header that makes an upstream's spans children of this service's."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
 
+    def name_attempt(self) -> str:
+        """A `traceparent` that names a new span of this trace."""
+        return f"00-{self.trace_id}-{random_hex(16)}-{self.flags}"
+
 
 REQUEST_ID = web.RequestKey("request_id", str)
 TRACE = web.RequestKey("trace", Trace)
+ARRIVED_AT = web.RequestKey("arrived_at", float)
+"""When its head had come, on the monotonic clock."""
 COMPLETION_ID = web.RequestKey("completion_id", str)
 """Of the completion that a request is about, once that is known."""
 REPLAYED = web.RequestKey("replayed", bool)
 """True of a request that gets the answer to an earlier one."""
+FIRST_TRACE_ID = web.RequestKey("first_trace_id", str)
+"""Of the request that asked for what this one reads."""
 
 
 def adopt_trace(header: str | None) -> Trace:
@@ -62,7 +78,7 @@ def adopt_trace(header: str | None) -> Trace:
         zeros = set(trace_id) == {"0"} or set(parent_id) == {"0"}
         if version != "ff" and not zeros and not (version == "00" and rest):
             sampled = int(flags, 16) & 1  # the only flag of version 00, which is sent on
-            return Trace(trace_id, span_id, f"{sampled:02}")
+            return Trace(trace_id, span_id, f"{sampled:02}", parent_id)
     new = random_hex(48)
     return Trace(new[:32], new[32:])
 
@@ -78,6 +94,30 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
     writer = structlog.WriteLogger(sink)  # type: ignore[arg-type]  # it has write and flush
     pretty = config.format == "console" or (config.format == "auto" and stream.isatty())
     level = logging.getLevelName(config.level.upper())
+    shared, renderer = _processors(stream, pretty)
+    processors = [*shared, *renderer]
+    global _json
+    _json = None if pretty else _Json(sink, level, processors)
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: writer,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sink)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _processors(
+    stream: TextIO, pretty: bool
+) -> tuple[list[structlog.typing.Processor], list[structlog.typing.Processor]]:
+    """What each line passes: first what lines of libraries pass too, then what makes a text of it."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         _begin_line_locally if pretty else _begin_line,
@@ -92,20 +132,40 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(serializer=_json_text, default=str),
         ]
-    structlog.configure(
-        processors=[*shared, *renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: writer,
-        cache_logger_on_first_use=False,
-    )
-    handler = logging.StreamHandler(sink)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+    return shared, renderer
+
+
+@frozen
+class _Json:
+    """Where lines of JSON go, as long as these processors are structlog's.
+
+    Attributes:
+        level: that of the least grave lines that are written.
+    """
+
+    sink: "_Sink"
+    level: int
+    processors: list[structlog.typing.Processor]
+
+
+_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_json: _Json | None = None
+"""None while lines are pretty."""
+
+
+def write_line(method: str, event: str, fields: Mapping[str, Any]) -> None:
+    """Log what `log.info(event, **fields)` logs, or another method. Where lines are JSON it does so past
+    structlog's chain of calls, which takes a fortieth of a short request; that is for a line that
+    every request has."""
+    direct = _json
+    if direct is None or structlog.get_config()["processors"] is not direct.processors:
+        getattr(log, method)(event, **fields)
+    elif _LEVELS[method] >= direct.level:
+        line = _begin_line(None, method, {"event": event, **fields})
+        for name, value in structlog.contextvars.get_contextvars().items():
+            line.setdefault(name, value)
+        direct.sink.write(_json_text(line, str) + "\n")
+        direct.sink.flush()
 
 
 class _Sink:
@@ -179,6 +239,7 @@ async def telemetry_middleware(request: web.Request, handler: Handler) -> web.St
     given = request.headers.get("X-Request-Id", "")
     request_id = given if _REQUEST_ID.match(given) else f"req_{random_hex(24)}"
     trace = adopt_trace(request.headers.get("traceparent"))
+    request[ARRIVED_AT] = time.monotonic()
     request[REQUEST_ID] = request_id
     request[TRACE] = trace
     # A connection's requests share a context; nobody binds more than this, which replaces the last's.

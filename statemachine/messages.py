@@ -81,6 +81,8 @@ class SessionRequest:
     choices_expected: int = 1
     include_usage: bool = False
     stream: bool = True
+    request_id: str | None = None
+    """What names the request in logs (`x-request-id`)."""
 
     @property
     def is_hidden(self) -> bool:
@@ -153,6 +155,8 @@ class SessionRecord:
     """The answer's chunks; None if they aren't known exactly."""
     usage_frame: JsonObject | None = field(default=None, eq=False, repr=False)
     """The last chunk that carried usage and no choice, which is sent with `usage` to whom asked for it."""
+    longest_gap_seconds: float = field(default=0.0, eq=False, repr=False)
+    """The longest silence between two tokens; counted, and not stored."""
 
     @property
     def completion_id(self) -> str:

@@ -84,6 +84,7 @@ class StreamSession:
         agent: the name of the agent that is being asked.
         first_token_at, client_left_at: POSIX seconds, or None. The latter is the last reader's
             leaving, and None again once somebody has come back.
+        longest_gap_seconds: the longest silence between two tokens so far, less what was excused.
         milestones: how many of these have come: the first token, the answer's being whole, a
             reader's return, and under `client_gone: wait` the last one's leaving. Only then may
             `wakes_at` have moved closer.
@@ -101,6 +102,7 @@ class StreamSession:
         "attached",
         "client_left_at",
         "first_token_at",
+        "longest_gap_seconds",
         "milestones",
         "opened",
         "policy",
@@ -121,6 +123,7 @@ class StreamSession:
         )
         self.first_token_at: float | None = None
         self.client_left_at: float | None = None
+        self.longest_gap_seconds = 0.0
         self.milestones = 0
         self._table = transitions(policy.client_gone)
         self._row = self._table[self.state]
@@ -270,7 +273,13 @@ class StreamSession:
             if is_shown:
                 self.transcript.tape.add(run)
         if self.transcript.fold_run(run):
-            self._note_token(now)
+            last = self._last_token_at
+            if last is None:
+                self.first_token_at = now
+                self.milestones += 1
+            elif now - last > self.longest_gap_seconds:
+                self.longest_gap_seconds = now - last
+            self._last_token_at = now
         effects: tuple[Effect, ...] = ()
         if is_shown and self.attached and self.request.stream:
             self._last_sent_at = now
@@ -288,12 +297,6 @@ class StreamSession:
             self._whole_at = now
             self.milestones += 1
         return effects
-
-    def _note_token(self, now: float) -> None:
-        self._last_token_at = now
-        if self.first_token_at is None:
-            self.first_token_at = now
-            self.milestones += 1
 
     def _note_attendance(self, attached: bool, now: float) -> None:
         """Note whether somebody is there, if that is news. `WaitExpired` is taken at its word that
@@ -389,4 +392,5 @@ class StreamSession:
             extra=dict(transcript.extra),
             tape=transcript.tape,
             usage_frame=transcript.usage_frame,
+            longest_gap_seconds=self.longest_gap_seconds,
         )

@@ -1,4 +1,4 @@
-"""What is counted: a chunk, a chunk that has to be parsed, a request, and a save.
+"""What is counted: a chunk, a chunk that has to be parsed, a request, one with spans, and a save.
 
 Each figure is counted in a process of its own, so that it doesn't depend on which others are asked
 for, in windows after the process has got warm; the load is the same each time (`lockstep`, `saving`). The
@@ -9,12 +9,13 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import frozen
 
+from benchmarks.instructions.collecting import collector
 from benchmarks.instructions.counting import Counter, NotCounted, valgrind
 from benchmarks.instructions.lockstep import Kind, backend_and_client
 from benchmarks.instructions.saving import RECORDS
@@ -24,6 +25,10 @@ WINDOWS = 7
 _WARM_CHUNKS, _CHUNKS = 256, 128  # whole rounds of the decoder's attempts to learn a pattern
 _WARM_REQUESTS, _REQUESTS = 15, 10
 _COMMITS = 5
+_TRACED_WINDOWS, _TRACED = 3, 170
+_SPANS = 3 * _TRACED - 10
+"""About as many as leave together where there are many requests (OTEL_BSP_MAX_EXPORT_BATCH_SIZE is
+512 by default), so that each window has one export, and has it before its end."""
 
 
 @frozen
@@ -42,7 +47,10 @@ class Place:
 
     @contextmanager
     def counted(
-        self, program: Sequence[str], find_port: Callable[[str], int | None]
+        self,
+        program: Sequence[str],
+        find_port: Callable[[str], int | None],
+        more: Mapping[str, str] | None = None,
     ) -> Iterator[tuple[int, Counter]]:
         """A Python program of the tree under valgrind: its port, and its count, which begins."""
         self.directory.mkdir()
@@ -52,6 +60,7 @@ class Place:
             "LOG_FORMAT": "json",
             "PYTHONPATH": str(self.tree),
             "PYTHONHASHSEED": "0",
+            **(more or {}),
         }
         # Killed at the end: nothing of it is wanted any more, and to drain would take it a minute.
         running = process(command, self.directory, find_port, variables, False, stop_seconds=0.0)
@@ -61,14 +70,17 @@ class Place:
             yield port, counter
 
     @contextmanager
-    def service(self, backend_port: int) -> Iterator[tuple[int, Counter]]:
-        """Our service in front of that backend. Its journal is in the directory."""
+    def service(
+        self, backend_port: int, more: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[int, Counter]]:
+        """Our service in front of that backend, with further variables. Its journal is in the
+        directory."""
         path = self.directory.with_suffix(".yaml")
         # No more than is needed, since other revisions may not know what this one does.
         config = {"database": {"url": self.dsn}, "agents": [agent(backend_port)]}
         path.write_text(json.dumps(config))
         program = [str(self.tree / "run.py"), "--config", str(path), "--port", "0"]
-        with self.counted(program, announced) as running:
+        with self.counted(program, announced, more) as running:
             yield running
 
 
@@ -77,10 +89,11 @@ async def _windows(
     units: int,
     load: Callable[[], Awaitable[None]],
     prepare: Callable[[], Awaitable[None]] | None = None,
+    windows: int = WINDOWS,
 ) -> list[float]:
     """Instructions per unit, in each window; what prepares one isn't counted."""
     found = []
-    for _ in range(WINDOWS):
+    for _ in range(windows):
         if prepare is not None:
             await prepare()
         counter.read()
@@ -119,6 +132,25 @@ async def _requests(place: Place) -> list[float]:
             return await _windows(counter, _REQUESTS, lambda: turns.ask(_REQUESTS))
 
 
+async def _traced(place: Place) -> list[float]:
+    """Per request with spans, their export included."""
+    async with backend_and_client() as (backend_port, turns), collector() as sink:
+        more = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink.port}",
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": str(_SPANS),
+            "OTEL_BSP_SCHEDULE_DELAY": "3600000",
+        }
+        with place.service(backend_port, more) as (port, counter):
+            await turns.connect(port)
+            await turns.ask(_TRACED)
+            found = await _windows(
+                counter, _TRACED, lambda: turns.ask(_TRACED), windows=_TRACED_WINDOWS
+            )
+        if sink.posts not in (0, 1 + _TRACED_WINDOWS):  # 0: a revision without spans
+            raise NotCounted(f"{sink.posts} exports came, not one in each window")
+        return found
+
+
 async def _saves(place: Place) -> list[float]:
     """Per record, several to a transaction."""
     program = ["-P", str(Path(__file__).with_name("saving.py")), str(place.tree), place.dsn]
@@ -149,6 +181,7 @@ FIGURES: dict[str, Callable[[Place], Coroutine[None, None, list[float]]]] = {
     "chunk": _alike,
     "chunk-parsed": _parsed,
     "request": _requests,
+    "request-traced": _traced,
     "save": _saves,
 }
 """Name → each window's figure."""

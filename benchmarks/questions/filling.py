@@ -50,8 +50,9 @@ _FILL = (
     INSERT INTO completions (completion_id, conversation_id, owner, agent, model, state,
         finish_reason, usage, usage_source, token_count, chunk_count, ttft_ms, duration_ms,
         trace_id, request, tools_digest, metadata, prompt_digest, created_at, finished_at, hidden,
-        tape, tape_lengths)
-    SELECT {_ID}, {_TALK}, {_OWNED}, 'demo',
+        tape, tape_lengths, request_id, upstream_id, error)
+    SELECT {_ID}, {_TALK}, {_OWNED},
+        CASE WHEN conversation %% 1000 = 6 AND turn %% 3 <> 1 THEN 'spare' ELSE 'demo' END,
         CASE WHEN conversation %% 1000 = 2 THEN 'rare' ELSE 'model-' || turn %% 3 END,
         CASE WHEN {_HAS_FAILED} THEN 'failed' ELSE 'completed' END,
         CASE WHEN NOT {_HAS_FAILED} THEN 'stop' END,
@@ -62,7 +63,9 @@ _FILL = (
             'env', CASE WHEN conversation %% 20 < 18 THEN 'prod' ELSE 'test' END)
         || CASE WHEN conversation > %(last)s * 0.99 THEN '{{"late": "yes"}}'::jsonb ELSE '{{}}' END,
         {_DIGEST.format("2 * turn")}, {_AT}, {_AT} + interval '4 s', conversation %% 50 = 4,
-        {_TAPE}, decode(repeat('4', 160), 'hex')
+        {_TAPE}, decode(repeat('4', 160), 'hex'), 'req_' || {_ID},
+        'up-' || md5((conversation * 10 + turn)::text),
+        CASE WHEN {_HAS_FAILED} THEN jsonb_build_object('code', 'idle_timeout', 'message', 'Why.') END
     FROM {_TURN}
     """,
     f"""

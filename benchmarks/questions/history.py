@@ -2,14 +2,17 @@
 
     python -m benchmarks.questions.history                       # at 1,000 and at 1,000,000 messages
     python -m benchmarks.questions.history --messages 1000 20000 --requests 100
+    python -m benchmarks.questions.history --messages 2000000    # a million completions
 
 Fills a PostgreSQL of its own with conversations of ten turns of five owners, asks for the plans
-of the statements that read, and times each call of the API against the service. Ends with status
-1 if a plan at the largest size reads a whole table.
+of the statements that read, and times each call of the API and each screen of the page against the
+service. Ends with status 1 if a plan at the largest size reads a whole table, or if the slowest of a
+hundred looks at a screen takes over 100 ms there.
 """
 
 import argparse
 import asyncio
+import hashlib
 import json
 import random
 import sys
@@ -23,11 +26,14 @@ from typing import Any
 import aiohttp
 import psycopg2
 
+from benchmarks.questions import screens
 from benchmarks.questions.filling import OWNER, TURNS, fill
+from benchmarks.questions.screens import MOST_MS
 from benchmarks.stand.figures import percentiles, print_table
 from benchmarks.stand.running import Server, service
 from db.migrate import migrate
-from db.postgres import changing, reading_sql
+from db.overview import Place
+from db.postgres import changing, overview_sql, reading_sql
 
 
 class History:
@@ -65,6 +71,8 @@ class History:
         with closing(psycopg2.connect(self._server.dsn)) as connection:
             for question, statement, parameters in self._statements():
                 with connection.cursor() as cursor:
+                    if question.startswith("page:"):
+                        cursor.execute(overview_sql.PLANNER)
                     cursor.execute(
                         f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters
                     )
@@ -132,6 +140,8 @@ class History:
         yield "delete: unused messages", changing.DELETE_UNUSED, {"digest": digest}
         yield "delete: the completion", changing.DELETE_COMPLETION, key
         yield "delete: the tools", changing.DELETE_TOOLS, {"digest": "tools-7"}
+        names = {"completion": name, "request": f"req_{name}", "trace": md5(talk), "thing": "none"}
+        yield from screens.statements(Place(at.timestamp(), name), talk, names)
 
     def calls(self) -> dict[str, Callable[[], tuple[str, str, Any]]]:
         """Name → makes method, path and body of a call, another one each time."""
@@ -161,8 +171,14 @@ class History:
             "update": one("POST", completions + "/{name}", {"metadata": {"env": "prod"}}),
             "conversations": one("GET", talks),
             "conversation": one("GET", talks + "/conv_{talk:09}"),
+            **screens.screens(self.name, self.talk),
             "delete": one("DELETE", completions + "/{name}"),
         }
+
+
+def md5(talk: str) -> str:
+    """The trace of a conversation's completions, as they are filled in."""
+    return hashlib.md5(str(int(talk[5:])).encode(), usedforsecurity=False).hexdigest()
 
 
 def _scans(node: dict[str, Any]) -> Iterator[str]:
@@ -246,7 +262,11 @@ def main() -> int:
     whole = [question for question, plan in largest.items() if "Seq Scan" in str(plan["scans"])]
     if whole:
         print(f"These read whole tables: {'; '.join(whole)}", file=sys.stderr)
-    return 1 if whole else 0
+    times = found[str(max(options.messages))]["calls"]
+    slow = [name for name, row in times.items() if name[:5] == "page:" and row["p99"] > MOST_MS]
+    if slow:
+        print(f"These screens take over {MOST_MS:.0f} ms: {'; '.join(slow)}", file=sys.stderr)
+    return 1 if whole or slow else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ class NoJournal:
 
     settles_ends = settles_chunks = False
     directory = None
+    size = uncommitted = 0
 
     def start(self) -> None:
         """Nothing is to be made."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from attrs import evolve
 
-from db.memory.views import MemoryViews
+from db.memory.overview import MemoryOverview
 from db.rows.columns import from_jsonb, to_jsonb
 from db.rows.history import RecordRows, rows_of
 from db.rows.messages import sent_copy
@@ -25,8 +25,8 @@ from statemachine import SessionRecord
 _Row = TypeVar("_Row", StoredCompletion, StoredMessage)
 
 
-class MemoryStore(MemoryViews):
-    """A `db.store.Store`. Its methods never wait, so they can't be cancelled midway."""
+class MemoryStore(MemoryOverview):
+    """A `db.overview.WholeStore`. Its methods never wait, so they can't be cancelled midway."""
 
     def __init__(self) -> None:
         super().__init__()

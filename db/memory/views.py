@@ -86,7 +86,11 @@ class MemoryViews:
         self, owner: str, completion_id: str, paging: Paging
     ) -> Page[StoredMessage] | None:
         """See `db.store.Readable.list_prompt`."""
-        self._require_open()
+        return self._prompt(owner, completion_id, paging)
+
+    def _prompt(
+        self, owner: str | None, completion_id: str, paging: Paging
+    ) -> Page[StoredMessage] | None:
         completion = self._shown(owner, completion_id)
         if completion is None:
             return None
@@ -108,9 +112,14 @@ class MemoryViews:
         self, owner: str, conversation_id: str, paging: Paging
     ) -> ConversationView | None:
         """See `db.store.Readable.view_conversation`."""
+        return self._conversation(owner, conversation_id, paging)
+
+    def _conversation(
+        self, owner: str | None, conversation_id: str, paging: Paging
+    ) -> ConversationView | None:
         self._require_open()
         found = self._conversations.get(conversation_id)
-        if found is None or found.owner != readable(owner) or found.hidden:
+        if found is None or found.hidden or (owner is not None and found.owner != readable(owner)):
             return None
         nodes = [*self._messages_of(conversation_id), *self._unanswered_of(conversation_id)]
         places = {node.node_id: place for place, node in nodes}
@@ -123,11 +132,11 @@ class MemoryViews:
     def _require_open(self) -> None: ...
 
     def _shown(
-        self, owner: str, completion_id: str, hidden_since: float | None = None
+        self, owner: str | None, completion_id: str, hidden_since: float | None = None
     ) -> StoredCompletion | None:
         self._require_open()
         row = self._completions.get(readable(completion_id))
-        if row is None or row.owner != readable(owner):
+        if row is None or (owner is not None and row.owner != readable(owner)):
             return None
         is_old = hidden_since is None or row.finished_at < hidden_since
         return None if row.hidden and is_old else row

@@ -7,7 +7,7 @@ and never quotes a password or stored text. The classes are those of PostgreSQL'
 
 import re
 
-from db.store import RecordRejected, StoreError, StoreUnavailable
+from db.store import RecordRejected, StoreError, StoreUnavailable, TooSlow
 
 _REJECTED_CLASSES = frozenset(("22", "23", "54"))
 """Data exception, integrity constraint violation, program limit exceeded: the data's fault."""
@@ -33,6 +33,7 @@ _STATES = {
     "55P03": "another process holds a lock for too long; look for a migration that hangs",
     "57014": "it cancelled the statement; check its statement_timeout",
 }
+_CANCELLED = "57014"
 _POOLERS = (
     (
         re.compile(r"statement pooling"),
@@ -133,7 +134,8 @@ def store_error(
             "run the migrations: python -m db.migrate"
         )
     if sqlstate and (advice := _STATES.get(sqlstate) or _pooler_advice(sqlstate, message)):
-        return StoreUnavailable(f"PostgreSQL at {where}: {advice} (SQLSTATE {sqlstate})")
+        kind = TooSlow if sqlstate == _CANCELLED else StoreUnavailable
+        return kind(f"PostgreSQL at {where}: {advice} (SQLSTATE {sqlstate})")
     for pattern, advice in _TEXTS:
         if pattern.search(message):
             return StoreUnavailable(f"PostgreSQL at {where}: {advice}")

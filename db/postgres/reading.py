@@ -74,21 +74,21 @@ async def completions(
         descending=paging.descending,
         state=parameters["state"],
     )
-    keys, has_more = _fitting(await _ask(cursor, statement, **parameters), paging.limit)
+    keys, has_more = _fitting(await ask(cursor, statement, **parameters), paging.limit)
     found = await _completions(cursor, keys)
     return Page(tuple(await _views(cursor, [found[key] for key in keys])), has_more)
 
 
-async def view(cursor: Cursor, owner: str, completion_id: str) -> CompletionView | None:
+async def view(cursor: Cursor, owner: str | None, completion_id: str) -> CompletionView | None:
     """See `db.store.Readable.view`."""
     found = await find(cursor, owner, completion_id)
     return None if found is None else (await _views(cursor, [found]))[0]
 
 
-async def find(cursor: Cursor, owner: str, completion_id: str) -> StoredCompletion | None:
-    """The owner's completion as it is shown to them, or None."""
-    key = {"owner": readable(owner), "completion_id": readable(completion_id)}
-    rows = await _ask(cursor, reading_sql.FIND_SHOWN, **key)
+async def find(cursor: Cursor, owner: str | None, completion_id: str) -> StoredCompletion | None:
+    """The owner's completion as it is shown to them, or None. Without an owner: whoever's it is."""
+    key = {"owner": owner and readable(owner), "completion_id": readable(completion_id)}
+    rows = await ask(cursor, reading_sql.FIND_SHOWN, **key)
     return sql.completion_from(rows[0]) if rows else None
 
 
@@ -106,7 +106,7 @@ async def taped(
 ) -> TapedView | None:
     """Read what `replayable_of` makes a completion of."""
     key = {"owner": readable(owner), "completion_id": readable(completion_id)}
-    rows = await _ask(cursor, reading_sql.FIND_REPLAYABLE, **key, hidden_since=hidden_since)
+    rows = await ask(cursor, reading_sql.FIND_REPLAYABLE, **key, hidden_since=hidden_since)
     if not rows:
         return None
     tape, lengths, *row = rows[0]
@@ -131,13 +131,13 @@ async def replayable_of(found: TapedView) -> Replayable:
 
 
 async def prompt(
-    cursor: Cursor, owner: str, completion_id: str, paging: Paging
+    cursor: Cursor, owner: str | None, completion_id: str, paging: Paging
 ) -> Page[StoredMessage] | None:
     """See `db.store.Readable.list_prompt`."""
     completion = await find(cursor, owner, completion_id)
     if completion is None:
         return None
-    walk = await _ask(cursor, reading_sql.PROMPT, digest=completion.prompt_digest)
+    walk = await ask(cursor, reading_sql.PROMPT, digest=completion.prompt_digest)
     ids = [message_id for (message_id,) in walk]  # the newest first
     if not paging.descending:
         ids.reverse()
@@ -146,7 +146,7 @@ async def prompt(
             raise UnknownCursor(paging.after)
         ids = ids[ids.index(paging.after) + 1 :]
     wanted = ids[: paging.limit + 1]
-    sizes = dict(await _ask(cursor, reading_sql.MESSAGE_SIZES, message_ids=wanted))
+    sizes = dict(await ask(cursor, reading_sql.MESSAGE_SIZES, message_ids=wanted))
     page, has_more = _fitting([(name, sizes[name]) for name in wanted], paging.limit)
     messages = await _messages(cursor, page)
     return Page(tuple(messages[name] for name in page), has_more)
@@ -156,22 +156,22 @@ async def conversations(cursor: Cursor, owner: str, paging: Paging) -> Page[Stor
     """See `db.store.Readable.list_conversations`."""
     place = await _place(cursor, reading_sql.CONVERSATION_PLACE, paging, owner=readable(owner))
     statement = reading_sql.conversations(paging.after is not None, paging.descending)
-    rows = await _ask(cursor, statement, **place)
+    rows = await ask(cursor, statement, **place)
     found = tuple(sql.conversation_from(row) for row in rows[: paging.limit])
     return Page(found, len(rows) > paging.limit)
 
 
 async def conversation(
-    cursor: Cursor, owner: str, conversation_id: str, paging: Paging
+    cursor: Cursor, owner: str | None, conversation_id: str, paging: Paging
 ) -> ConversationView | None:
     """See `db.store.Readable.view_conversation`."""
-    key = {"owner": readable(owner), "conversation_id": readable(conversation_id)}
-    rows = await _ask(cursor, reading_sql.FIND_CONVERSATION, **key)
+    key = {"owner": owner and readable(owner), "conversation_id": readable(conversation_id)}
+    rows = await ask(cursor, reading_sql.FIND_CONVERSATION, **key)
     if not rows:
         return None
     parameters = await _place(cursor, reading_sql.NODE_PLACE, paging, **key)
     statement = reading_sql.node_keys(paging.after is not None, paging.descending)
-    page, has_more = _fitting(await _ask(cursor, statement, **parameters), paging.limit)
+    page, has_more = _fitting(await ask(cursor, statement, **parameters), paging.limit)
     nodes = Page(tuple(await _nodes(cursor, page)), has_more)
     return ConversationView(sql.conversation_from(rows[0]), nodes)
 
@@ -179,16 +179,18 @@ async def conversation(
 # --- keys to rows -----------------------------------------------------------------------------
 
 
-async def _ask(cursor: Cursor, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
+async def ask(cursor: Cursor, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
     await cursor.execute(statement, parameters)
     return await cursor.fetchall()
 
 
-async def _place(cursor: Cursor, statement: str, paging: Paging, **key: str) -> dict[str, Any]:
+async def _place(
+    cursor: Cursor, statement: str, paging: Paging, **key: str | None
+) -> dict[str, Any]:
     """The parameters of a page: how many rows, and after which time and id."""
     parameters: dict[str, Any] = {**key, "limit": paging.limit + 1}
     if paging.after is not None:
-        rows = await _ask(cursor, statement, **key, after=readable(paging.after))
+        rows = await ask(cursor, statement, **key, after=readable(paging.after))
         if not rows:
             raise UnknownCursor(paging.after)
         parameters["at"], parameters["after"] = rows[0]
@@ -210,12 +212,12 @@ def _fitting(keys: Sequence[Sequence[Any]], limit: int) -> tuple[list[str], bool
 async def _views(cursor: Cursor, found: Sequence[StoredCompletion]) -> list[CompletionView]:
     ids = [row.completion_id for row in found]
     answers: dict[str, list[StoredMessage]] = {name: [] for name in ids}
-    for row in await _ask(cursor, reading_sql.ANSWERS, completion_ids=ids):
+    for row in await ask(cursor, reading_sql.ANSWERS, completion_ids=ids):
         answer = sql.message_from(row)
         answers[answer.completion_id or ""].append(answer)
         await asyncio.sleep(0)  # a page may take long, and streams don't wait for it
     digests = sorted({row.tools_digest for row in found if row.tools_digest})
-    tools = dict(await _ask(cursor, reading_sql.TOOLS, digests=digests)) if digests else {}
+    tools = dict(await ask(cursor, reading_sql.TOOLS, digests=digests)) if digests else {}
     return [
         CompletionView(
             row, tuple(answers[row.completion_id]), from_jsonb(tools.get(row.tools_digest))
@@ -228,13 +230,13 @@ async def _completions(
     cursor: Cursor, completion_ids: Iterable[str]
 ) -> dict[str, StoredCompletion]:
     ids = list(completion_ids)
-    rows = await _ask(cursor, reading_sql.COMPLETIONS, completion_ids=ids) if ids else []
+    rows = await ask(cursor, reading_sql.COMPLETIONS, completion_ids=ids) if ids else []
     return {row[0]: sql.completion_from(row) for row in rows}
 
 
 async def _messages(cursor: Cursor, message_ids: Sequence[str]) -> dict[str, StoredMessage]:
     messages = {}
-    for row in await _ask(cursor, reading_sql.MESSAGES, message_ids=list(message_ids)):
+    for row in await ask(cursor, reading_sql.MESSAGES, message_ids=list(message_ids)):
         messages[row[0]] = sql.message_from(row)
         await asyncio.sleep(0)
     return messages
@@ -248,7 +250,7 @@ async def _nodes(cursor: Cursor, node_ids: Sequence[str]) -> list[ThreadNode]:
     above = {name: row.parent_digest for name, row in messages.items()}
     above.update((name, row.prompt_digest) for name, row in completions.items())
     digests = sorted({above[name] or "" for name in node_ids})
-    parents = dict(await _ask(cursor, reading_sql.PARENTS, digests=digests))
+    parents = dict(await ask(cursor, reading_sql.PARENTS, digests=digests))
     nodes = []
     for name in node_ids:
         message = messages.get(name)

@@ -114,8 +114,10 @@ def completion_keys(
     """
 
 
+_IS_OWNED = "(owner = %(owner)s OR %(owner)s IS NULL)"
+"""Without an owner: whoever's it is. For what is found by its id; the server drops what doesn't apply."""
 FIND_SHOWN: Final = (
-    sql.FIND_COMPLETION + " AND owner = %(owner)s AND NOT hidden"  # found by the id's index
+    sql.FIND_COMPLETION + f" AND {_IS_OWNED} AND NOT hidden"  # found by the id's index
 )
 FIND_REPLAYABLE: Final = (
     f"SELECT tape::text, tape_lengths, {sql.select_list(sql.COMPLETIONS)} FROM completions"
@@ -166,8 +168,7 @@ CONVERSATION_PLACE: Final = (
 )
 _CONVERSATIONS = f"SELECT {sql.select_list(sql.CONVERSATIONS)} FROM conversations"
 FIND_CONVERSATION: Final = (
-    f"{_CONVERSATIONS} WHERE conversation_id = %(conversation_id)s"
-    " AND owner = %(owner)s AND NOT hidden"
+    f"{_CONVERSATIONS} WHERE conversation_id = %(conversation_id)s AND {_IS_OWNED} AND NOT hidden"
 )
 
 

@@ -30,6 +30,7 @@ from db.cancelling import cancelled_if_told
 from db.postgres import changing, readiness, reading, saving, sql
 from db.postgres.address import CURRENT_WAY, Current, Route, Way, shown
 from db.postgres.faults import is_of_this_host, store_error
+from db.postgres.overview import Overseeing
 from db.postgres.sending import Sender
 from db.postgres.spare import Spare
 from db.rows.columns import readable
@@ -96,8 +97,8 @@ class _Connection(psycopg2.extensions.connection):
             raise
 
 
-class PostgresStore:
-    """A `db.store.Store`, for any number of tasks of one event loop. `start` it, or `open` one.
+class PostgresStore(Overseeing):
+    """A `db.overview.WholeStore`, for any number of tasks of one event loop. `start` it, or `open` one.
 
     Args:
         pool_max_size: most connections open at once.
@@ -105,6 +106,7 @@ class PostgresStore:
     """
 
     def __init__(self, pool_max_size: int = 10, *, timeout_seconds: float = 10.0) -> None:
+        super().__init__(max(1, pool_max_size // 4))
         self._pool: aiopg.Pool | None = None
         self._spare = Spare()
         self._is_closed = False
@@ -255,16 +257,17 @@ class PostgresStore:
                 "look for constraints and triggers that aren't Verbatim's"
             ) from None
 
-    async def _read(self, read: Callable[[aiopg.Cursor], Awaitable[_T]]) -> _T:
+    async def _read(
+        self, read: Callable[[aiopg.Cursor], Awaitable[_T]], seconds: float | None = None
+    ) -> _T:
+        seconds = seconds or self._timeout_seconds
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(seconds):
                 await self._readers.acquire()
         except TimeoutError:
             raise StoreUnavailable("Too many others are reading what is stored") from None
         try:
-            return await self._run(
-                lambda c: reading.at_one_moment(c, self._timeout_seconds, lambda: read(c))
-            )
+            return await self._run(lambda c: reading.at_one_moment(c, seconds, lambda: read(c)))
         finally:
             self._readers.release()
 

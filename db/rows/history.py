@@ -227,6 +227,7 @@ def _completion(
         ttft_ms=record.ttft_ms,
         duration_ms=record.duration_ms,
         trace_id=readable(request.trace_id),
+        request_id=_readable(request.request_id),
         request=dict(request.parameters),
         tools_digest=tool_set.digest if tool_set else None,
         metadata=_object(request.metadata),

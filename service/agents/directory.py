@@ -18,6 +18,7 @@ from statemachine import Failure
 log = structlog.get_logger(__name__)
 
 _MOST_NAMES_SHOWN = 10
+_WILDCARDS = frozenset("*?[")
 _OPENAI_HOST = "api.openai.com"
 
 
@@ -149,6 +150,12 @@ class AgentDirectory:
             self._release(agents)
         return list(listed.values())
 
+    def is_known(self, model: str) -> bool:
+        """True of a model that the configuration names, or that a backend has listed: nobody made it up."""
+        return model in self._named or any(
+            isinstance(agent, OpenAIAgent) and agent.has_listed(model) for agent in self.agents
+        )
+
     def circuits(self) -> list[dict[str, object]]:
         """The state of each agent's circuits, in the agents' order."""
         return [agent.circuits.state() for agent in self.agents]
@@ -165,6 +172,7 @@ class AgentDirectory:
     def _list(self, agents: Iterable[Agent], off: Mapping[str, str]) -> None:
         self.agents = tuple(agents)
         self.off = dict(off)
+        self._named = {name for config, _ in self._made for name in _names_in(config)}
         self._by_name = {agent.name: agent for agent in self.agents}
 
     def _existing(self, config: AgentConfig) -> Agent | None:
@@ -194,6 +202,15 @@ class AgentDirectory:
             type="invalid_request_error",
             param="model",
         )
+
+
+def _names_in(config: AgentConfig) -> set[str]:
+    """The models that an agent's configuration names, its own name among them; no patterns."""
+    names = {config.name, *(name for name in config.models if not set(name) & _WILDCARDS)}
+    if isinstance(config, OpenAIAgentConfig):
+        model = config.parameters.get("model")
+        names |= {model} if isinstance(model, str) else set()
+    return names
 
 
 def load_for(configs: Iterable[AgentConfig]) -> None:

@@ -69,6 +69,22 @@ class AgentCall:
     is_fallback: bool = False
 
 
+@frozen
+class Target:
+    """Whom an agent asks for a call's answer.
+
+    Attributes:
+        provider: who runs the model, as OpenTelemetry's GenAI conventions name it.
+        model: the model that is asked for there.
+        host, port: where; None if it is in this process.
+    """
+
+    provider: str
+    model: str
+    host: str | None = None
+    port: int | None = None
+
+
 class Sink(Protocol):
     """Takes chunks while a `read` waits, which spares them the waking of a task."""
 
@@ -109,6 +125,9 @@ class Agent(Protocol):
 
     def serves(self, model: str) -> bool:
         """True if requests for this model may go here."""
+
+    def target(self, call: AgentCall) -> Target:
+        """Whom `open` would ask. Never raises."""
 
     def open(self, call: AgentCall) -> AbstractAsyncContextManager[Answer]:
         """Ask. Entering returns once the upstream has begun to answer. Leaving closes the connection at

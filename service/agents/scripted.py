@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from service.agents.circuit import Circuits
-from service.agents.protocol import AgentCall, Sink
+from service.agents.protocol import AgentCall, Sink, Target
 from service.settings.config import ScriptedAgentConfig
 from statemachine import ChunkReceived, Event, Failure, UpstreamFailed, UpstreamFinished
 from statemachine.endings import BROKEN_OFF
@@ -50,6 +50,9 @@ class ScriptedAgent:
         return model == self.name or any(
             fnmatchcase(model, pattern) for pattern in self._config.models
         )
+
+    def target(self, call: AgentCall) -> Target:
+        return Target("verbatim", call.request.model)
 
     @asynccontextmanager
     async def open(self, call: AgentCall) -> AsyncIterator["_Answer"]:

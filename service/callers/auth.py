@@ -17,8 +17,10 @@ from collections.abc import Iterable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from service.edge.addresses import of_operators
 from service.edge.errors import ApiError
 from service.settings.access import ApiKeyConfig
+from service.settings.admin import AdminKeyConfig
 from service.settings.checking import ConfigError, structure
 from statemachine import Failure
 
@@ -65,12 +67,7 @@ class Keyring:
 
     def owner_of_key(self, key: str) -> str | None:
         """The name of the key, or None. Every key is compared, so the time reveals nothing."""
-        presented = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-        found = None
-        for digest, name in self._owners:
-            if hmac.compare_digest(digest, presented):
-                found = name
-        return found
+        return find_name(self._owners, key)
 
     def identify(self, request: web.Request) -> str:
         """The name that owns what this request makes.
@@ -80,9 +77,8 @@ class Keyring:
         """
         if self.is_open:
             return ANONYMOUS  # whatever key it has: the SDKs always send one
-        given = request.headers.getall(hdrs.AUTHORIZATION, ())
-        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        if scheme.lower() != "bearer" or not (key := key.strip()):
+        key = bearer_of(request)
+        if key is None:
             raise ApiError(_MISSING)
         owner = self.owner_of_key(key)
         if owner is None:
@@ -90,12 +86,35 @@ class Keyring:
         return owner
 
 
+def find_name(names: Iterable[tuple[bytes, str]], key: str) -> str | None:
+    """The name whose SHA-256 digest is the key's, or None. All are compared, always."""
+    presented = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    found = None
+    for digest, name in names:
+        if hmac.compare_digest(digest, presented):
+            found = name
+    return found
+
+
+def bearer_of(request: web.Request) -> str | None:
+    """The key in `Authorization: Bearer <key>`; None if there is no such header, or more than one."""
+    given = request.headers.getall(hdrs.AUTHORIZATION, ())
+    scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    return key.strip() or None if scheme.lower() == "bearer" else None
+
+
+def needs_caller(path: str) -> bool:
+    """False of paths where no caller is asked for: probes, and operators' paths, which have rules of
+    their own (`service.callers.admin`)."""
+    return not (path in PROBES or of_operators(path))
+
+
 def require_key(keyring: Keyring) -> Middleware:
     """The middleware that identifies each request's caller, or refuses it; see `owner_of`."""
 
     @web.middleware
     async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.method != hdrs.METH_OPTIONS and request.path not in PROBES:
+        if request.method != hdrs.METH_OPTIONS and needs_caller(request.path):
             request[OWNER] = keyring.identify(request)
         return await handler(request)
 
@@ -105,7 +124,7 @@ def require_key(keyring: Keyring) -> Middleware:
 def owner_of(request: web.Request) -> str:
     """The name that owns what this request makes; it can see nothing of other owners.
 
-    Raises KeyError for requests that need no key (`PROBES`): they must make nothing.
+    Raises KeyError where no caller is asked for (`needs_caller`): such requests must make nothing.
     """
     return request[OWNER]
 
@@ -122,6 +141,9 @@ it is lost, make a new one. List the printed entry in the configuration file:
 
 and have the service reread it (kill -HUP), or restart it. Callers send the key as 'Authorization:
 Bearer <key>', as OpenAI's SDKs do with their api_key. The name owns whatever is made with the key.
+
+With --admin the key is for looking at the service, at its page and at /metrics, and for nothing else;
+its entry belongs under admin.api_keys.
 """
 
 
@@ -139,6 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (new, known):
         command.add_argument("name", metavar="NAME", help="who calls with it, e.g. open-webui")
+        command.add_argument(
+            "--admin", action="store_true", help="for who runs the service, and calls nothing"
+        )
     return parser
 
 
@@ -146,21 +171,26 @@ def main(arguments: list[str]) -> int:
     """The command line. Exit status 2 for a name or a key that won't do."""
     asked = _parser().parse_args(arguments)
     if asked.command == "new":
-        key = f"sk-vb-{secrets.token_urlsafe(32)}"
+        key = f"sk-vb-{'admin-' if asked.admin else ''}{secrets.token_urlsafe(32)}"
     else:
         key = getpass.getpass("Key: ") if sys.stdin.isatty() else sys.stdin.read().strip("\r\n")
     if not re.fullmatch("[!-~]{16,}", key):
         print("A key has 16 or more visible ASCII characters, and no spaces.", file=sys.stderr)
         return 2
     entry = {"name": asked.name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
+    section, kind, who = (
+        ("admin", AdminKeyConfig, "whoever looks")
+        if asked.admin
+        else ("auth", ApiKeyConfig, "the caller")
+    )
     try:
-        structure(entry, ApiKeyConfig, file="the command line", sources={})
+        structure(entry, kind, file="the command line", sources={})
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     if asked.command == "new":
-        print(f"The key, for the caller; it is shown this once:\n\n  {key}\n")
-    print("The entry, for auth.api_keys in the configuration file:\n")
+        print(f"The key, for {who}; it is shown this once:\n\n  {key}\n")
+    print(f"The entry, for {section}.api_keys in the configuration file:\n")
     print(f'  - {{name: "{entry["name"]}", sha256: "{entry["sha256"]}"}}')
     return 0
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 from attrs import astuple, evolve
 
-from service.callers.auth import owner_of
+from service.callers.auth import ANONYMOUS, owner_of
 from service.edge.errors import ApiError
 from service.settings.access import ApiKeyConfig, LimitsConfig
 from statemachine import Failure
@@ -215,6 +215,20 @@ class Admission:
         if account.is_limited:
             account.check_stream(self._clock())
         return Ticket(account, self._clock)
+
+    def usage(self) -> dict[str, dict[str, int | None]]:
+        """What each caller may use and has left in this process, by name: streams, and requests and
+        tokens a minute; None: no limit. Callers that never asked have all of it left."""
+        now, found = self._clock(), dict[str, dict[str, int | None]]()
+        for name in {ANONYMOUS, *self._own, *self._accounts}:
+            account = self._accounts.get(name) or Account(self._own.get(name, self._limits))
+            found[name] = {"streams": account.streams, "most_streams": account.most_streams}
+            for things in ("requests", "tokens"):
+                budget: Budget = getattr(account, things)
+                limit = budget.per_minute
+                found[name][things] = None if limit is None else budget.left(now)
+                found[name][f"most_{things}"] = limit
+        return found
 
     def _account_of(self, request: web.Request) -> Account:
         owner = owner_of(request)

@@ -19,6 +19,7 @@ ERROR_CODES: Mapping[str, int] = {
     # the status if the error comes before the 200 is sent
     "invalid_request": 400,
     "invalid_api_key": 401,
+    "admin_key_required": 403,
     "host_not_allowed": 403,
     "origin_not_allowed": 403,
     "not_found": 404,
@@ -80,11 +81,15 @@ def invalid_request(message: str, param: str | None = None) -> ApiError:
     return ApiError(Failure("invalid_request", message, type="invalid_request_error", param=param))
 
 
+def status_of(failure: Failure) -> int:
+    """The HTTP status that a failure leaves with."""
+    status = failure.status
+    return ERROR_CODES[failure.code] if status is None or status not in _ERRORS else status
+
+
 def error_response(failure: Failure) -> web.Response:
     """The response for a failure: its status, its body, and the headers that the SDKs obey."""
-    status = failure.status
-    if status is None or status not in _ERRORS:
-        status = ERROR_CODES[failure.code]
+    status = status_of(failure)
     response = web.Response(
         status=status, body=encode_json(error_body(failure)), content_type="application/json"
     )
@@ -118,26 +123,57 @@ def refusing(*checks: Check) -> Middleware:
     return refuse
 
 
-@web.middleware
-async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Render whatever a handler raises. A bug becomes a 500 that tells nothing about it."""
-    try:
-        return await handler(request)
-    except ApiError as error:
-        return error_response(error.failure)
-    except InvalidRequest as error:
-        return error_response(invalid_request(error.message, error.param).failure)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        response = error_response(_http_failure(error, request))
-        if hdrs.ALLOW in error.headers:
-            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]  # RFC 9110, section 15.5.6
+def rendering(note: Callable[[str], None]) -> Middleware:
+    """The middleware that renders whatever a handler raises. A bug becomes a 500 that tells nothing about
+    it.
+
+    Args:
+        note: told the code of each. Must not raise.
+    """
+
+    @web.middleware
+    async def render(request: web.Request, handler: Handler) -> web.StreamResponse:
+        headers: dict[str, str] = {}
+        try:
+            return await handler(request)
+        except (ApiError, InvalidRequest) as error:
+            failure = failure_of(error, request)
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            failure = failure_of(error, request)
+            if hdrs.ALLOW in error.headers:
+                headers = {hdrs.ALLOW: error.headers[hdrs.ALLOW]}  # RFC 9110, section 15.5.6
+        except Exception as error:
+            log.exception("request failed", method=request.method, path=request.path)
+            failure = failure_of(error, request)
+        note(failure.code)
+        response = error_response(failure)
+        response.headers.update(headers)
         return response
-    except Exception:
-        log.exception("request failed", method=request.method, path=request.path)
-        message = "The service made a mistake; the log has the details under this request's id."
-        return error_response(Failure("internal_error", message))
+
+    return render
+
+
+def _ignore(_code: str) -> None:
+    pass
+
+
+errors_middleware = rendering(_ignore)
+"""The same, for who counts nothing."""
+
+
+def failure_of(error: Exception, request: web.Request) -> Failure:
+    """What a handler's exception is rendered as."""
+    match error:
+        case ApiError():
+            return error.failure
+        case InvalidRequest():
+            return invalid_request(error.message, error.param).failure
+        case web.HTTPException():
+            return _http_failure(error, request)
+    message = "The service made a mistake; the log has the details under this request's id."
+    return Failure("internal_error", message)
 
 
 def _http_failure(error: web.HTTPException, request: web.Request) -> Failure:

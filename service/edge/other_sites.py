@@ -32,7 +32,7 @@ def refuse_other_sites(
     is_open: Callable[[], bool],
     hosts: Collection[str],
     origins: Collection[str],
-    open_paths: Collection[str],
+    is_exempt: Callable[[str], bool],
 ) -> Check:
     """The check that refuses what another site's page may have sent.
 
@@ -43,19 +43,19 @@ def refuse_other_sites(
         is_open: whether callers need no key now; as long as they do, everything passes.
         hosts: further names of the service; `*` among them allows any.
         origins: allowed values of `Origin`; `*` among them allows any.
-        open_paths: paths that tell nothing about anybody, and pass.
+        is_exempt: whether a path passes: it tells nothing about anybody, or has rules of its own.
     """
     names = {name for host in hosts if (name := _name_of(host))} | _OWN_NAMES
 
     def refuse(request: web.Request) -> None:
-        if is_open() and request.path not in open_paths:
+        if is_open() and not is_exempt(request.path):
             try:
                 if _ANY not in names:
                     _check_host(request, names)
                 if _ANY not in origins:
                     _check_origin(request, origins)
             except ApiError:
-                if not _is_from_sibling(request):
+                if not is_from_sibling(request):
                     raise
 
     return refuse
@@ -70,7 +70,7 @@ def _check_host(request: web.Request, names: Collection[str]) -> None:
         if not (_is_loopback(host) or _name_of(host) in names):
             raise _refusal(
                 "host_not_allowed",
-                f"This service has no keys and answers to this machine's own names alone, not to "
+                "Without a key this service answers to this machine's own names alone, not to "
                 f"{host[:_LONGEST_SHOWN]!r}. Whoever runs it can list that in server.allowed_hosts, "
                 "or make keys.",
             )
@@ -86,7 +86,7 @@ def _check_origin(request: web.Request, origins: Collection[str]) -> None:
         shown = "another site" if origin is None else repr(origin[:_LONGEST_SHOWN])
         raise _refusal(
             "origin_not_allowed",
-            f"This service has no keys and takes no requests from pages of {shown}. "
+            f"Without a key this service takes no requests from pages of {shown}. "
             "Whoever runs it can list their origin in server.cors_origins, or make keys.",
         )
 
@@ -117,7 +117,7 @@ def _is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _is_from_sibling(request: web.Request) -> bool:
+def is_from_sibling(request: web.Request) -> bool:
     """True of a worker's own Unix socket, which no browser can reach."""
     sock = request.transport.get_extra_info("socket") if request.transport else None
     return sock is not None and sock.family == socket.AF_UNIX

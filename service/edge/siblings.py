@@ -1,5 +1,6 @@
 """What endpoints ask of the other workers of this service. `service.process.slot` has the real thing."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -16,11 +17,12 @@ class Siblings(Protocol):
     """The other workers. A request that comes from one of them is sent on to nobody.
 
     Attributes:
-        number: this worker's, from 0.
+        secret: random bytes that all workers of this start share, and nobody else knows.
     """
 
     @property
-    def number(self) -> int: ...
+    def secret(self) -> bytes:
+        """See the class."""
 
     async def pass_on(
         self, request: web.Request, body: bytes | None = None
@@ -43,6 +45,24 @@ class Siblings(Protocol):
 
     def is_from_sibling(self, request: web.Request) -> bool:
         """True if the request came from one of them. No header can pretend that."""
+
+    @property
+    def number(self) -> int:
+        """This worker's, from 0."""
+
+    @property
+    def others(self) -> Iterable[int]:
+        """The numbers of the others."""
+
+    async def ask_each(self, request: web.Request, seconds: float) -> Mapping[int, Any]:
+        """The JSON that each answers to the request, by its number; without those that aren't there, or
+        say nothing for so long. Never raises for them."""
+
+    def keep(self, data: bytes) -> None:
+        """Write down what the others may read of this worker, also once it is dead."""
+
+    def kept(self, number: int) -> bytes | None:
+        """What a worker, or its predecessor of the same number, wrote last; None: nothing."""
 
 
 _AWAY = Failure(

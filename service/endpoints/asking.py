@@ -37,16 +37,21 @@ async def ask(call: Coroutine[Any, Any, _T]) -> _T:
     Raises:
         ApiError: `database_unavailable` (503), or `invalid_request` for an unknown `after`.
     """
-    task = asyncio.create_task(call, name="ask the store")
-    _under_way.add(task)
-    task.add_done_callback(_ended)
     try:
-        return await asyncio.shield(task)
+        return await to_its_end(call)
     except StoreUnavailable as error:
         log.warning("store not reached", reason=str(error))
         raise ApiError(UNAVAILABLE) from None
     except UnknownCursor:
         raise unknown_cursor() from None
+
+
+async def to_its_end(call: Coroutine[Any, Any, _T]) -> _T:
+    """The same; raises what the call raises."""
+    task = asyncio.create_task(call, name="ask the store")
+    _under_way.add(task)
+    task.add_done_callback(_ended)
+    return await asyncio.shield(task)
 
 
 def _ended(task: "asyncio.Task[Any]") -> None:

@@ -34,7 +34,7 @@ from service.stream.ports import Journal, RelayLimits, Saver
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
 from service.stream.writers import JsonWriter, SseWriter, Writer
-from service.telemetry import COMPLETION_ID, TRACE, Trace
+from service.telemetry import ARRIVED_AT, COMPLETION_ID, REQUEST_ID, TRACE, Trace
 from service.wire import ChatRequest, ChunkEncoder, NumberingEncoder, parse_request
 from statemachine import (
     Failure,
@@ -189,9 +189,11 @@ class Completions:
             request.protocol.limit_waiting(self.config.value.sse.send_timeout_seconds, about)
         client = ClientSide(writer, self.clock)
         self.charging.expect(asked.completion_id, ticket)
-        moments = Moments(session, self.watchers)
+        moments = Moments(session, self.watchers, request[ARRIVED_AT])
         call = AgentCall(chat, asked.completion_id, trace.traceparent, agents != picked)
-        upstream = Attempts(agents, call, moments)
+        upstream = Attempts(
+            agents, call, moments, trace.name_attempt if trace.is_recorded else None
+        )
         relay = Relay(
             session, self.journal, client, upstream, self.saver, limits, self.clock, moments
         )
@@ -220,6 +222,7 @@ class Completions:
             choices_expected=chat.choices_expected,
             include_usage=chat.include_usage is True and chat.stream,
             stream=chat.stream,
+            request_id=request[REQUEST_ID],
         )
 
     def _conversation_key(self, request: web.Request, chat: ChatRequest) -> str | None:

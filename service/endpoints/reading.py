@@ -8,6 +8,7 @@ at the other workers. Never here: what a chunk looks like, and who may ask how m
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 from aiohttp import hdrs, web
@@ -28,12 +29,14 @@ from service.fleet.elsewhere import FLEET_UNAVAILABLE, Elsewhere
 from service.settings.config import Config
 from service.settings.live import Live
 from service.stream.answers import Answer, answer_of_record
+from service.stream.audience import Audience
 from service.stream.follower import EXPIRED, Follower
+from service.stream.moments import Watchers, tell
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
 from service.stream.shared import SharedAnswers, TooManyReaders
 from service.stream.writers import SseWriter
-from service.telemetry import COMPLETION_ID
+from service.telemetry import COMPLETION_ID, FIRST_TRACE_ID
 from service.wire import ChunkEncoder
 from statemachine import Failure, SessionRecord, StreamSession
 from statemachine.tape import Expired
@@ -115,6 +118,7 @@ class Reading:
     siblings: Siblings | None = None
     elsewhere: Elsewhere | None = None
     shared: SharedAnswers = Factory(SharedAnswers)
+    watchers: Watchers = Factory(Watchers)
 
     def routes(self) -> list[web.RouteDef]:
         """The call and its handler."""
@@ -262,6 +266,7 @@ class Reading:
         kept, and `too_many_readers` (429)."""
         _check_position(relay.session, wanted)
         self.check_room(relay)
+        request[FIRST_TRACE_ID] = relay.session.request.trace_id
         audience = relay.readers.join()
         try:
             return await self._read(request, audience, wanted)
@@ -285,6 +290,7 @@ class Reading:
             answer = answer_of_record(record, wanted.position)
         except Expired:
             raise ApiError(EXPIRED) from None
+        request[FIRST_TRACE_ID] = record.request.trace_id
         return await self._read_ended(request, answer, wanted)
 
     async def read_stored(
@@ -302,6 +308,7 @@ class Reading:
                 call = self.store.replayable(owner, completion_id, hidden_since=hidden_since)
                 if (found := await ask(call)) is None:
                     return None
+                request[FIRST_TRACE_ID] = found.view.completion.trace_id
                 answer = share(stored_answer(found, wanted.position))
                 del found  # the answer alone is held while it is read
                 return await self._read_ended(request, answer, wanted)
@@ -333,7 +340,10 @@ class Reading:
             (wanted.include_usage, wanted.has_ids),
             keep_alive_interval(request, config),
             self.clock,
+            partial(tell, self.watchers.pinged),
         )
+        kind = "running" if isinstance(answer, Audience) else "ended"
+        tell(self.watchers.resumed, kind)
         log.info("reader came", completion_id=answer.completion_id, position=wanted.position)
         return await follower.run()
 

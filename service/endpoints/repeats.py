@@ -16,6 +16,7 @@ Never here: where claims are kept, and how an answer is read.
 import asyncio
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -35,8 +36,9 @@ from service.endpoints.showing import ended_completion, plain_completion, stored
 from service.endpoints.stored_answers import failure_of_row
 from service.settings.config import Config
 from service.settings.live import Live
+from service.stream.moments import tell
 from service.stream.relay import Relay
-from service.telemetry import COMPLETION_ID, REPLAYED
+from service.telemetry import COMPLETION_ID, FIRST_TRACE_ID, REPLAYED
 from service.wire import ChatRequest, completion_object, encode_json, error_body
 from service.wire.repeats import body_digest, claim_key, is_claimable
 from statemachine import Failure, SessionRecord
@@ -113,6 +115,10 @@ class Repeats:
     def _holder(self) -> str:
         return "" if self.journal is None else self.journal.name
 
+    @property
+    def _told(self) -> Sequence[Callable[..., None]]:
+        return self.reading.watchers.repeated
+
     async def claim(
         self, repeat: Repeat, key: str, completion_id: str
     ) -> Claim | web.StreamResponse:
@@ -134,9 +140,11 @@ class Repeats:
                     held = await self.claims.take(claim, instead_of=held.completion_id)
                 except _Unknown:
                     if time.monotonic() > patience_ends:
+                        tell(self._told, "pending")
                         raise ApiError(_PENDING) from None
                     await asyncio.sleep(_LOOK_SECONDS)
             is_ours = True
+            tell(self._told, "new")
         except ClaimsUnavailable as error:
             log.error("claims not reached", reason=str(error))
             raise ApiError(_CANT_CLAIM) from None
@@ -234,7 +242,7 @@ class Repeats:
         relay = reading.streams.find(owner, held.completion_id)
         if relay is not None and (relay.record is None or relay.record.ttft_ms is not None):
             self._check_body(held, claim)
-            self._note(repeat, held)
+            self._note(repeat, held, relay.session.request.trace_id)
             return await self._join(repeat, relay)
         record = reading.record_here(owner, held.completion_id)
         if record is None:
@@ -244,7 +252,7 @@ class Repeats:
         if record.ttft_ms is None:
             raise _Free
         self._check_body(held, claim)
-        self._note(repeat, held)
+        self._note(repeat, held, record.request.trace_id)
         if repeat.chat.stream:
             return await reading.read_record(repeat.request, record, repeat.wanted)
         return _object_of(record)
@@ -275,7 +283,7 @@ class Repeats:
         if row.ttft_ms is None:
             raise _Free
         self._check_body(held, claim)
-        self._note(repeat, held)
+        self._note(repeat, held, row.trace_id)
         if repeat.chat.stream:
             reading = self.reading
             return await reading.read_stored(
@@ -300,11 +308,14 @@ class Repeats:
 
     def _check_body(self, held: Claim, claim: Claim) -> None:
         if held.body != claim.body:
+            tell(self._told, "mismatch")
             raise ApiError(_MISMATCH)
 
-    def _note(self, repeat: Repeat, held: Claim) -> None:
+    def _note(self, repeat: Repeat, held: Claim, first_trace_id: str) -> None:
+        repeat.request[FIRST_TRACE_ID] = first_trace_id
         repeat.request[COMPLETION_ID] = held.completion_id
         repeat.request[REPLAYED] = True
+        tell(self._told, "replayed")
 
 
 def _is_running(journal: str) -> bool:

@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import gc
 import os
-import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,8 @@ from service import __version__
 from service.app import load_for_workers
 from service.persistence import CANNOT_KEEP
 from service.process.hangup import Hangups
-from service.process.serving import CannotServe, bind, serve
+from service.process.listening import CannotServe, Listeners, bind
+from service.process.serving import serve
 from service.process.slot import WorkerSlot
 from service.process.workers import Supervisor
 from service.settings.checking import ConfigError
@@ -103,8 +103,7 @@ def main(arguments: list[str], default_config: Path = Path("config.yaml")) -> in
             load_for_workers(config)
             gc.freeze()  # what is here by now is shared by all workers, as long as nobody touches it
             return Supervisor(config, load, hangups, run_alone).run()
-        listener = bind(config.server.host, config.server.port)
-        return run_alone(config, load, hangups, listener)
+        return run_alone(config, load, hangups, bind(config))
     except CannotServe as error:
         print(error, file=sys.stderr)
         return 1
@@ -116,13 +115,13 @@ def run_alone(
     config: Config,
     load: Load,
     hangups: Hangups,
-    listener: socket.socket,
+    listeners: Listeners,
     slot: WorkerSlot | None = None,
 ) -> int:
     """Serve in this process, which may be a worker's, until a signal stops it; the exit status."""
     try:
         with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
-            runner.run(serve(config, load, hangups, listener, slot))
+            runner.run(serve(config, load, hangups, listeners, slot))
     except CANNOT_KEEP as error:
         print(error, file=sys.stderr, flush=True)
         return 1

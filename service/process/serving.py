@@ -1,4 +1,4 @@
-"""Runs the application in this process: binds, serves, announces what is served, drains on a signal.
+"""Runs the application in this process: serves, announces what is served, drains on a signal.
 
 With several workers this is each worker's life. Checks no configuration, starts no process.
 """
@@ -7,7 +7,6 @@ import asyncio
 import gc
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,63 +14,25 @@ import structlog
 from aiohttp import web
 
 from service import __version__
-from service.app import CONFIG, DIRECTORY, RELOADER, STREAMS, build_app
+from service.app import ADDRESSES, CONFIG, DIRECTORY, RELOADER, STREAMS, build_app
 from service.edge.connections import Runner
 from service.process.hangup import Hangups
+from service.process.listening import BACKLOG, Listeners, Places
 from service.process.slot import WorkerSlot
-from service.settings.config import Config, mask_password
+from service.settings.config import Config, is_loopback, mask_password
 from service.settings.reload import Load
 
 log = structlog.get_logger(__name__)
 
-_BACKLOG = 1024
-"""Connections that the kernel holds until they are accepted; a page's users may all come at once."""
-HAS_SOCKETS_APIECE = sys.platform == "linux"
-"""Elsewhere SO_REUSEPORT doesn't deal out connections, and workers share one socket."""
 _STRAGGLER_SECONDS = 1.0
 """How long connections without a stream may take to close."""
-
-
-class CannotServe(Exception):
-    """The service can't start. The message gives the reason and the remedy."""
-
-
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A listening socket; port 0 takes any free one.
-
-    Args:
-        shared: this is one of several sockets on the port; the kernel deals out the connections.
-
-    Raises:
-        CannotServe: the address is taken, or isn't this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server(
-            (host, port), family=family, backlog=_BACKLOG, reuse_port=shared
-        )
-    except OSError as error:
-        raise CannotServe(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}. "
-            "Choose another with --port, or server.port in the configuration."
-        ) from None
-
-
-def bind_apiece(host: str, port: int, count: int) -> list[socket.socket]:
-    """A listening socket for each of `count` workers, all on one port. Raises CannotServe."""
-    first = bind(host, port)  # not shared, so it fails if another service has the port
-    if not HAS_SOCKETS_APIECE:
-        return [first] * count
-    port = first.getsockname()[1]
-    first.close()
-    return [bind(host, port, shared=True) for _ in range(count)]
 
 
 async def serve(
     config: Config,
     load: Load,
     hangups: Hangups,
-    listener: socket.socket,
+    listeners: Listeners,
     slot: WorkerSlot | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, drain, and return once every record is handed over.
@@ -81,6 +42,8 @@ async def serve(
     its supervisor instead of printing an announcement, and drains if the supervisor is gone.
     """
     app = build_app(config, siblings=slot)
+    places = Places.of(listeners)
+    app[ADDRESSES].operators_port = places.operators and places.operators[1]
     runner = _make_runner(app, config)
     stopping = asyncio.Event()
     _on_signals(stopping.set)
@@ -88,11 +51,12 @@ async def serve(
     try:
         await runner.setup()
         _collect_garbage_seldom()
-        # Without the number aiohttp listens again, with a backlog of 128.
-        await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        for listener in listeners.all:
+            # Without the number aiohttp listens again, with a backlog of 128.
+            await web.SockSite(runner, listener, backlog=BACKLOG).start()
         if slot is not None:
             await _join_siblings(slot, runner, stopping)
-        _tell_ready(app, config, listener, slot)
+        _tell_ready(app, config, places, slot)
         reloading = asyncio.create_task(app[RELOADER].run(load), name="reload")
         await stopping.wait()
         reloading.cancel()  # no new request comes that could go by anything new
@@ -100,19 +64,19 @@ async def serve(
         await _drain(app)
     finally:
         await runner.cleanup()
-        listener.close()
+        listeners.close()
         if slot is not None:
             slot.leave()
     log.info("stopped")
 
 
 def _tell_ready(
-    app: web.Application, config: Config, listener: socket.socket, slot: WorkerSlot | None
+    app: web.Application, config: Config, places: Places, slot: WorkerSlot | None
 ) -> None:
     agents = app[DIRECTORY]
     on = [agent.name for agent in agents.agents]
     if slot is None:
-        announce(config, listener.getsockname()[:2], on, agents.off)
+        announce(config, places, on, agents.off)
     else:
         slot.report_ready(on, agents.off)
     agents.prepare_soon()
@@ -153,7 +117,7 @@ async def _join_siblings(slot: WorkerSlot, runner: web.AppRunner, stopping: asyn
         stopping.set()
 
     path = str(slot.socket_of(slot.number))
-    await web.UnixSite(runner, path, backlog=_BACKLOG).start()
+    await web.UnixSite(runner, path, backlog=BACKLOG).start()
     loop.add_reader(slot.supervisor_pipe, stop_without_supervisor)
 
 
@@ -165,17 +129,17 @@ def _on_signals(act: Callable[[], None]) -> None:
 
 def announce(
     config: Config,
-    address: tuple[str, int],
+    places: Places,
     agents_on: Sequence[str],
     agents_off: Mapping[str, str],
 ) -> None:
     """Announce what is served where: in words on a terminal, as a log line otherwise."""
-    host, port = address
-    base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    base = _url(places.api)
     if not sys.stdout.isatty():
         log.info(
             "serving",
             url=base,
+            admin_url=_url(places.operators or places.api),
             agents_on=list(agents_on),
             agents_off=dict(agents_off),
             pid=os.getpid(),
@@ -183,11 +147,28 @@ def announce(
             workers=config.server.workers,
         )
         return
-    print(_greeting(config, base, agents_on, agents_off), flush=True)
+    page = _page_url(config, _url(places.operators or places.api))
+    print(_greeting(config, base, agents_on, agents_off, page), flush=True)
+
+
+def _url(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _page_url(config: Config, url: str) -> str | None:
+    """Where the page is; None if nobody may look at it."""
+    hosts = (config.server.host, *([config.admin.host] if config.admin.port is not None else ()))
+    is_open = all(map(is_loopback, hosts)) and not config.auth.api_keys
+    return f"{url}/" if config.admin.api_keys or is_open else None
 
 
 def _greeting(
-    config: Config, base: str, agents_on: Sequence[str], agents_off: Mapping[str, str]
+    config: Config,
+    base: str,
+    agents_on: Sequence[str],
+    agents_off: Mapping[str, str],
+    page: str | None = None,
 ) -> str:
     keys = config.auth.api_keys
     embedded = config.database.url == "embedded"
@@ -211,6 +192,7 @@ def _greeting(
             *(f"  agent off   {name}: {why}" for name, why in agents_off.items()),
             *([f"  callers     need a key: {', '.join(key.name for key in keys)}"] if keys else ()),
             f"  answers     are kept in {where}",
+            *([f"  look at it  {page}"] if page else ()),
             "  try it      paste this into another terminal:\n",
             f"curl -N {url}{key} -H 'Content-Type: application/json' {body}\n",
             "  cut it      the first of these hangs up after a second, the other reads on from there:\n",

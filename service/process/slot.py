@@ -6,8 +6,9 @@ A service of one process has none. Starts and ends no process.
 import asyncio
 import json
 import os
+import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import aiohttp
 import structlog
 from aiohttp import hdrs, web
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from service.edge.siblings import SiblingAway
+from service.process.board import Board
 from service.settings.config import Config
-from service.telemetry import COMPLETION_ID, REPLAYED
+from service.telemetry import COMPLETION_ID, REPLAYED, TRACE
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +40,6 @@ _PASSED_ON = (
     "Last-Event-ID",
     "X-Keep-Alive-Interval",
     "X-Request-Id",
-    "traceparent",
 )
 _PASSED_BACK = (
     hdrs.CACHE_CONTROL,
@@ -61,6 +62,8 @@ class WorkerSlot:
         supervisor_pipe: the reading end of a pipe that nobody writes to; it ends when the
             supervisor is gone.
         report: the writing end of a pipe on which this worker reports that it serves.
+        secret: see `Siblings`.
+        board: what workers leave to be read.
     """
 
     number: int
@@ -69,6 +72,8 @@ class WorkerSlot:
     socket_dir: Path
     supervisor_pipe: int
     report: int
+    board: Board
+    secret: bytes = field(factory=lambda: secrets.token_bytes(32), repr=False)
 
     def share(self, config: Config) -> Config:
         """The configuration with this worker's part of `server.max_concurrent_streams`. The parts
@@ -108,7 +113,7 @@ class WorkerSlot:
         """See `Siblings`."""
         unsure: web.StreamResponse | None = None
         away: Exception | None = None
-        for number in [] if is_from_sibling(request) else self._others():
+        for number in [] if is_from_sibling(request) else self.others:
             try:
                 async with self._asked(number, request, body) as theirs:
                     if theirs.status == web.HTTPNotFound.status_code:
@@ -130,15 +135,42 @@ class WorkerSlot:
         found: list[Any] = []
         if is_from_sibling(request):
             return found
-        for number in self._others():
+        for number in self.others:
             with suppress(*_GONE):
                 async with self._asked(number, request, None) as theirs:
                     if theirs.status == web.HTTPOk.status_code:
                         found.append(await theirs.json())
         return found
 
-    def _others(self) -> Iterator[int]:
-        return (number for number in range(self.count) if number != self.number)
+    @property
+    def others(self) -> Sequence[int]:
+        """See `Siblings`."""
+        return [number for number in range(self.count) if number != self.number]
+
+    async def ask_each(self, request: web.Request, seconds: float) -> Mapping[int, Any]:
+        """See `Siblings`."""
+        answers = await asyncio.gather(
+            *(self._ask_shortly(number, request, seconds) for number in self.others)
+        )
+        pairs = zip(self.others, answers, strict=True)
+        return {number: answer for number, answer in pairs if answer is not None}
+
+    async def _ask_shortly(self, number: int, request: web.Request, seconds: float) -> Any:
+        """The JSON of one; None if it has none in time."""
+        url = f"http://sibling{request.rel_url}"
+        try:
+            async with self._connected(number, seconds) as http, http.get(url) as response:
+                return await response.json() if response.status == web.HTTPOk.status_code else None
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    def keep(self, data: bytes) -> None:
+        """See `Siblings`."""
+        self.board.write(self.number, data)
+
+    def kept(self, number: int) -> bytes | None:
+        """See `Siblings`."""
+        return self.board.read(number)
 
     @asynccontextmanager
     async def _asked(
@@ -147,6 +179,7 @@ class WorkerSlot:
         """A sibling's response to the request, which may take its time while the sibling lives. Raises
         TimeoutError if it hangs, and `_GONE`."""
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        headers["traceparent"] = request[TRACE].traceparent
         async with self._connected(number, None) as http:
             begun = list[aiohttp.ClientResponse]()
             watching = asyncio.create_task(self._watch(number, http, begun), name="watch a sibling")

@@ -1,16 +1,15 @@
-"""Keeps what the supervisor knows of one worker: its socket, its process, when the next one starts.
+"""Keeps what the supervisor knows of one worker: its sockets, its process, when the next one starts.
 
 Forks, binds and signals nothing.
 """
 
 import os
 import select
-import socket
 import time
 from collections.abc import Iterator
 from itertools import chain
 
-from service.process.serving import HAS_SOCKETS_APIECE
+from service.process.listening import HAS_SOCKETS_APIECE, Listeners
 from statemachine.backoff import backoff
 
 _GOOD_LIFE_SECONDS = 10.0
@@ -28,15 +27,15 @@ class Worker:
     """A worker's place, and its process while `pid` is set.
 
     Attributes:
-        listener: its listening socket; None while it is closed.
+        listeners: its listening sockets; None while they are closed.
         report: the pipe on which the process reports that it serves, until that has ended.
         reported: what came over it.
         starts_at: when to start a process, on the monotonic clock; None: one is running.
     """
 
-    def __init__(self, number: int, listener: socket.socket) -> None:
+    def __init__(self, number: int, listeners: Listeners) -> None:
         self.number = number
-        self.listener: socket.socket | None = listener
+        self.listeners: Listeners | None = listeners
         self.pid: int | None = None
         self.report: int | None = None
         self.reported = b""
@@ -67,11 +66,11 @@ class Worker:
             os.close(self.report)
             self.report = None
 
-    def close_listener(self) -> None:
-        """Close the listening socket, unless all workers share it."""
-        if HAS_SOCKETS_APIECE and self.listener is not None:
-            self.listener.close()
-            self.listener = None
+    def close_listeners(self) -> None:
+        """Close the listening sockets, unless all workers share them."""
+        if HAS_SOCKETS_APIECE and self.listeners is not None:
+            self.listeners.close()
+            self.listeners = None
 
     def plan_successor(self) -> float:
         """Decide when the next process starts, now that one has died; in how many seconds."""
@@ -84,6 +83,6 @@ class Worker:
     def wait(self, seconds: float) -> float:
         """Start the next process in so many seconds, and let the others have the connections."""
         if seconds:
-            self.close_listener()
+            self.close_listeners()
         self.starts_at = time.monotonic() + seconds
         return seconds

@@ -19,6 +19,7 @@ docs/rooms/process.md gives the reasons for having one of our own.
 
 import json
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -31,8 +32,10 @@ from contextlib import suppress
 
 import structlog
 
+from service.process.board import Board
 from service.process.hangup import Hangups
-from service.process.serving import CannotServe, announce, bind, bind_apiece
+from service.process.listening import CannotServe, Listeners, Places, bind_apiece
+from service.process.serving import announce
 from service.process.slot import WorkerSlot, make_socket_dir
 from service.process.worker import LONGEST_WAIT_SECONDS, Worker
 from service.settings.config import RELOADABLE, Config
@@ -41,7 +44,7 @@ from service.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
 
-RunWorker = Callable[[Config, Load, Hangups, socket.socket, WorkerSlot], int]
+RunWorker = Callable[[Config, Load, Hangups, Listeners, WorkerSlot], int]
 """A worker's whole life, in its own process; its exit status."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -57,7 +60,7 @@ class Supervisor:
         run_worker: see `RunWorker`.
 
     Raises:
-        service.process.serving.CannotServe: the port is taken.
+        service.process.listening.CannotServe: a port is taken.
     """
 
     def __init__(self, config: Config, load: Load, hangups: Hangups, run_worker: RunWorker) -> None:
@@ -65,13 +68,14 @@ class Supervisor:
         self._load = load
         self._hangups = hangups
         self._run_worker = run_worker
-        server = config.server
-        sockets = bind_apiece(server.host, server.port, server.workers)
-        self._workers = [Worker(number, listener) for number, listener in enumerate(sockets)]
-        self._address: tuple[str, int] = sockets[0].getsockname()[:2]
+        bound = bind_apiece(config, config.server.workers)
+        self._workers = [Worker(number, listeners) for number, listeners in enumerate(bound)]
+        self._places = Places.of(bound[0])
         self._supervisor_pipe, self._supervisor_end = os.pipe()
         self._wakeups, self._wakeup_end = socket.socketpair()
         self._socket_dir = make_socket_dir()
+        self._secret = secrets.token_bytes(32)
+        self._board = Board(len(bound))
         self._has_served = False
         self._is_stopping = False
         self._status = 0
@@ -112,9 +116,8 @@ class Supervisor:
             worker.wait(LONGEST_WAIT_SECONDS)
 
     def _fork(self, worker: Worker) -> None:
-        if worker.listener is None:
-            host, port = self._address
-            worker.listener = bind(host, port, shared=True)
+        if worker.listeners is None:
+            worker.listeners = self._places.bind()
         report, report_end = os.pipe()
         sys.stdout.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # the child has no handlers yet
@@ -143,7 +146,7 @@ class Supervisor:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             hangups = Hangups()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            listener = self._keep_only(worker)
+            listeners = self._keep_only(worker)
             slot = WorkerSlot(
                 worker.number,
                 len(self._workers),
@@ -151,10 +154,12 @@ class Supervisor:
                 self._socket_dir,
                 self._supervisor_pipe,
                 report,
+                self._board,
+                self._secret,
             )
             config = slot.share(self._config)
             status = self._run_worker(
-                config, lambda: slot.share(self._load()), hangups, listener, slot
+                config, lambda: slot.share(self._load()), hangups, listeners, slot
             )
         except BaseException:
             traceback.print_exc()
@@ -163,18 +168,18 @@ class Supervisor:
                 sys.stdout.flush()
             os._exit(status)
 
-    def _keep_only(self, worker: Worker) -> socket.socket:
-        """Close the copies of what the supervisor and other workers own; the worker's listener."""
+    def _keep_only(self, worker: Worker) -> Listeners:
+        """Close the copies of what the supervisor and other workers own; the worker's listeners."""
         os.close(self._supervisor_end)
         self._wakeups.close()
         self._wakeup_end.close()
         for other in self._workers:
             if other.report is not None:
                 os.close(other.report)
-            if other.listener is not None and other.listener is not worker.listener:
-                other.listener.close()  # a copy would keep a queue open that nobody accepts from
-        assert worker.listener is not None
-        return worker.listener
+            if other is not worker:
+                other.close_listeners()  # a copy would keep a queue open that nobody accepts from
+        assert worker.listeners is not None
+        return worker.listeners
 
     # --- what happens -----------------------------------------------------------------------
 
@@ -201,7 +206,7 @@ class Supervisor:
         worker.read_report()
         if not self._has_served and all(each.is_ready for each in self._workers):
             self._has_served = True
-            announce(self._config, self._address, **json.loads(worker.reported))
+            announce(self._config, self._places, **json.loads(worker.reported))
 
     def _reap(self) -> None:
         for worker in self._workers:
@@ -219,7 +224,7 @@ class Supervisor:
             if status not in (0, -signal.SIGTERM):  # by SIGTERM: it had not begun to serve
                 log.error("worker died", **died)
                 self._status = 1
-            worker.close_listener()  # a new connection is better refused than left to wait
+            worker.close_listeners()  # a new connection is better refused than left to wait
         elif self._has_served:
             log.error("worker died", **died, next_in_seconds=worker.plan_successor())
         else:

@@ -187,6 +187,7 @@ class Config:
 
 
 RELOADABLE = (
+    "admin.api_keys",
     "agents",
     "auth",
     "client_gone",

@@ -18,7 +18,7 @@ The policy of attempts:
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -51,14 +51,23 @@ class Attempts:
         agents: whom to ask, in order; at least one, and the first may be asked now.
         call: what to ask.
         moments: told of every attempt.
+        name_attempt: makes the `traceparent` of each attempt; without it all have the call's.
     """
 
-    def __init__(self, agents: Sequence[Agent], call: AgentCall, moments: Moments) -> None:
+    def __init__(
+        self,
+        agents: Sequence[Agent],
+        call: AgentCall,
+        moments: Moments,
+        name_attempt: Callable[[], str] | None = None,
+    ) -> None:
         self._agent, *self._others = agents
         self._call: AgentCall | None = call
         self._model = call.request.model
         self._moments = moments
+        self._name_attempt = name_attempt
         self._number = 1
+        self._first_chunk_at: float | None = None
         self._retried_in_vain = False
         self._is_trial = self._agent.circuits.begin(self._model)
         self._waits: Iterator[float] | None = None
@@ -81,6 +90,7 @@ class Attempts:
     async def _ask(self) -> Sequence[Event]:
         """Make one attempt."""
         asked_at = time.monotonic()
+        self._first_chunk_at = None
         try:
             events = await self._reach_first_token()
         except AgentError as error:
@@ -109,17 +119,41 @@ class Attempts:
         """Ask the agent. Raises AgentError if it fails before its first token."""
         agent, call = self._agent, self._call
         assert call is not None  # nobody asks again after the first token
+        if self._name_attempt is not None:
+            call = evolve(call, traceparent=self._name_attempt())
+        self._moments.asking(agent, self._number, call)
         try:
             async with asyncio.timeout(agent.timeouts.first_token_seconds):
                 opening = agent.open(call)
                 answer = await opening.__aenter__()
                 self._open = opening
-                events = await _first_token(answer)
+                events = await self._first_token(answer)
         except TimeoutError:
             raise AgentError(_first_token_timeout(agent)) from None
         self._answer = answer
         self._call = None  # nobody is asked again, and it may be large
         return events
+
+    async def _first_token(self, answer: Answer) -> list[Event]:
+        """The events up to the first token, or of an answer that ends well without one. Raises AgentError
+        if it doesn't."""
+        held = HeldBack()
+        while True:
+            events = await answer.read()
+            if self._first_chunk_at is None:
+                self._first_chunk_at = time.monotonic()
+            if any(
+                isinstance(event, ChunkReceived) and begins_answer(event.run) for event in events
+            ):
+                return [*held.events, *events]
+            held.add(events)
+            last = events[-1]
+            if isinstance(last, UpstreamFailed):
+                raise refusal(last.failure)
+            if isinstance(last, UpstreamFinished):
+                if not held.has_begun:
+                    raise AgentError(NOTHING_CAME, is_retryable=True)
+                return held.events
 
     async def _after(self, error: AgentError) -> Event:
         """What follows a failed attempt: another one, once it is time for it, or the ending."""
@@ -161,8 +195,10 @@ class Attempts:
     def _note_attempt(
         self, asked_at: float, failure: Failure | None = None, cause: str | None = None
     ) -> None:
-        seconds = time.monotonic() - asked_at
-        self._moments.tried(Attempt(self._agent.name, self._number, seconds, failure, cause))
+        seconds, chunk_at = time.monotonic() - asked_at, self._first_chunk_at
+        chunk_seconds = None if chunk_at is None else chunk_at - asked_at
+        name, number = self._agent.name, self._number
+        self._moments.tried(Attempt(name, number, seconds, failure, cause, asked_at, chunk_seconds))
 
     def _wait_before_retry(self, error: AgentError) -> float | None:
         """How long to wait before asking the same agent again, in seconds; None: don't."""
@@ -177,24 +213,6 @@ class Attempts:
             )
             return next(self._waits)
         return asked if asked <= LONGEST_RETRY_WAIT_SECONDS else None
-
-
-async def _first_token(answer: Answer) -> list[Event]:
-    """The events up to the first token, or of an answer that ends well without one. Raises AgentError
-    if it doesn't."""
-    held = HeldBack()
-    while True:
-        events = await answer.read()
-        if any(isinstance(event, ChunkReceived) and begins_answer(event.run) for event in events):
-            return [*held.events, *events]
-        held.add(events)
-        last = events[-1]
-        if isinstance(last, UpstreamFailed):
-            raise refusal(last.failure)
-        if isinstance(last, UpstreamFinished):
-            if not held.has_begun:
-                raise AgentError(NOTHING_CAME, is_retryable=True)
-            return held.events
 
 
 def _first_token_timeout(agent: Agent) -> Failure:

@@ -41,6 +41,7 @@ class Follower:
         form: what its chunks are like.
         keep_alive_seconds: the silence after which it is pinged.
         clock: seconds that never run backwards.
+        pinged: called after each ping.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Follower:
         form: Form,
         keep_alive_seconds: float,
         clock: Callable[[], float],
+        pinged: Callable[[], None] = lambda: None,
     ) -> None:
         self._form = form
         self._answer = answer
@@ -58,6 +60,7 @@ class Follower:
         self._cursor = Cursor(answer.tape, position)
         self._interval = keep_alive_seconds
         self._clock = clock
+        self._pinged = pinged
         self._sent_at = clock()
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -160,6 +163,7 @@ class Follower:
         if not self._writer.is_open:
             await self._writer.open()
         await self._writer.ping()
+        self._pinged()
         self._sent_at = self._clock()
 
     # --- what an audience calls while it waits ----------------------------------------------

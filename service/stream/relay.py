@@ -50,6 +50,7 @@ from statemachine import (
     Failure,
     Save,
     SendChunk,
+    SendPing,
     SessionRecord,
     StopUpstream,
     StreamSession,
@@ -131,6 +132,8 @@ class Relay:
     def post(self, event: Event) -> None:
         """Let the session know of something that happened outside. Returns at once."""
         was_final = self.session.state.is_final
+        if type(event) is ClientLeft and not was_final:
+            self._moments.left_alone()
         self._admit(event)
         if self.session.state.is_final:
             if not was_final:
@@ -166,9 +169,11 @@ class Relay:
         while not session.state.is_final:
             try:
                 self._admit_all(await self._upstream.read(self))
-                self._note_milestones()
+                is_first_token = self._note_milestones()
                 if not (self._carry_out_now() or session.state.is_final):
                     await self._carry_out()
+                if is_first_token and self._is_attached and session.opened:
+                    self._moments.sent_first_token()
             except asyncio.CancelledError:
                 self._go_on_if_interrupted()
             except Exception:
@@ -301,7 +306,10 @@ class Relay:
             self._interrupt()
 
     async def _carry_out_next(self) -> None:
-        await self._settle()
+        # Wait until the journal is as safe as configured; most configurations wait for nothing.
+        is_final = self.session.state.is_final
+        if self._journal.settles_ends if is_final else self._settles_chunks:
+            await self._journal.settle(is_final=is_final)
         effect = self._effects.pop(0)
         match effect:
             case SendChunk():
@@ -315,25 +323,19 @@ class Relay:
             case _ if self._is_attached:
                 try:
                     await self._client.tell(effect)
+                    if type(effect) is SendPing:
+                        self._moments.pinged()
                 except ClientConnectionLost:
                     self._note_client_left()
 
-    async def _settle(self) -> None:
-        """Wait until the journal is as safe as configured; most configurations wait for nothing."""
-        is_final = self.session.state.is_final
-        if self._journal.settles_ends if is_final else self._settles_chunks:
-            await self._journal.settle(is_final=is_final)
-
     async def _send(self, runs: Sequence[ChunkRun]) -> None:
-        if not self._is_attached:
-            return
-        if self._client.is_clear():
+        if self._is_attached and self._client.is_clear():
             self._client.send_now(runs)
-            return
-        try:
-            await self._client.send(runs)
-        except ClientConnectionLost:
-            self._note_client_left()
+        elif self._is_attached:
+            try:
+                await self._client.send(runs)
+            except ClientConnectionLost:
+                self._note_client_left()
 
     @property
     def _is_attached(self) -> bool:
@@ -343,6 +345,7 @@ class Relay:
     def _note_client_left(self) -> None:
         """A write to the first client has failed. What follows is carried out by whoever wrote."""
         if self.readers.drop_client() and not self.session.state.is_final:
+            self._moments.left_alone()
             self._admit(ClientLeft())
             self._note_milestones()
 
@@ -359,19 +362,20 @@ class Relay:
 
     # --- time -------------------------------------------------------------------------------
 
-    def _note_milestones(self) -> None:
-        """Announce the first token; and something may be due earlier than the timer knows."""
+    def _note_milestones(self) -> bool:
+        """Announce the first token, and say so; and something may be due earlier than the timer knows."""
         session = self.session
         if session.milestones == self._milestones:
-            return
+            return False
         self._milestones = session.milestones
-        if not self._has_first_token and session.first_token_at is not None:
+        first_at = None if self._has_first_token else session.first_token_at
+        if first_at is not None:
             self._has_first_token = True
-            ttft_seconds = session.first_token_at - session.request.created_at
-            self._moments.reached_first_token(ttft_seconds * 1000)
+            self._moments.reached_first_token((first_at - session.request.created_at) * 1000)
             self.prompt.let_go()
         if session.wakes_at < self._ticks_at:  # never, if it is final
             self._set_timer()
+        return first_at is not None
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -88,6 +88,10 @@ class RunningStreams:
         relay = self._relays.get(completion_id)
         return relay if relay and relay.session.request.owner == owner else None
 
+    def find_any(self, completion_id: str) -> Relay | None:
+        """The running relay of this completion, whoever's it is; None if there is none."""
+        return self._relays.get(completion_id)
+
     async def cancel(self, owner: str, completion_id: str) -> bool | None:
         """Stop an owner's completion, and return once its partial text is handed over: True if that ended
         it, False if it had ended by itself; None if it doesn't run here."""

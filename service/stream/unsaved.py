@@ -49,6 +49,10 @@ class Unsaved:
         known = self._records.get(completion_id)
         return known is not None and known[0] == owner
 
+    def has(self, completion_id: str) -> bool:
+        """True if anybody's completion with this id is about to be stored."""
+        return completion_id in self._records
+
     def _drop(self, completion_id: str) -> None:
         known = self._records.pop(completion_id, None)
         if known is not None:

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from db.journal.replay import Replay
 from db.memory.store import MemoryStore
-from db.store import Store
+from db.overview import WholeStore
 from service.agents import directory
 from service.agents.openai.agent import OpenAIAgent
 from service.app import STREAMS, build_app
@@ -77,7 +77,7 @@ class Stage:
     """A running service, the backend behind it, and its clients."""
 
     def __init__(
-        self, app: web.Application, backend: CorpusBackend, store: Store, journal: Path
+        self, app: web.Application, backend: CorpusBackend, store: WholeStore, journal: Path
     ) -> None:
         self.store = store
         self.backend = backend
@@ -191,7 +191,7 @@ async def replayed(journal: Path, only: Collection[str]) -> dict[str, SessionRec
 async def service(
     cases: Iterable[Case],
     journal: Path,
-    store: Store | None = None,
+    store: WholeStore | None = None,
     *,
     uses_shortcut: bool = True,
 ) -> AsyncIterator[Stage]:

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from db.memory.store import MemoryStore
+from db.overview import WholeStore
 from db.postgres.store import PostgresStore
-from db.store import Store
 
 
 @pytest.fixture(params=["memory", "postgres"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    opened: Store
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[WholeStore]:
+    opened: WholeStore
     if request.param == "memory":
         opened = MemoryStore()
     else:

@@ -191,6 +191,16 @@ def test_letters_are_listed_oldest_first(
     assert records[2].completion_id in last
 
 
+def test_letters_are_counted_without_reading_them(tmp_path: Path) -> None:
+    """None before there is a folder; one that is being written is none yet."""
+    letters = DeadLetters(tmp_path)
+    assert 0 == letters.count()
+    for record in (make_record(), make_record()):
+        letters.add(record, "because")
+    (tmp_path / "dead-letters" / "chatcmpl-1.new").write_bytes(b"half")
+    assert 2 == letters.count()
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"record": 5, "reason": ""}'])
 def test_a_file_that_is_no_letter_is_a_value_error(tmp_path: Path, data: bytes) -> None:
     """Whatever is wrong with a file, its reader hears of it in one way."""

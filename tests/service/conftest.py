@@ -13,7 +13,7 @@ from aiohttp import web
 from pytest_aiohttp.plugin import aiohttp_client, aiohttp_client_cls
 
 from db.memory.store import MemoryStore
-from db.store import Store
+from db.overview import WholeStore
 from service.app import CONFIG, STREAMS, build_app
 from service.edge.connections import Runner
 from service.settings.config import (
@@ -61,12 +61,14 @@ class Kept(MemoryStore):
 class Service:
     """A running service: where it is, what it kept, and what it logged."""
 
-    def __init__(self, app: web.Application, runner: web.AppRunner, store: Store) -> None:
+    def __init__(self, app: web.Application, runner: web.AppRunner, store: WholeStore) -> None:
         self.app = app
         self.runner = runner
         self.store = store
         self.url = ""
         self.key: str | None = None
+        self.held: list[aiohttp.ClientResponse] = []
+        """Streams that a test leaves open."""
         self.http = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=20), connector=aiohttp.TCPConnector(limit=0)
         )
@@ -90,6 +92,8 @@ class Service:
         return self
 
     async def stop(self) -> None:
+        for response in self.held:
+            response.close()
         await self.http.close()
         await self.runner.cleanup()
 
@@ -168,7 +172,7 @@ async def make_service(tmp_path: Path) -> AsyncIterator[ServiceMaker]:
 
     async def make(
         *agents: ScriptedAgentConfig | OpenAIAgentConfig,
-        store: Store | None = None,
+        store: WholeStore | None = None,
         environ: dict[str, str] | None = None,
         **fields: Any,
     ) -> Service:
@@ -180,7 +184,7 @@ async def make_service(tmp_path: Path) -> AsyncIterator[ServiceMaker]:
             agents=agents or (ScriptedAgentConfig(name="demo", kind="scripted", models=("*",)),),
             **fields,
         )
-        kept: Store = Kept() if store is None else store
+        kept: WholeStore = Kept() if store is None else store
         app = build_app(config, environ=environ or {"KEY": "backend-key"}, store=kept)
         runner = Runner(
             app,

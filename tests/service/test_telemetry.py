@@ -3,7 +3,8 @@
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from service.telemetry import (
     adopt_trace,
     configure_logging,
     telemetry_middleware,
+    write_line,
 )
 from statemachine import (
     ChunkReceived,
@@ -66,6 +68,20 @@ def test_valid_traces_are_joined(header: str, flags: str) -> None:
     assert (trace.trace_id, trace.flags) == (TRACE_ID, flags)
     assert trace.span_id != PARENT_ID
     assert trace.traceparent == f"00-{TRACE_ID}-{trace.span_id}-{flags}"
+
+
+def test_a_joined_trace_knows_its_parent_and_names_attempts() -> None:
+    """Each attempt's `traceparent` is new, of the same trace, under the same flag; a trace that begins
+    here has no parent."""
+    trace = adopt_trace(f"00-{TRACE_ID}-{PARENT_ID}-00")
+    assert PARENT_ID == trace.parent_id
+    assert adopt_trace(None).parent_id is None
+    first, second = trace.name_attempt(), trace.name_attempt()
+    assert first != second
+    for header in (first, second):
+        named = adopt_trace(header)
+        assert (TRACE_ID, "00") == (named.trace_id, named.flags)
+        assert named.parent_id not in (None, trace.span_id, PARENT_ID)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +297,32 @@ def test_bound_ids_are_in_the_line() -> None:
     structlog.get_logger().info("ours")
     logging.getLogger("theirs").warning("theirs")
     assert ["r", "r"] == [line["request_id"] for line in json_lines(stream)]
+
+
+@pytest.mark.parametrize("format", ["json", "console"])
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_the_quick_way_to_a_line_writes_the_same(text: str, level: str, format: str) -> None:
+    """The line that every request has is what structlog would make of it, whatever is in it."""
+    structlog.contextvars.bind_contextvars(request_id="r", model="bound")
+    written = []
+    for write in (_by_structlog, write_line):
+        stream = configured(level=level, format=format)
+        for method in ("info", "warning"):
+            write(method, "it happened", {"model": text, "count": None, "ratio": 0.5})
+        written.append(re.sub(r"20\d\d-\S+?(?=[\"\s])", "now", stream.getvalue()))
+    assert written[0] == written[1]
+    assert {"error": 0, "warning": 1}.get(level, 2) == written[0].count("it happened")
+
+
+def _by_structlog(method: str, event: str, fields: Mapping[str, Any]) -> None:
+    getattr(structlog.get_logger(), method)(event, **fields)
+
+
+def test_the_quick_way_asks_who_has_taken_structlog_over(log_lines: list[dict[str, Any]]) -> None:
+    """Whoever configures structlog otherwise gets this line too."""
+    write_line("info", "it happened", {"count": 1})
+    assert ("it happened", 1) == (log_lines[0]["event"], log_lines[0]["count"])
 
 
 def test_foreign_lines_are_json_too() -> None:

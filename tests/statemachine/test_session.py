@@ -279,6 +279,20 @@ def test_an_excuse_for_silence_never_brings_the_idle_deadline_closer() -> None:
         assert target.wakes_at == deadline
 
 
+def test_the_longest_gap_is_between_two_tokens() -> None:
+    """Not before the first nor after the last, and without what a slow client made of it."""
+    target = session()
+    for at, text in ((5.0, "a"), (6.0, "b"), (9.0, "c"), (10.0, "d")):
+        play(target, ChunkReceived(text_chunk(text)), at=at)
+    assert 3.0 == target.longest_gap_seconds
+    target.excuse_silence(18.0)
+    play(target, ChunkReceived(text_chunk("e")), at=20.0)
+    play(target, ChunkReceived(finish_chunk()), at=24.0)
+    record = saved(play(target, UpstreamFinished(), at=30.0))
+    assert 3.0 == record.longest_gap_seconds
+    assert 0.0 == saved(play(session(), UpstreamFinished())).longest_gap_seconds
+
+
 def test_a_plain_request_is_sent_nothing_before_its_end() -> None:
     """Its chunks are folded, and the completion object is all that its client gets."""
     target = session(stream=False)

@@ -26,11 +26,12 @@ from service.agents.openai.body import (
 from service.agents.openai.connection import Connection
 from service.agents.openai.failures import upstream_failure, with_headers
 from service.agents.openai.models import ModelList, models_in
+from service.agents.openai.provider import provider_of
 from service.agents.openai.reads import EventReader
 from service.agents.openai.redacting import Redactor, secrets_of
 from service.agents.openai.response import Response
 from service.agents.openai.unreachable import cause_of, connection_error
-from service.agents.protocol import AgentCall, AgentError, refusal
+from service.agents.protocol import AgentCall, AgentError, Target, refusal
 from service.settings.config import OpenAIAgentConfig
 from service.wire import decode_json, encode_json, upstream_body
 from statemachine import Failure
@@ -81,7 +82,10 @@ class OpenAIAgent:
         self._redactor = Redactor(secrets_of(api_key, config.base_url, config.parameters))
         self._models = ModelList(self._ask_for_models)
         place = urlsplit(config.base_url)
-        _ = place.port  # raises ValueError for one that is none
+        port = place.port  # raises ValueError for one that is none
+        self._host = place.hostname or ""
+        self._port = port or (443 if place.scheme == "https" else 80)
+        self._provider = provider_of(self._host)
         user_and_password, _, host = place.netloc.rpartition("@")
         self._connection = Connection(
             urlunsplit((place.scheme, host, place.path.rstrip("/"), "", "")),
@@ -103,6 +107,9 @@ class OpenAIAgent:
         return model == self.name or any(
             fnmatchcase(model, pattern) for pattern in self._config.models
         )
+
+    def target(self, call: AgentCall) -> Target:
+        return Target(self._provider, self._upstream_model(call), self._host, self._port)
 
     def open(self, call: AgentCall) -> OpenAIAnswer:
         reader = EventReader(
@@ -144,6 +151,10 @@ class OpenAIAgent:
         listed = {model["id"] for model in named}
         found = await self._models.known()
         return named + [model for model in found if model["id"] not in listed]
+
+    def has_listed(self, model: str) -> bool:
+        """True if the backend's latest list of models has this one, and it may be asked for here."""
+        return self._models.has(model)
 
     async def close(self) -> None:
         await self._models.close()

@@ -27,6 +27,7 @@ class ModelList:
     def __init__(self, ask: Callable[[], Awaitable[Models | None]]) -> None:
         self._ask = ask
         self._known: Models | None = None
+        self._names = frozenset[str]()
         self._fresh_until = 0.0
         self._asking: asyncio.Task[None] | None = None
         self._asked_at = 0.0
@@ -46,6 +47,10 @@ class ModelList:
             await asyncio.wait((self._asking,), timeout=max(left, 0.0))
         return self._known or []
 
+    def has(self, model: str) -> bool:
+        """True if the latest list has a model of this name. Asks nobody."""
+        return model in self._names
+
     async def close(self) -> None:
         """Ask no more."""
         if self._asking is not None:
@@ -61,7 +66,9 @@ class ModelList:
             self._is_slow = took > _PATIENCE_SECONDS
             good_for = _RETRIED_SECONDS if found is None else _CACHED_SECONDS
             self._fresh_until = time.monotonic() + good_for
-            self._known = self._known if found is None else found
+            if found is not None:
+                self._known = found
+                self._names = frozenset(model["id"] for model in found)
             self._asking = None
 
 

@@ -21,7 +21,7 @@ def test_it_has_whatever_others_ask_of_a_journal(tmp_path: Path) -> None:
     """All that a journal offers is there, with the same parameters, but for what only its own
     room and its operators' tests look at."""
     journal = open_journal(tmp_path)
-    assert {"open", "segments_of", "size", "uncommitted"} == public(journal) - public(NoJournal())
+    assert {"open", "segments_of"} == public(journal) - public(NoJournal())
     assert public(NoJournal()) <= public(journal)
     for name in public(NoJournal()) & {name for name, _ in inspect.getmembers(Journal, callable)}:
         assert inspect.signature(getattr(Journal, name)) == inspect.signature(

@@ -41,6 +41,21 @@ async def test_agents_serve_by_name_and_by_pattern(
     assert agent.serves(model) is serves
 
 
+async def test_a_model_is_known_if_it_is_named() -> None:
+    """By an agent's name, among its models, or as its default; a pattern names none."""
+    named = openai_config(
+        name="agent", models=("exact", "gpt-*"), api_key_env=None, parameters={"model": "default"}
+    )
+    directory = AgentDirectory.from_config((named,), {})
+    known = [
+        name for name in ("agent", "exact", "default", "gpt-*", "gpt-5") if directory.is_known(name)
+    ]
+    assert ["agent", "exact", "default"] == known
+    directory.replace((ScriptedAgentConfig(name="other", kind="scripted"),))
+    assert (False, True) == (directory.is_known("exact"), directory.is_known("other"))
+    await directory.close()
+
+
 async def test_the_built_in_agent_lists_each_literal_name_once() -> None:
     """The agent's own name comes first, and patterns are no names."""
     agent = scripted(name="demo", models=("x", "y-*", "z?", "w[1]", "demo", "x"))

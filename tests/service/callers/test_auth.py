@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from service.app import KEYRING
+from service.callers.admin import Admins
 from service.callers.auth import ANONYMOUS, Keyring
 from service.settings.access import ApiKeyConfig, AuthConfig
 from service.settings.checking import ConfigError
@@ -119,7 +120,7 @@ async def test_the_schemes_name_has_no_case(closed: Service, scheme: str) -> Non
     assert 200 == await status_with(closed, {"Authorization": f"{scheme} {ANNE}"})
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/nowhere", "/metrics"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/nowhere", "/metricsx"])
 async def test_every_path_asks_for_a_key(closed: Service, path: str) -> None:
     """Without a key no path says even whether it is there."""
     assert 401 == await status_with(closed, {}, path)
@@ -413,6 +414,18 @@ def test_a_new_key_can_be_pasted_as_printed(tmp_path: Path) -> None:
     assert "open-webui" == ring.owner_of_key(key)
     assert len(key) >= 40
     assert key not in command("new", "open-webui").stdout
+
+
+def test_an_admin_key_can_be_pasted_as_printed(tmp_path: Path) -> None:
+    """With --admin the entry is one for `admin.api_keys`."""
+    done = command("new", "ops", "--admin")
+    (key,) = [line.strip() for line in done.stdout.splitlines() if line.startswith("  sk-vb-")]
+    (entry,) = [line for line in done.stdout.splitlines() if line.startswith("  - {")]
+    path = tmp_path / "c.yaml"
+    path.write_text(f"admin:\n  api_keys:\n{entry}\n")
+    admins = Admins(load_config(path, {}).admin.api_keys, Keyring(), is_local=True)
+    assert "ops" == admins.name_of_key(key)
+    assert "admin.api_keys" in done.stdout
 
 
 def test_a_key_from_elsewhere_is_hashed_and_not_printed() -> None:

@@ -20,7 +20,7 @@ def supervisor() -> Iterator[Supervisor]:
     made = Supervisor(Config(server=ServerConfig(port=0, workers=2)), NOBODY, NOBODY, NOBODY)
     yield made
     for worker in made._workers:
-        worker.close_listener()
+        worker.close_listeners()
     made._wakeups.close()
     made._wakeup_end.close()
     os.close(made._supervisor_pipe)
@@ -52,7 +52,7 @@ def test_a_fork_that_fails_leaves_nothing_open(
     before = open_files()
     monkeypatch.setattr(os, "fork", fail)
     supervisor._start(supervisor._workers[0])
-    assert supervisor._workers[0].listener is None
+    assert supervisor._workers[0].listeners is None
     assert len(before) - 1 == len(open_files())
 
 

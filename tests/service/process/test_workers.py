@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from service.process.board import Board
 from service.process.slot import WorkerSlot
 from service.settings.config import Config, ServerConfig
 from tests.postgres import execute
@@ -273,7 +274,10 @@ def test_the_workers_limits_add_up_to_the_services(
 ) -> None:
     """Workers' parts make up the service's limit, and nobody is left without."""
     config = Config(server=ServerConfig(max_concurrent_streams=whole))
-    slots = [WorkerSlot(number, count, 1, Path("/nowhere"), -1, -1) for number in range(count)]
+    board = Board(count)
+    slots = [
+        WorkerSlot(number, count, 1, Path("/nowhere"), -1, -1, board) for number in range(count)
+    ]
     assert [slot.share(config).server.max_concurrent_streams for slot in slots] == parts
 
 

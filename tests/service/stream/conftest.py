@@ -10,7 +10,7 @@ from attrs import evolve
 
 from service.agents.circuit import Circuits
 from service.agents.openai.reads import EventReader
-from service.agents.protocol import Agent, AgentCall, AgentError, Sink
+from service.agents.protocol import Agent, AgentCall, AgentError, Sink, Target
 from service.settings.config import Timeouts
 from service.stream.attempts import Attempts
 from service.stream.moments import Attempt, Moments, Watcher, Watchers
@@ -93,6 +93,9 @@ class FakeAgent:
         self.asked_as_fallback: bool | None = None
         self.open_now = 0
         self.hangs = asyncio.Event()
+
+    def target(self, call: AgentCall) -> Target:
+        return Target("fake", call.request.model)
 
     @asynccontextmanager
     async def open(self, call: AgentCall) -> AsyncIterator["FakeAnswer"]:

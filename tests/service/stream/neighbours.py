@@ -156,6 +156,9 @@ class Noted(Watcher):
     def saved(self, completion_id: str) -> None:
         self.moments.append(f"saved {completion_id}")
 
+    def not_saved(self, completion_id: str) -> None:
+        self.moments.append(f"not saved {completion_id}")
+
     def closed(self, request: SessionRequest) -> None:
         self.moments.append("closed")
 

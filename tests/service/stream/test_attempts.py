@@ -4,15 +4,19 @@ import asyncio
 
 import pytest
 
+from service.agents.protocol import Target
+from service.stream.moments import Asking, Attempt, Watcher
 from statemachine import (
     ChunkReceived,
     Event,
     RepeatedChunks,
+    SessionRequest,
     UpstreamFailed,
     UpstreamFinished,
 )
 from tests.service.stream.conftest import (
     ANSWER,
+    CALL,
     DONE,
     HANG,
     OPENED,
@@ -39,6 +43,32 @@ async def test_an_agent_that_answers_is_asked_once(announced: list[Event]) -> No
     assert WHOLE == await ask(agent, announced=announced)
     assert 1 == agent.asked
     assert [] == announced
+
+
+async def test_each_attempt_is_announced_as_it_begins(no_back_off: None) -> None:
+    """With whom it asks and the `traceparent` that it is sent; before its outcome."""
+
+    class Begins(Watcher):
+        def __init__(self) -> None:
+            self.told: list[Asking | Attempt] = []
+
+        def asking(self, request: SessionRequest, asking: Asking) -> None:
+            self.told.append(asking)
+
+        def tried(self, request: SessionRequest, attempt: Attempt) -> None:
+            self.told.append(attempt)
+
+    watcher, first = Begins(), FakeAgent("a", [busy()], [busy()], retries=1)
+    await read_all(attempts_of(first, FakeAgent("b", ANSWER), watcher=watcher))
+    target = Target("fake", CALL.request.model)
+    expected = [Asking(name, number, target, CALL.traceparent) for name, number in ASKED]
+    assert expected == watcher.told[::2]
+    assert ASKED == [
+        (tried.agent, tried.number) for tried in watcher.told[1::2] if isinstance(tried, Attempt)
+    ]
+
+
+ASKED = [("a", 1), ("a", 2), ("b", 1)]
 
 
 async def test_each_read_gives_the_events_of_one_socket_read() -> None:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from db.saver import NotKept
 from service.stream.ports import RelayLimits
 from statemachine import (
     ChunkReceived,
@@ -57,6 +58,17 @@ async def test_a_save_that_comes_late_is_announced_late() -> None:
     stage.saver.futures[0].set_result(None)
     await stage.settle()
     assert "saved chatcmpl-1" == stage.noted.moments[-1]
+
+
+async def test_a_save_that_fails_is_announced() -> None:
+    """A record that was neither committed nor set aside; who watches for a commit hears nothing."""
+    stage = Stage(limits=RelayLimits(0.05))
+    stage.saver.is_slow = True
+    stage.start().upstream.say(*words("a"), UpstreamFinished())
+    await stage.end()
+    stage.saver.futures[0].set_exception(NotKept())
+    await stage.settle()
+    assert ["closed", "not saved chatcmpl-1"] == stage.noted.moments[-2:]
 
 
 async def test_chunks_of_one_read_leave_together_and_done_comes_last() -> None:

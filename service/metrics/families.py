@@ -1,0 +1,259 @@
+"""Lists every metric: its name, kind and labels, the question it answers, and how workers' figures add up.
+
+The list is the contract with dashboards and alerts; docs/operations.md has the same one, and a test
+compares them. Never here: numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Literal
+
+from attrs import evolve, frozen
+
+from statemachine import ClientGone, State
+
+Kind = Literal["counter", "gauge", "histogram", "info"]
+Merge = Literal["sum", "max", "min"]
+
+
+@frozen
+class Family:
+    """One metric.
+
+    Attributes:
+        name: as it is exposed; a counter's ends in `_total`, an info's in `_info`.
+        kind: its type.
+        labels: names of its labels, in the order in which values are given.
+        question: what it tells; the text of `# HELP`.
+        merge: how the figures of several workers become one.
+        from_start: labels of what is there from the start, as 0, so that its first step is seen.
+    """
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    question: str
+    merge: Merge = "sum"
+    from_start: Sequence[tuple[str, ...]] = ()
+
+
+REFUSALS = ("draining", "journal_full", "rate_limited", "too_many_readers", "too_many_streams")
+"""Of all codes, those that say that the service is at its limits."""
+OWNER = "owner"
+TOKENS = "verbatim_tokens_total"
+
+_ALL = (
+    Family(
+        "verbatim_completions_total",
+        "counter",
+        ("agent", "model", "stream", "state", "error"),
+        "How many completions ended, how, and why.",
+    ),
+    Family(
+        "verbatim_completion_seconds",
+        "histogram",
+        ("agent", "model", "stream"),
+        "How long completions take from the request to their end.",
+    ),
+    Family(
+        "verbatim_first_token_seconds",
+        "histogram",
+        ("agent", "model", "stream"),
+        "How long a client waits for the first token: from the request's arrival until it is sent.",
+    ),
+    Family(
+        "verbatim_no_first_token_total",
+        "counter",
+        ("agent", "reason"),
+        "How many completions ended before their first token, and why.",
+    ),
+    Family(
+        "verbatim_upstream_first_chunk_seconds",
+        "histogram",
+        ("agent",),
+        "How long a backend takes from being asked to its first chunk, be it an empty one.",
+    ),
+    Family(
+        "verbatim_added_seconds",
+        "histogram",
+        ("stage",),
+        "How long this service itself takes: from a request's arrival until the backend is asked "
+        "(to_upstream), and from the first token's coming until it is sent (to_client).",
+    ),
+    Family(
+        "verbatim_output_token_seconds",
+        "histogram",
+        ("agent", "model"),
+        "How far apart tokens come, as each stream's mean after its first token.",
+    ),
+    Family(
+        "verbatim_longest_gap_seconds",
+        "histogram",
+        ("agent", "model"),
+        "How long the longest silence between two tokens of a stream is.",
+    ),
+    Family(
+        TOKENS,
+        "counter",
+        ("agent", "model", "kind", "source"),
+        "How many tokens were read and written; cached ones are among input, reasoning among output.",
+    ),
+    Family(
+        "verbatim_attempts_total",
+        "counter",
+        ("agent", "outcome"),
+        "How often each agent was asked, retries included, and what came of it.",
+    ),
+    Family(
+        "verbatim_streams",
+        "gauge",
+        ("phase",),
+        "How many completions run now: waiting for their first token, answering, or read by nobody.",
+    ),
+    Family(
+        "verbatim_readers",
+        "gauge",
+        ("kind",),
+        "How many read a running answer now: who asked for it (first), and others (later).",
+    ),
+    Family(
+        "verbatim_resumes_total",
+        "counter",
+        ("kind",),
+        "How many readers came later, to an answer that ran or to one that had ended.",
+        from_start=(("running",), ("ended",)),
+    ),
+    Family(
+        "verbatim_idempotent_total",
+        "counter",
+        ("outcome",),
+        "What became of requests with an Idempotency-Key.",
+        from_start=(("new",), ("replayed",), ("mismatch",), ("pending",)),
+    ),
+    Family(
+        "verbatim_refused_total",
+        "counter",
+        ("reason",),
+        "How many requests were refused, and why; no completion failed by it.",
+        from_start=tuple((reason,) for reason in REFUSALS),
+    ),
+    Family(
+        "verbatim_clients_gone_total",
+        "counter",
+        ("phase", "policy"),
+        "How often the last reader left a running answer, before or after its first token.",
+        from_start=tuple(
+            product(("waiting", "answering"), (policy.value for policy in ClientGone))
+        ),
+    ),
+    Family(
+        "verbatim_keepalives_total",
+        "counter",
+        (),
+        "How many keep-alive comments were sent.",
+        from_start=((),),
+    ),
+    Family(
+        "verbatim_journal_bytes",
+        "gauge",
+        (),
+        "How large the journals are; at verbatim_journal_limit_bytes new completions are refused.",
+    ),
+    Family(
+        "verbatim_journal_limit_bytes",
+        "gauge",
+        (),
+        "How large the journals may become (journal.max_bytes, for each worker).",
+    ),
+    Family(
+        "verbatim_journal_oldest_unsaved_seconds",
+        "gauge",
+        (),
+        "How long the oldest answer has been waiting for the database; 0 if none is.",
+        "max",
+    ),
+    Family(
+        "verbatim_records_waiting",
+        "gauge",
+        (),
+        "How many answers have ended and aren't in the database yet.",
+    ),
+    Family(
+        "verbatim_dead_letters",
+        "gauge",
+        (),
+        "How many answers the database would never take; they are files that wait for a person.",
+        "max",
+    ),
+    Family(
+        "verbatim_database_up",
+        "gauge",
+        (),
+        "Whether the database takes answers now (1) or not (0).",
+        "min",
+    ),
+    Family(
+        "verbatim_saves_total",
+        "counter",
+        ("outcome",),
+        "How many answers were saved, became dead letters, or could be kept nowhere.",
+        from_start=(("saved",), ("dead_letter",), ("not_kept",)),
+    ),
+    Family(
+        "verbatim_save_seconds",
+        "histogram",
+        (),
+        "How long an answer takes from its end to the database.",
+    ),
+    Family(
+        "verbatim_recovered_total",
+        "counter",
+        ("state",),
+        "How many answers of dead processes were brought back from their journals.",
+        from_start=tuple((state.value,) for state in State if state.is_final),
+    ),
+    Family(
+        "verbatim_loop_lag_seconds",
+        "histogram",
+        ("worker",),
+        "How late the event loop is: each second, how long a timer had to wait.",
+    ),
+    Family(
+        "verbatim_process_resident_bytes",
+        "gauge",
+        ("worker",),
+        "How much memory each process holds.",
+    ),
+    Family(
+        "verbatim_process_cpu_seconds_total",
+        "counter",
+        ("worker",),
+        "How much CPU each process has used.",
+    ),
+    Family(
+        "verbatim_workers",
+        "gauge",
+        (),
+        "How many processes serve, as far as they answer.",
+    ),
+    Family(
+        "verbatim_build_info",
+        "info",
+        ("version", "python", "worker"),
+        "Which version runs.",
+        "max",
+    ),
+)
+
+
+def families(*, per_owner: bool = False) -> Mapping[str, Family]:
+    """Name → metric, in the order in which they are exposed.
+
+    Args:
+        per_owner: tokens are counted by caller too.
+    """
+    found = {family.name: family for family in _ALL}
+    if per_owner:
+        tokens = found[TOKENS]
+        found[TOKENS] = evolve(tokens, labels=(*tokens.labels, OWNER))
+    return found

@@ -1,0 +1,61 @@
+"""The screen Callers: who may call and how much is left; the configuration in force, without secrets."""
+
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from service.callers.auth import ANONYMOUS
+from service.page.doorway import Visitor
+from service.page.screens import Screens
+from service.settings.config import dump_config
+
+log = structlog.get_logger(__name__)
+
+
+class Callers:
+    """The screen."""
+
+    def __init__(self, screens: Screens) -> None:
+        self._screens = screens
+        self._watched = screens.watched
+
+    def routes(self) -> list[web.RouteDef]:
+        """The call and its handler."""
+        return [web.get("/page/callers", self._screens.shown(self.show))]
+
+    async def show(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+        """The page; to a sibling, what is used up here."""
+        watched = self._watched
+        config = watched.config.value
+        own = watched.admission.usage()
+        if watched.siblings is not None and watched.siblings.is_from_sibling(request):
+            return web.json_response(own)
+        usages = [own]
+        if watched.siblings is not None:
+            try:
+                usages += await watched.siblings.gather(request)
+            except TimeoutError:
+                log.warning("a worker hangs")
+        names = [key.name for key in config.auth.api_keys if key.name in own] or [ANONYMOUS]
+        return self._screens.page(
+            "callers.html",
+            visitor,
+            here="Callers",
+            callers=[(name, _sum([usage.get(name) for usage in usages])) for name in names],
+            workers=len(usages),
+            has_keys=bool(config.auth.api_keys),
+            admins=[key.name for key in config.admin.api_keys],
+            config=dump_config(config),
+        )
+
+
+def _sum(usages: list[dict[str, Any] | None]) -> dict[str, Any]:
+    """What all workers count of a caller; each counts for itself, so their limits add up."""
+    known = [usage for usage in usages if usage is not None]
+    total = dict[str, Any](known[0])
+    for usage in known[1:]:
+        for name, value in usage.items():
+            if value is not None and total[name] is not None:
+                total[name] += value
+    return total

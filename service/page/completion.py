@@ -1,0 +1,244 @@
+"""The screen of one completion: its life as a picture, its question and answer as they are stored or as
+far as they have come. One that runs grows by the endpoint by which clients resume.
+
+Never here: how it is drawn (`service.page.timeline`), what is hidden (`service.page.texts`).
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from aiohttp import web
+from attrs import astuple
+
+from db.store import CompletionView, Page, Paging, StoredCompletion, StoredMessage
+from service.callers.auth import OWNER
+from service.edge.siblings import asked_elsewhere
+from service.endpoints.reading import Wanted
+from service.endpoints.showing import running_completion, stored_completion
+from service.page.doorway import Visitor
+from service.page.running import row_of
+from service.page.screens import Screens, look, nothing
+from service.page.texts import (
+    HIDDEN,
+    calls_of,
+    code_of,
+    parameters_shown,
+    reasoning_of,
+    said,
+    without_texts,
+)
+from service.page.timeline import Asked, timeline_of
+from service.stream.relay import Relay
+
+log = structlog.get_logger(__name__)
+
+_PROMPT = 100
+_LONGEST_SHOWN = 200_000
+"""Characters of one text, or of the JSON; of longer ones the beginning is shown."""
+_LONGEST_COMMAND = 64 * 1024
+
+
+class OneCompletion:
+    """The screen, and the stream of one that runs."""
+
+    def __init__(self, screens: Screens) -> None:
+        self._screens = screens
+        self._watched = screens.watched
+
+    def routes(self) -> list[web.RouteDef]:
+        """The calls and their handlers."""
+        path, shown = "/page/completions/{completion_id}", self._screens.shown
+        return [web.get(path, shown(self.show)), web.get(f"{path}/stream", shown(self.stream))]
+
+    async def show(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+        """The page; to a sibling, what is known of it here."""
+        watched, name = self._watched, request.match_info["completion_id"]
+        relay = watched.streams.find_any(name)
+        if watched.siblings is not None and watched.siblings.is_from_sibling(request):
+            return web.json_response({"life": watched.lives.of(name), "running": self._seen(relay)})
+        life, running = watched.lives.of(name), self._seen(relay)
+        if running is None:
+            view = await look(watched.store.view_any(name))
+            if life is None or view is None:
+                life, running = await self._ask_others(request, life)
+            if view is not None:
+                return await self._stored(request, visitor, view, life)
+        if running is None and watched.streams.unsaved.has(name):
+            text = "It has ended, and what was said waits for the database. Look again in a moment."
+            return self._screens.message(visitor, 409, text)
+        if running is None:
+            raise nothing("completion with the id", name)
+        self._note_opened(visitor, name)
+        return self._running(visitor, running, life)
+
+    async def stream(self, request: web.Request, _: Visitor) -> web.StreamResponse:
+        """What comes of one that runs, from a position on: `GET /v1/chat/completions/{id}`, whoever's
+        it is."""
+        watched, name = self._watched, request.match_info["completion_id"]
+        if not watched.shows_texts:
+            raise web.HTTPForbidden(reason="Texts aren't shown here (admin.texts).")
+        relay = watched.streams.find_any(name)
+        if relay is None or relay.session.request.is_hidden:
+            answer = None
+            if relay is None:
+                answer = await asked_elsewhere(watched.siblings, request)
+            if answer is None:
+                raise nothing("running completion with the id", name)
+            return answer
+        request[OWNER] = relay.session.request.owner
+        return await watched.reading.follow(request, relay, Wanted.of(request))
+
+    # --- one that runs ----------------------------------------------------------------------
+
+    def _seen(self, relay: Relay | None) -> dict[str, Any] | None:
+        """What the page shows of one that runs here, as JSON; None if it doesn't."""
+        if relay is None or relay.session.request.is_hidden:
+            return None
+        session, now = relay.session, self._watched.clock()
+        asked = Asked(
+            session.request.created_at,
+            session.first_token_at,
+            None,
+            session.client_left_at,
+            session.state.value,
+            None,
+            session.agent,
+        )
+        shown = running_completion(relay.prompt.request, session)
+        texts = self._watched.shows_texts
+        return {
+            "row": row_of(relay, now),
+            "asked": list(astuple(asked)),
+            "now": now,
+            "request_id": session.request.request_id,
+            "trace_id": session.request.trace_id,
+            "position": session.transcript.tape.count,
+            "object": shown if texts else without_texts(shown),
+            "prompt": list(relay.prompt.request.messages)[-_PROMPT:] if texts else None,
+        }
+
+    def _running(
+        self, visitor: Visitor, running: dict[str, Any], life: dict[str, Any] | None
+    ) -> web.Response:
+        prompt = running["prompt"]
+        row, shown = running["row"], running["object"]
+        choices = [self._message(choice["message"]) for choice in shown["choices"]]
+        return self._screens.page(
+            "running.html",
+            visitor,
+            here="Completions",
+            running=running,
+            row=row,
+            line=timeline_of(Asked(*running["asked"]), life, running["now"]),
+            prompt=None if prompt is None else [self._message(message) for message in prompt],
+            answers=choices or [self._message({"role": "assistant", "content": ""})],
+            raw=_json(shown),
+        )
+
+    async def _ask_others(self, request: web.Request, life: Any) -> tuple[Any, Any]:
+        """What siblings know: the life, and how it runs."""
+        running = None
+        if self._watched.siblings is not None:
+            try:
+                told = await self._watched.siblings.gather(request)
+            except TimeoutError:
+                told = []
+            for other in told:
+                life, running = life or other["life"], running or other["running"]
+        return life, running
+
+    # --- one that is stored -----------------------------------------------------------------
+
+    async def _stored(
+        self, request: web.Request, visitor: Visitor, view: CompletionView, life: Any
+    ) -> web.Response:
+        watched, row, texts = self._watched, view.completion, self._watched.shows_texts
+        prompt: Page[StoredMessage] | None = None
+        if texts:
+            paging = Paging(_PROMPT, descending=True)
+            prompt = await look(watched.store.list_any_prompt(row.completion_id, paging))
+            self._note_opened(visitor, row.completion_id)
+        shown = stored_completion(view)
+        messages = [] if prompt is None else [one.message for one in reversed(prompt.items)]
+        is_whole = prompt is not None and not prompt.has_more
+        return self._screens.page(
+            "completion.html",
+            visitor,
+            here="Completions",
+            row=row,
+            error=_error(row, shows_texts=texts),
+            line=timeline_of(_asked(row), life, row.finished_at),
+            remembers=life is not None,
+            prompt=[self._message(message) for message in messages],
+            prompt_is_whole=is_whole,
+            answers=[self._message(choice.message) for choice in view.choices],
+            parameters=parameters_shown(row, shows_texts=texts),
+            raw=_json(shown if texts else without_texts(shown)),
+            command=_command(request, row, messages, view.tools) if is_whole else None,
+        )
+
+    def _note_opened(self, visitor: Visitor, completion_id: str) -> None:
+        if self._watched.shows_texts:
+            log.info("text opened", completion_id=completion_id, admin=visitor.name)
+
+    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message as it is shown."""
+        if not self._watched.shows_texts:
+            return {"role": message.get("role"), "text": HIDDEN, "calls": [], "reasoning": ""}
+        return {
+            "role": message.get("role"),
+            "text": _cut(said(message.get("content"))),
+            "calls": [_cut(call) for call in calls_of(message)],
+            "reasoning": _cut(reasoning_of(message)),
+        }
+
+
+def _asked(row: StoredCompletion) -> Asked:
+    first = None if row.ttft_ms is None else row.created_at + row.ttft_ms / 1000
+    error = None if row.error is None else code_of(row.error)
+    ended = row.created_at + row.duration_ms / 1000
+    state = row.state.value
+    return Asked(row.created_at, first, ended, row.client_left_at, state, error, row.agent)
+
+
+def _error(row: StoredCompletion, *, shows_texts: bool) -> dict[str, Any] | None:
+    """Why it failed. A backend's own message may quote what was asked."""
+    if row.error is None:
+        return None
+    code = code_of(row.error)
+    is_ours = not (code.startswith("upstream_") or "kind" in row.error)
+    message = row.error.get("message") if shows_texts or is_ours else HIDDEN
+    return {"code": code, "reported": row.error.get("code"), "message": message}
+
+
+def _command(
+    request: web.Request,
+    row: StoredCompletion,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None,
+) -> str | None:
+    """A command that asks the same again; None where it would be too long to paste."""
+    body = {**row.request, "model": row.model, "messages": list(messages)}
+    if tools:
+        body["tools"] = tools
+    if row.metadata:
+        body["metadata"] = row.metadata
+    text = json.dumps(body, ensure_ascii=False)
+    if len(text) > _LONGEST_COMMAND:
+        return None
+    key = "" if row.owner == "anonymous" else " -H 'Authorization: Bearer YOUR-KEY'"
+    url = f"{request.scheme}://{request.host}/v1/chat/completions"
+    return f"curl -N {shlex.quote(url)}{key} -H 'Content-Type: application/json' -d {shlex.quote(text)}"
+
+
+def _json(value: Any) -> str:
+    return _cut(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST_SHOWN:
+        return text
+    return f"{text[:_LONGEST_SHOWN]}\n… and {len(text) - _LONGEST_SHOWN:,} characters more"

@@ -1,0 +1,1 @@
+"""Spans of completions for a tracing back end, over OTLP. Imported only where they are wanted."""
