@@ -11,7 +11,6 @@ from contextvars import ContextVar
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
-from attrs import evolve
 
 from service.edge.errors import failure_of, status_of
 from service.telemetry import (
@@ -28,6 +27,7 @@ from statemachine import SessionRecord, State
 ASKING_PATH = "/v1/chat/completions"
 READING_ROUTE = "/v1/chat/completions/{completion_id}"
 _ID = re.compile(r"chatcmpl-[0-9a-f]{8}([0-9a-f]{16})")
+_NO_ID = "0" * 16
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 _DIGITS = re.compile(r"[0-9]{1,15}", re.ASCII)
 
@@ -38,7 +38,7 @@ IsSampled = Callable[[Trace, str], bool]
 def span_id_of(completion_id: str) -> str | None:
     """The id of the SERVER span of the request that asked for this; None if the id isn't one of ours."""
     found = _ID.fullmatch(completion_id)
-    return None if found is None or set(found[1]) == {"0"} else found[1]
+    return None if found is None or found[1] == _NO_ID else found[1]
 
 
 class RequestSpan:
@@ -175,7 +175,8 @@ class Requests:
         trace, name = request[TRACE], f"{request.method} {route}"
         is_sampled = self._is_sampled(trace, name)
         flags = "01" if is_sampled else "00"
-        request[TRACE] = trace = evolve(trace, flags=flags, is_recorded=is_sampled)
+        trace = Trace(trace.trace_id, trace.span_id, flags, trace.parent_id, is_sampled)
+        request[TRACE] = trace
         if not is_sampled:
             CURRENT.set(None)
             return await handler(request)
