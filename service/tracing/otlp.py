@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 import structlog
 from opentelemetry.context import Context
@@ -83,8 +84,9 @@ class Exporting:
             _Watched(make(), self._provider.resource, self._says) for make in _makers(environ)
         ]
         # The usual one need not be asked, which takes as long as the rest of a span.
-        sampler, usual = self._provider.sampler, DEFAULT_ON
-        self._goes_by_parent = f"{sampler.get_description()}" == usual.get_description()  # type: ignore[no-untyped-call]
+        both: tuple[Any, Any] = (self._provider.sampler, DEFAULT_ON)
+        ours, usual = (sampler.get_description() for sampler in both)
+        self._goes_by_parent = ours == usual
         self._processors: list[BatchSpanProcessor] = []
         self._handed_over = 0
 
