@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 import openai
 from aiohttp import web
 from attrs import frozen
 
+from db.journal import writing
 from db.journal.replay import Replay
 from db.memory.store import MemoryStore
 from db.overview import WholeStore
@@ -205,7 +207,9 @@ async def service(
             agents=tuple(agent_for(case, backend) for case in chosen),
         )
         kept = Noting() if store is None else store
-        with made_for_tests(uses_shortcut):
+        # What is saved stays in the journal, to be read again by tests of recovery.
+        keeping = patch.object(writing, "_IDLE_SEGMENT_BYTES", 10**9)
+        with made_for_tests(uses_shortcut), keeping:
             app = build_app(config, environ={"KEY": "backend-key"}, store=kept)
         runner = Runner(app, config.server.idle_timeout_seconds, shutdown_timeout=1.0)
         stage = Stage(app, backend, kept, journal)

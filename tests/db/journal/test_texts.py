@@ -200,8 +200,9 @@ def written(directory: Path, lines: Sequence[bytes], parts: int) -> list[Path]:
 
 
 def told(record: SessionRecord) -> dict[str, Any]:
-    """All of a record, its tape included."""
+    """All of a record that is kept, its tape included: nobody is told a gap of one that was killed."""
     fields = asdict(record, recurse=False)
+    del fields["longest_gap_seconds"]
     tape = fields.pop("tape")
     return {**fields, "tape": None if tape is None else tape_told(tape)}
 
