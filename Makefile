@@ -11,7 +11,7 @@ PARALLEL ?= -n 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults corpus dashboards holdup proxies pgbouncer \
+.PHONY: help run test core coverage check matrix format faults corpus dashboards fleet holdup proxies pgbouncer \
 	browser pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
 	clean
 
@@ -69,6 +69,9 @@ proxies: $(VENV)/.dev-ready ## try the recipes of deploy/proxies behind the prox
 
 dashboards: $(VENV)/.dev-ready ## play the alerts, and run every query of the dashboard (needs prometheus)
 	$(BIN)/python -m pytest -m dashboards -s tests/service/metrics $(ARGS)
+
+fleet: $(VENV)/.dev-ready ## hold what machines share against a Redis, a cluster and sentinels
+	$(BIN)/python -m pytest -m "fleet or not fleet" tests/db/fleet tests/service/fleet $(ARGS)
 
 holdup: $(VENV)/.dev-ready ## attack the service in every way known, and print how long others waited
 	$(BIN)/python -m tests.hostile $(ARGS)

@@ -92,16 +92,14 @@ def build_app(
     watchers = _watchers(charging, lives, metrics, tracing.watchers if tracing else ())
     app = _with_middlewares(config, watchers, tracing.middlewares if tracing else ())
     app[CONFIG], app[DIRECTORY] = Live(config), directory
-    app[STREAMS] = RunningStreams(config.server.max_concurrent_streams)
+    app[STREAMS] = streams = RunningStreams(config.server.max_concurrent_streams)
     app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, _changes(app))
     fleet = _fleet(app, config, siblings)
     keeping = _keeping(app, config, store, metrics, fleet)
-    elsewhere = Elsewhere(fleet) if fleet else None
-    app.add_routes(_routes(app, keeping, siblings, elsewhere, watchers, charging, lives))
+    app.add_routes(_routes(app, keeping, siblings, fleet, watchers, charging, lives))
     _add_metrics(app, metrics, keeping)
     if tracing:
         app.cleanup_ctx.append(tracing.exporting)  # first, so that it stops when all have ended
-    streams = app[STREAMS]
     app.cleanup_ctx.extend((*keeping.contexts, _closing(directory), looking_on(lives, streams)))
     app.on_shutdown.append(_drain)
     return app
@@ -224,37 +222,13 @@ def _routes(
     app: web.Application,
     keeping: Persistence,
     siblings: Siblings | None,
-    elsewhere: Elsewhere | None,
+    fleet: Fleet | None,
     watchers: Watchers,
     charging: Charging,
     lives: Lives,
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
-    clock, recovering = steady_clock(), keeping.is_recovering
-    reading = Reading(
-        live,
-        keeping.store,
-        streams,
-        clock,
-        recovering,
-        siblings,
-        elsewhere,
-        watchers=watchers,
-    )
-    completions = Completions(
-        live,
-        directory,
-        streams,
-        app[ADMISSION],
-        keeping.saver,
-        keeping.journal,
-        clock,
-        watchers,
-        charging,
-        Repeats(live, keeping.claims, keeping.store, reading, keeping.journal.directory),
-        siblings,
-        elsewhere,
-    )
+    reading, completions = _answering(app, keeping, siblings, fleet, watchers, charging)
     return [
         *completions.routes(),
         *reading.routes(),
@@ -268,6 +242,38 @@ def _routes(
         *OpenApi().routes(),
         *page_routes(_watched(app, keeping, siblings, reading, lives)),
     ]
+
+
+def _answering(
+    app: web.Application,
+    keeping: Persistence,
+    siblings: Siblings | None,
+    fleet: Fleet | None,
+    watchers: Watchers,
+    charging: Charging,
+) -> tuple[Reading, Completions]:
+    """What answers, and what reads answers again."""
+    live, streams, clock = app[CONFIG], app[STREAMS], steady_clock()
+    store, recovering = keeping.store, keeping.is_recovering
+    elsewhere = Elsewhere(fleet) if fleet else None
+    reading = Reading(
+        live, store, streams, clock, recovering, siblings, elsewhere, watchers=watchers
+    )
+    completions = Completions(
+        live,
+        app[DIRECTORY],
+        streams,
+        app[ADMISSION],
+        keeping.saver,
+        keeping.journal,
+        clock,
+        watchers,
+        charging,
+        Repeats(live, keeping.claims, store, reading, keeping.journal.directory),
+        siblings,
+        elsewhere,
+    )
+    return reading, completions
 
 
 def _watched(

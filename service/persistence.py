@@ -111,14 +111,13 @@ class Persistence:
         if store is None:
             store = postgres = PostgresStore(config.database.pool_max_size)
             contexts.append(_database(config.database, postgres, migration))
-        directory = config.journal.directory
-        if directory is None:
+        if config.journal.directory is None:
             none = NoJournal()
             saver = Saver(store, none, note=note)
             checks = {"database": _database_check(store, saver, migration)}
             contexts += (_claiming(claims), _saving(saver))
             return cls(store, none, claims, saver, tuple(contexts), checks)
-        path = Path(directory)
+        path = Path(config.journal.directory)
         journal = make_journal(path, Fsync(config.journal.fsync), config.journal.max_bytes)
         letters = DeadLetters(path)
         saver = Saver(store, journal, letters.add, note)
@@ -128,8 +127,8 @@ class Persistence:
             "database": _database_check(store, saver, migration),
             "journal": _journal_check(journal),
         }
-        parts = store, journal, claims, saver, tuple(contexts), checks
-        return cls(*parts, lambda: not recovery.is_over, letters)
+        parts = tuple(contexts), checks, lambda: not recovery.is_over, letters
+        return cls(store, journal, claims, saver, *parts)
 
     def dead_letters(self) -> int:
         """How many records wait as files."""

@@ -26,7 +26,10 @@ def sentinel_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["memory", "redis", "cluster", "sentinel"])
+LONG = (pytest.param(name, marks=pytest.mark.fleet) for name in ("cluster", "sentinel"))
+
+
+@pytest.fixture(params=["memory", "redis", *LONG])
 async def make_engine(request: pytest.FixtureRequest) -> AsyncIterator[MakeEngine]:
     made: list[Engine] = []
     shared = Shared()

@@ -223,7 +223,7 @@ def test_a_flipped_byte_costs_at_most_its_own_line(index: int) -> None:
                 assert (index == len(LINES) - 1) == damage.is_tail
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(garbage=st.binary(min_size=1, max_size=40), index=st.integers(0, len(LINES)))
 def test_garbage_between_lines_costs_nothing(garbage: bytes, index: int) -> None:
     """Garbage hides no line, even where no newline ends it."""

@@ -63,7 +63,7 @@ def test_json_comes_back_exactly(value: Any) -> None:
     assert not any("\0" in string for string in strings(json.loads(text)))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(json_values, texts)
 def test_postgresql_takes_any_text_and_json(cursor: Any, value: Any, text: str) -> None:
     """PostgreSQL itself takes whatever these functions make, and gives the same back."""

@@ -177,7 +177,7 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, list[Any], UpstreamFinished | Upstre
     return bytes(body), payloads, FINISHED if is_done else INCOMPLETE
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), body_and_meaning=bodies())
 def test_random_bodies_in_random_pieces_are_read_as_meant(
     data: st.DataObject, body_and_meaning: Any
@@ -191,7 +191,7 @@ def test_random_bodies_in_random_pieces_are_read_as_meant(
     assert (payloads, ending) == read(one_byte_at_a_time(body))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.sampled_from(

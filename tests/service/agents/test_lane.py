@@ -69,7 +69,7 @@ def pieces_of(draw: st.DrawFn, sent: bytes) -> list[bytes]:
 # --- nothing is lost, doubled or held back --------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), body=chunked_bodies(), takes=takings, turns=turnings)
 async def test_every_byte_comes_once_and_in_order(
     data: st.DataObject, body: tuple[bytes, bytes], takes: list[int], turns: list[int]
@@ -86,7 +86,7 @@ async def test_every_byte_comes_once_and_in_order(
     assert takes is not NONE or [] == line.listened
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(data=st.data(), body=chunked_bodies(), takes=takings)
 async def test_a_body_that_breaks_off_is_kept_and_reported(
     data: st.DataObject, body: tuple[bytes, bytes], takes: list[int]
@@ -101,7 +101,7 @@ async def test_a_body_that_breaks_off_is_kept_and_reported(
     assert ending == aiohttp.ClientPayloadError.__name__
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(data=st.data(), drawn=st.lists(chunks(SIZES) | chunks(BAD_SIZES), max_size=5), takes=takings)
 async def test_damaged_bodies_are_left_to_aiohttp(
     data: st.DataObject, drawn: list[tuple[bytes, bytes]], takes: list[int]

@@ -206,7 +206,7 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[int]]:
 # --- both ways read the same ----------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), stream=streams(), limit=st.sampled_from([NO_LIMIT, NO_LIMIT, 170, 200, 300]))
 def test_the_shortcut_reads_what_the_parser_reads(
     data: st.DataObject, stream: tuple[bytes, list[int]], limit: int
@@ -227,7 +227,7 @@ def test_the_shortcut_reads_what_the_parser_reads(
     assert read(pieces, limit) == read_quickly(pieces, limit)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data(), body_and_meaning=bodies())
 def test_well_formed_bodies_are_read_as_meant(data: st.DataObject, body_and_meaning: Any) -> None:
     """The shortcut changes nothing of a body that is like no run of chunks."""

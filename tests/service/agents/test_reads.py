@@ -58,7 +58,7 @@ def kinds(found: Sequence[Event]) -> list[str]:
     return [type(one.run if isinstance(one, ChunkReceived) else one).__name__ for one in found]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     data=st.data(),
     stream=streams(),

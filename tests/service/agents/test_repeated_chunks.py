@@ -144,7 +144,7 @@ repeats_received = st.builds(ChunkReceived, repeated_chunks())
 # --- what clients read ----------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     runs=st.lists(repeated_chunks() | st.builds(ParsedChunk, payloads), min_size=1, max_size=5),
     repeats=st.integers(1, 2),
@@ -244,7 +244,7 @@ def visible(session: StreamSession) -> Any:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     told=st.lists(steps, max_size=12),
     stream=st.booleans(),
@@ -293,7 +293,7 @@ ids = st.sampled_from(["chatcmpl-1", "", '"', "\0\n", "é", "\ud800"])
 times = st.floats(0, 1e10)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     completion_id=ids,
     number=st.integers(0),
@@ -316,7 +316,7 @@ def test_the_journal_reads_back_every_chunk(
     assert [one for event in told for one in one_by_one(event)] == events_of(record)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(told=st.lists(st.lists(steps, min_size=1, max_size=2), max_size=12))
 def test_a_session_read_back_from_texts_alone_ends_the_same(told: list[list[Event]]) -> None:
     """Where only texts were written of chunks like those before, what was written gives the record

@@ -326,7 +326,7 @@ steps = st.lists(st.tuples(st.sampled_from(COMMON), turns), max_size=25)
 last_steps = st.lists(st.tuples(st.sampled_from([*RARE, *COMMON]), turns), max_size=6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     walk=st.builds(list.__add__, steps, last_steps),
     client_gone=st.sampled_from(ClientGone),

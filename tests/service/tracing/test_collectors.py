@@ -67,8 +67,9 @@ async def test_a_collector_that_comes_back_gets_spans_again(
     await until(lambda: bool(lines_of(log_lines, "spans not sent")))
     await collector.start()
     await service.stream()
-    await collector.count(3)
     await until(lambda: bool(lines_of(log_lines, "spans sent again")))
+    # The first one's last span may have been late enough to find it there again.
+    await until(lambda: {"save", "chat any"} <= {span.name for span in collector.spans})
     assert 1 == len(lines_of(log_lines, "spans not sent"))
 
 

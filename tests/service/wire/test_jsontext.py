@@ -36,14 +36,14 @@ def nested_text(levels: int) -> bytes:
     return b"[" * levels + b"]" * levels
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(json_values)
 def test_values_survive_the_way_there_and_back(value: Any) -> None:
     """What is written can be read back as the same value, surrogates and NULs included."""
     assert value == decode_json(encode_json(value))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(json_values)
 def test_both_libraries_agree(value: Any) -> None:
     """Which library wrote or read a text makes no difference to the value."""
@@ -51,7 +51,7 @@ def test_both_libraries_agree(value: Any) -> None:
     assert value == decode_json(json.dumps(value).encode())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(json_values)
 def test_written_text_is_one_line_of_utf8(value: Any) -> None:
     """Written JSON is valid UTF-8 without a raw line end, so it fits behind `data: `."""

@@ -139,7 +139,7 @@ def test_numbers_are_compared_as_they_are_read() -> None:
     assert {body_digest(other)} == digests
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(bodies)
 def test_the_order_of_keys_never_counts(body: dict[str, Any]) -> None:
     """Nor does the way to the value, whatever the texts in it, on every level."""
@@ -149,7 +149,7 @@ def test_the_order_of_keys_never_counts(body: dict[str, Any]) -> None:
     assert expected == body_digest(decode_json(json.dumps(body, indent=1).encode()))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(bodies, bodies)
 def test_different_values_have_different_digests(
     one: dict[str, Any], other: dict[str, Any]
