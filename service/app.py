@@ -233,7 +233,7 @@ def _routes(
         *completions.routes(),
         *reading.routes(),
         *Listing(keeping.store, streams, siblings).routes(),
-        *StoredCompletions(keeping.store, live).routes(),
+        *StoredCompletions(keeping.store, live, reading.elsewhere).routes(),
         *Conversations(keeping.store).routes(),
         *Models(directory).routes(),
         *Probes(

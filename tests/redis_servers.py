@@ -91,6 +91,11 @@ class RedisServer:
         with redis.Redis(port=self.port) as client:
             client.flushall()
 
+    def holds(self, text: str) -> bool:
+        """True if a key has this in its name."""
+        with redis.Redis(port=self.port) as client:
+            return bool(client.keys(f"*{text}*"))
+
     def stop(self) -> None:
         """Kill it."""
         if self.process is not None:

@@ -153,6 +153,12 @@ class Engine(Protocol):
             token: under which they ran.
         """
 
+    async def is_under_way(self, run: Run) -> bool:
+        """False once it is stored (`finish`)."""
+
+    async def forget(self, completion_id: str) -> None:
+        """Delete its log: nobody is to read it any more."""
+
     async def read(self, completion_id: str, after: int = -1) -> Sequence[Entry]:
         """A log's entries whose first number is above `after`; at most some megabytes at a time."""
 

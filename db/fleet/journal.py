@@ -3,13 +3,18 @@
 The local one is written first, always, and is the copy that counts.
 """
 
+import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from db.fleet.outbox import Outbox
 from db.journal import Fsync, Journal
 from db.journal.writing import Entry
 from statemachine import SessionPolicy, SessionRequest
+
+_END_SECONDS = 3.0
+"""How long an end waits for the engine."""
 
 
 class CopiedJournal(Journal):
@@ -39,7 +44,7 @@ class CopiedJournal(Journal):
 
     def begin(self, request: SessionRequest, policy: SessionPolicy) -> bool:
         """See `Journal.begin`."""
-        if request.completion_id in self._entries:
+        if request.completion_id in self._entries or (self._sends_first and self._outbox.failure):
             return False
         self._outbox.begin(request.completion_id, request.owner)
         if super().begin(request, policy):
@@ -57,8 +62,15 @@ class CopiedJournal(Journal):
         """See `Journal.settle`."""
         if self._syncs_ends if is_final else self._syncs_chunks:
             await super().settle(is_final=is_final)
-        if self._sends_first:
+        if not self._sends_first:
+            return
+        if not is_final:
             await self._outbox.sent()
+        elif self._outbox.failure is None:
+            # What has ended is saved whatever the engine does, and a stop waits for no engine.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await self._outbox.sent()
 
     def _write(self, completion_id: str, entry: Entry, lines: bytes, count: int = 1) -> bool:
         number = entry.count

@@ -148,6 +148,13 @@ class MemoryEngine:
             if log is not None:
                 log.goes_at = min(log.goes_at, shared.clock() + seconds)
 
+    async def is_under_way(self, run: Run) -> bool:
+        log = self._log(run.completion_id)
+        return log is not None and log.run is not None and log.goes_at == float("inf")
+
+    async def forget(self, completion_id: str) -> None:
+        self._reach().logs.pop(completion_id, None)
+
     async def read(self, completion_id: str, after: int = -1) -> Sequence[Entry]:
         log = self._log(completion_id)
         found: list[Entry] = []

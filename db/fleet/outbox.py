@@ -11,7 +11,7 @@ what is too much for memory meanwhile is read from the local journal, which has 
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -25,7 +25,9 @@ log = structlog.get_logger(__name__)
 MOST_HELD_BYTES = 16 * 1024 * 1024
 """Of lines that wait for the engine."""
 MOST_AT_ONCE = 500
-"""Entries in one call."""
+"""Entries in one call, or completions that have ended."""
+MOST_BEHIND = 200
+"""Completions whose missing lines are looked for at a time."""
 KEEP_SECONDS = 600.0
 """How long a log can be read after its completion was stored; the row has the tape."""
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 2.0
@@ -58,7 +60,8 @@ class Outbox:
         self._entries: list[Entry] = []
         self._held_bytes = 0
         self._lengths: dict[str, int] = {}
-        self._behind: set[str] = set()
+        self._behind: dict[str, int] = {}
+        """Completion → how many of its lines aren't held."""
         self._ended: dict[str, None] = {}
         self._added = self._sent = 0
         self._has_work = asyncio.Event()
@@ -95,10 +98,8 @@ class Outbox:
             return
         self._lengths[completion_id] = number + count
         self._added += count
-        if completion_id in self._behind:
-            return
-        if self._held_bytes >= MOST_HELD_BYTES:
-            self._behind.add(completion_id)
+        if completion_id in self._behind or self._held_bytes >= MOST_HELD_BYTES:
+            self._behind[completion_id] = self._behind.get(completion_id, 0) + count
             self._note_work()
             return
         self._entries.append(Entry(completion_id, number, count, lines))
@@ -111,7 +112,7 @@ class Outbox:
             self._runs.pop(completion_id, None)
             if self._lengths.pop(completion_id, None) is not None:
                 self._ended[completion_id] = None
-                self._behind.discard(completion_id)  # the row has it
+                self._note_caught_up(completion_id)  # the row has it
         self._note_work()
 
     async def sent(self) -> None:
@@ -174,7 +175,11 @@ class Outbox:
         wanted = {name for name in completion_ids if self._lengths.get(name)}
         self._untold.update((name, self._runs[name]) for name in wanted)
         if self._copies_lines:
-            self._behind |= wanted
+            for name in wanted:
+                self._behind.setdefault(name, 0)
+            for entry in self._entries:
+                if entry.completion_id in wanted:
+                    self._behind[entry.completion_id] += entry.count
             kept = [each for each in self._entries if each.completion_id not in wanted]
             self._entries = kept
             self._held_bytes = sum(len(entry.lines) for entry in kept)
@@ -183,7 +188,6 @@ class Outbox:
         """One round: what begins, the lines, what is behind, what has ended."""
         entries = self._entries[:MOST_AT_ONCE]
         runs = list(self._untold.values())
-        ended = list(self._ended)
         if entries or runs:
             lost = await self._engine.append(entries, runs)
             for run in runs:
@@ -194,9 +198,9 @@ class Outbox:
             del self._entries[: len(entries)]
             self._held_bytes -= sum(len(entry.lines) for entry in entries)
             self._note_sent(sum(entry.count for entry in entries))
-        for completion_id in list(self._behind):
-            await self._catch_up(completion_id)
-        if ended and not self._entries:
+        await self._catch_up()
+        if not self._entries:
+            ended = list(self._ended)[:MOST_AT_ONCE]
             await self._engine.finish(self._engine.token, ended, KEEP_SECONDS)
             for completion_id in ended:
                 del self._ended[completion_id]
@@ -213,37 +217,45 @@ class Outbox:
             if number <= self._sent and not waiter.done():
                 waiter.set_result(None)
 
-    async def _catch_up(self, completion_id: str) -> None:
-        """Send from the journal what the log lacks, after what is held of it was sent."""
-        if any(entry.completion_id == completion_id for entry in self._entries):
-            return
-        while completion_id in self._behind:
+    def _note_caught_up(self, completion_id: str) -> None:
+        self._note_sent(self._behind.pop(completion_id, 0))
+
+    async def _catch_up(self) -> None:
+        """Send from the journal what logs lack, once what is held of them was sent. Each file is read
+        once for all of these."""
+        held = {entry.completion_id for entry in self._entries}
+        begins: dict[str, int] = {}
+        for completion_id in [name for name in self._behind if name not in held][:MOST_BEHIND]:
             has = await self._engine.length(completion_id)
             if has >= self._lengths.get(completion_id, 0):
-                self._behind.discard(completion_id)
-                return
-            paths = self.segments_of([completion_id])
-            entries = await asyncio.to_thread(_entries_of, paths, completion_id, has)
-            if not entries:
-                log.warning("lines missing in the journal", completion_id=completion_id)
-                self._behind.discard(completion_id)
-                return
-            for start in range(0, len(entries), MOST_AT_ONCE):
-                await self._engine.append(entries[start : start + MOST_AT_ONCE])
+                self._note_caught_up(completion_id)
+            else:
+                begins[completion_id] = has
+        if not begins:
+            return
+        paths = self.segments_of(list(begins))
+        entries = await asyncio.to_thread(_entries_of, paths, begins)
+        for start in range(0, len(entries), MOST_AT_ONCE):
+            await self._engine.append(entries[start : start + MOST_AT_ONCE])
+        found = {entry.completion_id for entry in entries}
+        for completion_id in [name for name in begins if name not in found]:
+            log.warning("lines missing in the journal", completion_id=completion_id)
+            self._note_caught_up(completion_id)
 
 
-def _entries_of(paths: Sequence[Path], completion_id: str, begin: int) -> list[Entry]:
-    """A completion's lines from a number on, as they stand in these files."""
-    name, found = name_of(completion_id), list[Entry]()
+def _entries_of(paths: Sequence[Path], begins: Mapping[str, int]) -> list[Entry]:
+    """These completions' lines, each from a number on, as they stand in these files."""
+    names = {name_of(completion_id): completion_id for completion_id in begins}
+    found: list[Entry] = []
     for path in paths:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             continue  # no longer needed by anybody
         for size in read_sizes(data):
-            if isinstance(size, tuple) and size[0] == name:
-                line = data[size[1] : size[2]]
+            if isinstance(size, tuple) and size[0] in names:
+                completion_id, line = names[size[0]], data[size[1] : size[2]]
                 told = line_in(line)
-                if told is not None and told["n"] >= begin:
+                if told is not None and told["n"] >= begins[completion_id]:
                     found.append(Entry(completion_id, told["n"], 1, line))
     return found

@@ -147,13 +147,12 @@ class RedisEngine:
                 ("HSET", (under_way, run.completion_id, run.owner)),
                 ("EXPIRE", (under_way, seconds)),
             )
-        begun = {run.completion_id for run in runs}
         for entry in entries:
             key = key_of("log", entry.completion_id)
             added = (f"1-{entry.number}", "c", entry.count, "l", entry.lines)
             where = (key, "NOMKSTREAM") if entry.number else (key,)
             commands.append(("XADD", (*where, *added)))
-            if entry.completion_id in begun:
+            if entry.number == 0:
                 commands.append(("EXPIRE", (key, seconds)))
         lost: set[str] = set()
         for (name, arguments), result in await self._pipelined(commands):
@@ -194,6 +193,14 @@ class RedisEngine:
         for _, result in await self._pipelined(commands):
             if isinstance(result, Exception):
                 raise FleetUnavailable(_said(result)) from result
+
+    async def is_under_way(self, run: Run) -> bool:
+        found = await self._call(self._client.hexists(key_of("runs", run.token), run.completion_id))
+        return bool(found)
+
+    async def forget(self, completion_id: str) -> None:
+        keys = (key_of("log", completion_id), key_of("run", completion_id))
+        await self._call(self._client.delete(*keys))
 
     async def read(self, completion_id: str, after: int = -1) -> Sequence[Entry]:
         key = key_of("log", completion_id)

@@ -22,6 +22,7 @@ from service.endpoints.lists import (
     paging_of,
 )
 from service.endpoints.showing import stored_completion
+from service.fleet.elsewhere import Elsewhere
 from service.settings.config import Config
 from service.settings.live import Live
 from service.wire import parse_metadata_update
@@ -34,6 +35,7 @@ class StoredCompletions:
 
     store: Readable
     config: Live[Config]
+    elsewhere: Elsewhere | None = None
 
     def routes(self) -> list[web.RouteDef]:
         """The calls and their handlers."""
@@ -57,6 +59,8 @@ class StoredCompletions:
         completion_id = request.match_info["completion_id"]
         if not await ask(self.store.delete(owner_of(request), completion_id)):
             raise not_found("stored completion", completion_id, "completion_id")
+        if self.elsewhere is not None:
+            await self.elsewhere.forget(completion_id)
         return json_response(
             {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
         )

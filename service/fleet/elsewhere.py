@@ -6,6 +6,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from attrs import frozen
 
 from db.fleet import FleetUnavailable, Run
@@ -14,6 +15,8 @@ from service.fleet.listening import CANCELLED, UNKNOWN, cancel_command
 from service.fleet.mirrors import Mirror
 from service.fleet.parts import Fleet
 from statemachine import Failure
+
+log = structlog.get_logger(__name__)
 
 _ANSWER_SECONDS = 10.0
 """How long another replica may take to stop a completion and hand over what came of it."""
@@ -35,15 +38,24 @@ class Elsewhere:
     fleet: Fleet
 
     async def find(self, owner: str, completion_id: str) -> Run | None:
-        """The owner's completion, if it runs, or ended a moment ago, at another replica. Raises ApiError
+        """The owner's completion, if it runs, or waits for its commit, at another replica. Raises ApiError
         `fleet_unavailable` (503)."""
+        engine = self.fleet.engine
         try:
-            run = await self.fleet.engine.find(completion_id)
+            run = await engine.find(completion_id)
+            if run is None or run.owner != owner or run.token == engine.token:
+                return None
+            # What is stored is read there, where it may have been deleted since.
+            return run if await engine.is_under_way(run) else None
         except FleetUnavailable:
             raise ApiError(FLEET_UNAVAILABLE) from None
-        if run is None or run.owner != owner or run.token == self.fleet.engine.token:
-            return None
-        return run
+
+    async def forget(self, completion_id: str) -> None:
+        """It was deleted: its log goes too, now or ten minutes after its end. Never raises."""
+        try:
+            await self.fleet.engine.forget(completion_id)
+        except FleetUnavailable as error:
+            log.warning("log not deleted", completion_id=completion_id, reason=str(error))
 
     @asynccontextmanager
     async def reading(self, owner: str, completion_id: str) -> AsyncIterator[Mirror | None]:

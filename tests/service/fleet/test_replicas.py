@@ -9,6 +9,7 @@ from tests.redis_servers import RedisServer
 from tests.service.fleet.conftest import MakeReplica
 from tests.service.process.conftest import asked, exchanges, reading
 from tests.service.stage.backend import Backend
+from tests.service.stage.process import answers
 
 
 async def test_a_replica_shows_what_runs_at_another(
@@ -160,3 +161,50 @@ async def test_two_processes_of_one_name_are_noticed(
     await open_door(same)
     lines = [each.lines_of("another process is this replica") for each in (a, same)]
     assert [0, 1] == sorted(len(each) for each in lines)
+
+
+async def test_a_deleted_answer_is_gone_everywhere(
+    start_replica: MakeReplica, open_door: Any, script: Backend, own_redis: RedisServer
+) -> None:
+    """At every replica, as an object and as a stream, and in the engine."""
+    a, b = start_replica("a"), start_replica("b")
+    (ours,), (theirs,) = await open_door(a), await open_door(b)
+    async with asked(ours) as first:
+        (exchange,) = await exchanges(script, 1)
+        await first.until(1)
+        await exchange.finish()
+        await first.whole()
+    name = first.completion_id
+    assert "completed" == (await theirs.shown(f"/{name}"))[1]["state"]
+    async with ours.delete(f"/{name}") as response:
+        assert 200 == response.status
+    for door in (ours, theirs):
+        assert 404 == (await door.shown(f"/{name}"))[0]
+        assert 404 == (await door.shown(f"/{name}", stream="true"))[0]
+    assert not own_redis.holds(name)
+
+
+async def test_a_stop_waits_for_no_engine(
+    start_replica: MakeReplica,
+    open_door: Any,
+    script: Backend,
+    own_redis: RedisServer,
+    database_url: str,
+) -> None:
+    """Not with `before_send` either: what was said is saved, and the service ends."""
+    a = start_replica("a", journal="before_send")
+    (ours,) = await open_door(a)
+    async with asked(ours) as first:
+        (exchange,) = await exchanges(script, 1)
+        await first.until(1)
+        own_redis.stop()
+        try:
+            await exchange.words(" world")
+            await asyncio.sleep(0.5)
+            a.popen.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.5)
+            a.popen.send_signal(signal.SIGTERM)  # ends the grace
+            assert 0 == await asyncio.to_thread(a.popen.wait, 25)
+        finally:
+            own_redis.start()
+    assert ["Hello world"] == [words for _, _, words, _ in answers(database_url)]

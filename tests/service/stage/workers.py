@@ -56,6 +56,10 @@ class Door:
         params = {name: str(value) for name, value in query.items()}
         return self._http.get(f"{self._url}{COMPLETIONS}{path}", params=params)
 
+    def delete(self, path: str) -> Any:
+        """Delete what is stored."""
+        return self._http.delete(f"{self._url}{COMPLETIONS}{path}")
+
     def read(self, completion_id: str, **query: Any) -> Any:
         """Ask for a completion's stream."""
         return self.get(f"/{completion_id}", stream="true", **query)
