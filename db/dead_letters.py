@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,12 @@ class DeadLetters:
         sync_all([], [self._folder, self._folder.parent])
 
     def paths(self) -> list[Path]:
-        """The letters, oldest first."""
-        return sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        """The letters, oldest first. One that goes meanwhile is left out."""
+        found = list[tuple[float, Path]]()
+        for path in self._folder.glob("*.json"):
+            with suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime, path))
+        return [path for _, path in sorted(found, key=itemgetter(0))]
 
     def count(self) -> int:
         """How many there are."""

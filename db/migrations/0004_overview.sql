@@ -8,6 +8,8 @@ COMMENT ON COLUMN completions.request_id IS 'The request''s x-request-id, the cl
 -- names that others choose: an index holds no long texts.
 CREATE INDEX completions_everybodys_idx ON completions (created_at, completion_id)
     WHERE NOT hidden;
+CREATE INDEX completions_everybodys_by_conversation_idx
+    ON completions (conversation_id, created_at, completion_id) WHERE NOT hidden;
 CREATE INDEX completions_everybodys_by_model_idx
     ON completions (left(model, 200), created_at, completion_id) WHERE NOT hidden;
 CREATE INDEX completions_everybodys_by_agent_idx

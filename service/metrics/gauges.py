@@ -18,6 +18,8 @@ from service.stream.relay import Relay
 
 _PATIENCE_SECONDS = 0.5
 """How long a scrape waits for the database's sign of life."""
+_asking: set[asyncio.Future[str | None]] = set()
+"""Checks that outlast that: the loop itself holds tasks weakly."""
 _STATM = Path("/proc/self/statm")
 
 
@@ -105,6 +107,8 @@ def _of_streams(relays: Iterable[Relay]) -> Figures:
 async def _is_up(check: Callable[[], Awaitable[str | None]]) -> int:
     """1 if the database takes answers now. A check that takes longer goes on by itself."""
     asking = asyncio.ensure_future(check())
+    _asking.add(asking)
+    asking.add_done_callback(_asking.discard)
     await asyncio.wait((asking,), timeout=_PATIENCE_SECONDS)
     return int(asking.done() and not asking.exception() and asking.result() is None)
 

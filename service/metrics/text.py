@@ -121,6 +121,9 @@ class Exposition:
             figures: the numbers; a metric that has none is named all the same.
             accept: the request's `Accept`: OpenMetrics for who asks for it, else Prometheus's text.
         """
-        _, wanted = choose_encoder(accept or "")
+        try:
+            _, wanted = choose_encoder(accept or "")
+        except (TypeError, ValueError):  # a version that is no version
+            wanted = ""
         chosen = self._openmetrics if wanted.startswith(_OPENMETRICS) else self._plain
         return chosen.write(self._families, figures), chosen.content_type

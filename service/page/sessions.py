@@ -17,6 +17,8 @@ from service.settings.admin import AdminKeyConfig
 _SEPARATOR = "~"
 """Is in no key's name."""
 _MOST_ENDED = 10_000
+_MOST_DIGITS = 15
+"""Of a session's end. Python reads no number of thousands of digits."""
 
 
 class Sessions:
@@ -58,7 +60,9 @@ class Sessions:
         body, _, mac = token.rpartition(_SEPARATOR)
         name, _, rest = body.partition(_SEPARATOR)
         ends_at = rest.partition(_SEPARATOR)[0]
-        if not (ends_at.isascii() and ends_at.isdigit()) or int(ends_at) <= self._clock():
+        if not (ends_at.isascii() and ends_at.isdigit() and len(ends_at) <= _MOST_DIGITS):
+            return None
+        if int(ends_at) <= self._clock():
             return None
         if _hash(token) in self._ended:
             return None

@@ -165,12 +165,15 @@ def _unknown_key(known: list[str], key: str) -> tuple[str, str, str, str, str]:
 
 _PASSWORDS = (
     re.compile(r"(://[^/?:@]*:)(?:[^/]*|[^?]*)(?=@)"),  # before the host, even badly quoted
-    re.compile(r"([?&](?:ssl)?password=)[^&]*"),  # libpq takes it among the parameters too
+    # Redis's user name without a password may be a token
+    re.compile(r"(\b(?:rediss?(?:\+\w+)?|unix)://)(?!/)(?:[^/:\s]+|[^?:\s]+)(?=@)", re.IGNORECASE),
+    # libpq, Redis and backends take secrets among the parameters too
+    re.compile(r"([?&][^=&?]*?(?:password|key|token|secret)[^=&?]*=)[^&]*", re.IGNORECASE),
 )
 
 
 def mask_password(url: str) -> str:
-    """The URL with every password in it replaced."""
+    """The URL with every password in it replaced, and all else that is a secret by its name."""
     for password in _PASSWORDS:
         url = password.sub(r"\1***", url)
     return url

@@ -259,7 +259,7 @@ def load_config(
 def dump_config(config: Config) -> str:
     """The configuration in force as YAML, for `--print-config`.
 
-    Passwords in URLs are masked, and so are the hashes of keys: a key that a person made up can be
+    Passwords and tokens in URLs are masked, and so are the hashes of keys: a key that a person made up can be
     guessed from its hash.
     """
     tree = asdict(config, value_serializer=lambda _instance, _attribute, value: _plain(value))

@@ -191,6 +191,20 @@ def test_letters_are_listed_oldest_first(
     assert records[2].completion_id in last
 
 
+def test_a_letter_that_goes_meanwhile_is_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else may retry them just now."""
+    letters = DeadLetters(tmp_path)
+    for record in (make_record(), make_record()):
+        letters.add(record, "because")
+    going, staying = letters.paths()
+    listed = [going, staying]
+    monkeypatch.setattr(Path, "glob", lambda _folder, _pattern: iter(listed))
+    going.unlink()
+    assert [staying] == letters.paths()
+
+
 def test_letters_are_counted_without_reading_them(tmp_path: Path) -> None:
     """None before there is a folder; one that is being written is none yet."""
     letters = DeadLetters(tmp_path)

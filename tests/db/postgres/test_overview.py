@@ -44,6 +44,17 @@ async def test_a_rare_pair_of_common_things_is_found_in_steps(
     assert pages > 1
 
 
+def test_a_conversations_page_is_read_along_its_index(database_url: str) -> None:
+    """In the list's order: nothing is sorted, however long the conversation."""
+    statement = overview_sql.page("conversation_id", Sought(conversation_id="c"), None)
+    with closing(psycopg2.connect(database_url)) as other, other.cursor() as cursor:
+        cursor.execute(overview_sql.PLANNER)
+        cursor.execute(f"EXPLAIN {statement}", {"conversation_id": "c", "limit": 21})
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert "Backward using completions_everybodys_by_conversation_idx" in plan
+    assert "Sort" not in plan
+
+
 async def test_a_slow_call_is_given_up(store: PostgresStore, database_url: str) -> None:
     """After two seconds by the server itself, and the store goes on."""
     record = make_record()

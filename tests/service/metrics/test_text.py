@@ -58,6 +58,8 @@ def test_lines_are_the_librarys(accept: str, number: float, seconds: float, labe
         ("*/*", "text/plain; version=0.0.4"),
         ("text/plain;version=1.0.0;escaping=allow-utf-8", "text/plain; version=0.0.4"),
         ("application/openmetrics-text; version=0.0.1,text/plain", "text/plain; version=0.0.4"),
+        ("application/openmetrics-text; version=abc", "text/plain; version=0.0.4"),
+        ("application/openmetrics-text; version=1..x", "text/plain; version=0.0.4"),
         (OPENMETRICS, "application/openmetrics-text; version=1.0.0"),
         (
             "application/openmetrics-text;version=7.0.0",

@@ -65,6 +65,7 @@ def test_a_changed_token_is_nobodys() -> None:
         f"{name}~{ends_at}~{random}~ü",
         f"{name}~٣~{random}~{mac}",
         f"{name}~inf~{random}~{mac}",
+        f"{name}~{'9' * 5000}~{random}~{mac}",
     ):
         assert None is sessions.name_of(other)
     assert 43 <= len(random)  # 256 bits

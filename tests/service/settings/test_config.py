@@ -757,6 +757,33 @@ def test_passwords_are_masked(url: str, masked: str) -> None:
     assert "55" not in masked.replace("5432", "")
 
 
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("redis://tok3n@h:1/0", "redis://***@h:1/0"),
+        ("REDISS://tok@3n@h", "REDISS://***@h"),
+        ("redis+sentinel://tok/3n@h,i:1/m", "redis+sentinel://***@h,i:1/m"),
+        ("unix://tok3n@/run/a", "unix://***@/run/a"),
+        ("unix:///run/a@b", "unix:///run/a@b"),
+        ("redis://user:tok3n@h", "redis://user:***@h"),
+        ("redis://:tok3n@h", "redis://:***@h"),
+        ("redis://h:6379/0?a=b@c", "redis://h:6379/0?a=b@c"),
+        ("redis://h/0?sentinel_password=tok3n&db=1", "redis://h/0?sentinel_password=***&db=1"),
+        ("https://h/v1?v=1&api-key=tok3n", "https://h/v1?v=1&api-key=***"),
+        ("https://h/v1?API_KEY=tok3n&keep=1", "https://h/v1?API_KEY=***&keep=1"),
+        (
+            "https://h/?access_token=tok3n&x=?client%5Fsecret=3n",
+            "https://h/?access_token=***&x=?client%5Fsecret=***",
+        ),
+        ("https://me@h/v1?monk=ey", "https://me@h/v1?monk=ey"),
+    ],
+)
+def test_secrets_are_masked(url: str, masked: str) -> None:
+    """Those that are no passwords, too: by their names, and a Redis token without a user."""
+    assert masked == mask_password(url)
+    assert "3n" not in masked
+
+
 def test_passwords_of_backends_are_masked() -> None:
     """The printed configuration shows where a backend is, and no password in its address."""
     config = load_config(None, {"OPENAI_BASE_URL": "https://me:pa55@h:8443/v1"})
