@@ -33,7 +33,7 @@ from service.page.texts import (
 )
 from service.page.timeline import Asked, timeline_of
 from service.page.watched import Watched
-from service.page.writing import command, completion_text, cut
+from service.page.writing import command, compact_text, completion_text, cut
 from service.stream.relay import Relay
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,8 @@ class OneCompletion:
         watched, name = self._watched, request.match_info["completion_id"]
         relay = watched.streams.find_any(name)
         if watched.siblings is not None and watched.siblings.is_from_sibling(request):
-            return web.json_response({"life": watched.lives.of(name), "running": self._seen(relay)})
+            told = {"life": watched.lives.of(name), "running": self._seen(relay)}
+            return web.json_response(text=await asyncio.to_thread(compact_text, told))
         life, running = watched.lives.of(name), self._seen(relay)
         if running is None:
             view = await look(watched.store.view_any(name))

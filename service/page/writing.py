@@ -35,6 +35,14 @@ def json_text(value: Any) -> str:
         return cut(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def compact_text(value: Any) -> str:
+    """JSON to be read by another worker."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return json.dumps(value)
+
+
 def completion_text(answer: Mapping[str, Any]) -> str:
     """A `chat.completion` object as `json_text`; its logprobs, many times its text, are left out."""
     choices = [
@@ -65,10 +73,7 @@ def command(
         body["tools"] = tools
     if row.metadata:
         body["metadata"] = row.metadata
-    try:
-        text = orjson.dumps(body).decode()
-    except TypeError:
-        text = json.dumps(body)
+    text = compact_text(body)
     if len(text) > _LONGEST_COMMAND:
         return None
     key = "" if row.owner == "anonymous" else " -H 'Authorization: Bearer YOUR-KEY'"

@@ -11,7 +11,7 @@ from service.page.lives import MOST_LIVES, Lives
 from service.page.rendering import seconds, size
 from service.page.sessions import Sessions
 from service.page.timeline import WIDTH, Asked, timeline_of
-from service.page.writing import completion_text, json_text
+from service.page.writing import compact_text, completion_text, json_text
 from service.settings.admin import AdminKeyConfig
 from service.stream.moments import Attempt
 from statemachine import Failure
@@ -278,4 +278,5 @@ def test_json_is_written_whatever_is_in_it() -> None:
     assert "sesame" not in text and "left out here" in text
     assert {"content": [{"token": "sesame"}]} == choice["logprobs"]
     assert "\ud800" in json_text({"a": "\ud800", "n": 2**70})
+    assert '{"a": "\\ud800"}' == compact_text({"a": "\ud800"})
     assert json_text("x" * 300_000).endswith("characters more")
