@@ -178,6 +178,7 @@ WIDE_DOORS = {
         "db/rows",
         "service/agents/openai",
         "service/metrics",
+        "service/page",
         "service/telemetry.py",
         "service/wire",
     },

@@ -2,15 +2,12 @@
 
 from typing import Any
 
-import structlog
 from aiohttp import web
 
 from service.callers.auth import ANONYMOUS
 from service.page.doorway import Visitor
 from service.page.screens import Screens
 from service.settings.config import dump_config
-
-log = structlog.get_logger(__name__)
 
 
 class Callers:
@@ -31,12 +28,7 @@ class Callers:
         own = watched.admission.usage()
         if watched.siblings is not None and watched.siblings.is_from_sibling(request):
             return web.json_response(own)
-        usages = [own]
-        if watched.siblings is not None:
-            try:
-                usages += await watched.siblings.gather(request)
-            except TimeoutError:
-                log.warning("a worker hangs")
+        usages = [own, *await watched.ask_others(request)]
         names = [key.name for key in config.auth.api_keys if key.name in own] or [ANONYMOUS]
         return self._screens.page(
             "callers.html",

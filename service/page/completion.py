@@ -4,9 +4,8 @@ far as they have come. One that runs grows by the endpoint by which clients resu
 Never here: how it is drawn (`service.page.timeline`), what is hidden (`service.page.texts`).
 """
 
-import json
-import shlex
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -25,20 +24,21 @@ from service.page.texts import (
     HIDDEN,
     calls_of,
     code_of,
+    name_shown,
     parameters_shown,
     reasoning_of,
+    role_of,
     said,
     without_texts,
 )
 from service.page.timeline import Asked, timeline_of
+from service.page.watched import Watched
+from service.page.writing import command, compact_text, completion_text, cut
 from service.stream.relay import Relay
 
 log = structlog.get_logger(__name__)
 
 _PROMPT = 100
-_LONGEST_SHOWN = 200_000
-"""Characters of one text, or of the JSON; of longer ones the beginning is shown."""
-_LONGEST_COMMAND = 64 * 1024
 
 
 class OneCompletion:
@@ -58,7 +58,8 @@ class OneCompletion:
         watched, name = self._watched, request.match_info["completion_id"]
         relay = watched.streams.find_any(name)
         if watched.siblings is not None and watched.siblings.is_from_sibling(request):
-            return web.json_response({"life": watched.lives.of(name), "running": self._seen(relay)})
+            told = {"life": watched.lives.of(name), "running": self._seen(relay)}
+            return web.json_response(text=await asyncio.to_thread(compact_text, told))
         life, running = watched.lives.of(name), self._seen(relay)
         if running is None:
             view = await look(watched.store.view_any(name))
@@ -72,22 +73,27 @@ class OneCompletion:
         if running is None:
             raise nothing("completion with the id", name)
         self._note_opened(visitor, name)
-        return self._running(visitor, running, life)
+        return await self._running(visitor, running, life)
 
-    async def stream(self, request: web.Request, _: Visitor) -> web.StreamResponse:
+    async def stream(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
         """What comes of one that runs, from a position on: `GET /v1/chat/completions/{id}`, whoever's
-        it is."""
+        it is. The worker that the visitor asked writes the line in the log."""
         watched, name = self._watched, request.match_info["completion_id"]
         if not watched.shows_texts:
             raise web.HTTPForbidden(reason="Texts aren't shown here (admin.texts).")
-        relay = watched.streams.find_any(name)
+        siblings, relay = watched.siblings, watched.streams.find_any(name)
+        is_from_sibling = siblings is not None and siblings.is_from_sibling(request)
         if relay is None or relay.session.request.is_hidden:
             answer = None
             if relay is None:
-                answer = await asked_elsewhere(watched.siblings, request)
+                if siblings is not None and not is_from_sibling:
+                    self._note_opened(visitor, name)
+                answer = await asked_elsewhere(siblings, request)
             if answer is None:
                 raise nothing("running completion with the id", name)
             return answer
+        if not is_from_sibling:
+            self._note_opened(visitor, name)
         request[OWNER] = relay.session.request.owner
         return await watched.reading.follow(request, relay, Wanted.of(request))
 
@@ -120,7 +126,7 @@ class OneCompletion:
             "prompt": list(relay.prompt.request.messages)[-_PROMPT:] if texts else None,
         }
 
-    def _running(
+    async def _running(
         self, visitor: Visitor, running: dict[str, Any], life: dict[str, Any] | None
     ) -> web.Response:
         prompt = running["prompt"]
@@ -135,19 +141,14 @@ class OneCompletion:
             line=timeline_of(Asked(*running["asked"]), life, running["now"]),
             prompt=None if prompt is None else [self._message(message) for message in prompt],
             answers=choices or [self._message({"role": "assistant", "content": ""})],
-            raw=_json(shown),
+            raw=await asyncio.to_thread(completion_text, shown),
         )
 
     async def _ask_others(self, request: web.Request, life: Any) -> tuple[Any, Any]:
         """What siblings know: the life, and how it runs."""
         running = None
-        if self._watched.siblings is not None:
-            try:
-                told = await self._watched.siblings.gather(request)
-            except TimeoutError:
-                told = []
-            for other in told:
-                life, running = life or other["life"], running or other["running"]
+        for other in await self._watched.ask_others(request):
+            life, running = life or other["life"], running or other["running"]
         return life, running
 
     # --- one that is stored -----------------------------------------------------------------
@@ -163,21 +164,26 @@ class OneCompletion:
             self._note_opened(visitor, row.completion_id)
         shown = stored_completion(view)
         messages = [] if prompt is None else [one.message for one in reversed(prompt.items)]
-        is_whole = prompt is not None and not prompt.has_more
+        is_whole, again = prompt is not None and not prompt.has_more, None
+        raw = await asyncio.to_thread(completion_text, shown if texts else without_texts(shown))
+        if is_whole:
+            url = _url(watched, request)
+            again = await asyncio.to_thread(command, url, row, messages, view.tools)
         return self._screens.page(
             "completion.html",
             visitor,
             here="Completions",
             row=row,
             error=_error(row, shows_texts=texts),
+            finish_reason=row.finish_reason if texts else name_shown(row.finish_reason),
             line=timeline_of(_asked(row), life, row.finished_at),
             remembers=life is not None,
             prompt=[self._message(message) for message in messages],
             prompt_is_whole=is_whole,
             answers=[self._message(choice.message) for choice in view.choices],
             parameters=parameters_shown(row, shows_texts=texts),
-            raw=_json(shown if texts else without_texts(shown)),
-            command=_command(request, row, messages, view.tools) if is_whole else None,
+            raw=raw,
+            command=again,
         )
 
     def _note_opened(self, visitor: Visitor, completion_id: str) -> None:
@@ -187,12 +193,12 @@ class OneCompletion:
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A message as it is shown."""
         if not self._watched.shows_texts:
-            return {"role": message.get("role"), "text": HIDDEN, "calls": [], "reasoning": ""}
+            return {"role": role_of(message), "text": HIDDEN, "calls": [], "reasoning": ""}
         return {
-            "role": message.get("role"),
-            "text": _cut(said(message.get("content"))),
-            "calls": [_cut(call) for call in calls_of(message)],
-            "reasoning": _cut(reasoning_of(message)),
+            "role": role_of(message),
+            "text": cut(said(message.get("content"))),
+            "calls": [cut(call) for call in calls_of(message)],
+            "reasoning": cut(reasoning_of(message)),
         }
 
 
@@ -211,34 +217,15 @@ def _error(row: StoredCompletion, *, shows_texts: bool) -> dict[str, Any] | None
     code = code_of(row.error)
     is_ours = not (code.startswith("upstream_") or "kind" in row.error)
     message = row.error.get("message") if shows_texts or is_ours else HIDDEN
-    return {"code": code, "reported": row.error.get("code"), "message": message}
+    reported = row.error.get("code")
+    return {
+        "code": code,
+        "reported": reported if shows_texts else name_shown(reported),
+        "message": message,
+    }
 
 
-def _command(
-    request: web.Request,
-    row: StoredCompletion,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Any] | None,
-) -> str | None:
-    """A command that asks the same again; None where it would be too long to paste."""
-    body = {**row.request, "model": row.model, "messages": list(messages)}
-    if tools:
-        body["tools"] = tools
-    if row.metadata:
-        body["metadata"] = row.metadata
-    text = json.dumps(body, ensure_ascii=False)
-    if len(text) > _LONGEST_COMMAND:
-        return None
-    key = "" if row.owner == "anonymous" else " -H 'Authorization: Bearer YOUR-KEY'"
-    url = f"{request.scheme}://{request.host}/v1/chat/completions"
-    return f"curl -N {shlex.quote(url)}{key} -H 'Content-Type: application/json' -d {shlex.quote(text)}"
-
-
-def _json(value: Any) -> str:
-    return _cut(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _cut(text: str) -> str:
-    if len(text) <= _LONGEST_SHOWN:
-        return text
-    return f"{text[:_LONGEST_SHOWN]}\n… and {len(text) - _LONGEST_SHOWN:,} characters more"
+def _url(watched: Watched, request: web.Request) -> str:
+    """Where the same is asked again. At operators' own address nobody knows the API's."""
+    host = "HOST" if watched.addresses.is_operators(request) else request.host
+    return f"{request.scheme}://{host}/v1/chat/completions"

@@ -85,12 +85,7 @@ class Completions:
     async def _running(self, request: web.Request) -> list[Mapping[str, object]]:
         watched = self._watched
         running = running_here(watched.streams, watched.clock())
-        if watched.siblings is not None:
-            try:
-                theirs = await watched.siblings.gather(request.clone(rel_url="/page/now"))
-            except TimeoutError:
-                theirs = []
-            running = running.with_others(theirs)
+        running = running.with_others(await watched.ask_others(request.clone(rel_url="/page/now")))
         return [row for row in running.rows if not row["is_hidden"]]
 
 

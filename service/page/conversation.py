@@ -10,7 +10,7 @@ from attrs import frozen
 from db.store import Paging, ThreadNode, UnknownCursor
 from service.page.doorway import Visitor
 from service.page.screens import Screens, look, nothing
-from service.page.texts import HIDDEN, calls_of, said
+from service.page.texts import HIDDEN, calls_of, role_of, said
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +79,7 @@ class Conversation:
         return {
             "depth": line.depth,
             "branch": line.branch,
-            "role": "assistant" if message is None else message.role,
+            "role": "assistant" if message is None else role_of({"role": message.role}),
             "text": text[:_LONGEST_SHOWN],
             "is_cut": len(text) > _LONGEST_SHOWN,
             "calls": calls,

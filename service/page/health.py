@@ -5,7 +5,6 @@ Never here: deciding that something is ill; each part says that of itself.
 """
 
 import asyncio
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -22,12 +21,13 @@ from service import __version__
 from service.page.doorway import Visitor
 from service.page.screens import Screens, look, nothing
 from service.page.texts import HIDDEN
+from service.page.writing import letter_text
 from statemachine import SessionRecord
 
 log = structlog.get_logger(__name__)
 
 _MOST_LETTERS = 50
-_LONGEST_SHOWN = 200_000
+_NOT_STORED = "asked for with store: false, and shown to nobody"
 _PACKAGES = ("aiohttp", "aiopg", "psycopg2-binary", "orjson", "uvloop", "jinja2")
 
 
@@ -54,12 +54,7 @@ class Health:
         own = self._own()
         if watched.siblings is not None and watched.siblings.is_from_sibling(request):
             return web.json_response(own)
-        workers = [own]
-        if watched.siblings is not None:
-            try:
-                workers += await watched.siblings.gather(request)
-            except TimeoutError:
-                log.warning("a worker hangs")
+        workers = [own, *await watched.ask_others(request)]
         workers.sort(key=lambda worker: str(worker["pid"]))
         checks = {name: await check() for name, check in watched.checks.items()}
         letters, count = await asyncio.to_thread(self._letters)
@@ -126,10 +121,11 @@ class Health:
         """One letter."""
         path, record, reason = await self._read(request.match_info["completion_id"])
         raw = HIDDEN
-        if self._watched.shows_texts:
+        if record.request.is_hidden:
+            raw = _NOT_STORED
+        elif self._watched.shows_texts:
             log.info("text opened", completion_id=record.completion_id, admin=visitor.name)
-            source = await asyncio.to_thread(path.read_text, "utf-8", "replace")
-            raw = json.dumps(json.loads(source), indent=2, ensure_ascii=False)[:_LONGEST_SHOWN]
+            raw = await asyncio.to_thread(letter_text, path)
         return self._screens.page(
             "letter.html", visitor, here="Health", record=record, reason=reason, raw=raw
         )

@@ -20,11 +20,13 @@ from service.page.doorway import Visitor
 from service.page.running import Running, running_here
 from service.page.screens import HEADERS, Screens, look
 from service.page.watched import Watched
+from service.settings.config import OpenAIAgentConfig, ScriptedAgentConfig
 from statemachine import State, StopRequested
 
 log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 0.5
+_PATIENCE_SECONDS = 0.4
 _MOST_VIEWERS = 20
 _PING_TICKS = 30
 _FAILURES = 6
@@ -55,14 +57,7 @@ class Ticker:
         """What runs now, in all workers. A worker that can't be asked in time is left out."""
         watched = self._watched
         running = running_here(watched.streams, watched.clock())
-        if watched.siblings is None:
-            return running
-        try:
-            async with asyncio.timeout(TICK_SECONDS):
-                theirs = await watched.siblings.gather(request)
-        except TimeoutError:
-            theirs = []
-        return running.with_others(theirs)
+        return running.with_others(await watched.ask_others(request, _PATIENCE_SECONDS))
 
     async def next(self) -> Running | None:
         """What the next tick sees, for whoever has joined; None if the service stops."""
@@ -131,7 +126,7 @@ class Now:
             running=running,
             failures=failures,
             is_first_run=is_first_run and not running.rows,
-            ask=watched.names[0] if can_ask and watched.names else None,
+            ask=_model_of(watched) if can_ask else None,
         )
 
     async def failures(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
@@ -210,6 +205,24 @@ class Now:
             return web.json_response({})
         log.info("cancelled by an operator", completion_id=name, admin=visitor.name)
         return web.Response(status=303, headers={hdrs.LOCATION: "/"})
+
+
+def _model_of(watched: Watched) -> str | None:
+    """A model that the box can ask for; None: nobody knows one. An agent's own name will do where it
+    is scripted, or has a model of its own."""
+    on = set(watched.names)
+    agents = [agent for agent in watched.config.value.agents if agent.name in on]
+    for agent in agents:
+        if isinstance(agent, ScriptedAgentConfig):
+            return agent.name
+    for agent in agents:
+        if isinstance(agent, OpenAIAgentConfig):
+            if isinstance(agent.parameters.get("model"), str):
+                return agent.name
+            for name in agent.models:
+                if not set(name) & set("*?["):
+                    return name
+    return None
 
 
 def _event(value: Mapping[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ screen shows."""
 import functools
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import structlog
 from aiohttp import hdrs, web
@@ -75,6 +76,7 @@ class Screens:
             web.get("/page/sign-in", self._framed(self._sign_in_form)),
             web.post("/page/sign-in", self._framed(self._sign_in)),
             web.post("/page/sign-out", self._framed(self._sign_out)),
+            web.get("/page/sign-out", self._framed(self._signed_out)),
             web.get("/page/static/{name}", self._static),
         ]
 
@@ -191,20 +193,25 @@ class Screens:
         return response
 
     async def _sign_out(self, request: web.Request) -> web.StreamResponse:
-        doorway, siblings = self.doorway, self.watched.siblings
-        if siblings is not None and siblings.is_from_sibling(request):
-            doorway.sessions.end(request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")[2])
-            return web.json_response({})
+        doorway = self.doorway
         visitor = doorway.visitor_of(request)
-        told = request.clone(headers={hdrs.AUTHORIZATION: f"Session {visitor.token}"})
+        told = f"/page/sign-out?{urlencode({'session': visitor.token})}"
+        telling = request.clone(rel_url=told)  # can't be cloned once its form is read
         await doorway.form_of(request, visitor.token)
         doorway.sessions.end(visitor.token)
-        if siblings is not None:
-            await siblings.gather(told)
+        await self.watched.ask_others(telling)
         log.info("signed out", admin=visitor.name)
         response = web.Response(status=303, headers={hdrs.LOCATION: "/page/sign-in"})
         doorway.set_cookie(request, response, "")
         return response
+
+    async def _signed_out(self, request: web.Request) -> web.StreamResponse:
+        """A sibling tells which session is over."""
+        siblings = self.watched.siblings
+        if siblings is None or not siblings.is_from_sibling(request):
+            raise web.HTTPNotFound
+        self.doorway.sessions.end(request.query.get("session", ""))
+        return web.json_response({})
 
     async def _static(self, request: web.Request) -> web.StreamResponse:
         admins = self.watched.admins

@@ -1,13 +1,17 @@
 """Takes out of what is shown all that people and models said, where operators must not read it. Pure."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from db.store import StoredCompletion
 
 HIDDEN = "hidden (admin.texts)"
-_OPEN = frozenset(("id", "object", "created", "model", "state", "request_id", "service_tier"))
+_OPEN = frozenset(("id", "object", "created", "model", "state", "request_id"))
+_DROPPED = frozenset(("service_tier", "system_fingerprint"))
 _PLAIN = (int, float, bool, type(None))
+_NAME = re.compile("[A-Za-z0-9_.-]{1,64}")
+_ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
 
 
 def without_texts(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,26 +20,45 @@ def without_texts(answer: Mapping[str, Any]) -> dict[str, Any]:
     shown = {
         key: value if key in _OPEN or isinstance(value, _PLAIN) else HIDDEN
         for key, value in answer.items()
+        if key not in _DROPPED and _NAME.fullmatch(key)
     }
     shown["choices"] = [
         {
             "index": choice.get("index"),
-            "finish_reason": choice.get("finish_reason"),
-            "message": {"role": (choice.get("message") or {}).get("role"), "content": HIDDEN},
+            "finish_reason": name_shown(choice.get("finish_reason")),
+            "message": {"role": role_of(choice.get("message") or {}), "content": HIDDEN},
         }
         for choice in answer.get("choices", ())
     ]
     shown["usage"] = _numbers(answer.get("usage"))
     if (error := answer.get("error")) is not None:
-        shown["error"] = {"code": error.get("code"), "type": error.get("type"), "message": HIDDEN}
+        code, kind = name_shown(error.get("code")), name_shown(error.get("type"))
+        shown["error"] = {"code": code, "type": kind, "message": HIDDEN}
     return shown
 
 
+def name_shown(value: Any) -> Any:
+    """A backend's or client's code, if it looks like one and not like a text; else `HIDDEN`. None stays."""
+    if value is None or (isinstance(value, str) and _NAME.fullmatch(value)):
+        return value
+    return HIDDEN
+
+
+def role_of(message: Mapping[str, Any]) -> str:
+    """A message's role; "other" for one that clients or backends made up."""
+    role = message.get("role")
+    return role if isinstance(role, str) and role in _ROLES else "other"
+
+
 def _numbers(value: Any) -> Any:
-    """Of an object its numbers, at any depth."""
+    """Of an object its numbers, at any depth; None without any."""
     if isinstance(value, Mapping):
-        return {key: _numbers(one) for key, one in value.items()}
-    return value if isinstance(value, _PLAIN) else HIDDEN
+        return {
+            key: _numbers(one)
+            for key, one in value.items()
+            if _NAME.fullmatch(key) and isinstance(one, (Mapping, *_PLAIN))
+        }
+    return value if isinstance(value, _PLAIN) else None
 
 
 def parameters_shown(row: StoredCompletion, *, shows_texts: bool) -> dict[str, Any]:
@@ -43,12 +66,18 @@ def parameters_shown(row: StoredCompletion, *, shows_texts: bool) -> dict[str, A
     given = {key: value for key, value in row.request.items() if key != "model"}
     if shows_texts:
         return given
-    return {key: value if isinstance(value, _PLAIN) else HIDDEN for key, value in given.items()}
+    return {
+        key: value if isinstance(value, _PLAIN) else HIDDEN
+        for key, value in given.items()
+        if _NAME.fullmatch(key)
+    }
 
 
 def code_of(error: Mapping[str, Any] | None) -> str:
-    """An error's code: our own, or the upstream's where there is none; "" without an error."""
-    return str((error or {}).get("kind") or (error or {}).get("code") or "")
+    """An error's code: our own, or the upstream's where there is none; "" without an error. One that
+    looks like a text is `HIDDEN`: codes are in lists, which show no text."""
+    code = (error or {}).get("kind") or (error or {}).get("code") or ""
+    return str(name_shown(str(code))) if code else ""
 
 
 def said(content: Any) -> str:

@@ -2,8 +2,9 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from aiohttp import web
 from attrs import frozen
 
 from db.overview import WholeStore
@@ -79,3 +80,10 @@ class Watched:
     def names(self) -> Sequence[str]:
         """The names of the agents that are on."""
         return [agent.name for agent in self.directory.agents]
+
+    async def ask_others(self, request: web.Request, seconds: float = 1.0) -> list[Any]:
+        """The JSON that each other worker answers to the request, asked with GET and all at once;
+        without those that say nothing for so long."""
+        if self.siblings is None:
+            return []
+        return list((await self.siblings.ask_each(request, seconds)).values())

@@ -54,6 +54,7 @@ function showNow(table) {
     const link = one("a", row);
     link.href = path;
     link.textContent = id;
+    link.setAttribute("aria-label", `completion ${id}`);
     one("form", row).action = `${path}/cancel`;
     one("button", row).setAttribute("aria-label", `cancel ${id}`);
     body.prepend(row);
@@ -94,11 +95,13 @@ function showNow(table) {
   }
 
   async function showFailures() {
-    const response = await fetch("/page/failures");
-    if (response.ok) {
-      const page = new DOMParser().parseFromString(await response.text(), "text/html");
-      one("#failures").replaceChildren(...page.body.childNodes);
-    }
+    try {
+      const response = await fetch("/page/failures", { redirect: "error" });
+      if (response.ok) {
+        const page = new DOMParser().parseFromString(await response.text(), "text/html");
+        one("#failures").replaceChildren(...page.body.childNodes);
+      }
+    } catch { /* away, or the session is over: what is shown stays */ }
     stale = 0;
   }
 
@@ -141,6 +144,7 @@ function showBox(form) {
       const id = response.headers.get("x-completion-id"), link = document.createElement("a");
       link.href = `/page/completions/${encodeURIComponent(id)}`;
       link.textContent = id;
+      link.setAttribute("aria-label", `completion ${id}`);
       told.append(link);
       const end = await read(response, words);
       told.append(end.error ? ` broke off: ${end.error}` : end.whole ? " is stored." : " was stopped; what was said is stored.");
@@ -153,22 +157,42 @@ function showBox(form) {
 
 // --- one that runs: the same stream that clients resume ---------------------------------------------
 
+// Why there is no stream, in the words of a page or of the API.
+async function reason(response) {
+  const text = await response.text(), kind = response.headers.get("content-type") || "";
+  if (kind.includes("json")) return JSON.parse(text).error.message;
+  const told = one("main .note", new DOMParser().parseFromString(text, "text/html"));
+  return told ? told.textContent : `The service answered ${response.status}.`;
+}
+
+// Appends what comes. Reloads the page only once it has ended; says so where it can't go on.
 async function grow(note) {
   const place = one("#answer"), count = one("#chunks");
-  let position = Number(note.dataset.position);
+  let position = Number(note.dataset.position), problem = "The connection broke.";
   one("#live").hidden = false;
   for (let tries = 0; tries < 5; tries += 1) {
     try {
-      const response = await fetch(`${note.dataset.stream}?starting_after=${position}`);
-      if (!response.ok) break;
-      const end = await read(response, { append: (text) => { place.append(text); } });
-      position += end.chunks;
-      count.textContent = position;
-      if (end.whole || end.error || !end.chunks) break;
+      const response = await fetch(`${note.dataset.stream}?starting_after=${position}`, { redirect: "error" });
+      let isOver = [404, 409].includes(response.status);
+      if (!isOver && !response.ok) {
+        problem = await reason(response).catch(() => `The service answered ${response.status}.`);
+        break;
+      }
+      if (!isOver) {
+        const end = await read(response, place);
+        position += end.chunks;
+        count.textContent = position;
+        isOver = end.whole || end.error;
+      }
+      if (isOver) {
+        setTimeout(() => location.reload(), 700);
+        return;
+      }
     } catch { /* the connection broke; what came is shown, and the rest is asked for */ }
     await new Promise((resolve) => setTimeout(resolve, 500));
   }
-  setTimeout(() => location.reload(), 700);
+  one("#live").hidden = true;
+  note.firstChild.textContent = `${problem} `;
 }
 
 // --- copying ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ async def test_one_that_runs_is_shown_as_far_as_it_has_come(
 
 
 async def test_one_that_runs_grows_by_the_stream_that_clients_resume(
-    open_service: Service, visit: VisitorMaker
+    open_service: Service, visit: VisitorMaker, log_lines: Any
 ) -> None:
     """The same bytes from a position on, to the same end."""
     response, name = await ask_slowly(open_service)
@@ -39,6 +40,7 @@ async def test_one_that_runs_grows_by_the_stream_that_clients_resume(
     url = f"/page/completions/{name}/stream?starting_after=1"
     async with visitor.http.get(visitor.url + url) as stream:
         ours = Streamed(stream.status, stream.headers, await stream.read())
+    assert [name] == [line["completion_id"] for line in log_lines if line["event"] == "text opened"]
     assert ours.is_done
     assert 150 == ours.text.count("word")  # the role came first
     path = f"{visitor.url}/v1/chat/completions/{name}?stream=true&starting_after=1"
@@ -127,14 +129,22 @@ def secretive() -> Any:
     assert failure is not None
     return make_partial(
         user(SECRET),
+        {"role": f"x {SECRET}", "content": SECRET},
         request={
+            "conversation_key": f"about {SECRET}",
             "tools": tools,
             "metadata": {"note": SECRET},
             "parameters": {"user": SECRET, "stop": [SECRET], "temperature": 0.5, "seed": 7},
         },
-        choices=(Choice(0, said, "stop", {"content": [{"token": SECRET}]}, {"x": SECRET}),),
-        extra={"citations": [SECRET]},
-        failure=type(failure)("upstream_error", f"Bad prompt: {SECRET}"),
+        choices=(
+            Choice(0, said, f"as {SECRET} said", {"content": [{"token": SECRET}]}, {"x": SECRET}),
+        ),
+        extra={"citations": [SECRET], "system_fingerprint": SECRET, f"says {SECRET}": 1},
+        finish_reason=f"as {SECRET} said",
+        usage={"total_tokens": 7, "details": {f"of {SECRET}": 1, "note": SECRET}},
+        failure=type(failure)(
+            "upstream_error", f"Bad: {SECRET}", upstream_code=f"no {SECRET}", type=f"no {SECRET}"
+        ),
     )
 
 
@@ -159,6 +169,8 @@ async def test_hidden_texts_are_nowhere(
         assert 200 == seen.status
         assert (texts == "show") == (SECRET in seen.text)
         assert (texts == "hide") == (HIDDEN in seen.text)
+        assert texts == "hide" or 'class="said other' in seen.text
+        assert f"x {SECRET}" not in re.sub("<pre class=.raw.*?</pre>", "", seen.text, flags=re.S)
     for path in ("/", "/page/completions", "/page/health"):
         assert SECRET not in (await visitor.get(path)).text
     shown = (await visitor.get(paths[0])).words

@@ -120,3 +120,18 @@ async def test_hidden_texts_are_not_in_letters_either(
     seen = await visitor.get(f"/page/letters/{record.completion_id}")
     assert "SQLSTATE 22001" in seen.words
     assert "sesame" not in seen.text
+
+
+async def test_a_letter_that_nobody_may_read_is_listed(
+    make_service: ServiceMaker, visit: VisitorMaker, tmp_path: Path, log_lines: Any
+) -> None:
+    """`store: false`: it can be tried again, and shows no text."""
+    visitor = await visit(await make_service())
+    record = make_record(user("sesame"), request={"parameters": {"store": False}})
+    assert record.request.is_hidden
+    DeadLetters(tmp_path / "journal").add(record, "SQLSTATE 22001")
+    assert record.completion_id in (await visitor.get("/page/health")).words
+    seen = await visitor.get(f"/page/letters/{record.completion_id}")
+    assert "SQLSTATE 22001" in seen.words and "store: false" in seen.words
+    assert "sesame" not in seen.text
+    assert "text opened" not in str(log_lines)

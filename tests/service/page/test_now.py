@@ -11,9 +11,10 @@ import pytest
 
 from service.app import STREAMS
 from service.page.running import MOST_ROWS, Running, running_here
+from service.settings.config import OpenAIAgentConfig
 from statemachine import State
 from tests.service.conftest import Service, ServiceMaker
-from tests.service.page.conftest import SLOW, Visitor, VisitorMaker
+from tests.service.page.conftest import FAST, SLOW, Visitor, VisitorMaker
 
 
 class Feed:
@@ -199,6 +200,27 @@ async def test_the_box_is_there_where_nobody_needs_a_key(
     page = await visitor.get("/")
     assert "Nothing was asked yet." not in page.words
     assert page.text.index('id="ask"') > page.text.index('id="running"')
+
+
+async def test_the_box_asks_for_a_model_that_there_is(
+    make_service: ServiceMaker, visit: VisitorMaker
+) -> None:
+    """Not for the name of an agent that has no model of its own."""
+
+    def backend(name: str, **fields: Any) -> OpenAIAgentConfig:
+        url = "http://127.0.0.1:9/v1"
+        return OpenAIAgentConfig(name=name, kind="openai", base_url=url, api_key_env=None, **fields)
+
+    everything = backend("remote")
+    for agents, model in (
+        ([everything], None),
+        ([everything, backend("b", models=("gpt-*", "gpt-4"))], "gpt-4"),
+        ([everything, backend("b", parameters={"model": "llama"})], "b"),
+        ([everything, FAST], "demo"),
+    ):
+        page = await (await visit(await make_service(*agents))).get("/")
+        assert (model is not None) == ('id="ask"' in page.text)
+        assert model is None or f'data-model="{model}"' in page.text
 
 
 def test_rows_are_bounded_and_counted() -> None:

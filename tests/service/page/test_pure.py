@@ -11,6 +11,7 @@ from service.page.lives import MOST_LIVES, Lives
 from service.page.rendering import seconds, size
 from service.page.sessions import Sessions
 from service.page.timeline import WIDTH, Asked, timeline_of
+from service.page.writing import compact_text, completion_text, json_text
 from service.settings.admin import AdminKeyConfig
 from service.stream.moments import Attempt
 from statemachine import Failure
@@ -269,3 +270,14 @@ def test_figures_are_written_as_people_read_them() -> None:
         "2 h 1 min",
     ] == [seconds(value) for value in values]
     assert ["0 bytes", "1.5 KB", "1.0 GB"] == [size(0), size(1536), size(2**30)]
+
+
+def test_json_is_written_whatever_is_in_it() -> None:
+    """Without logprobs, which are many times the text; half a character and huge numbers are no harm."""
+    choice = {"index": 0, "logprobs": {"content": [{"token": "sesame"}]}}
+    text = completion_text({"id": "a", "choices": [choice]})
+    assert "sesame" not in text and "left out here" in text
+    assert {"content": [{"token": "sesame"}]} == choice["logprobs"]
+    assert "\ud800" in json_text({"a": "\ud800", "n": 2**70})
+    assert '{"a": "\\ud800"}' == compact_text({"a": "\ud800"})
+    assert json_text("x" * 300_000).endswith("characters more")
