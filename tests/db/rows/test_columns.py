@@ -54,6 +54,7 @@ def test_bad_text_stays_readable() -> None:
     assert original_text(None, None) is None
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(json_values)
 def test_json_comes_back_exactly(value: Any) -> None:
     """A jsonb column's text makes the original again, and holds nothing that jsonb refuses."""
@@ -63,7 +64,11 @@ def test_json_comes_back_exactly(value: Any) -> None:
     assert not any("\0" in string for string in strings(json.loads(text)))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=50,
+    deadline=None,
+)
 @given(json_values, texts)
 def test_postgresql_takes_any_text_and_json(cursor: Any, value: Any, text: str) -> None:
     """PostgreSQL itself takes whatever these functions make, and gives the same back."""
