@@ -62,6 +62,9 @@ async def test_cancelling_waits_for_the_thread(database_url: str) -> None:
         assert cursor._cursor.raw.connection.get_transaction_status() != TRANSACTION_STATUS_IDLE
 
 
+WHOLE = {"conversations": 1, "completions": 1, "messages": 2}
+
+
 async def test_a_save_that_is_given_up_midway_leaves_nothing(database_url: str) -> None:
     """Whenever: neither half of it nor a connection that is not idle, and the store serves on."""
     store = await PostgresStore.open(database_url, pool_max_size=2)
@@ -70,7 +73,8 @@ async def test_a_save_that_is_given_up_midway_leaves_nothing(database_url: str) 
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(seconds):
                 await store.save([record])
-        assert NOTHING == counts(database_url)
+        # The last may have been told to commit by then: all of it, then.
+        assert counts(database_url) in (NOTHING, WHOLE)
     await store.save([record])
     assert len(backends(database_url)) <= 2
     (answer,) = await store.answer(record.completion_id)
