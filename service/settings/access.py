@@ -36,23 +36,29 @@ KeyName = Annotated[str, _name]
 
 
 @frozen
-class ApiKeyConfig:
-    """One caller: its name, the hash of its key, and what differs from `limits` and `sse`."""
+class KeyConfig:
+    """Whoever has a key: a name, and the hash of the key; of two while they change over."""
 
     name: KeyName
     sha256: Hash
     old_sha256: Hash | None = None
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """The SHA-256 of each key that may be presented, as 32 bytes."""
+        texts = (self.sha256,) if self.old_sha256 is None else (self.sha256, self.old_sha256)
+        return tuple(bytes.fromhex(text) for text in texts)
+
+
+@frozen
+class ApiKeyConfig(KeyConfig):
+    """One caller: its name, the hash of its key, and what differs from `limits` and `sse`."""
+
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     max_concurrent_streams: Count | None = None
     max_answer_bytes: Count | None = None
     keep_alive_interval_seconds: Seconds | None = None
-
-    @property
-    def digests(self) -> tuple[bytes, ...]:
-        """The SHA-256 of each key that the caller may present, as 32 bytes."""
-        texts = (self.sha256,) if self.old_sha256 is None else (self.sha256, self.old_sha256)
-        return tuple(bytes.fromhex(text) for text in texts)
 
 
 @frozen
@@ -90,18 +96,24 @@ def keys_from_environment(text: str) -> list[dict[str, str]]:
     return entries
 
 
-def key_problems(keys: Sequence[ApiKeyConfig], source: str) -> list[Problem]:
-    """The problems of the keys together: a name or a key that occurs twice."""
+def key_problems(
+    keys: Sequence[KeyConfig], path: str, source: str, owners: dict[bytes, str]
+) -> list[Problem]:
+    """The problems of the keys of a list: a name that occurs twice in it, a key that has an owner.
+
+    Args:
+        path: of the list, such as `auth.api_keys`.
+        owners: the SHA-256 of a key → the path of who has it; these keys are added.
+    """
     problems: list[Problem] = []
     names: dict[str, int] = {}
-    owners: dict[bytes, int] = {}
     for position, key in enumerate(keys):
-        path = f"auth.api_keys[{position}]"
+        one = f"{path}[{position}]"
         if names.setdefault(key.name, position) != position:
-            problems.append(Problem(source, f"{path}.name", repr(key.name), "a name used once"))
+            problems.append(Problem(source, f"{one}.name", repr(key.name), "a name used once"))
         for field, digest in zip(("sha256", "old_sha256"), key.digests, strict=False):
             if digest in owners:
-                found = f"the key of auth.api_keys[{owners[digest]}]"
-                problems.append(Problem(source, f"{path}.{field}", found, "a key used once"))
-            owners.setdefault(digest, position)
+                found = f"the key of {owners[digest]}"
+                problems.append(Problem(source, f"{one}.{field}", found, "a key used once"))
+            owners.setdefault(digest, one)
     return problems

@@ -3,29 +3,17 @@
 Never here: callers' keys (`service.settings.access`), which are others.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 from attrs import frozen
 
-from service.settings.access import ApiKeyConfig, Hash, KeyName
-from service.settings.checking import Problem
+from service.settings.access import KeyConfig
 from service.settings.kinds import Name, Port, Seconds
 
 
 @frozen
-class AdminKeyConfig:
+class AdminKeyConfig(KeyConfig):
     """One person or program that may look: a name and the hash of its key."""
-
-    name: KeyName
-    sha256: Hash
-    old_sha256: Hash | None = None
-
-    @property
-    def digests(self) -> tuple[bytes, ...]:
-        """The SHA-256 of each key that may be presented, as 32 bytes."""
-        texts = (self.sha256,) if self.old_sha256 is None else (self.sha256, self.old_sha256)
-        return tuple(bytes.fromhex(text) for text in texts)
 
 
 @frozen
@@ -53,27 +41,3 @@ class MetricsConfig:
 
     enabled: bool = True
     per_owner: bool = False
-
-
-def admin_key_problems(
-    admins: Sequence[AdminKeyConfig], callers: Sequence[ApiKeyConfig], source: str
-) -> list[Problem]:
-    """The problems of the keys together: a name that occurs twice; a key that occurs twice, or that is
-    also a caller's."""
-    problems: list[Problem] = []
-    names: dict[str, int] = {}
-    owners = {
-        digest: f"auth.api_keys[{position}]"
-        for position, key in enumerate(callers)
-        for digest in key.digests
-    }
-    for position, key in enumerate(admins):
-        path = f"admin.api_keys[{position}]"
-        if names.setdefault(key.name, position) != position:
-            problems.append(Problem(source, f"{path}.name", repr(key.name), "a name used once"))
-        for field, digest in zip(("sha256", "old_sha256"), key.digests, strict=False):
-            if digest in owners:
-                found = f"the key of {owners[digest]}"
-                problems.append(Problem(source, f"{path}.{field}", found, "a key used once"))
-            owners.setdefault(digest, path)
-    return problems

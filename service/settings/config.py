@@ -22,7 +22,7 @@ from service.settings.access import (
     key_problems,
     keys_from_environment,
 )
-from service.settings.admin import AdminConfig, MetricsConfig, admin_key_problems
+from service.settings.admin import AdminConfig, MetricsConfig
 from service.settings.checking import Allowed, ConfigError, Problem, Source, structure
 from service.settings.checking import mask_password as mask_password  # for those who print one
 from service.settings.file import dump_yaml, read_yaml
@@ -327,8 +327,10 @@ def check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], 
     if not config.agents:
         problems.append(Problem(file, "agents", "no agent", "at least one agent"))
     keys = config.auth.api_keys
-    problems += key_problems(keys, sources.get(("auth", "api_keys"), Source(file)).name)
-    problems += admin_key_problems(config.admin.api_keys, keys, file)
+    owners: dict[bytes, str] = {}
+    source = sources.get(("auth", "api_keys"), Source(file)).name
+    problems += key_problems(keys, "auth.api_keys", source, owners)
+    problems += key_problems(config.admin.api_keys, "admin.api_keys", file, owners)
     if config.fleet.url and config.journal.directory is None:
         allowed = "a directory, as what other replicas are told is the journal's"
         problems.append(Problem(file, "journal.directory", "null", allowed))
