@@ -19,7 +19,7 @@ from statemachine import Failure
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:@/\s]+?)\.?(?::[0-9]*)?")
 """A name, or an address, and maybe a port (RFC 3986, section 3.2.2)."""
 _FETCH_SITE = "Sec-Fetch-Site"
-_OTHER_SITES = frozenset(("cross-site", "same-site"))
+OTHER_SITES = frozenset(("cross-site", "same-site"))
 """Of `Sec-Fetch-Site`, which pages can't forge; `same-site` is another origin, such as another port."""
 _ANY = "*"
 _OWN_NAMES = frozenset(("host.docker.internal", "host.containers.internal"))
@@ -79,9 +79,9 @@ def _check_host(request: web.Request, names: Collection[str]) -> None:
 def _check_origin(request: web.Request, origins: Collection[str]) -> None:
     origin = request.headers.get(hdrs.ORIGIN)
     if origin is None:
-        is_foreign = request.headers.get(_FETCH_SITE, "").strip().lower() in _OTHER_SITES
+        is_foreign = request.headers.get(_FETCH_SITE, "").strip().lower() in OTHER_SITES
     else:
-        is_foreign = origin not in origins and not _is_own(origin, request)
+        is_foreign = origin not in origins and not is_own(origin, request)
     if is_foreign:
         shown = "another site" if origin is None else repr(origin[:_LONGEST_SHOWN])
         raise _refusal(
@@ -91,7 +91,7 @@ def _check_origin(request: web.Request, origins: Collection[str]) -> None:
         )
 
 
-def _is_own(origin: str, request: web.Request) -> bool:
+def is_own(origin: str, request: web.Request) -> bool:
     """True if the origin is the very host and port that the request was sent to."""
     scheme, _, host = origin.lower().partition("://")
     return scheme in ("http", "https") and host == request.headers.get(hdrs.HOST, "").lower()
@@ -118,7 +118,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def is_from_sibling(request: web.Request) -> bool:
-    """True of a worker's own Unix socket, which no browser can reach."""
+    """True of a worker's own Unix socket, which no browser can reach, and no header can pretend."""
     sock = request.transport.get_extra_info("socket") if request.transport else None
     return sock is not None and sock.family == socket.AF_UNIX
 

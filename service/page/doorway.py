@@ -16,7 +16,7 @@ from attrs import frozen
 from service.callers.admin import is_proxied
 from service.callers.auth import ANONYMOUS
 from service.callers.limits import Budget
-from service.edge.other_sites import is_from_sibling
+from service.edge.other_sites import OTHER_SITES, is_from_sibling, is_own
 from service.page.sessions import Sessions
 from service.page.watched import Watched
 
@@ -28,7 +28,6 @@ _WRONG_A_MINUTE = 10
 """Wrong sign-ins from one address. Keys can't be guessed; the log is to stay readable."""
 _MOST_ADDRESSES = 1000
 _LONGEST_FORM = 64 * 1024
-_OTHER_SITES = frozenset(("cross-site", "same-site"))
 
 
 @frozen
@@ -97,7 +96,7 @@ class Doorway:
             return {}
         site = request.headers.get("Sec-Fetch-Site", "").strip().lower()
         origin = request.headers.get(hdrs.ORIGIN)
-        if site in _OTHER_SITES or not (origin is None or _is_own(origin, request)):
+        if site in OTHER_SITES or not (origin is None or is_own(origin, request)):
             raise web.HTTPForbidden(reason="This came from a page of another site.")
         if request.content_type != "application/x-www-form-urlencoded":
             raise web.HTTPBadRequest(reason="This is no form.")
@@ -150,9 +149,3 @@ class Doorway:
 
 def _is_https(request: web.Request) -> bool:
     return request.secure or request.headers.get(hdrs.X_FORWARDED_PROTO, "").lower() == "https"
-
-
-def _is_own(origin: str, request: web.Request) -> bool:
-    """True if the page came from the host and port that the request was sent to."""
-    scheme, _, host = origin.lower().partition("://")
-    return scheme in ("http", "https") and host == request.headers.get(hdrs.HOST, "").lower()

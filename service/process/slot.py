@@ -18,6 +18,7 @@ import structlog
 from aiohttp import hdrs, web
 from attrs import evolve, field, frozen
 
+from service.edge.other_sites import is_from_sibling
 from service.edge.siblings import SiblingAway
 from service.process.board import Board
 from service.settings.config import Config
@@ -251,9 +252,3 @@ def make_socket_dir() -> Path:
         directory.rmdir()
         directory = Path(tempfile.mkdtemp(prefix="verbatim-", dir="/tmp"))
     return directory
-
-
-def is_from_sibling(request: web.Request) -> bool:
-    """True if the request came over a worker's Unix socket. No header can pretend that."""
-    name = request.transport.get_extra_info("sockname") if request.transport else None
-    return isinstance(name, (str, bytes))
