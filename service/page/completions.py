@@ -13,12 +13,13 @@ from aiohttp import hdrs, web
 from db.overview import Found, Place, Sought
 from service.edge.errors import ERROR_CODES
 from service.page.doorway import Visitor
-from service.page.running import running_here
+from service.page.now import running_everywhere
 from service.page.screens import Screens, look
 from statemachine import State
 
 _PAGE = 50
 _FOUND = 100
+_PATIENCE_SECONDS = 1.0
 _PLACE = re.compile(r"([0-9]{1,11})\.([0-9]{6})-(.{1,200})", re.ASCII | re.DOTALL)
 _NAMES = ("state", "error", "model", "agent", "owner", "conversation")
 _TIMES = ("since", "until")
@@ -70,9 +71,9 @@ class Completions:
     async def find(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
         """Leads to what has the id: to the one thing that has it, or to a list of all."""
         name = request.query.get("id", "").strip()[:_LONGEST]
-        running = [row["id"] for row in await self._running(request) if row["id"] == name]
-        if running:
-            return _lead_to(f"/page/completions/{running[0]}")
+        running = await running_everywhere(self._watched, request, _PATIENCE_SECONDS)
+        if any(row["id"] == name and not row["is_hidden"] for row in running.rows):
+            return _lead_to(f"/page/completions/{name}")
         found = await look(self._watched.store.find_any(name, _FOUND)) if name else Found((), None)
         if found.conversation_id is not None:
             return _lead_to(f"/page/conversations/{found.conversation_id}")
@@ -81,12 +82,6 @@ class Completions:
         return self._screens.page(
             "found.html", visitor, here="", rows=found.completions, name=name, most=_FOUND
         )
-
-    async def _running(self, request: web.Request) -> list[Mapping[str, object]]:
-        watched = self._watched
-        running = running_here(watched.streams, watched.clock())
-        running = running.with_others(await watched.ask_others(request.clone(rel_url="/page/now")))
-        return [row for row in running.rows if not row["is_hidden"]]
 
 
 def _lead_to(path: str) -> web.Response:

@@ -21,7 +21,8 @@ from service.page.running import Running, running_here
 from service.page.screens import HEADERS, Screens, look
 from service.page.watched import Watched
 from service.settings.config import OpenAIAgentConfig, ScriptedAgentConfig
-from statemachine import State, StopRequested
+from service.stream.running import stopped
+from statemachine import State
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +32,13 @@ _MOST_VIEWERS = 20
 _PING_TICKS = 30
 _FAILURES = 6
 _EVENTS = "/page/now"
+
+
+async def running_everywhere(watched: Watched, request: web.Request, seconds: float) -> Running:
+    """What runs now, in all workers; one that says nothing for so long is left out."""
+    running = running_here(watched.streams, watched.clock())
+    asking = request.clone(rel_url=_EVENTS)
+    return running.with_others(await watched.ask_others(asking, seconds))
 
 
 class Ticker:
@@ -54,10 +62,8 @@ class Ticker:
         return self._viewers < _MOST_VIEWERS
 
     async def look(self, request: web.Request) -> Running:
-        """What runs now, in all workers. A worker that can't be asked in time is left out."""
-        watched = self._watched
-        running = running_here(watched.streams, watched.clock())
-        return running.with_others(await watched.ask_others(request, _PATIENCE_SECONDS))
+        """What runs now, in all workers."""
+        return await running_everywhere(self._watched, request, _PATIENCE_SECONDS)
 
     async def next(self) -> Running | None:
         """What the next tick sees, for whoever has joined; None if the service stops."""
@@ -71,7 +77,7 @@ class Ticker:
     def join(self, request: web.Request) -> None:
         """Somebody looks on, and will `leave`."""
         self._viewers += 1
-        self._request = request.clone(rel_url=_EVENTS)
+        self._request = request
 
     def leave(self) -> None:
         """They have gone."""
@@ -116,7 +122,7 @@ class Now:
     async def show(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
         """The page."""
         watched = self._watched
-        running = await self._ticker.look(request.clone(rel_url=_EVENTS))
+        running = await self._ticker.look(request)
         failures, is_first_run = await self._stored()
         can_ask = visitor.name == ANONYMOUS and not watched.addresses.is_operators(request)
         return self._screens.page(
@@ -193,9 +199,7 @@ class Now:
         await self._screens.doorway.form_of(request, visitor.token)
         relay = self._watched.streams.find_any(name)
         if relay is not None:
-            assert relay.task is not None  # it runs
-            relay.post(StopRequested())
-            await asyncio.wait((relay.task,))
+            await stopped(relay)
         elif is_from_sibling:
             raise web.HTTPNotFound
         elif await asked_elsewhere(siblings, request) is None:

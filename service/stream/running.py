@@ -96,12 +96,7 @@ class RunningStreams:
         """Stop an owner's completion, and return once its partial text is handed over: True if that ended
         it, False if it had ended by itself; None if it doesn't run here."""
         relay = self.find(owner, completion_id)
-        if relay is None:
-            return None
-        assert relay.task is not None  # it runs
-        relay.post(StopRequested())
-        await asyncio.wait((relay.task,))
-        return relay.session.state is State.CLIENT_GONE
+        return None if relay is None else await stopped(relay)
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new streams, let the running ones end, then end those that are left.
@@ -125,3 +120,12 @@ class RunningStreams:
             relay.post(DrainExpired())
         tasks = [relay.task for relay in relays if relay.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def stopped(relay: Relay) -> bool:
+    """Stop a running completion, and return once its partial text is handed over: True if that ended it,
+    False if it had ended by itself."""
+    assert relay.task is not None  # it runs
+    relay.post(StopRequested())
+    await asyncio.wait((relay.task,))
+    return relay.session.state is State.CLIENT_GONE
