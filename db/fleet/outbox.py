@@ -10,15 +10,14 @@ what is too much for memory meanwhile is read from the local journal, which has 
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import structlog
 
 from db.fleet.contract import Engine, Entry, FleetUnavailable, Run
+from db.fleet.tending import tend
 from db.journal.reading import line_in, name_of, read_sizes
-from statemachine.backoff import backoff
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +29,6 @@ MOST_BEHIND = 200
 """Completions whose missing lines are looked for at a time."""
 KEEP_SECONDS = 600.0
 """How long a log can be read after its completion was stored; the row has the tape."""
-_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 2.0
 
 SegmentsOf = Callable[[Sequence[str]], list[Path]]
 """The journal's files that hold these completions (`db.journal.Journal.segments_of`)."""
@@ -130,7 +128,7 @@ class Outbox:
     # --- sending ----------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="fleet outbox")
+        self._task = asyncio.create_task(tend(self._step, self._note_away), name="fleet outbox")
 
     async def stop(self, patience_seconds: float) -> None:
         """Send what waits, for at most this long."""
@@ -144,31 +142,20 @@ class Outbox:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _run(self) -> None:
-        waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
-        while True:
-            await self._has_work.wait()
-            await asyncio.sleep(0)  # what else comes in this turn goes along
-            try:
-                await self._send()
-            except FleetUnavailable as error:
-                self._note_failure(str(error))
-                await asyncio.sleep(next(waits))
-                self._send_again(list(self._lengths))
-                continue
-            except Exception:
-                log.exception("fleet outbox failed")
-                await asyncio.sleep(_LONGEST_WAIT_SECONDS)
-                continue
-            if self.failure is not None:
-                log.info("fleet back")
-                self.failure = None
-            waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
+    async def _step(self) -> None:
+        await self._has_work.wait()
+        await asyncio.sleep(0)  # what else comes in this turn goes along
+        if self.failure is not None:
+            self._send_again(list(self._lengths))
+        await self._send()
+        if self.failure is not None:
+            log.info("fleet back")
+            self.failure = None
 
-    def _note_failure(self, reason: str) -> None:
+    def _note_away(self, error: FleetUnavailable) -> None:
         if self.failure is None:
-            log.error("fleet away", reason=reason)
-        self.failure = reason
+            log.error("fleet away", reason=str(error))
+        self.failure = str(error)
 
     def _send_again(self, completion_ids: Collection[str]) -> None:
         """The engine may have lost what it had of these. What is held of them is in the journal too."""

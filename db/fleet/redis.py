@@ -190,9 +190,7 @@ class RedisEngine:
                 commands.append(("PEXPIRE", (key, round(seconds * 1000))))
         if completion_ids:
             commands.append(("HDEL", (key_of("runs", token), *completion_ids)))
-        for _, result in await self._pipelined(commands):
-            if isinstance(result, Exception):
-                raise FleetUnavailable(_said(result)) from result
+        await self._all_of(commands)
 
     async def is_under_way(self, run: Run) -> bool:
         found = await self._call(self._client.hexists(key_of("runs", run.token), run.completion_id))
@@ -239,9 +237,7 @@ class RedisEngine:
                 read = ("COUNT", _READ_COUNT, "STREAMS", key_of("log", name), after_id(number))
                 commands.append(("XREAD", read))
             found: list[Entry] = []
-            for _, result in await self._pipelined(commands):
-                if isinstance(result, Exception):
-                    raise FleetUnavailable(_said(result)) from result
+            for result in await self._all_of(commands):
                 found += entries_of(result)
             if found or loop.time() >= until or self._nudged.is_set():
                 self._nudged.clear()
@@ -307,6 +303,14 @@ class RedisEngine:
                     if not self._is_ready:
                         await client.initialize()
                 self._is_ready = True
+
+    async def _all_of(self, commands: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """The results of all. Raises FleetUnavailable if one is an error."""
+        results = [result for _, result in await self._pipelined(commands)]
+        for result in results:
+            if isinstance(result, Exception):
+                raise FleetUnavailable(_said(result)) from result
+        return results
 
     async def _pipelined(
         self, commands: Sequence[tuple[str, tuple[Any, ...]]]

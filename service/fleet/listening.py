@@ -1,24 +1,20 @@
 """Does what other replicas ask for, and answers: `Listener`.
 
-It is looked after: whatever goes wrong, it goes on listening, and how long it hasn't heard of the engine is
-known (`silent_seconds`).
+Whatever goes wrong, it goes on listening (`db.fleet.tending`).
 """
 
 import asyncio
 import json
-import random
-import time
 from collections.abc import Awaitable, Callable
 
 import structlog
 
 from db.fleet import Command, Engine, FleetUnavailable
-from statemachine.backoff import backoff
+from db.fleet.tending import tend
 
 log = structlog.get_logger(__name__)
 
 _WAIT_SECONDS = 2.0
-_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 2.0
 
 CANCEL = "cancel"
 CANCELLED, ENDED, UNKNOWN = "cancelled", "ended", "unknown"
@@ -43,16 +39,10 @@ class Listener:
     def __init__(self, engine: Engine, cancel: Cancel) -> None:
         self._engine = engine
         self._cancel = cancel
-        self._heard_at = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def silent_seconds(self) -> float:
-        """How long ago the engine last said whether there is something."""
-        return time.monotonic() - self._heard_at
-
     def start(self) -> None:
-        self._begin(self._run())
+        self._begin(tend(self._step, lambda _: None))
 
     async def stop(self) -> None:
         tasks = list(self._tasks)
@@ -65,22 +55,10 @@ class Listener:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self) -> None:
-        waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
-        while True:
-            try:
-                command = await self._engine.asked(_WAIT_SECONDS)
-            except FleetUnavailable:
-                await asyncio.sleep(next(waits))
-                continue
-            except Exception:
-                log.exception("listening to the fleet failed")
-                await asyncio.sleep(_LONGEST_WAIT_SECONDS)
-                continue
-            waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
-            self._heard_at = time.monotonic()
-            if command is not None:
-                self._begin(self._do(command))
+    async def _step(self) -> None:
+        command = await self._engine.asked(_WAIT_SECONDS)
+        if command is not None:
+            self._begin(self._do(command))
 
     async def _do(self, command: Command) -> None:
         try:

@@ -9,22 +9,20 @@
 """
 
 import asyncio
-import random
 import time
 
 import structlog
 
 from db.fleet import Engine, Entry, FleetUnavailable, Run
+from db.fleet.tending import tend
 from db.journal.live import LiveReplay
 from service.stream.answers import Ending, ending_of
 from service.stream.audience import Audience
 from statemachine import Failure, SessionRecord, SessionRequest, StreamSession
-from statemachine.backoff import backoff
 
 log = structlog.get_logger(__name__)
 
 _WAIT_SECONDS = 2.0
-_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 2.0
 _REPLICA_LOST = Failure(
     "answer_unavailable",
     "The machine that runs it is gone; what it has shown is being brought back. Please try again.",
@@ -48,10 +46,12 @@ class Mirror:
         missed_at: when its replica was first not among the living, on the monotonic clock.
     """
 
-    def __init__(self, run: Run, live: LiveReplay, session: StreamSession) -> None:
+    def __init__(self, run: Run, live: LiveReplay) -> None:
+        session = live.first_session
+        assert session is not None  # its first line has been read
         self.run = run
         self.request: SessionRequest = session.request
-        self.session = session
+        self.session: StreamSession = session
         self.audience = Audience(session.request, session.transcript.tape)
         self.count = 0
         self.after = -1
@@ -82,8 +82,8 @@ class Mirror:
             self.audience.end(Ending(failure))
 
     def _look_for_end(self) -> None:
-        if self._live.record is not None and not self.audience.is_over:
-            self.audience.end(ending_of(self._live.record))
+        if self.record is not None and not self.audience.is_over:
+            self.audience.end(ending_of(self.record))
 
 
 class Mirrors:
@@ -102,13 +102,8 @@ class Mirrors:
         self._looked_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def count(self) -> int:
-        """How many completions are followed."""
-        return len(self._mirrors)
-
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="fleet mirrors")
+        self._task = asyncio.create_task(tend(self._step, self._note_away), name="fleet mirrors")
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -121,16 +116,15 @@ class Mirrors:
         """Read a completion along from now on; whoever does calls `leave` later, once. None if its log
         isn't there. Raises FleetUnavailable."""
         mirror = self._mirrors.get(run.completion_id)
+        is_new = mirror is None
+        if mirror is None and (made := await self._made(run)) is not None:
+            mirror = self._mirrors.setdefault(run.completion_id, made)
         if mirror is None:
-            made = await self._made(run)
-            mirror = self._mirrors.setdefault(run.completion_id, made) if made else None
-            if mirror is None:
-                return None
-            mirror.count += 1
+            return None
+        mirror.count += 1
+        if is_new:
             self._has_some.set()
             await self._nudge()
-            return mirror
-        mirror.count += 1
         return mirror
 
     def leave(self, mirror: Mirror) -> None:
@@ -152,8 +146,8 @@ class Mirrors:
                     mirror.feed(entry)
                     continue
                 live.feed(entry.lines)
-                if (session := live.first_session) is not None:
-                    mirror = Mirror(run, live, session)
+                if live.first_session is not None:
+                    mirror = Mirror(run, live)
                     mirror.after = after
             await asyncio.sleep(0)
         return mirror
@@ -164,21 +158,13 @@ class Mirrors:
         except FleetUnavailable:
             pass  # whoever waits is told the same
 
-    async def _run(self) -> None:
-        waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
-        while True:
-            await self._has_some.wait()
-            try:
-                await self._follow()
-                await self._look_who_lives()
-            except FleetUnavailable as error:
-                log.warning("fleet not readable", reason=str(error), followed=self.count)
-                await asyncio.sleep(next(waits))
-            except Exception:
-                log.exception("mirrors failed")
-                await asyncio.sleep(_LONGEST_WAIT_SECONDS)
-            else:
-                waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random.random)
+    async def _step(self) -> None:
+        await self._has_some.wait()
+        await self._follow()
+        await self._look_who_lives()
+
+    def _note_away(self, error: FleetUnavailable) -> None:
+        log.warning("fleet not readable", reason=str(error), followed=len(self._mirrors))
 
     async def _follow(self) -> None:
         after = {

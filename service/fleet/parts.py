@@ -36,7 +36,6 @@ class Fleet:
     Attributes:
         engine: what all replicas share.
         replica: this one's name.
-        copies_lines: others can read what runs here.
         outbox, membership, mirrors: see there.
         listener: set by `listen`.
 
@@ -48,9 +47,8 @@ class Fleet:
         name = config.replica or socket.gethostname()[:64] or "replica"
         self.replica = name if slot is None else f"{name}.{slot}"
         self.engine = engine or _engine(config, secrets.token_hex(8))
-        self.copies_lines = config.journal != "off"
         self._sends_first = config.journal == "before_send"
-        self.outbox = Outbox(self.engine, self.replica, copies_lines=self.copies_lines)
+        self.outbox = Outbox(self.engine, self.replica, copies_lines=config.journal != "off")
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
         self.listener: Listener | None = None
@@ -64,17 +62,6 @@ class Fleet:
     def listen(self, cancel: Cancel) -> None:
         """Have this done when another replica asks for it. Before the start, once."""
         self.listener = Listener(self.engine, cancel)
-
-    @property
-    def degraded(self) -> str | None:
-        """What doesn't work now; None if all does. The service serves all the same."""
-        if self.outbox.failure is not None:
-            return f"the engine can't be reached: {self.outbox.failure}"
-        if self.membership.rival:
-            return f"another process is replica {self.replica!r}; name one of them otherwise"
-        if not self.membership.is_held:
-            return "the lease ran out; others take this replica for dead"
-        return None
 
     async def keep(self, _: object) -> AsyncIterator[None]:
         """Start the parts, and stop them in the opposite order."""

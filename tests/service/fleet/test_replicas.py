@@ -3,13 +3,26 @@ Redis, a backend of the test's own."""
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.redis_servers import RedisServer
 from tests.service.fleet.conftest import MakeReplica
 from tests.service.process.conftest import asked, exchanges, reading
-from tests.service.stage.backend import Backend
+from tests.service.readers.conftest import Read
+from tests.service.stage.backend import Backend, Exchange
 from tests.service.stage.process import answers
+from tests.service.stage.workers import Door
+
+
+@asynccontextmanager
+async def begun(door: Door, script: Backend) -> AsyncIterator[tuple[Read, Exchange]]:
+    """An answer whose first word has come, and the backend's side of it."""
+    async with asked(door) as first:
+        (exchange,) = await exchanges(script, 1)
+        await first.until(1)
+        yield first, exchange
 
 
 async def test_a_replica_shows_what_runs_at_another(
@@ -112,9 +125,7 @@ async def test_streams_go_on_while_the_engine_is_away(
     """Readers elsewhere are told to come back, and read all of it once the engine is there again."""
     a, b = start_replica("a"), start_replica("b")
     (ours,), (theirs, shows) = await open_door(a), await open_door(b, 2)
-    async with asked(ours) as first:
-        (exchange,) = await exchanges(script, 1)
-        await first.until(1)
+    async with begun(ours, script) as (first, exchange):
         name = first.completion_id
         own_redis.stop()
         await exchange.words(" world")
@@ -138,9 +149,7 @@ async def test_what_is_shown_before_send_is_in_the_log_first(
     """No client sees a word that the engine doesn't have."""
     a = start_replica("a", journal="before_send")
     (ours,) = await open_door(a)
-    async with asked(ours) as first:
-        (exchange,) = await exchanges(script, 1)
-        await first.until(1)
+    async with begun(ours, script) as (first, exchange):
         own_redis.stop()
         await exchange.words(" world")
         await asyncio.sleep(1)
@@ -169,9 +178,7 @@ async def test_a_deleted_answer_is_gone_everywhere(
     """At every replica, as an object and as a stream, and in the engine."""
     a, b = start_replica("a"), start_replica("b")
     (ours,), (theirs,) = await open_door(a), await open_door(b)
-    async with asked(ours) as first:
-        (exchange,) = await exchanges(script, 1)
-        await first.until(1)
+    async with begun(ours, script) as (first, exchange):
         await exchange.finish()
         await first.whole()
     name = first.completion_id
@@ -194,9 +201,7 @@ async def test_a_stop_waits_for_no_engine(
     """Not with `before_send` either: what was said is saved, and the service ends."""
     a = start_replica("a", journal="before_send")
     (ours,) = await open_door(a)
-    async with asked(ours) as first:
-        (exchange,) = await exchanges(script, 1)
-        await first.until(1)
+    async with begun(ours, script) as (_, exchange):
         own_redis.stop()
         try:
             await exchange.words(" world")
