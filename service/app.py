@@ -94,9 +94,9 @@ def build_app(
     app[CONFIG], app[DIRECTORY] = Live(config), directory
     app[STREAMS] = streams = RunningStreams(config.server.max_concurrent_streams)
     app[RELOADER] = Reloader(app[CONFIG], RELOADABLE, _changes(app))
-    fleet = _fleet(app, config, siblings)
-    keeping = _keeping(app, config, store, metrics, fleet)
-    app.add_routes(_routes(app, keeping, siblings, fleet, watchers, charging, lives))
+    keeping = _keeping(app, config, store, metrics, _fleet(app, config, siblings))
+    answering = _answering(app, keeping, siblings, watchers, charging)
+    app.add_routes(_routes(app, keeping, siblings, answering, lives))
     _add_metrics(app, metrics, keeping)
     if tracing:
         app.cleanup_ctx.append(tracing.exporting)  # first, so that it stops when all have ended
@@ -222,13 +222,11 @@ def _routes(
     app: web.Application,
     keeping: Persistence,
     siblings: Siblings | None,
-    fleet: Fleet | None,
-    watchers: Watchers,
-    charging: Charging,
+    answering: tuple[Reading, Completions],
     lives: Lives,
 ) -> list[web.RouteDef]:
     live, directory, streams = app[CONFIG], app[DIRECTORY], app[STREAMS]
-    reading, completions = _answering(app, keeping, siblings, fleet, watchers, charging)
+    reading, completions = answering
     return [
         *completions.routes(),
         *reading.routes(),
@@ -248,14 +246,13 @@ def _answering(
     app: web.Application,
     keeping: Persistence,
     siblings: Siblings | None,
-    fleet: Fleet | None,
     watchers: Watchers,
     charging: Charging,
 ) -> tuple[Reading, Completions]:
     """What answers, and what reads answers again."""
     live, streams, clock = app[CONFIG], app[STREAMS], steady_clock()
     store, recovering = keeping.store, keeping.is_recovering
-    elsewhere = Elsewhere(fleet) if fleet else None
+    elsewhere = Elsewhere(app[FLEET]) if FLEET in app else None
     reading = Reading(
         live, store, streams, clock, recovering, siblings, elsewhere, watchers=watchers
     )
