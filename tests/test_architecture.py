@@ -123,6 +123,7 @@ MAY_IMPORT = {
         "service/tracing",
     },
     "service/process": {
+        "service/fleet",
         "service/app.py",
         "service/edge",
         "service/persistence.py",

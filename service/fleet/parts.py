@@ -21,8 +21,8 @@ _FLUSH_SECONDS = 5.0
 """How long a stop waits for the engine to take what is left."""
 
 
-class FleetNotInstalled(Exception):
-    """The configuration wants a fleet, and what it takes isn't installed. The message says how."""
+class FleetUnusable(Exception):
+    """The configuration wants a fleet, and there can be none. The message says why and what to do."""
 
 
 class Fleet:
@@ -40,7 +40,7 @@ class Fleet:
         listener: set by `listen`.
 
     Raises:
-        FleetNotInstalled: the extra `fleet` is missing.
+        FleetUnusable: the extra `fleet` is missing, or the URL can't be read.
     """
 
     def __init__(self, config: FleetConfig, slot: int | None, engine: Engine | None = None) -> None:
@@ -84,9 +84,15 @@ def _engine(config: FleetConfig, token: str) -> Engine:
     try:
         from db.fleet.redis import RedisEngine
     except ImportError as error:
-        raise FleetNotInstalled(
+        raise FleetUnusable(
             "fleet.url is set, but the package redis isn't installed: "
             "pip install 'verbatim-chat[fleet]'"
         ) from error
     assert config.url is not None
-    return RedisEngine(config.url, token)
+    try:
+        return RedisEngine(config.url, token)
+    except ValueError:  # not chained: it may quote a password
+        raise FleetUnusable(
+            "fleet.url can't be read: it looks like redis://:password@host:6379/0, or "
+            "redis+sentinel://host:26379,host:26379/service"
+        ) from None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from service import __version__
 from service.app import load_for_workers
+from service.fleet.parts import FleetUnusable
 from service.persistence import CANNOT_KEEP
 from service.process.hangup import Hangups
 from service.process.listening import CannotServe, Listeners, bind
@@ -122,7 +123,7 @@ def run_alone(
     try:
         with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
             runner.run(serve(config, load, hangups, listeners, slot))
-    except CANNOT_KEEP as error:
+    except (*CANNOT_KEEP, FleetUnusable) as error:
         print(error, file=sys.stderr, flush=True)
         return 1
     return 0

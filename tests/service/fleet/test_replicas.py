@@ -213,3 +213,12 @@ async def test_a_stop_waits_for_no_engine(
         finally:
             own_redis.start()
     assert ["Hello world"] == [words for _, _, words, _ in answers(database_url)]
+
+
+def test_a_url_that_makes_no_sense_ends_the_start(start_replica: MakeReplica) -> None:
+    """With a sentence that says what one looks like, and without the password in it."""
+    process = start_replica("a", url="redis+sentinel://:secret@host:port,other/service")
+    assert 1 == process.popen.wait(30)
+    said = process.log.read_text()
+    assert "fleet.url can't be read" in said
+    assert "Traceback" not in said and "secret" not in said
