@@ -83,6 +83,7 @@ class Fleet:
 def _engine(config: FleetConfig, token: str) -> Engine:
     try:
         from db.fleet.redis import RedisEngine
+        from db.fleet.redis_link import RedisLink
     except ImportError as error:
         raise FleetUnusable(
             "fleet.url is set, but the package redis isn't installed: "
@@ -90,7 +91,7 @@ def _engine(config: FleetConfig, token: str) -> Engine:
         ) from error
     assert config.url is not None
     try:
-        return RedisEngine(config.url, token)
+        return RedisEngine(RedisLink(config.url), token)
     except ValueError:  # not chained: it may quote a password
         raise FleetUnusable(
             "fleet.url can't be read: it looks like redis://:password@host:6379/0, or "

@@ -8,6 +8,7 @@ import pytest
 from db.fleet import Engine
 from db.fleet.memory import MemoryEngine, Shared
 from db.fleet.redis import RedisEngine
+from db.fleet.redis_link import RedisLink
 from tests.redis_servers import redis_cluster, redis_sentinels
 
 MakeEngine = Callable[[], Engine]
@@ -42,7 +43,9 @@ async def make_engine(request: pytest.FixtureRequest) -> AsyncIterator[MakeEngin
 
     def make() -> Engine:
         token = secrets.token_hex(8)
-        engine: Engine = MemoryEngine(token, shared) if url is None else RedisEngine(url, token)
+        engine: Engine = (
+            MemoryEngine(token, shared) if url is None else RedisEngine(RedisLink(url), token)
+        )
         made.append(engine)
         return engine
 
@@ -53,7 +56,7 @@ async def make_engine(request: pytest.FixtureRequest) -> AsyncIterator[MakeEngin
 
 async def empty(url: str) -> None:
     """Forget everything there."""
-    engine = RedisEngine(url, "")
+    engine = RedisEngine(RedisLink(url), "")
     try:
         await engine._client.flushall()
     finally:

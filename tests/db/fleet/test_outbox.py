@@ -11,6 +11,7 @@ from db.fleet.journal import CopiedJournal
 from db.fleet.memory import MemoryEngine, Shared
 from db.fleet.outbox import Outbox
 from db.fleet.redis import RedisEngine
+from db.fleet.redis_link import RedisLink
 from db.journal import Fsync
 from db.journal.live import LiveReplay
 from statemachine import ChunkReceived, SessionRecord, UpstreamFinished
@@ -51,7 +52,7 @@ async def writer(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         engine = MemoryEngine("token", Shared())
     else:
         server: RedisServer = request.getfixturevalue("own_redis")
-        engine = RedisEngine(server.url, "token")
+        engine = RedisEngine(RedisLink(server.url), "token")
     made = Writer(tmp_path / "journal", engine)
     yield made
     await made.close()
@@ -140,7 +141,7 @@ async def test_a_killed_engine_gets_it_all_when_it_is_back(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
     """An empty one too: what runs can be read from its beginning again."""
-    writer = Writer(tmp_path / "journal", RedisEngine(own_redis.url, "token"))
+    writer = Writer(tmp_path / "journal", RedisEngine(RedisLink(own_redis.url), "token"))
     try:
         writer.begin("chatcmpl-1")
         writer.say("chatcmpl-1", "one ")

@@ -1,0 +1,194 @@
+"""The way to a Redis or Valkey: standalone, behind Sentinel, as a cluster. The only file that sees redis-py.
+
+1. What blocks has a connection of its own, and never blocks for longer than `LONGEST_BLOCK_SECONDS`:
+   the client's socket time-out, which tells a dead connection, is longer than that.
+2. In a cluster a pipeline is sent for each slot's node, so that one node's end costs the others nothing.
+
+Never here: what is kept there.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+import redis.asyncio
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from db.cancelling import cancelled_if_told
+from db.fleet.contract import FleetUnavailable
+from db.fleet.keys import PREFIX
+
+_RETRIES = 3
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.02, 0.5
+_CONNECT_SECONDS = 2.0
+_SOCKET_SECONDS = 5.0
+LONGEST_BLOCK_SECONDS = 2.0
+
+_T = TypeVar("_T")
+
+Told = tuple[str, tuple[Any, ...]]
+"""Its name and its arguments; the first of these that begins with our prefix is its key."""
+
+
+class Refused(FleetUnavailable):
+    """The server has answered that it won't do this."""
+
+
+class RedisLink:
+    """Two clients: one for what answers at once, one for what waits.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`, as redis-py reads them; `redis+sentinel://host:port,
+            host:port/service` for Sentinel; `redis+cluster://host:port` for a cluster.
+
+    Attributes:
+        client: for what answers at once.
+        blocking: for what waits; one call at a time is quick.
+        is_cluster: no command may have keys of two slots.
+
+    Raises:
+        ValueError: the URL can't be read.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.client = _client(url)
+        self.blocking = _client(url)
+        self.is_cluster = isinstance(self.client, RedisCluster)
+        self._is_ready = False
+        self._getting_ready = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Release every resource. Never raises."""
+        for client in (self.client, self.blocking):
+            # A client that Sentinel made doesn't close the connections to those who watch.
+            watched = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+            for each in (client, *(watched.sentinels if watched else ())):
+                with suppress(RedisError, OSError):
+                    await each.aclose()
+
+    def script(self, text: str) -> Callable[[Sequence[str], Sequence[Any]], Awaitable[Any]]:
+        """A Lua script, to be called with its keys and its other arguments. The server is sent the text if it
+        never saw it."""
+        registered = self.client.register_script(text)
+
+        async def run(keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+            return await self.call(registered(keys, arguments))
+
+        return run
+
+    async def call(self, call: Awaitable[_T] | Any) -> _T:
+        """The result of a client's command. Raises FleetUnavailable."""
+        try:
+            await self._get_ready()
+            with cancelled_if_told():
+                result: _T = await call
+        except (RedisError, OSError) as error:
+            if asyncio.iscoroutine(call):
+                call.close()  # it may not have begun
+            raise FleetUnavailable(_said(error)) from error
+        return result
+
+    async def _get_ready(self) -> None:
+        """In a cluster, have it looked who has which slots, once: redis-py 8.1 closes connections that
+        others have just made, where several find it out at once."""
+        if self.is_cluster and not self._is_ready:
+            async with self._getting_ready:
+                for client in (self.client, self.blocking):
+                    if not self._is_ready:
+                        await client.initialize()
+                self._is_ready = True
+
+    async def all_of(self, commands: Sequence[Told]) -> list[Any]:
+        """The results of all. Raises FleetUnavailable if one is an error."""
+        results = [result for _, result in await self.pipelined(commands)]
+        for result in results:
+            if isinstance(result, FleetUnavailable):
+                raise result
+        return results
+
+    async def pipelined(self, commands: Sequence[Told]) -> list[tuple[Told, Any]]:
+        """Each command with its result, or with `Refused` or FleetUnavailable. In a cluster those of one
+        node go together, and apart from the others'."""
+        results: list[tuple[Told, Any]] = []
+        try:
+            await self._get_ready()
+        except (RedisError, OSError) as error:
+            raise FleetUnavailable(_said(error)) from error
+        for group in self._groups(commands):
+            pipeline = self.client.pipeline(transaction=False)
+            for name, arguments in group:
+                pipeline.execute_command(name, *arguments)
+            found = await self.call(pipeline.execute(raise_on_error=False))
+            results += zip(group, map(_told, found), strict=True)
+        return results
+
+    def _groups(self, commands: Sequence[Told]) -> Sequence[Sequence[Told]]:
+        if not isinstance(self.client, RedisCluster):
+            return [commands] if commands else []
+        groups: dict[str, list[Told]] = {}
+        for command in commands:
+            key = next(part for part in command[1] if str(part).startswith(PREFIX))
+            node = self.client.get_node_from_key(key)
+            groups.setdefault(node.name if node else "", []).append(command)
+        return list(groups.values())
+
+
+def _told(result: Any) -> Any:
+    if not isinstance(result, Exception):
+        return result
+    kind = Refused if isinstance(result, ResponseError) else FleetUnavailable
+    return kind(_said(result))
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, without anything that was stored: the server quotes no values."""
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+# --- which client -------------------------------------------------------------------------------
+
+
+def _client(url: str) -> Any:
+    # Not all of redis-py's ways to make a client have retries and time-outs of their own.
+    options: dict[str, Any] = {
+        "retry": Retry(ExponentialBackoff(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS), _RETRIES),
+        "socket_timeout": _SOCKET_SECONDS,
+        "socket_connect_timeout": _CONNECT_SECONDS,
+    }
+    parts = urlsplit(url)
+    if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
+        return _of_sentinels(parts, options)
+    if parts.scheme in ("redis+cluster", "rediss+cluster"):
+        plain = urlunsplit(parts._replace(scheme=parts.scheme.partition("+")[0]))
+        return RedisCluster.from_url(plain, **options)
+    return redis.asyncio.Redis.from_url(url, **options)
+
+
+def _of_sentinels(parts: Any, options: dict[str, Any]) -> Any:
+    """The client of whoever is the master now."""
+    name, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = name.partition(":")
+    places = [host.rpartition(":") for host in hosts.split(",")]
+    addresses = [(host or port, int(port) if host else 26379) for host, _, port in places]
+    if parts.scheme.startswith("rediss"):
+        options = {**options, "ssl": True}
+    path, _, database = parts.path.strip("/").partition("/")
+    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+    sentinel_options: dict[str, Any] = {"socket_timeout": _CONNECT_SECONDS}
+    if "sentinel_password" in query:
+        sentinel_options["password"] = query["sentinel_password"]
+    make: Any = Sentinel  # without types
+    sentinel = make(addresses, sentinel_kwargs=sentinel_options, **options)
+    return sentinel.master_for(
+        path or "mymaster",
+        username=user or None,
+        password=password or None,
+        db=int(database or 0),
+        **options,
+    )
