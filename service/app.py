@@ -36,6 +36,7 @@ from service.endpoints.reading import Reading
 from service.endpoints.repeats import Repeats
 from service.endpoints.stored import StoredCompletions
 from service.fleet.elsewhere import Elsewhere
+from service.fleet.others import Others
 from service.fleet.parts import Fleet
 from service.metrics.gauges import Sources
 from service.metrics.scraping import Metrics
@@ -230,12 +231,16 @@ def _routes(
     return [
         *completions.routes(),
         *reading.routes(),
-        *Listing(keeping.store, streams, siblings).routes(),
+        *Listing(keeping.store, streams, siblings, _others(app)).routes(),
         *StoredCompletions(keeping.store, live, reading.elsewhere).routes(),
         *Conversations(keeping.store).routes(),
         *Models(directory).routes(),
         *Probes(
-            streams, keeping.checks, lambda: keeping.saver.unsaved, directory.circuits
+            streams,
+            keeping.checks,
+            lambda: keeping.saver.unsaved,
+            directory.circuits,
+            app[FLEET].degraded if FLEET in app else None,
         ).routes(),
         *OpenApi().routes(),
         *page_routes(_watched(app, keeping, siblings, reading, lives)),
@@ -297,7 +302,12 @@ def _watched(
         keeping.letters,
         lives,
         siblings,
+        _others(app),
     )
+
+
+def _others(app: web.Application) -> Others | None:
+    return Others(app[FLEET]) if FLEET in app else None
 
 
 def _closing(directory: AgentDirectory) -> CleanupContext:

@@ -83,12 +83,14 @@ MAY_IMPORT = {
         "service/wire",
     },
     "service/page": {
+        "db/fleet",  # who is there
         "db/overview.py",  # what everybody has
         "db/store.py",
         "service/agents",
         "service/callers",
         "service/edge",
         "service/endpoints",
+        "service/fleet",
         "service/settings",
         "service/stream",
     },
