@@ -196,7 +196,12 @@ def _metrics(
 ) -> Metrics | None:
     if not config.metrics.enabled:
         return None
-    return Metrics(directory.is_known, per_owner=config.metrics.per_owner, siblings=siblings)
+    return Metrics(
+        directory.is_known,
+        per_owner=config.metrics.per_owner,
+        siblings=siblings,
+        has_fleet=config.fleet.url is not None,
+    )
 
 
 def _add_metrics(app: web.Application, metrics: Metrics | None, keeping: Persistence) -> None:
@@ -213,6 +218,9 @@ def _add_metrics(app: web.Application, metrics: Metrics | None, keeping: Persist
         keeping.dead_letters,
         keeping.checks["database"],
     )
+    if metrics.fleet is not None:
+        metrics.fleet.watch(app[FLEET])
+        app[FLEET].outbox.note_append = metrics.fleet.appended
     own_names = own_names_alone(server.allowed_hosts)
     check = may_scrape(app[ADMINS], app[ADDRESSES], own_names)
     app.add_routes([metrics.endpoint(sources, check, app[DIRECTORY].models)])

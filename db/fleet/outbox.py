@@ -47,12 +47,14 @@ class Outbox:
     Attributes:
         segments_of: set by the journal whose lines these are.
         failure: why the last call failed; None while all go.
+        fenced: how many completions others have brought to an end while they ran here.
         note_append: told how many seconds each call took that added lines.
     """
 
     def __init__(self, engine: Engine, replica: str, *, copies_lines: bool = True) -> None:
         self.segments_of: SegmentsOf = lambda _: []
         self.failure: str | None = None
+        self.fenced = 0
         self.note_append: Callable[[float], None] = lambda _: None
         self._waiting = Waiting()
         self._engine = engine

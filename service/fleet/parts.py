@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from db.fleet import VERSION, Engine
+from db.fleet import VERSION, Engine, Replica
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
 from db.fleet.outbox import Outbox
@@ -79,6 +79,11 @@ class Fleet:
         """True of the name of a worker of this very service."""
         return self._machine is not None and replica.rpartition(".")[0] == self._machine
 
+    async def seen(self, seconds: float) -> tuple[Replica, ...] | None:
+        """Who is there; None if the engine doesn't say so within so many seconds."""
+        is_known = await self.roster.look(seconds)
+        return tuple(self.roster.replicas) if is_known else None
+
     async def degraded(self) -> list[str]:
         """What doesn't work as it should, a sentence each; after 0.3 s at most."""
         await self.roster.look(_LOOK_SECONDS)
@@ -105,7 +110,7 @@ class Fleet:
             calls_failed=self.engine.health.calls_failed,
             adopted=self.adoptions.adopted,
             adopting=self.adoptions.adopting,
-            fenced=self.adoptions.fenced,
+            fenced=self.outbox.fenced,
             fallbacks=self.fallbacks.fallbacks,
         )
 

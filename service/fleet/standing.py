@@ -20,19 +20,17 @@ class Adoptions(Protocol):
     Attributes:
         adopted: how many were, here, since the start.
         adopting: how many are being adopted here.
-        fenced: how many of this replica's own others took over while it lived.
     """
 
     adopted: int
     adopting: int
-    fenced: int
 
 
 class Fallbacks(Protocol):
     """As much as is shown of limits that several machines share.
 
     Attributes:
-        fallbacks: how many admissions went by this machine's share alone, since the start.
+        fallbacks: how often, since the start, each machine began to limit by its share alone.
     """
 
     fallbacks: int
@@ -44,7 +42,6 @@ class Nothing:
 
     adopted: int = 0
     adopting: int = 0
-    fenced: int = 0
     fallbacks: int = 0
 
 
@@ -64,7 +61,8 @@ class Standing:
         answered, unanswered: what others asked of it.
         silent_seconds: since it last heard whether others ask something.
         calls_failed: calls to the engine.
-        adopted, adopting, fenced, fallbacks: see `Adoptions` and `Fallbacks`.
+        adopted, adopting, fallbacks: see `Adoptions` and `Fallbacks`.
+        fenced: how many of its completions others brought to an end while it lived.
     """
 
     replica: str

@@ -19,6 +19,7 @@ from service.settings.config import JournalConfig
 from service.settings.fleet import FleetConfig
 from tests.redis_servers import RedisServer
 from tests.service.conftest import Kept, Service, ServiceMaker
+from tests.service.metrics.conftest import scraped
 from tests.service.page.conftest import (
     ADMIN_KEYS,
     CALLER,
@@ -31,6 +32,7 @@ from tests.service.page.conftest import visit as visit
 from tests.service.page.test_now import ask_slowly
 
 COMPLETIONS = "/v1/chat/completions"
+FIGURES = "verbatim_fleet"
 Join = Callable[..., Awaitable[Service]]
 
 
@@ -110,6 +112,32 @@ async def test_another_version_is_told(join: Join) -> None:
     ]
     (told,) = degraded(standing, others)
     assert f"a replica of another version: 'new', {VERSION + 1}" in told
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+async def test_metrics_tell_of_the_fleet(join: Join) -> None:
+    """Who is there, what is followed and by how many, what was asked, how long the engine took."""
+    a, b = await join("a"), await join("b")
+    _, name = await ask_slowly(a)
+    path = f"{b.url}{COMPLETIONS}/{name}?stream=true"
+    async with b.http.get(path) as one, b.http.get(path) as two:
+        await asyncio.gather(one.content.readany(), two.content.readany())
+        found = await scraped(b)
+        assert (1, 2) == (
+            found.value(f"{FIGURES}_mirrors"),
+            found.value(f"{FIGURES}_mirror_readers"),
+        )
+    assert 2 == found.value(f"{FIGURES}_replicas", state="alive")
+    assert (1, 1) == (found.value(f"{FIGURES}_lease_held"), found.value(f"{FIGURES}_engine_up"))
+    async with b.http.post(f"{b.url}{COMPLETIONS}/{name}/cancel") as response:
+        assert 200 == response.status
+    found = await scraped(a)
+    assert 1 == found.value(f"{FIGURES}_commands_total", outcome="answered")
+    assert found.value(f"{FIGURES}_append_seconds_count") > 1
+    assert 5 > found.value(f"{FIGURES}_listener_silent_seconds")
+    assert 0 == found.value(f"{FIGURES}_calls_failed_total")
 
 
 # --- lists --------------------------------------------------------------------------------------
