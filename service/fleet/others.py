@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import frozen
 
-from db.fleet import FleetUnavailable, Replica
+from db.fleet import VERSION, FleetUnavailable, Replica
 from service.fleet.listening import UNKNOWN, Teller, tell_command
 from service.fleet.parts import Fleet
 
@@ -24,7 +24,8 @@ class Told:
 
     Attributes:
         answers: each one's name and answer.
-        silent: the names of those that gave none, though they are alive, or left something behind.
+        silent: the names of those that gave none, though they are alive, or left something behind; with
+            those of another version.
         is_known: False if the engine doesn't say who is there.
     """
 
@@ -60,8 +61,9 @@ class Others:
         left = until - asyncio.get_running_loop().time()
         if not is_known or left <= 0:
             return Told((), [each.name for each in alive], is_known=False)
-        names = {each.token: each.name for each in alive}
-        return await self._ask(names, what, arguments, left)
+        names = {each.token: each.name for each in alive if each.version == VERSION}
+        told = await self._ask(names, what, arguments, left)
+        return Told(told.answers, [*told.silent, *self._strangers])
 
     async def tell_of(
         self, owner: str, known: Iterable[str], what: str, arguments: Sequence[Any]
@@ -85,13 +87,13 @@ class Others:
             and not self.fleet.is_sibling(run.replica)
         }
         if not wanted:
-            return Told()
+            return Told(silent=self._strangers)
         await self.fleet.roster.look(LIST_SECONDS)
         alive = {each.token for each in self.there if each.is_alive}
         asked = {token: name for token, name in wanted.items() if token in alive}
         told = await self._ask(asked, what, arguments, LIST_SECONDS)
         dead = [name for token, name in wanted.items() if token not in alive]
-        return Told(told.answers, [*told.silent, *dead])
+        return Told(told.answers, [*told.silent, *dead, *self._strangers])
 
     @property
     def there(self) -> list[Replica]:
@@ -102,6 +104,11 @@ class Others:
             for each in fleet.roster.replicas
             if each.token != fleet.engine.token and not fleet.is_sibling(each.name)
         ]
+
+    @property
+    def _strangers(self) -> list[str]:
+        """The living of another version, as they were seen last: they can be asked nothing."""
+        return [each.name for each in self.there if each.is_alive and each.version != VERSION]
 
     async def _ask(
         self, names: Mapping[str, str], what: str, arguments: Sequence[Any], seconds: float

@@ -4,14 +4,17 @@ The replicas are whole services in this process; the engine is a real Redis.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from db.fleet import VERSION, Replica
 from service.app import FLEET
+from service.fleet.others import Others
 from service.fleet.standing import degraded
 from service.settings.access import AuthConfig
 from service.settings.admin import AdminConfig
@@ -148,17 +151,20 @@ async def test_lists_have_what_runs_at_all_replicas(join: Join) -> None:
     keys = {"auth": AuthConfig(CALLER_KEYS), "admin": AdminConfig(ADMIN_KEYS)}
     a, b = await join("a", **keys), await join("b", **keys)
     a.key = b.key = CALLER
-    (_, first), (_, second) = await ask_slowly(a), await ask_slowly(b, metadata={"chat": "42"})
+    (_, ours), (_, tagged) = await ask_slowly(a), await ask_slowly(b, metadata={"chat": "42"})
     whole = await listed(a, CALLER)
+    order = sorted((each["created"], each["id"]) for each in whole["data"])
+    (_, first), (_, second) = order
     assert [first, second] == [each["id"] for each in whole["data"]]
+    assert {ours, tagged} == {first, second}
     assert "partial" not in whole
     theirs = (await listed(b, CALLER, limit="1"))["data"][0]
     assert (first, "streaming") == (theirs["id"], theirs["state"])
-    assert theirs["choices"][0]["message"]["content"].startswith("word ")
+    assert theirs["choices"][0]["message"]["content"].startswith("word")
     page = await listed(a, CALLER, limit="1", after=first)
     assert [second] == [each["id"] for each in page["data"]]
     filtered = await listed(a, CALLER, **{"metadata[chat]": "42"})
-    assert [second] == [each["id"] for each in filtered["data"]]
+    assert [tagged] == [each["id"] for each in filtered["data"]]
     assert [] == (await listed(a, CALLER, model="other"))["data"]
     assert [] == (await listed(a, CALLER, state="pending"))["data"]
     assert not await b.app[FLEET].engine.runs_of("ops")
@@ -184,6 +190,31 @@ async def test_a_list_that_may_lack_something_says_so(
 
 def known(shown: Any) -> tuple[list[str], bool]:
     return [each["id"] for each in shown["data"]], shown["partial"]
+
+
+async def test_nothing_is_asked_of_another_version(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named as one whose answers are missing, and costs no waiting."""
+    a, _ = await join("a"), await join("b")
+    _, ours = await ask_slowly(a)
+    fleet = a.app[FLEET]
+    assert await fleet.roster.look(5)
+    monkeypatch.setattr(
+        fleet.roster,
+        "replicas",
+        [evolve(each, version=each.version + (each.name == "b")) for each in fleet.roster.replicas],
+    )
+
+    async def stay_as_it_is(_: float) -> bool:
+        return True
+
+    monkeypatch.setattr(fleet.roster, "look", stay_as_it_is)
+    began_at = time.monotonic()
+    told = await Others(fleet).tell("now", (), 5)
+    assert ([], ["b"], True) == (list(told.answers), list(told.silent), told.is_known)
+    assert ([ours], True) == known(await listed(a))
+    assert 4 > time.monotonic() - began_at
 
 
 # --- the page -----------------------------------------------------------------------------------
