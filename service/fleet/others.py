@@ -29,8 +29,8 @@ class Told:
         is_known: False if the engine doesn't say who is there.
     """
 
-    answers: Sequence[tuple[str, Any]] = ()
-    silent: Sequence[str] = ()
+    answers: tuple[tuple[str, Any], ...] = ()
+    silent: tuple[str, ...] = ()
     is_known: bool = True
 
     @property
@@ -60,10 +60,10 @@ class Others:
         alive = [each for each in self.there if each.is_alive]
         left = until - asyncio.get_running_loop().time()
         if not is_known or left <= 0:
-            return Told((), [each.name for each in alive], is_known=False)
+            return Told((), tuple(each.name for each in alive), is_known=False)
         names = {each.token: each.name for each in alive if each.version == VERSION}
         told = await self._ask(names, what, arguments, left)
-        return Told(told.answers, [*told.silent, *self._strangers])
+        return Told(told.answers, (*told.silent, *self._strangers))
 
     async def tell_of(
         self, owner: str, known: Iterable[str], what: str, arguments: Sequence[Any]
@@ -93,7 +93,7 @@ class Others:
         asked = {token: name for token, name in wanted.items() if token in alive}
         told = await self._ask(asked, what, arguments, LIST_SECONDS)
         dead = [name for token, name in wanted.items() if token not in alive]
-        return Told(told.answers, [*told.silent, *dead, *self._strangers])
+        return Told(told.answers, (*told.silent, *dead, *self._strangers))
 
     @property
     def there(self) -> list[Replica]:
@@ -106,9 +106,10 @@ class Others:
         ]
 
     @property
-    def _strangers(self) -> list[str]:
+    def _strangers(self) -> tuple[str, ...]:
         """The living of another version, as they were seen last: they can be asked nothing."""
-        return [each.name for each in self.there if each.is_alive and each.version != VERSION]
+        alive = (each for each in self.there if each.is_alive)
+        return tuple(each.name for each in alive if each.version != VERSION)
 
     async def _ask(
         self, names: Mapping[str, str], what: str, arguments: Sequence[Any], seconds: float
@@ -121,7 +122,7 @@ class Others:
                 silent.append(name)
             else:
                 answers.append((name, answer))
-        return Told(answers, silent)
+        return Told(tuple(answers), tuple(silent))
 
     async def _said(self, token: str, command: str, seconds: float) -> Any:
         try:

@@ -19,7 +19,7 @@ def test_each_replica_has_one_row() -> None:
         Replica("c", "cccccc" + "0" * 10, 1, is_alive=True),
         Replica("a", "dddddd" + "0" * 10, 1, is_alive=False),
     ]
-    rows = replica_rows([here], Told([("a", there)], ["c"]), known)
+    rows = replica_rows([here], Told((("a", there),), ("c",)), known)
     told = [(row["replica"], row["token"], row["state"], row.get("streams")) for row in rows]
     assert [
         ("a", "aaaaaa", "alive", 0),
@@ -31,8 +31,8 @@ def test_each_replica_has_one_row() -> None:
 
 def test_what_is_missing_is_a_sentence() -> None:
     """By the names of who is silent; none if all is there. Viewers are told when it changes."""
-    assert "" == missing_text(Told([("a", {})]))
-    silent = missing_text(Told([], ["c", "b"]))
+    assert "" == missing_text(Told((("a", {}),)))
+    silent = missing_text(Told((), ("c", "b")))
     assert "What runs at b, c can't be told now." == silent
     assert "the engine is away" in missing_text(Told(is_known=False))
     before, after = Running(1.0), Running(2.0, missing=silent)
