@@ -36,6 +36,7 @@ from service.endpoints.reading import Reading
 from service.endpoints.repeats import Repeats
 from service.endpoints.stored import StoredCompletions
 from service.fleet.elsewhere import Elsewhere
+from service.fleet.others import Others
 from service.fleet.parts import Fleet
 from service.metrics.gauges import Sources
 from service.metrics.scraping import Metrics
@@ -195,7 +196,12 @@ def _metrics(
 ) -> Metrics | None:
     if not config.metrics.enabled:
         return None
-    return Metrics(directory.is_known, per_owner=config.metrics.per_owner, siblings=siblings)
+    return Metrics(
+        directory.is_known,
+        per_owner=config.metrics.per_owner,
+        siblings=siblings,
+        has_fleet=config.fleet.url is not None,
+    )
 
 
 def _add_metrics(app: web.Application, metrics: Metrics | None, keeping: Persistence) -> None:
@@ -212,6 +218,9 @@ def _add_metrics(app: web.Application, metrics: Metrics | None, keeping: Persist
         keeping.dead_letters,
         keeping.checks["database"],
     )
+    if metrics.fleet is not None:
+        metrics.fleet.watch(app[FLEET])
+        app[FLEET].outbox.note_append = metrics.fleet.appended
     own_names = own_names_alone(server.allowed_hosts)
     check = may_scrape(app[ADMINS], app[ADDRESSES], own_names)
     app.add_routes([metrics.endpoint(sources, check, app[DIRECTORY].models)])
@@ -230,12 +239,16 @@ def _routes(
     return [
         *completions.routes(),
         *reading.routes(),
-        *Listing(keeping.store, streams, siblings).routes(),
+        *Listing(keeping.store, streams, siblings, _others(app)).routes(),
         *StoredCompletions(keeping.store, live, reading.elsewhere).routes(),
         *Conversations(keeping.store).routes(),
         *Models(directory).routes(),
         *Probes(
-            streams, keeping.checks, lambda: keeping.saver.unsaved, directory.circuits
+            streams,
+            keeping.checks,
+            lambda: keeping.saver.unsaved,
+            directory.circuits,
+            app[FLEET].degraded if FLEET in app else None,
         ).routes(),
         *OpenApi().routes(),
         *page_routes(_watched(app, keeping, siblings, reading, lives)),
@@ -297,7 +310,12 @@ def _watched(
         keeping.letters,
         lives,
         siblings,
+        _others(app),
     )
+
+
+def _others(app: web.Application) -> Others | None:
+    return Others(app[FLEET]) if FLEET in app else None
 
 
 def _closing(directory: AgentDirectory) -> CleanupContext:

@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "service/agents": {"service/edge", "service/settings", "service/wire"},
     "service/stream": {"service/agents", "service/edge", "service/wire"},
     "service/completion_log.py": {"service/stream", "service/telemetry.py"},
-    "service/metrics": {"service/edge", "service/stream"},
+    "service/metrics": {"db/fleet", "service/edge", "service/fleet", "service/stream"},
     "service/callers": {"service/edge", "service/settings", "service/stream"},
     "service/endpoints": {
         "service/fleet",
@@ -83,12 +83,14 @@ MAY_IMPORT = {
         "service/wire",
     },
     "service/page": {
+        "db/fleet",  # who is there
         "db/overview.py",  # what everybody has
         "db/store.py",
         "service/agents",
         "service/callers",
         "service/edge",
         "service/endpoints",
+        "service/fleet",
         "service/settings",
         "service/stream",
     },

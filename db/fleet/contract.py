@@ -13,6 +13,8 @@ from typing import Protocol
 
 from attrs import frozen
 
+from db.fleet.health import EngineHealth
+
 VERSION = 1
 """Of everything that is written to the engine. A process leaves alone what another version wrote."""
 
@@ -95,9 +97,11 @@ class Engine(Protocol):
 
     Attributes:
         token: this replica's.
+        health: how its calls went.
     """
 
     token: str
+    health: EngineHealth
 
     async def start(self) -> None:
         """Connect, if that is possible now; a call connects by itself otherwise. Never raises."""
@@ -144,6 +148,9 @@ class Engine(Protocol):
 
     async def left_by(self, token: str) -> Sequence[Run]:
         """What runs under a token, or was left under it."""
+
+    async def runs_of(self, owner: str) -> Sequence[Run]:
+        """What an owner has under way, at whichever replica, or was left by one that died."""
 
     async def finish(self, token: str, completion_ids: Sequence[str], seconds: float) -> None:
         """These have ended and are stored: they are no longer under way, and their logs go after so

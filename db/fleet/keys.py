@@ -6,12 +6,14 @@ Every key begins with `verbatim:1:` and lives for a limited time; what stands in
     verbatim:1:replicas            token → JSON    who joined, dead or alive
     verbatim:1:adopt:{token}       token           who brings to an end what that one left
     verbatim:1:runs:{token}        id → owner      what runs under it
+    verbatim:1:owner:{digest}      id → JSON       what an owner has under way, and who runs it
     verbatim:1:run:{id}            JSON            who runs a completion
     verbatim:1:log:{id}            stream          its lines; an entry's id is 1-<number of its first line>
     verbatim:1:asked:{token}       list            commands for a replica, and answers to its own
     verbatim:1:bell:{token}        stream          by which a replica ends its own waiting
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,11 @@ PREFIX = f"verbatim:{VERSION}:"
 
 def key_of(kind: str, name: str) -> str:
     return f"{PREFIX}{kind}:{{{name}}}"
+
+
+def owner_key(owner: str) -> str:
+    """A name may hold braces, which decide slots; its digest holds none."""
+    return key_of("owner", hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[:32])
 
 
 def name_in(key: str) -> str:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from attrs import define, field
 
 from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
+from db.fleet.health import EngineHealth
 
 _T = TypeVar("_T")
 
@@ -56,6 +57,7 @@ class MemoryEngine:
 
     def __init__(self, token: str, shared: Shared) -> None:
         self.token = token
+        self.health = EngineHealth()
         self._shared = shared
         self._nudges = 0
 
@@ -141,6 +143,11 @@ class MemoryEngine:
         runs = (log.run for log in logs if log.goes_at == float("inf"))
         return [run for run in runs if run is not None and run.token == token]
 
+    async def runs_of(self, owner: str) -> Sequence[Run]:
+        logs = self._reach().logs.values()
+        runs = (log.run for log in logs if log.goes_at == float("inf"))
+        return [run for run in runs if run is not None and run.owner == owner]
+
     async def finish(self, token: str, completion_ids: Sequence[str], seconds: float) -> None:
         shared = self._reach()
         for completion_id in completion_ids:
@@ -216,7 +223,9 @@ class MemoryEngine:
 
     def _reach(self) -> Shared:
         if self._shared.is_away:
+            self.health.note_failure("the engine is away")
             raise FleetUnavailable("the engine is away")
+        self.health.note_answer()
         return self._shared
 
     async def _tell(self) -> None:

@@ -10,12 +10,14 @@ what is too much for memory meanwhile is read from the local journal, which has 
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import structlog
 
 from db.fleet.contract import Engine, Entry, FleetUnavailable, Run
+from db.fleet.health import Waiting
 from db.fleet.tending import tend
 from db.journal.reading import line_in, name_of, read_sizes
 
@@ -45,11 +47,16 @@ class Outbox:
     Attributes:
         segments_of: set by the journal whose lines these are.
         failure: why the last call failed; None while all go.
+        fenced: how many completions others have brought to an end while they ran here.
+        note_append: told how many seconds each call took that added lines.
     """
 
     def __init__(self, engine: Engine, replica: str, *, copies_lines: bool = True) -> None:
         self.segments_of: SegmentsOf = lambda _: []
         self.failure: str | None = None
+        self.fenced = 0
+        self.note_append: Callable[[float], None] = lambda _: None
+        self._waiting = Waiting()
         self._engine = engine
         self._replica = replica
         self._copies_lines = copies_lines
@@ -75,6 +82,11 @@ class Outbox:
     def lag(self) -> int:
         """How many lines the engine doesn't have yet."""
         return self._added - self._sent
+
+    @property
+    def oldest_seconds(self) -> float:
+        """About how long the oldest of these has waited; 0 if there is none."""
+        return self._waiting.oldest_seconds
 
     # --- what the journal tells -------------------------------------------------------------
 
@@ -145,6 +157,7 @@ class Outbox:
     async def _step(self) -> None:
         await self._has_work.wait()
         await asyncio.sleep(0)  # what else comes in this turn goes along
+        self._waiting.note_added(self._added)
         if self.failure is not None:
             self._send_again(list(self._lengths))
         await self._send()
@@ -176,7 +189,9 @@ class Outbox:
         entries = self._entries[:MOST_AT_ONCE]
         runs = list(self._untold.values())
         if entries or runs:
+            began_at = time.perf_counter()
             lost = await self._engine.append(entries, runs)
+            self.note_append(time.perf_counter() - began_at)
             for run in runs:
                 self._untold.pop(run.completion_id, None)
             if lost:
@@ -198,6 +213,7 @@ class Outbox:
 
     def _note_sent(self, count: int) -> None:
         self._sent += count
+        self._waiting.note_sent(self._sent)
         waiting = self._waiters
         self._waiters = [each for each in waiting if each[0] > self._sent]
         for number, waiter in waiting:

@@ -14,7 +14,16 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 
 from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
-from db.fleet.keys import PREFIX, after_id, entries_of, entry_of, key_of, name_in, text_of
+from db.fleet.keys import (
+    PREFIX,
+    after_id,
+    entries_of,
+    entry_of,
+    key_of,
+    name_in,
+    owner_key,
+    text_of,
+)
 from db.fleet.redis_link import LONGEST_BLOCK_SECONDS, RedisLink, Refused, Told
 
 _LOOK_SECONDS = 0.03
@@ -47,6 +56,7 @@ class RedisEngine:
 
     def __init__(self, link: RedisLink, token: str) -> None:
         self.token = token
+        self.health = link.health
         self._link = link
         self._client = link.client
         self._lease = link.script(_LEASE)
@@ -111,11 +121,14 @@ class RedisEngine:
         seconds = round(_KEEP_SECONDS)
         for run in runs:
             told = json.dumps([run.owner, run.replica, run.token])
-            under_way = key_of("runs", run.token)
+            under_way, owned = key_of("runs", run.token), owner_key(run.owner)
+            whose = json.dumps([run.replica, run.token])
             commands += (
                 ("SET", (key_of("run", run.completion_id), told, "EX", seconds)),
                 ("HSET", (under_way, run.completion_id, run.owner)),
                 ("EXPIRE", (under_way, seconds)),
+                ("HSET", (owned, run.completion_id, whose)),
+                ("EXPIRE", (owned, seconds)),
             )
         for entry in entries:
             key = key_of("log", entry.completion_id)
@@ -152,6 +165,10 @@ class RedisEngine:
         told = await self._link.call(self._client.hgetall(key_of("runs", token)))
         return [Run(text_of(name), text_of(owner), "", token) for name, owner in told.items()]
 
+    async def runs_of(self, owner: str) -> Sequence[Run]:
+        told = await self._link.call(self._client.hgetall(owner_key(owner)))
+        return [Run(text_of(name), owner, *json.loads(whose)) for name, whose in told.items()]
+
     async def finish(self, token: str, completion_ids: Sequence[str], seconds: float) -> None:
         commands: list[Told] = []
         for completion_id in completion_ids:
@@ -159,7 +176,13 @@ class RedisEngine:
                 key = key_of(kind, completion_id)
                 commands.append(("PEXPIRE", (key, round(seconds * 1000))))
         if completion_ids:
-            commands.append(("HDEL", (key_of("runs", token), *completion_ids)))
+            under_way = key_of("runs", token)
+            owners = await self._link.call(self._client.hmget(under_way, list(completion_ids)))
+            for completion_id, owner in zip(completion_ids, owners, strict=True):
+                if owner is not None:
+                    commands.append(("HDEL", (owner_key(text_of(owner)), completion_id)))
+            # Last: what is left here, if this fails, is finished again.
+            commands.append(("HDEL", (under_way, *completion_ids)))
         await self._link.all_of(commands)
 
     async def is_under_way(self, run: Run) -> bool:

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from db.cancelling import cancelled_if_told
 from db.fleet.contract import FleetUnavailable
+from db.fleet.health import EngineHealth
 from db.fleet.keys import PREFIX
 
 _RETRIES = 3
@@ -51,12 +52,14 @@ class RedisLink:
         client: for what answers at once.
         blocking: for what waits; one call at a time is quick.
         is_cluster: no command may have keys of two slots.
+        health: how the calls went.
 
     Raises:
         ValueError: the URL can't be read.
     """
 
     def __init__(self, url: str) -> None:
+        self.health = EngineHealth()
         self.client = _client(url)
         self.blocking = _client(url)
         self.is_cluster = isinstance(self.client, RedisCluster)
@@ -91,8 +94,13 @@ class RedisLink:
         except (RedisError, OSError) as error:
             if asyncio.iscoroutine(call):
                 call.close()  # it may not have begun
-            raise FleetUnavailable(_said(error)) from error
+            raise self._failed(error) from error
+        self.health.note_answer()
         return result
+
+    def _failed(self, error: Exception) -> FleetUnavailable:
+        self.health.note_failure(_said(error))
+        return FleetUnavailable(_said(error))
 
     async def _get_ready(self) -> None:
         """In a cluster, have it looked who has which slots, once: redis-py 8.1 closes connections that
@@ -119,7 +127,7 @@ class RedisLink:
         try:
             await self._get_ready()
         except (RedisError, OSError) as error:
-            raise FleetUnavailable(_said(error)) from error
+            raise self._failed(error) from error
         for group in self._groups(commands):
             pipeline = self.client.pipeline(transaction=False)
             for name, arguments in group:

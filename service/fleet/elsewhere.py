@@ -40,10 +40,15 @@ class Elsewhere:
     async def find(self, owner: str, completion_id: str) -> Run | None:
         """The owner's completion, if it runs, or waits for its commit, at another replica. Raises ApiError
         `fleet_unavailable` (503)."""
+        run = await self.find_any(completion_id)
+        return None if run is None or run.owner != owner else run
+
+    async def find_any(self, completion_id: str) -> Run | None:
+        """The same, whoever's it is; for operators."""
         engine = self.fleet.engine
         try:
             run = await engine.find(completion_id)
-            if run is None or run.owner != owner or run.token == engine.token:
+            if run is None or run.token == engine.token:
                 return None
             # What is stored is read there, where it may have been deleted since.
             return run if await engine.is_under_way(run) else None
@@ -58,13 +63,16 @@ class Elsewhere:
             log.warning("log not deleted", completion_id=completion_id, reason=str(error))
 
     @asynccontextmanager
-    async def reading(self, owner: str, completion_id: str) -> AsyncIterator[Mirror | None]:
+    async def reading(self, owner: str | None, completion_id: str) -> AsyncIterator[Mirror | None]:
         """An owner's completion to be read along; None if none runs elsewhere.
+
+        Args:
+            owner: None: anybody's, for operators.
 
         Raises:
             ApiError: `runs_elsewhere` (409) if its replica tells nobody; `fleet_unavailable` (503).
         """
-        run = await self.find(owner, completion_id)
+        run = await self._run(owner, completion_id)
         if run is None:
             yield None
             return
@@ -79,14 +87,23 @@ class Elsewhere:
         finally:
             self.fleet.mirrors.leave(mirror)
 
-    async def cancel(self, owner: str, completion_id: str) -> bool | None:
+    async def _run(self, owner: str | None, completion_id: str) -> Run | None:
+        if owner is None:
+            return await self.find_any(completion_id)
+        return await self.find(owner, completion_id)
+
+    async def cancel(self, owner: str | None, completion_id: str) -> bool | None:
         """Stop a completion at another replica. True if that stopped it, False if it had ended; None if
-        nobody runs it. Raises ApiError `fleet_unavailable` (503): nobody said."""
-        run = await self.find(owner, completion_id)
+        nobody runs it. Raises ApiError `fleet_unavailable` (503): nobody said.
+
+        Args:
+            owner: None: anybody's, for operators.
+        """
+        run = await self._run(owner, completion_id)
         if run is None:
             return None
         try:
-            command = cancel_command(owner, completion_id)
+            command = cancel_command(run.owner, completion_id)
             answer = await self.fleet.engine.ask(run.token, command, _ANSWER_SECONDS)
         except FleetUnavailable:
             answer = None

@@ -5,7 +5,9 @@ Whatever goes wrong, it goes on listening (`db.fleet.tending`).
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -16,11 +18,20 @@ log = structlog.get_logger(__name__)
 
 _WAIT_SECONDS = 2.0
 
-CANCEL = "cancel"
+CANCEL, TELL = "cancel", "tell"
 CANCELLED, ENDED, UNKNOWN = "cancelled", "ended", "unknown"
 
 Cancel = Callable[[str, str], Awaitable[bool | None]]
 """Stops an owner's completion: True if that ended it, False if it was over; None: it doesn't run here."""
+
+
+Teller = Callable[[Sequence[Any]], str]
+"""Tells what this replica knows, as JSON text, to a question with these arguments."""
+
+
+def tell_command(what: str, arguments: Sequence[Any]) -> str:
+    """What is asked of whoever is to tell something."""
+    return json.dumps([TELL, what, *arguments])
 
 
 def cancel_command(owner: str, completion_id: str) -> str:
@@ -34,12 +45,26 @@ class Listener:
     Args:
         engine: the fleet's.
         cancel: see `Cancel`.
+        tellers: by the name of what is told.
+
+    Attributes:
+        answered, unanswered: how much was asked and got an answer, or none.
     """
 
-    def __init__(self, engine: Engine, cancel: Cancel) -> None:
+    def __init__(
+        self, engine: Engine, cancel: Cancel, tellers: Mapping[str, Teller] | None = None
+    ) -> None:
+        self.answered = self.unanswered = 0
         self._engine = engine
         self._cancel = cancel
+        self._tellers = {} if tellers is None else tellers
+        self._heard_at = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since it was last heard whether there is something to do."""
+        return time.monotonic() - self._heard_at
 
     def start(self) -> None:
         self._begin(tend(self._step, lambda _: None))
@@ -57,6 +82,7 @@ class Listener:
 
     async def _step(self) -> None:
         command = await self._engine.asked(_WAIT_SECONDS)
+        self._heard_at = time.monotonic()
         if command is not None:
             self._begin(self._do(command))
 
@@ -65,10 +91,13 @@ class Listener:
             answer = await self._done(command.what)
         except Exception:
             log.exception("command failed", asker=command.asker)
+            self.unanswered += 1
             return  # silence is no yes
         try:
             await self._engine.answer(command, answer)
+            self.answered += 1
         except FleetUnavailable as error:
+            self.unanswered += 1
             log.warning("command not answered", asker=command.asker, reason=str(error))
 
     async def _done(self, what: str) -> str:
@@ -76,4 +105,6 @@ class Listener:
             case [kind, str(owner), str(completion_id)] if kind == CANCEL:
                 stopped = await self._cancel(owner, completion_id)
                 return UNKNOWN if stopped is None else CANCELLED if stopped else ENDED
+            case [kind, str(name), *arguments] if kind == TELL and name in self._tellers:
+                return self._tellers[name](arguments)
         return UNKNOWN  # of another version

@@ -102,6 +102,16 @@ class Mirrors:
         self._looked_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def count(self) -> int:
+        """How many are followed."""
+        return len(self._mirrors)
+
+    @property
+    def readers(self) -> int:
+        """How many read them here."""
+        return sum(mirror.count for mirror in self._mirrors.values())
+
     def start(self) -> None:
         self._task = asyncio.create_task(tend(self._step, self._note_away), name="fleet mirrors")
 

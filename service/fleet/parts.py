@@ -8,15 +8,19 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from db.fleet import Engine
+from db.fleet import VERSION, Engine, Replica
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
 from db.fleet.outbox import Outbox
 from db.journal import Fsync, Journal
-from service.fleet.listening import Cancel, Listener
+from service.fleet.listening import Cancel, Listener, Teller
 from service.fleet.mirrors import Mirrors
+from service.fleet.roster import Roster
+from service.fleet.standing import TOKEN_LETTERS, Adoptions, Fallbacks, Nothing, Standing, degraded
 from service.settings.fleet import FleetConfig
 
+_LOOK_SECONDS = 0.3
+"""How long a probe waits to be told who is there."""
 _FLUSH_SECONDS = 5.0
 """How long a stop waits for the engine to take what is left."""
 
@@ -36,8 +40,10 @@ class Fleet:
     Attributes:
         engine: what all replicas share.
         replica: this one's name.
-        outbox, membership, mirrors: see there.
+        outbox, membership, mirrors, roster: see there.
         listener: set by `listen`.
+        tellers: what others may ask to be told; see `service.fleet.others`.
+        adoptions, fallbacks: what is shown of these.
 
     Raises:
         FleetUnusable: the extra `fleet` is missing, or the URL can't be read.
@@ -46,12 +52,18 @@ class Fleet:
     def __init__(self, config: FleetConfig, slot: int | None, engine: Engine | None = None) -> None:
         name = config.replica or socket.gethostname()[:64] or "replica"
         self.replica = name if slot is None else f"{name}.{slot}"
+        self._machine = None if slot is None else name
+        self._copies = config.journal
         self.engine = engine or _engine(config, secrets.token_hex(8))
         self._sends_first = config.journal == "before_send"
         self.outbox = Outbox(self.engine, self.replica, copies_lines=config.journal != "off")
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
+        self.roster = Roster(self.engine)
         self.listener: Listener | None = None
+        self.tellers: dict[str, Teller] = {}
+        self.adoptions: Adoptions = Nothing()
+        self.fallbacks: Fallbacks = Nothing()
 
     def journal(self, directory: Path, fsync: Fsync, max_bytes: int) -> Journal:
         """This process's journal, whose lines go to the fleet too."""
@@ -61,7 +73,46 @@ class Fleet:
 
     def listen(self, cancel: Cancel) -> None:
         """Have this done when another replica asks for it. Before the start, once."""
-        self.listener = Listener(self.engine, cancel)
+        self.listener = Listener(self.engine, cancel, self.tellers)
+
+    def is_sibling(self, replica: str) -> bool:
+        """True of the name of a worker of this very service."""
+        return self._machine is not None and replica.rpartition(".")[0] == self._machine
+
+    async def seen(self, seconds: float) -> tuple[Replica, ...] | None:
+        """Who is there; None if the engine doesn't say so within so many seconds."""
+        is_known = await self.roster.look(seconds)
+        return tuple(self.roster.replicas) if is_known else None
+
+    async def degraded(self) -> list[str]:
+        """What doesn't work as it should, a sentence each; after 0.3 s at most."""
+        await self.roster.look(_LOOK_SECONDS)
+        return degraded(self.standing(), self.roster.replicas)
+
+    def standing(self) -> Standing:
+        """How this replica stands now."""
+        listener = self.listener
+        return Standing(
+            replica=self.replica,
+            token=self.engine.token[:TOKEN_LETTERS],
+            version=VERSION,
+            journal=self._copies,
+            failure=self.engine.health.failure or self.outbox.failure,
+            is_held=self.membership.is_held,
+            has_rival=self.membership.rival,
+            lag_lines=self.outbox.lag,
+            lag_seconds=self.outbox.oldest_seconds,
+            mirrors=self.mirrors.count,
+            mirror_readers=self.mirrors.readers,
+            answered=0 if listener is None else listener.answered,
+            unanswered=0 if listener is None else listener.unanswered,
+            silent_seconds=0.0 if listener is None else listener.silent_seconds,
+            calls_failed=self.engine.health.calls_failed,
+            adopted=self.adoptions.adopted,
+            adopting=self.adoptions.adopting,
+            fenced=self.outbox.fenced,
+            fallbacks=self.fallbacks.fallbacks,
+        )
 
     async def keep(self, _: object) -> AsyncIterator[None]:
         """Start the parts, and stop them in the opposite order."""
@@ -74,6 +125,7 @@ class Fleet:
         yield
         if self.listener is not None:
             await self.listener.stop()
+        await self.roster.stop()
         await self.mirrors.stop()
         await self.outbox.stop(_FLUSH_SECONDS)
         await self.membership.stop()

@@ -100,6 +100,21 @@ async def test_it_is_known_who_runs_what(make_engine: MakeEngine) -> None:
     assert {ONE: "anne", TWO: "bob"} == left
 
 
+async def test_it_is_known_what_an_owner_has_under_way(make_engine: MakeEngine) -> None:
+    """At whichever replica, whatever the owner is called, and no longer than it runs."""
+    one, two, three = make_engine(), make_engine(), make_engine()
+    owner = "a{b}ü"
+    await one.append([entry(0)], [run_of(one, ONE, owner)])
+    await two.append([entry(0, TWO)], [run_of(two, TWO, owner), run_of(two, "chatcmpl-3", "bob")])
+    found = sorted(await three.runs_of(owner), key=lambda run: run.completion_id)
+    assert [run_of(one, ONE, owner), run_of(two, TWO, owner)] == found
+    await two.finish(two.token, [TWO], 30)
+    assert [run_of(one, ONE, owner)] == list(await three.runs_of(owner))
+    await two.finish(two.token, [TWO, "chatcmpl-3"], 30)
+    assert [] == list(await three.runs_of("bob"))
+    assert [] == list(await three.runs_of("nobody"))
+
+
 async def test_what_has_ended_is_gone_after_a_while(make_engine: MakeEngine) -> None:
     """It isn't under way any more at once, and its log can be read for as long as was said."""
     engine = make_engine()

@@ -7,13 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
+import pytest
+
 from tests.redis_servers import RedisServer
 from tests.service.fleet.conftest import MakeReplica
-from tests.service.process.conftest import asked, exchanges, reading
+from tests.service.metrics.conftest import Scraped
+from tests.service.process.conftest import asked, exchanges, reading, workers_of
 from tests.service.readers.conftest import Read
 from tests.service.stage.backend import Backend, Exchange
 from tests.service.stage.process import answers
-from tests.service.stage.workers import Door
+from tests.service.stage.workers import Door, doors
 
 
 @asynccontextmanager
@@ -170,6 +174,47 @@ async def test_two_processes_of_one_name_are_noticed(
     await open_door(same)
     lines = [each.lines_of("another process is this replica") for each in (a, same)]
     assert [0, 1] == sorted(len(each) for each in lines)
+
+
+@pytest.mark.fleet
+async def test_workers_of_a_replica_are_seen_once(
+    start_replica: MakeReplica, open_door: Any, script: Backend
+) -> None:
+    """Each is a replica of its own, and a sibling: lists, the page and metrics count it once."""
+    b = start_replica("b", workers=2)
+    pids = await workers_of(b, 2)
+    a = start_replica("a")
+    (ours,) = await open_door(a)
+    async with doors(b, pids, 2) as ((first, lists), (second, too)):
+        async with asked(first) as one, asked(second) as two, asked(ours) as three:
+            await asyncio.gather(one.until(1), two.until(1), three.until(1))
+            expected = {each.completion_id for each in (one, two, three)}
+            for door in (lists, too):
+                shown = await listed(door)
+                assert sorted(expected) == sorted(each["id"] for each in shown["data"])
+                assert "partial" not in shown
+            url = f"http://127.0.0.1:{b.port}"
+            async with aiohttp.ClientSession() as http:
+                async with http.get(f"{url}/") as response:
+                    page = await response.text()
+                async with http.get(f"{url}/page/health") as response:
+                    health = await response.text()
+                async with http.get(f"{url}/metrics") as response:
+                    figures = Scraped(await response.text())
+            assert '<dd data-total="streams">3</dd>' in page
+            assert (
+                3 == health.count('data-label="Replica"') == health.count('chip completed">alive')
+            )
+            assert 3 == figures.value("verbatim_fleet_replicas", state="alive")
+            assert 2 == figures.value("verbatim_fleet_lease_held")
+    for process in (a, b):
+        assert 0 == await asyncio.to_thread(process.stop)
+
+
+async def listed(door: Door) -> Any:
+    status, shown = await door.shown(state="streaming")
+    assert 200 == status
+    return shown
 
 
 async def test_a_deleted_answer_is_gone_everywhere(
