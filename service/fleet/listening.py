@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from db.fleet import Command, Engine, FleetUnavailable
-from db.fleet.tending import tend
+from db.fleet.tending import Pulse, tend
 
 log = structlog.get_logger(__name__)
 
@@ -34,15 +34,19 @@ class Listener:
     Args:
         engine: the fleet's.
         cancel: see `Cancel`.
+
+    Attributes:
+        pulse: of the listening.
     """
 
     def __init__(self, engine: Engine, cancel: Cancel) -> None:
         self._engine = engine
         self._cancel = cancel
+        self.pulse = Pulse()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        self._begin(tend(self._step, lambda _: None))
+        self._begin(tend(self._step, lambda _: None, self.pulse))
 
     async def stop(self) -> None:
         tasks = list(self._tasks)

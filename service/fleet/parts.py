@@ -3,6 +3,7 @@
 Knows no endpoint. What stands behind the engine is imported only here, and only where there is one.
 """
 
+import asyncio
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from db.fleet import Engine
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
 from db.fleet.outbox import Outbox
+from db.fleet.strangers import Strangers
 from db.journal import Fsync, Journal
 from service.fleet.listening import Cancel, Listener
 from service.fleet.mirrors import Mirrors
@@ -36,7 +38,7 @@ class Fleet:
     Attributes:
         engine: what all replicas share.
         replica: this one's name.
-        outbox, membership, mirrors: see there.
+        outbox, membership, mirrors, strangers: see there.
         listener: set by `listen`.
 
     Raises:
@@ -51,6 +53,7 @@ class Fleet:
         self.outbox = Outbox(self.engine, self.replica, copies_lines=config.journal != "off")
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
+        self.strangers = Strangers(self.engine, config.lease_seconds / 3)
         self.listener: Listener | None = None
 
     def journal(self, directory: Path, fsync: Fsync, max_bytes: int) -> Journal:
@@ -64,16 +67,18 @@ class Fleet:
         self.listener = Listener(self.engine, cancel)
 
     async def keep(self, _: object) -> AsyncIterator[None]:
-        """Start the parts, and stop them in the opposite order."""
-        await self.engine.start()
-        await self.membership.start()
+        """Start the parts, and stop them in the opposite order. A start waits a second at most for the
+        engine."""
+        await asyncio.gather(self.engine.start(), self.membership.start())
         self.outbox.start()
         self.mirrors.start()
+        self.strangers.start()
         if self.listener is not None:
             self.listener.start()
         yield
         if self.listener is not None:
             await self.listener.stop()
+        await self.strangers.stop()
         await self.mirrors.stop()
         await self.outbox.stop(_FLUSH_SECONDS)
         await self.membership.stop()
@@ -91,7 +96,8 @@ def _engine(config: FleetConfig, token: str) -> Engine:
         ) from error
     assert config.url is not None
     try:
-        return RedisEngine(RedisLink(config.url), token)
+        copies = config.wait_replicas if config.journal == "before_send" else 0
+        return RedisEngine(RedisLink(config.url), token, wait_replicas=copies)
     except ValueError:  # not chained: it may quote a password
         raise FleetUnusable(
             "fleet.url can't be read: it looks like redis://:password@host:6379/0, or "
