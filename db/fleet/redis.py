@@ -21,8 +21,8 @@ from db.fleet.redis_mending import RedisMending
 _START_SECONDS = 1.0
 _LOOK_SECONDS = 0.03
 """Between two looks at logs in a cluster."""
-_LOOK_SHARE = 9
-"""So many times as long as a look took there is at least until the next: a tenth of a core, at most."""
+_LOOK_SHARE = 3
+"""So many times as long as a look took there is at least until the next: a quarter of a core, at most."""
 _KEEP_SECONDS = 86_400.0
 """How long what runs is kept if nobody ends it."""
 _ANSWER_SECONDS = 60.0

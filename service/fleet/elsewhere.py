@@ -23,6 +23,7 @@ _ANSWER_SECONDS = 10.0
 """How long another replica may take to stop a completion and hand over what came of it."""
 _FIND_SECONDS = 2.0
 """How long a request waits for the engine, which answers in a millisecond if at all."""
+_TRIES, _AGAIN_SECONDS = 4, 0.25
 FLEET_UNAVAILABLE = Failure(
     "fleet_unavailable",
     "What runs on other machines can't be told now; please try again.",
@@ -77,7 +78,7 @@ class Elsewhere:
         if run.version != VERSION:
             raise ApiError(_runs_elsewhere(run))
         try:
-            mirror = await self.fleet.mirrors.join(run)
+            mirror = await self._joined(run)
         except FleetUnavailable:
             raise ApiError(FLEET_UNAVAILABLE) from None
         if mirror is None:
@@ -86,6 +87,16 @@ class Elsewhere:
             yield mirror
         finally:
             self.fleet.mirrors.leave(mirror)
+
+    async def _joined(self, run: Run) -> Mirror | None:
+        """Its mirror, once its log is there; one that is sent again is missing for a moment."""
+        tries = _TRIES if self.fleet.copies_lines else 1
+        for left in reversed(range(tries)):
+            mirror = await self.fleet.mirrors.join(run)
+            if mirror is not None or not left:
+                return mirror
+            await asyncio.sleep(_AGAIN_SECONDS)
+        return None
 
     async def cancel(self, owner: str, completion_id: str) -> bool | None:
         """Stop a completion at another replica. True if that stopped it, False if it had ended; None if

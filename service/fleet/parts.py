@@ -39,6 +39,7 @@ class Fleet:
         engine: what all replicas share.
         replica: this one's name.
         outbox, membership, mirrors, strangers: see there.
+        copies_lines: others can read what runs here.
         listener: set by `listen`.
 
     Raises:
@@ -50,7 +51,8 @@ class Fleet:
         self.replica = name if slot is None else f"{name}.{slot}"
         self.engine = engine or _engine(config, secrets.token_hex(8))
         self._sends_first = config.journal == "before_send"
-        self.outbox = Outbox(self.engine, self.replica, copies_lines=config.journal != "off")
+        self.copies_lines = config.journal != "off"
+        self.outbox = Outbox(self.engine, self.replica, copies_lines=self.copies_lines)
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
         self.strangers = Strangers(self.engine, config.lease_seconds / 3)

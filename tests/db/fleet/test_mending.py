@@ -4,8 +4,9 @@ order, each line once."""
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -19,6 +20,7 @@ from tests.db.fleet.writers import Writer, read, text_of
 from tests.redis_servers import RedisServer, redis_cluster, redis_sentinels, redis_server
 
 ONE, TWO = "chatcmpl-1", "chatcmpl-2"
+QUICK = ("--repl-diskless-sync-delay", "0", "--cluster-node-timeout", "2000")
 
 
 @pytest.fixture(autouse=True)
@@ -284,3 +286,54 @@ async def test_a_node_of_a_cluster_that_restarts_empty_gets_its_logs(tmp_path: P
 
             await until(are_whole, 30)
             assert ["one "] * 12 == [text_of(await read(writer.engine, name)) for name in names]
+
+
+@pytest.mark.fleet
+async def test_a_replica_that_is_promoted_in_a_cluster_is_noticed(tmp_path: Path) -> None:
+    """Its logs may lack their tails; each is as long as it should be soon after, and goes on."""
+    with (
+        redis_cluster(tmp_path / "redis") as nodes,
+        redis_server(tmp_path / "spare", "--cluster-enabled", "yes", *QUICK) as spare,
+    ):
+        with redis.Redis(port=spare.port) as client, redis.Redis(port=nodes[1].port) as master:
+            client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
+            name = str(master.execute_command("CLUSTER MYID"), "ascii")
+            await until(lambda: replicates(client, name), 20)
+        url = f"redis+cluster://127.0.0.1:{nodes[0].port}"
+        async with writing(RedisEngine(RedisLink(url), "token"), tmp_path) as writer:
+            names = [f"chatcmpl-{number}" for number in range(12)]
+            for name in names:
+                writer.begin(name)
+                writer.say(name, "one ")
+            await sent(writer)
+            await asyncio.sleep(0.3)
+            with redis.Redis(port=nodes[1].port) as old, redis.Redis(port=spare.port) as new:
+                # What it took last doesn't reach the one that takes its place.
+                old.execute_command("CLIENT KILL TYPE replica")
+                new.config_set("masterauth", "wrong")
+                for name in names:
+                    writer.say(name, "two ")
+                await sent(writer)
+                new.execute_command("CLUSTER FAILOVER TAKEOVER")
+            nodes[1].stop()
+            for name in names:
+                writer.say(name, "three ")
+
+            async def are_whole() -> bool:
+                try:
+                    return all([4 == await writer.engine.mend(name) for name in names])
+                except FleetUnavailable:
+                    return False
+
+            await until(are_whole, 40)
+            texts = [text_of(await read(writer.engine, name)) for name in names]
+            assert ["one two three "] * 12 == texts
+
+
+async def replicates(client: Any, master: str) -> bool:
+    """Have it follow this node of its cluster, once it knows it; True once it has all."""
+    told = client.info("replication")
+    if told["role"] == "master":
+        with suppress(redis.ResponseError):
+            client.execute_command("CLUSTER REPLICATE", master)
+    return bool(told.get("master_link_status") == "up")

@@ -22,6 +22,9 @@ from service.settings.fleet import FleetConfig
 from tests.black_hole import BlackHole, black_hole
 from tests.db.journal.journals import begin
 from tests.redis_servers import RedisServer
+from tests.service.fleet.conftest import MakeReplica
+from tests.service.fleet.test_replicas import begun
+from tests.service.stage.backend import Backend
 
 ONE = "chatcmpl-1"
 
@@ -70,7 +73,7 @@ async def test_a_start_a_look_and_a_stop_wait_for_no_engine(
 
 
 async def _ended(keeping: AsyncIterator[None]) -> None:
-    assert await anext(keeping, "ended") == "ended"
+    assert "ended" == await anext(keeping, "ended")
 
 
 async def _stops_nothing(owner: str, completion_id: str) -> None:
@@ -112,6 +115,25 @@ async def test_a_call_ends_in_time_and_says_why(
 
     assert 2 > await seconds_of(asked())
     assert 2 > await seconds_of(engine.close())
+
+
+@pytest.mark.fleet
+async def test_a_service_behind_a_network_that_drops_serves(
+    hole: BlackHole, start_replica: MakeReplica, open_door: Any, script: Backend
+) -> None:
+    """From its start on: answers run and are stored, and nobody waits for what can't be told."""
+    hole.swallows = True
+    a = start_replica("a", url=hole.url)
+    (ours, asks) = await open_door(a, 2)
+    async with begun(ours, script) as (first, exchange):
+        began = time.monotonic()
+        status, body = await asks.shown("/chatcmpl-unknown")
+        assert (503, "fleet_unavailable") == (status, body["error"]["code"])
+        assert 5 > time.monotonic() - began
+        await exchange.words(" world")
+        await exchange.finish()
+        await first.whole()
+    assert "completed" == (await asks.shown(f"/{first.completion_id}"))[1]["state"]
 
 
 # --- another version ----------------------------------------------------------------------------
