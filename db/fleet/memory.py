@@ -152,10 +152,16 @@ class MemoryEngine:
     async def mend(self, completion_id: str) -> int:
         log = self._log(completion_id)
         at = 0
-        for entry in () if log is None else log.entries:
-            if entry.number > at and log is not None:
-                log.entries = []
-                return 0
+        if log is None:
+            return 0
+        for entry in log.entries:
+            if entry.number > at:
+                if log.entries[
+                    -1
+                ].count:  # an entry without lines closes a log, which stays as it is
+                    log.entries = []
+                    return 0
+                break
             at = entry.number + entry.count
         return at
 

@@ -156,7 +156,8 @@ class RedisLink:
         """
         if not self.is_cluster:
             return await self._sent(commands, copies, None) if commands else []
-        await self.call(asyncio.sleep(0))  # makes it ready
+        if not self._is_ready:
+            await self.call(asyncio.sleep(0))  # makes it so
         groups: dict[str | None, list[Told]] = {}
         for command in commands:
             groups.setdefault(self._node_of(command), []).append(command)
