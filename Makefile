@@ -22,7 +22,11 @@ help: ## list the commands
 TRACING := $(if $(OTEL_EXPORTER_OTLP_ENDPOINT)$(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)$(findstring \
 	console,$(OTEL_TRACES_EXPORTER)),$(VENV)/.tracing-ready)
 
-run: $(VENV)/.run-ready $(TRACING) ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
+# There are other machines, and the client of what they share is an extra.
+FLEET := $(if $(FLEET_URL)$(shell sed -n '/^fleet:/,/^[^ \#]/p' config.yaml 2>/dev/null | \
+	grep "^[^\#]*url: *[\"']*[a-z+]*://"),$(VENV)/.fleet-ready)
+
+run: $(VENV)/.run-ready $(TRACING) $(FLEET) ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
 	@exec $(BIN)/python run.py $(ARGS)
 
 test: $(VENV)/.dev-ready ## run every test (some: make test ARGS="tests/db -k save")
@@ -130,6 +134,11 @@ $(VENV)/.tracing-ready: setup.cfg constraints.txt | $(VENV)/.run-ready
 	@$(INSTALL) --editable '.[embedded,fast,tracing]'
 	@touch $@
 
+$(VENV)/.fleet-ready: setup.cfg constraints.txt | $(VENV)/.run-ready
+	@echo "Adding the client of Redis to $(VENV) (once) ..."
+	@$(INSTALL) --editable '.[embedded,fast,fleet]'
+	@touch $@
+
 $(VENV)-phoenix/.ready:
 	@echo "Setting up Phoenix in $(VENV)-phoenix (once; a minute, 850 MB) ..."
 	@$(PYTHON) -m venv $(VENV)-phoenix
@@ -144,7 +153,7 @@ $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
 	@$(INSTALL) --editable '.[embedded,fast,fleet,tracing,dev]'
-	@touch $(VENV)/.run-ready $(VENV)/.tracing-ready $(VENV)/.core-ready $@
+	@touch $(VENV)/.run-ready $(VENV)/.tracing-ready $(VENV)/.fleet-ready $(VENV)/.core-ready $@
 
 $(VENV)/.browser-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what drives a browser to $(VENV) (once) ..."

@@ -52,12 +52,14 @@ class Run:
         completion_id: which.
         owner: whose it is.
         replica, token: who runs it.
+        version: of what that one writes, see `VERSION`. Of another version this is all that is known.
     """
 
     completion_id: str
     owner: str
     replica: str
     token: str
+    version: int = VERSION
 
 
 @frozen
@@ -123,7 +125,7 @@ class Engine(Protocol):
 
     async def take_over(self, dead: Replica, seconds: float) -> bool:
         """Become, for so long, the one who brings to an end what another left; renews if it is this
-        replica already. False if another does, or its lease holds."""
+        replica already. False if another does, its lease holds, or it is of another version."""
 
     async def bury(self, dead: Replica) -> None:
         """Forget a dead replica: nothing is left of it."""
@@ -132,16 +134,25 @@ class Engine(Protocol):
 
     async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Collection[str]:
         """Add entries to their logs, and note these completions as under way. An entry that is there
-        already is passed over.
+        already is passed over, and one before it may be missing: `mend` tells.
 
         Returns the completions whose logs aren't there, although they have begun: the engine has lost
         them. What belongs to these wasn't added.
 
-        Raises `FleetUnavailable` if any other could not be added. `length` tells what is there.
+        Raises `FleetUnavailable` if any other could not be added, or fewer replicas of the engine have
+        them than the engine was made to wait for. `mend` tells what is there.
         """
 
     async def length(self, completion_id: str) -> int:
         """How many lines a log has: the number that its next entry begins with; 0 if there is none."""
+
+    async def has_changed(self) -> bool:
+        """True if something that was acknowledged may be gone, as far as can be told now: since the last
+        call another server answers, one was restarted, or it was emptied. One caller at a time."""
+
+    async def mend(self, completion_id: str) -> int:
+        """How many lines a log has, from its beginning and none missing. A log that goes on after a gap
+        is deleted, so that all of it can be sent again, and has 0."""
 
     async def find(self, completion_id: str) -> Run | None:
         """Who runs it or ran it last, as long as its log is there."""

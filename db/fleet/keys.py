@@ -3,7 +3,7 @@
 Every key begins with `verbatim:1:` and lives for a limited time; what stands in braces decides the slot:
 
     verbatim:1:lease:{name}        token           a replica's lease
-    verbatim:1:replicas            token → JSON    who joined, dead or alive
+    verbatim:0:replicas            token → JSON    who joined, dead or alive, of all versions
     verbatim:1:adopt:{token}       token           who brings to an end what that one left
     verbatim:1:runs:{token}        id → owner      what runs under it
     verbatim:1:owner:{digest}      id → JSON       what an owner has under way, and who runs it
@@ -11,6 +11,10 @@ Every key begins with `verbatim:1:` and lives for a limited time; what stands in
     verbatim:1:log:{id}            stream          its lines; an entry's id is 1-<number of its first line>
     verbatim:1:asked:{token}       list            commands for a replica, and answers to its own
     verbatim:1:bell:{token}        stream          by which a replica ends its own waiting
+    verbatim:1:mark:{token}        text            gone if the engine was emptied
+
+These are the same in every version, whose number stands in the key: `replicas`, with a name and a version;
+`lease`; `runs`; and `run`, a list that begins with owner, replica and token. So one knows of the other.
 """
 
 import hashlib
@@ -19,11 +23,13 @@ from typing import Any
 
 from db.fleet.contract import VERSION, Entry
 
-PREFIX = f"verbatim:{VERSION}:"
+ROOT = "verbatim:"
+PREFIX = f"{ROOT}{VERSION}:"
+REPLICAS = f"{ROOT}0:replicas"
 
 
-def key_of(kind: str, name: str) -> str:
-    return f"{PREFIX}{kind}:{{{name}}}"
+def key_of(kind: str, name: str, version: int | None = None) -> str:
+    return f"{ROOT}{version or VERSION}:{kind}:{{{name}}}"
 
 
 def owner_key(owner: str) -> str:

@@ -6,12 +6,16 @@ reach, may have been taken for dead; one whose name another process has says so,
 
 import asyncio
 import time
+from contextlib import suppress
 
 import structlog
 
 from db.fleet.contract import Engine, FleetUnavailable
 
 log = structlog.get_logger(__name__)
+
+_START_SECONDS = 1.0
+"""How long a start waits for the engine, and a stop."""
 
 
 class Membership:
@@ -40,28 +44,33 @@ class Membership:
         return time.monotonic() < self._held_until
 
     async def start(self) -> None:
-        """Join, if the engine answers, and stay. Never raises."""
-        await self._renew()
-        self._task = asyncio.create_task(self._stay(), name="fleet lease")
+        """Join, and stay. Waits a second at most for the engine. Never raises."""
+        joined = asyncio.Event()
+        self._task = asyncio.create_task(self._stay(joined), name="fleet lease")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_START_SECONDS):
+                await joined.wait()
 
     async def stop(self) -> None:
-        """Leave. Never raises."""
+        """Leave, if the engine answers within a second. Never raises."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._held_until = 0.0
         try:
-            await self._engine.leave(self.name)
-        except FleetUnavailable as error:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._engine.leave(self.name)
+        except (FleetUnavailable, TimeoutError) as error:
             log.warning("fleet not left", reason=str(error))
 
-    async def _stay(self) -> None:
+    async def _stay(self, joined: asyncio.Event) -> None:
         while True:
-            await asyncio.sleep(self._lease_seconds / 3)
             try:
                 await self._renew()
             except Exception:
                 log.exception("fleet lease not renewed")
+            joined.set()
+            await asyncio.sleep(self._lease_seconds / 3)
 
     async def _renew(self) -> None:
         asked_at = time.monotonic()

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
 from db.fleet.health import EngineHealth
@@ -34,10 +34,14 @@ class Shared:
 
     Attributes:
         is_away: nobody reaches it now.
+        copies: how many replicas it has.
+        losses: how often it may have lost something.
     """
 
     clock: Callable[[], float] = time.monotonic
     is_away: bool = False
+    copies: int = 0
+    losses: int = 0
     leases: dict[str, tuple[str, float]] = field(factory=dict)
     adopters: dict[str, tuple[str, float]] = field(factory=dict)
     known: dict[str, tuple[str, int]] = field(factory=dict)
@@ -53,12 +57,19 @@ class MemoryEngine:
     Args:
         token: this replica's.
         shared: what it shares with the others.
+        wait_replicas: how many replicas are to have what is appended.
+        version: of what it writes.
     """
 
-    def __init__(self, token: str, shared: Shared) -> None:
+    def __init__(
+        self, token: str, shared: Shared, *, wait_replicas: int = 0, version: int = VERSION
+    ) -> None:
         self.token = token
         self.health = EngineHealth()
         self._shared = shared
+        self._wait_replicas = wait_replicas
+        self._version = version
+        self._losses: int | None = None
         self._nudges = 0
 
     async def start(self) -> None:
@@ -76,7 +87,7 @@ class MemoryEngine:
         if holder != token and until > now:
             return holder
         shared.leases[name] = token, now + seconds
-        shared.known[token] = name, VERSION
+        shared.known[token] = name, self._version
         return token
 
     async def leave(self, name: str) -> None:
@@ -96,7 +107,7 @@ class MemoryEngine:
     async def take_over(self, dead: Replica, seconds: float) -> bool:
         shared = self._reach()
         now = shared.clock()
-        if self._is_alive(dead.name, dead.token):
+        if dead.version != self._version or self._is_alive(dead.name, dead.token):
             return False
         holder, until = shared.adopters.get(dead.token, (self.token, 0.0))
         if holder != self.token and until > now:
@@ -118,7 +129,7 @@ class MemoryEngine:
     async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Collection[str]:
         shared = self._reach()
         for run in runs:
-            shared.logs[run.completion_id].run = run
+            shared.logs[run.completion_id].run = evolve(run, version=self._version)
         lost: set[str] = set()
         for entry in entries:
             log = shared.logs[entry.completion_id]
@@ -127,12 +138,34 @@ class MemoryEngine:
             elif not log.entries or log.entries[-1].number < entry.number:
                 log.entries.append(entry)
         await self._tell()
+        if shared.copies < self._wait_replicas:
+            raise FleetUnavailable("too few replicas of the engine have it")
         return lost
 
     async def length(self, completion_id: str) -> int:
         log = self._log(completion_id)
         last = log.entries[-1] if log is not None and log.entries else None
         return 0 if last is None else last.number + last.count
+
+    async def has_changed(self) -> bool:
+        before, self._losses = self._losses, self._reach().losses
+        return before not in (None, self._losses)
+
+    async def mend(self, completion_id: str) -> int:
+        log = self._log(completion_id)
+        at = 0
+        if log is None:
+            return 0
+        for entry in log.entries:
+            if entry.number > at:
+                if log.entries[
+                    -1
+                ].count:  # an entry without lines closes a log, which stays as it is
+                    log.entries = []
+                    return 0
+                break
+            at = entry.number + entry.count
+        return at
 
     async def find(self, completion_id: str) -> Run | None:
         log = self._log(completion_id)

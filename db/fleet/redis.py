@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
 from db.fleet.keys import (
-    PREFIX,
+    REPLICAS,
     after_id,
     entries_of,
     entry_of,
@@ -25,9 +25,13 @@ from db.fleet.keys import (
     text_of,
 )
 from db.fleet.redis_link import LONGEST_BLOCK_SECONDS, RedisLink, Refused, Told
+from db.fleet.redis_mending import RedisMending
 
+_START_SECONDS = 1.0
 _LOOK_SECONDS = 0.03
 """Between two looks at logs in a cluster."""
+_LOOK_SHARE = 3
+"""So many times as long as a look took there is at least until the next: a quarter of a core, at most."""
 _KEEP_SECONDS = 86_400.0
 """How long what runs is kept if nobody ends it."""
 _ANSWER_SECONDS = 60.0
@@ -52,9 +56,10 @@ class RedisEngine:
     Args:
         link: the way there.
         token: this replica's.
+        wait_replicas: how many replicas of a server are to have what is appended.
     """
 
-    def __init__(self, link: RedisLink, token: str) -> None:
+    def __init__(self, link: RedisLink, token: str, *, wait_replicas: int = 0) -> None:
         self.token = token
         self.health = link.health
         self._link = link
@@ -63,13 +68,17 @@ class RedisEngine:
         self._give_back = link.script(_GIVE_BACK)
         self._answers: dict[str, asyncio.Future[str]] = {}
         self._nudged = asyncio.Event()
+        self._wait_replicas = wait_replicas
+        self._mending = RedisMending(link, token)
+        self._other_versions: set[int] = set()
         self._rings = 0
         self._bell = "0"
 
     async def start(self) -> None:
         try:
-            await self._link.call(self._client.ping())
-        except FleetUnavailable:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._link.call(self._client.ping())
+        except (FleetUnavailable, TimeoutError):
             pass
 
     async def close(self) -> None:
@@ -82,27 +91,29 @@ class RedisEngine:
         holder = await self._lease([key_of("lease", name)], [self.token, milliseconds])
         if (token := text_of(holder)) == self.token:
             told = json.dumps({"name": name, "version": VERSION})
-            everybody = f"{PREFIX}replicas"
-            await self._link.call(self._client.hset(everybody, self.token, told))
-            await self._link.call(self._client.expire(everybody, round(_KEEP_SECONDS)))
+            await self._link.call(self._client.hset(REPLICAS, self.token, told))
+            await self._link.call(self._client.expire(REPLICAS, round(_KEEP_SECONDS)))
         return token
 
     async def leave(self, name: str) -> None:
         await self._give_back([key_of("lease", name)], [self.token])
         if not await self.left_by(self.token):
-            await self._link.call(self._client.hdel(f"{PREFIX}replicas", self.token))
+            await self._link.call(self._client.hdel(REPLICAS, self.token))
 
     async def replicas(self) -> Sequence[Replica]:
-        told = await self._link.call(self._client.hgetall(f"{PREFIX}replicas"))
+        told = await self._link.call(self._client.hgetall(REPLICAS))
         found = []
         for token, value in told.items():
             known = json.loads(value)
-            holder = await self._link.call(self._client.get(key_of("lease", known["name"])))
-            is_alive = holder == token
+            lease = key_of("lease", known["name"], known["version"])
+            is_alive = await self._link.call(self._client.get(lease)) == token
             found.append(Replica(known["name"], text_of(token), known["version"], is_alive))
+        self._other_versions = {each.version for each in found} - {VERSION}
         return found
 
     async def take_over(self, dead: Replica, seconds: float) -> bool:
+        if dead.version != VERSION:
+            return False
         holder = await self._link.call(self._client.get(key_of("lease", dead.name)))
         if holder is not None and text_of(holder) == dead.token:
             return False
@@ -111,7 +122,7 @@ class RedisEngine:
         return text_of(adopter) == self.token
 
     async def bury(self, dead: Replica) -> None:
-        await self._link.call(self._client.hdel(f"{PREFIX}replicas", dead.token))
+        await self._link.call(self._client.hdel(REPLICAS, dead.token))
         await self._link.call(self._client.delete(key_of("asked", dead.token)))
 
     # --- what runs --------------------------------------------------------------------------
@@ -138,7 +149,7 @@ class RedisEngine:
             if entry.number == 0:
                 commands.append(("EXPIRE", (key, seconds)))
         lost: set[str] = set()
-        for (name, arguments), result in await self._link.pipelined(commands):
+        for (name, arguments), result in await self._link.pipelined(commands, self._wait_replicas):
             if name == "XADD" and result is None:
                 lost.add(name_in(arguments[0]))
             elif name == "XADD" and isinstance(result, Refused):
@@ -157,9 +168,19 @@ class RedisEngine:
         entries = [entry_of(completion_id, *item) for item in found]
         return entries[0].number + entries[0].count if entries else 0
 
+    async def has_changed(self) -> bool:
+        return await self._mending.has_changed()
+
+    async def mend(self, completion_id: str) -> int:
+        return await self._mending.mend(completion_id)
+
     async def find(self, completion_id: str) -> Run | None:
-        told = await self._link.call(self._client.get(key_of("run", completion_id)))
-        return None if told is None else Run(completion_id, *json.loads(told))
+        for version in (VERSION, *self._other_versions):
+            told = await self._link.call(self._client.get(key_of("run", completion_id, version)))
+            if told is not None:
+                owner, replica, token = json.loads(told)[:3]
+                return Run(completion_id, owner, replica, token, version)
+        return None
 
     async def left_by(self, token: str) -> Sequence[Run]:
         told = await self._link.call(self._client.hgetall(key_of("runs", token)))
@@ -186,9 +207,8 @@ class RedisEngine:
         await self._link.all_of(commands)
 
     async def is_under_way(self, run: Run) -> bool:
-        found = await self._link.call(
-            self._client.hexists(key_of("runs", run.token), run.completion_id)
-        )
+        under_way = key_of("runs", run.token, run.version)
+        found = await self._link.call(self._client.hexists(under_way, run.completion_id))
         return bool(found)
 
     async def forget(self, completion_id: str) -> None:
@@ -229,6 +249,7 @@ class RedisEngine:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         while True:
+            looked_at = loop.time()
             commands: list[Told] = []
             for name, number in after.items():
                 read = ("COUNT", _READ_COUNT, "STREAMS", key_of("log", name), after_id(number))
@@ -239,7 +260,7 @@ class RedisEngine:
             if found or loop.time() >= until or self._nudged.is_set():
                 self._nudged.clear()
                 return found
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(max(_LOOK_SECONDS, _LOOK_SHARE * (loop.time() - looked_at)))
 
     # --- asking each other ------------------------------------------------------------------
 

@@ -5,14 +5,13 @@ Whatever goes wrong, it goes on listening (`db.fleet.tending`).
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 
 from db.fleet import Command, Engine, FleetUnavailable
-from db.fleet.tending import tend
+from db.fleet.tending import Pulse, tend
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +48,7 @@ class Listener:
 
     Attributes:
         answered, unanswered: how much was asked and got an answer, or none.
+        pulse: of the listening.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Listener:
         self._engine = engine
         self._cancel = cancel
         self._tellers = {} if tellers is None else tellers
-        self._heard_at = time.monotonic()
+        self.pulse = Pulse()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def silent_seconds(self) -> float:
         """Since it was last heard whether there is something to do."""
-        return time.monotonic() - self._heard_at
+        return self.pulse.silent_seconds
 
     def start(self) -> None:
-        self._begin(tend(self._step, lambda _: None))
+        self._begin(tend(self._step, lambda _: None, self.pulse))
 
     async def stop(self) -> None:
         tasks = list(self._tasks)
@@ -82,7 +82,6 @@ class Listener:
 
     async def _step(self) -> None:
         command = await self._engine.asked(_WAIT_SECONDS)
-        self._heard_at = time.monotonic()
         if command is not None:
             self._begin(self._do(command))
 

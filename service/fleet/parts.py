@@ -3,6 +3,7 @@
 Knows no endpoint. What stands behind the engine is imported only here, and only where there is one.
 """
 
+import asyncio
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from db.fleet import VERSION, Engine, Replica
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
 from db.fleet.outbox import Outbox
+from db.fleet.strangers import Strangers
 from db.journal import Fsync, Journal
 from service.fleet.listening import Cancel, Listener, Teller
 from service.fleet.mirrors import Mirrors
@@ -40,7 +42,8 @@ class Fleet:
     Attributes:
         engine: what all replicas share.
         replica: this one's name.
-        outbox, membership, mirrors, roster: see there.
+        outbox, membership, mirrors, roster, strangers: see there.
+        copies_lines: others can read what runs here.
         listener: set by `listen`.
         tellers: what others may ask to be told; see `service.fleet.others`.
         adoptions, fallbacks: what is shown of these.
@@ -56,10 +59,12 @@ class Fleet:
         self._copies = config.journal
         self.engine = engine or _engine(config, secrets.token_hex(8))
         self._sends_first = config.journal == "before_send"
-        self.outbox = Outbox(self.engine, self.replica, copies_lines=config.journal != "off")
+        self.copies_lines = config.journal != "off"
+        self.outbox = Outbox(self.engine, self.replica, copies_lines=self.copies_lines)
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
         self.roster = Roster(self.engine)
+        self.strangers = Strangers(self.engine, config.lease_seconds / 3)
         self.listener: Listener | None = None
         self.tellers: dict[str, Teller] = {}
         self.adoptions: Adoptions = Nothing()
@@ -115,17 +120,19 @@ class Fleet:
         )
 
     async def keep(self, _: object) -> AsyncIterator[None]:
-        """Start the parts, and stop them in the opposite order."""
-        await self.engine.start()
-        await self.membership.start()
+        """Start the parts, and stop them in the opposite order. A start waits a second at most for the
+        engine."""
+        await asyncio.gather(self.engine.start(), self.membership.start())
         self.outbox.start()
         self.mirrors.start()
+        self.strangers.start()
         if self.listener is not None:
             self.listener.start()
         yield
         if self.listener is not None:
             await self.listener.stop()
         await self.roster.stop()
+        await self.strangers.stop()
         await self.mirrors.stop()
         await self.outbox.stop(_FLUSH_SECONDS)
         await self.membership.stop()
@@ -143,7 +150,8 @@ def _engine(config: FleetConfig, token: str) -> Engine:
         ) from error
     assert config.url is not None
     try:
-        return RedisEngine(RedisLink(config.url), token)
+        copies = config.wait_replicas if config.journal == "before_send" else 0
+        return RedisEngine(RedisLink(config.url), token, wait_replicas=copies)
     except ValueError:  # not chained: it may quote a password
         raise FleetUnusable(
             "fleet.url can't be read: it looks like redis://:password@host:6379/0, or "

@@ -2,7 +2,9 @@
 
 import asyncio
 
-from db.fleet import Engine, Entry, Run
+import pytest
+
+from db.fleet import Engine, Entry, FleetUnavailable, Run
 from tests.db.fleet.conftest import MakeEngine
 
 ONE, TWO = "chatcmpl-1", "chatcmpl-2"
@@ -88,6 +90,45 @@ async def test_appending_twice_is_appending_once(make_engine: MakeEngine) -> Non
     await engine.append([entry(0), entry(1)])
     await engine.append([entry(0), entry(1), entry(2)])
     assert [entry(0), entry(1), entry(2)] == list(await engine.read(ONE))
+
+
+async def test_a_log_with_a_gap_is_deleted_and_a_whole_one_stays(make_engine: MakeEngine) -> None:
+    """So that it can be sent again; whoever had read it as far as the gap goes on there."""
+    engine, reader = make_engine(), make_engine()
+    await engine.append([entry(0), entry(1, count=2, text="a\nb\n"), entry(3)])
+    assert [4, 4, 0] == [await engine.mend(each) for each in (ONE, ONE, TWO)]
+    await engine.append([entry(9)])
+    assert 0 == await engine.mend(ONE)
+    assert [] == list(await reader.read(ONE))
+    again = [entry(number) for number in range(10)]
+    await engine.append(again)
+    assert again[4:] == list(await reader.read(ONE, 3))
+    assert 10 == await engine.mend(ONE)
+
+
+async def test_a_log_without_its_beginning_has_nothing(make_engine: MakeEngine) -> None:
+    """Lines that nothing comes before are no use to anybody."""
+    engine = make_engine()
+    await engine.append([entry(0, text="x"), entry(1)])
+    await engine.forget(ONE)
+    assert [ONE] == list(await engine.append([entry(2)]))
+    assert 0 == await engine.mend(ONE)
+
+
+async def test_an_engine_that_goes_on_has_lost_nothing(make_engine: MakeEngine) -> None:
+    """However often that is asked, and whatever is written meanwhile."""
+    engine = make_engine()
+    for number in range(3):
+        assert not await engine.has_changed()
+        await engine.append([entry(number)])
+
+
+async def test_what_too_few_have_is_not_taken_for_appended(make_engine: MakeEngine) -> None:
+    """Where replicas of the engine are to have it; it is there all the same."""
+    engine = make_engine(wait_replicas=2)
+    with pytest.raises(FleetUnavailable, match="replicas of the engine have it"):
+        await engine.append([entry(0)], [run_of(engine)])
+    assert 1 == await engine.mend(ONE)
 
 
 async def test_it_is_known_who_runs_what(make_engine: MakeEngine) -> None:

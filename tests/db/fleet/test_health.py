@@ -10,7 +10,7 @@ from db.fleet.health import EngineHealth, Waiting
 from db.fleet.memory import MemoryEngine, Shared
 from db.fleet.redis import RedisEngine
 from db.fleet.redis_link import RedisLink
-from tests.db.fleet.test_outbox import Writer
+from tests.db.fleet.writers import Writer
 from tests.redis_servers import RedisServer
 
 
