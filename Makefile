@@ -11,7 +11,7 @@ PARALLEL ?= -n 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults corpus dashboards deploy fleet image-steps holdup proxies pgbouncer \
+.PHONY: help run test core coverage check matrix format faults corpus dashboards deploy fleet image holdup proxies pgbouncer \
 	browser pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
 	clean
 
@@ -67,10 +67,10 @@ pgbouncer: $(VENV)/.dev-ready ## test behind a PgBouncer, which must be installe
 proxies: $(VENV)/.dev-ready ## try the recipes of deploy/proxies behind the proxies that are installed
 	$(BIN)/python -m pytest -m proxies -s -v tests/proxies $(ARGS)
 
-deploy: $(VENV)/.dev-ready $(VENV)-deploy/.ready ## check all of deploy/ with the tools that are here (and: make image-steps)
+deploy: $(VENV)/.dev-ready $(VENV)-deploy/.ready ## check all of deploy/ with the tools that are here (and: make image)
 	DEPLOY_TOOLS=$(VENV)-deploy/bin $(BIN)/python -m pytest -rs tests/deploy $(ARGS)
 
-image-steps: $(VENV)/.dev-ready ## take the steps of deploy/Dockerfile without Docker, and serve (Linux, root)
+image: $(VENV)/.dev-ready ## take the steps of deploy/Dockerfile without Docker, and serve (Linux, root)
 	$(BIN)/python -m tests.deploy.image_steps
 
 dashboards: $(VENV)/.dev-ready ## play the alerts, and run every query of the dashboard (needs prometheus)

@@ -1,6 +1,6 @@
 """Takes the steps of `deploy/Dockerfile` without Docker, and runs what comes of them.
 
-    make image-steps
+    make image
 
 Each stage's files are a layer (overlayfs) over this machine's own, whose Python stands for the base
 image's. RUN is run in there; the command is run there too: as the user that the file names, as
@@ -155,7 +155,7 @@ def serve(stage: Stage, database: str) -> None:
         child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
         status = Path(f"/proc/{child}/status").read_text()
         assert f"\nUid:\t{uid}\t" in status, status
-        assert status.split("NSpid:")[1].splitlines()[0].split()[-1] == "1", status
+        assert "1" == status.split("NSpid:")[1].splitlines()[0].split()[-1], status
         health = json.loads(
             argument_of(stage.steps, "HEALTHCHECK").partition(" CMD ")[2].replace("8000", str(port))
         )

@@ -68,7 +68,7 @@ def test_what_a_service_names_is_there(name: str) -> None:
     for other, wanted in service.get("depends_on", {}).items():
         own = "healthcheck" in SERVICES[other] or other in REPLICAS  # theirs is in the Dockerfile
         assert own or wanted["condition"] != "service_healthy"
-    assert service["restart"] == "unless-stopped"
+    assert "unless-stopped" == service["restart"]
 
 
 def test_every_volume_is_used_by_one() -> None:

@@ -1,4 +1,4 @@
-"""`deploy/Dockerfile`: what can be told without building it. `make image-steps` takes its steps."""
+"""`deploy/Dockerfile`: what can be told without building it. `make image` takes its steps."""
 
 import json
 import re

