@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import random
 import shutil
 import signal
 import socket
@@ -115,9 +116,15 @@ def path_of(proxy: Proxy) -> str | None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """One that the kernel gives to no client: else somebody's connection may have it by the time that
+    the proxy wants it on all addresses."""
+    while True:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("", random.randrange(20000, 32000))) as s,
+        ):
+            port: int = s.getsockname()[1]
+            return port
 
 
 @contextlib.contextmanager
