@@ -13,6 +13,9 @@ from typing import Protocol
 
 from attrs import frozen
 
+from db.fleet.budgets import Budgets
+from db.fleet.shared_claims import SharedClaims
+
 VERSION = 1
 """Of everything that is written to the engine. A process leaves alone what another version wrote."""
 
@@ -95,9 +98,13 @@ class Engine(Protocol):
 
     Attributes:
         token: this replica's.
+        budgets: what callers may use.
+        claims: which completion answers which `Idempotency-Key`.
     """
 
     token: str
+    budgets: Budgets
+    claims: SharedClaims
 
     async def start(self) -> None:
         """Connect, if that is possible now; a call connects by itself otherwise. Never raises."""

@@ -10,10 +10,15 @@ Every key begins with `verbatim:1:` and lives for a limited time; what stands in
     verbatim:1:log:{id}            stream          its lines; an entry's id is 1-<number of its first line>
     verbatim:1:asked:{token}       list            commands for a replica, and answers to its own
     verbatim:1:bell:{token}        stream          by which a replica ends its own waiting
+    verbatim:1:limit:{owner}       hash            when an owner's amounts will be full again
+    verbatim:1:streams:{owner}     sorted set      the owner's streams, by when they stop counting
+    verbatim:1:charged:{owner}:token  hash         what that replica has charged the owner for
+    verbatim:1:claim:{digest}      hash            which completion holds an Idempotency-Key
 """
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from db.fleet.contract import VERSION, Entry
 
@@ -22,6 +27,11 @@ PREFIX = f"verbatim:{VERSION}:"
 
 def key_of(kind: str, name: str) -> str:
     return f"{PREFIX}{kind}:{{{name}}}"
+
+
+def owner_key(kind: str, owner: str) -> str:
+    """The same of an owner, whatever is in that name: a brace would move the key to another slot."""
+    return key_of(kind, quote(owner, safe="@"))
 
 
 def name_in(key: str) -> str:

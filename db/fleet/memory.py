@@ -12,7 +12,12 @@ from typing import TypeVar
 
 from attrs import define, field
 
+from db.claims import Claim
+from db.fleet.budgets import Budgets
 from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
+from db.fleet.memory_budgets import Account, MemoryBudgets
+from db.fleet.memory_claims import MemorySharedClaims
+from db.fleet.shared_claims import SharedClaims
 
 _T = TypeVar("_T")
 
@@ -43,6 +48,8 @@ class Shared:
     logs: dict[str, _Log] = field(factory=lambda: defaultdict(_Log))
     commands: dict[str, deque[Command]] = field(factory=lambda: defaultdict(deque))
     answers: dict[str, str] = field(factory=dict)
+    accounts: dict[str, Account] = field(factory=dict)
+    claims: dict[bytes, Claim] = field(factory=dict)
     changed: asyncio.Condition = field(factory=asyncio.Condition)
 
 
@@ -57,6 +64,8 @@ class MemoryEngine:
     def __init__(self, token: str, shared: Shared) -> None:
         self.token = token
         self._shared = shared
+        self.budgets: Budgets = MemoryBudgets(token, shared.accounts, shared.clock, self._reach)
+        self.claims: SharedClaims = MemorySharedClaims(shared.claims, self._reach)
         self._nudges = 0
 
     async def start(self) -> None:

@@ -13,9 +13,13 @@ import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 
+from db.fleet.budgets import Budgets
 from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
 from db.fleet.keys import PREFIX, after_id, entries_of, entry_of, key_of, name_in, text_of
+from db.fleet.redis_budgets import RedisBudgets
+from db.fleet.redis_claims import RedisClaims
 from db.fleet.redis_link import LONGEST_BLOCK_SECONDS, RedisLink, Refused, Told
+from db.fleet.shared_claims import SharedClaims
 
 _LOOK_SECONDS = 0.03
 """Between two looks at logs in a cluster."""
@@ -47,6 +51,8 @@ class RedisEngine:
 
     def __init__(self, link: RedisLink, token: str) -> None:
         self.token = token
+        self.budgets: Budgets = RedisBudgets(link, token)
+        self.claims: SharedClaims = RedisClaims(link)
         self._link = link
         self._client = link.client
         self._lease = link.script(_LEASE)
