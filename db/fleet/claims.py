@@ -24,11 +24,14 @@ from attrs import evolve
 from db.claims import Claim, Claims, ClaimsElsewhere, ClaimsUnavailable
 from db.fleet.contract import FleetUnavailable
 from db.fleet.shared_claims import SharedClaims
+from db.fleet.tending import tend
 
 log = structlog.get_logger(__name__)
 
 _PATIENCE_SECONDS = 2.0
 """How long a call waits for the engine."""
+_LOOK_SECONDS = 3.0
+"""Between two looks whether the engine has lost everything."""
 _MOST_TOLD_AGAIN = 10_000
 """The last claims that an engine without any is told again; some 300 bytes each."""
 
@@ -63,12 +66,15 @@ class FleetClaims:
         self._taken: OrderedDict[bytes, Claim] = OrderedDict()
         self._calls: dict[bytes, asyncio.Task[Any]] = {}
         self._is_closed = False
+        self._is_known = False
+        self._upkeep: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<FleetClaims over {self._own}>"
 
     def start(self) -> None:
         self._own.start()
+        self._upkeep = asyncio.create_task(tend(self._step, lambda _: None), name="fleet claims")
 
     async def take(self, claim: Claim, *, instead_of: str | None = None) -> Claim:
         return await self._in_order(claim.key, lambda: self._take(claim, instead_of))
@@ -91,9 +97,10 @@ class FleetClaims:
 
     async def close(self) -> None:
         self._is_closed = True
-        for task in list(self._calls.values()):
+        tasks = [*self._calls.values(), *([self._upkeep] if self._upkeep else ())]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._calls.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._own.close()
 
     # --- one call each ----------------------------------------------------------------------
@@ -138,6 +145,13 @@ class FleetClaims:
             await self._ask(self._shared.release(claim))
         except ClaimsUnavailable as error:
             log.warning("claim not released in the fleet", reason=str(error))
+
+    async def _step(self) -> None:
+        self._is_known = await self._shared.know(self._token) and self._is_known
+        if not self._is_known:
+            await self.tell_again()
+            self._is_known = True
+        await asyncio.sleep(_LOOK_SECONDS)
 
     # --- how they are made ------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ Every key begins with `verbatim:1:` and lives for a limited time; what stands in
     verbatim:1:streams:{owner}     sorted set      the owner's streams, by when they stop counting
     verbatim:1:charged:{owner}:token  hash         what that replica has charged the owner for
     verbatim:1:claim:{digest}      hash            which completion holds an Idempotency-Key
+    verbatim:1:knows:{token}       "1"             it has had that replica's claims since it had this
 """
 
 from collections.abc import Mapping

@@ -18,6 +18,7 @@ class MemorySharedClaims:
         self, claims: dict[bytes, Claim], reach: Callable[[], object] = lambda: None
     ) -> None:
         self._claims = claims
+        self._known: set[str] = set()
         self._reach = reach
 
     async def take(
@@ -44,3 +45,9 @@ class MemorySharedClaims:
         self._reach()
         for claim in claims:
             self._claims.setdefault(claim.key, claim)
+
+    async def know(self, token: str) -> bool:
+        self._reach()
+        was_known = token in self._known
+        self._known.add(token)
+        return was_known

@@ -28,6 +28,7 @@ if redis.call('HGET', KEYS[1], 'id') == ARGV[1] then redis.call('DEL', KEYS[1]) 
 return 0
 """
 _MOST_AT_ONCE = 500
+_KNOWN_SECONDS = 86_400
 
 
 class RedisClaims:
@@ -66,6 +67,10 @@ class RedisClaims:
                 for claim in claims[start : start + _MOST_AT_ONCE]
             ]
             await self._link.all_of(commands)
+
+    async def know(self, token: str) -> bool:
+        call = self._link.client.set(key_of("knows", token), "1", ex=_KNOWN_SECONDS, get=True)
+        return await self._link.call(call) is not None
 
 
 def _key(key: bytes) -> str:

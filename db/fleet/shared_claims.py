@@ -27,3 +27,7 @@ class SharedClaims(Protocol):
 
     async def tell_again(self, claims: Sequence[Claim], keep_seconds: float) -> None:
         """Keep these, each where nobody holds its key."""
+
+    async def know(self, token: str) -> bool:
+        """True if the engine has had this replica's claims since the last call; False if it has lost them
+        all, or this is the first."""

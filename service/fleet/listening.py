@@ -11,6 +11,7 @@ import structlog
 
 from db.fleet import Command, Engine, FleetUnavailable
 from db.fleet.tending import tend
+from service.fleet.whereabouts import KNOWN, WHETHER
 
 log = structlog.get_logger(__name__)
 
@@ -34,10 +35,14 @@ class Listener:
     Args:
         engine: the fleet's.
         cancel: see `Cancel`.
+
+    Attributes:
+        knows: whether an owner's completion is here, or about to begin; nothing is, until this is set.
     """
 
     def __init__(self, engine: Engine, cancel: Cancel) -> None:
         self._engine = engine
+        self.knows: Callable[[str, str], bool] = lambda owner, completion_id: False
         self._cancel = cancel
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -76,4 +81,6 @@ class Listener:
             case [kind, str(owner), str(completion_id)] if kind == CANCEL:
                 stopped = await self._cancel(owner, completion_id)
                 return UNKNOWN if stopped is None else CANCELLED if stopped else ENDED
+            case [kind, str(owner), str(completion_id)] if kind == WHETHER:
+                return KNOWN if self.knows(owner, completion_id) else UNKNOWN
         return UNKNOWN  # of another version

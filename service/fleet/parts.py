@@ -5,16 +5,19 @@ Knows no endpoint. What stands behind the engine is imported only here, and only
 
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from db.claims import Claims
 from db.fleet import Engine
+from db.fleet.claims import FleetClaims
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
 from db.fleet.outbox import Outbox
 from db.journal import Fsync, Journal
 from service.fleet.listening import Cancel, Listener
 from service.fleet.mirrors import Mirrors
+from service.fleet.whereabouts import Whereabouts
 from service.settings.fleet import FleetConfig
 
 _FLUSH_SECONDS = 5.0
@@ -36,7 +39,7 @@ class Fleet:
     Attributes:
         engine: what all replicas share.
         replica: this one's name.
-        outbox, membership, mirrors: see there.
+        outbox, membership, mirrors, whereabouts: see there.
         listener: set by `listen`.
 
     Raises:
@@ -51,6 +54,7 @@ class Fleet:
         self.outbox = Outbox(self.engine, self.replica, copies_lines=config.journal != "off")
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
+        self.whereabouts = Whereabouts(self.engine, config.lease_seconds)
         self.listener: Listener | None = None
 
     def journal(self, directory: Path, fsync: Fsync, max_bytes: int) -> Journal:
@@ -58,6 +62,13 @@ class Fleet:
         return CopiedJournal(
             directory, fsync, max_bytes, self.outbox, sends_first=self._sends_first
         )
+
+    def claims(
+        self, own: Claims, keep_seconds: Callable[[], float], clock: Callable[[], float]
+    ) -> Claims:
+        """Claims over all machines, above this one's own."""
+        engine = self.engine
+        return FleetClaims(own, engine.claims, engine.token, keep_seconds=keep_seconds, clock=clock)
 
     def listen(self, cancel: Cancel) -> None:
         """Have this done when another replica asks for it. Before the start, once."""
