@@ -5,8 +5,8 @@ account is a picture of what it has last said. The rules:
 
 1. One round trip admits. What the picture shows to be used up is refused without one: others only add to
    what is used, and what comes back meanwhile is reckoned in.
-2. What is used after the fact, tokens and ended streams, is told at once, by a task that tells of many at a
-   time; and with the owner's next admission, so that nobody slips in between.
+2. What is used after the fact, tokens and ended streams, is told by a task within milliseconds, of many
+   owners at a time; or with the owner's next admission, so that nobody slips in between.
 3. A stream counts for a lease, and all that run are renewed three times in it. Nothing stops one whose
    lease ran out; it counts again with the next renewal.
 4. A caller waits for an engine that doesn't answer for `_PATIENCE_SECONDS` and no longer; then the limits,
@@ -36,6 +36,8 @@ from service.settings.access import LimitsConfig
 log = structlog.get_logger(__name__)
 
 _PATIENCE_SECONDS = 0.5
+_GATHER_SECONDS = 0.005
+"""How long what is to be told waits for more, or for its owner's next admission, which takes it along."""
 _STEP_SECONDS = 3.0
 """How long the task waits for any call."""
 _STOP_SECONDS = 2.0
@@ -66,6 +68,12 @@ class _Owner:
     ended: dict[str, None] = field(factory=dict)
     running: dict[str, None] = field(factory=dict)
     full_until: float = 0.0
+
+    @property
+    def has_told_all(self) -> bool:
+        """True if the engine knows of everything."""
+        told = self.known_requests, self.known_tokens
+        return not self.ended and told == (self.requests, self.tokens)
 
     def used(self) -> Used:
         sums = self.requests, self.tokens, self.known_requests, self.known_tokens
@@ -187,7 +195,12 @@ class SharedAdmission:
         self._check(known, stream, is_request=is_request)
         if not self._is_away and await self._ask(known, stream, is_request=is_request):
             return
-        self._check(known, stream, is_request=is_request)  # by its part of the limits
+        try:
+            self._check(known, stream, is_request=is_request)  # by its part of the limits
+        except ApiError:
+            if stream is not None:  # which the engine may have admitted, too late
+                self._note_ended(known, stream)
+            raise
         if is_request:
             known.account.requests.take(1, self._clock())
             known.requests += known.account.requests.per_minute is not None
@@ -224,6 +237,8 @@ class SharedAdmission:
             return False
         now = self._clock()
         known.confirm(told)
+        if known.has_told_all:
+            self._untold.pop(known.name, None)
         known.picture(standing, told, now)
         if standing.refusal is not None:
             raise self._refusal(known, standing, amounts, now)
@@ -254,10 +269,7 @@ class SharedAdmission:
         self._note_untold(known)
 
     def _note_untold(self, known: _Owner) -> None:
-        if known.ended or (known.requests, known.tokens) != (
-            known.known_requests,
-            known.known_tokens,
-        ):
+        if not known.has_told_all:
             self._untold[known.name] = None
             self._has_work.set()
 
@@ -285,6 +297,7 @@ class SharedAdmission:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._renewal_at()):
                     await self._has_work.wait()
+                    await asyncio.sleep(_GATHER_SECONDS)
         self._has_work.clear()
         try:
             async with asyncio.timeout(_STEP_SECONDS):
