@@ -161,8 +161,9 @@ def over_replicas(rounds: int, seconds: float, at_once: int) -> None:
         for name, each in costs.items()
     }
     print_table(f"CPU of the service per request, µs; {rounds} rounds, {at_once} at once", rows)
-    _, without, limited = map(median, costs.values())
-    print(f"ratio of the medians, limited to without limits: {limited / without:.3f}")
+    _, without, limited = costs.values()
+    ratio = median(ours / theirs for ours, theirs in zip(limited, without, strict=True))
+    print(f"median of the rounds' ratios, limited to without limits: {ratio:.3f}")
 
 
 def main() -> None:

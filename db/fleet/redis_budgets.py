@@ -21,15 +21,18 @@ _SCRIPT = """
 local clock = redis.call('TIME')
 -- since 2026, as a double has no microseconds for longer times
 local now = clock[1] - 1767225600 + clock[2] / 1e6
-local requests, tokens, streams = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local wants_request, stream = ARGV[4] == '1', ARGV[5]
+local told = {} -- in one argument, as the client takes its time for each
+for part in ARGV[1]:gmatch('%S+') do told[#told + 1] = part end
+local requests, tokens, streams = tonumber(told[1]), tonumber(told[2]), tonumber(told[3])
+local wants_request, lease, stream = told[4] == '1', told[5], ARGV[2]
+local keep = told[10]
 
 local kept = redis.call('HMGET', KEYS[1], 'at', 'r', 'rn', 't', 'tn')
 local at = tonumber(kept[1] or now)
 local is_changed = at > now -- a clock that was set back takes the amounts along
 at = math.max(at, now)
 local function full_in(full_at, had, has)
-  if not has or full_at == false or had == '' then return 0 end
+  if not has or full_at == false or had == 'none' then return 0 end
   return math.max(0, full_at - at) * had / has
 end
 local r, t = full_in(kept[2], kept[3], requests), full_in(kept[4], kept[5], tokens)
@@ -38,16 +41,16 @@ local function take(left, count, has)
   return has and left + count * 60 / has or 0
 end
 local seen = redis.call('HMGET', KEYS[3], 'r', 't')
-local r_known = math.max(tonumber(seen[1] or 0), tonumber(ARGV[7]))
-local t_known = math.max(tonumber(seen[2] or 0), tonumber(ARGV[9]))
-local r_sum, t_sum = math.max(r_known, tonumber(ARGV[8])), math.max(t_known, tonumber(ARGV[10]))
+local r_known = math.max(tonumber(seen[1] or 0), tonumber(told[6]))
+local t_known = math.max(tonumber(seen[2] or 0), tonumber(told[8]))
+local r_sum, t_sum = math.max(r_known, tonumber(told[7])), math.max(t_known, tonumber(told[9]))
 if r_sum > r_known or t_sum > t_known then
   r, t = take(r, r_sum - r_known, requests), take(t, t_sum - t_known, tokens)
   is_changed = true
   redis.call('HSET', KEYS[3], 'r', r_sum, 't', t_sum)
-  redis.call('EXPIRE', KEYS[3], ARGV[11])
+  redis.call('EXPIRE', KEYS[3], keep)
 end
-for i = 12, #ARGV do redis.call('ZREM', KEYS[2], ARGV[i]) end
+for i = 3, #ARGV do redis.call('ZREM', KEYS[2], ARGV[i]) end
 
 local running, refusal = 0, ''
 if streams then
@@ -65,14 +68,14 @@ if refusal == '' and wants_request and is_used_up(r, requests) then refusal = 'r
 if refusal == '' then
   if wants_request and requests then r, is_changed = take(r, 1, requests), true end
   if stream ~= '' and streams then
-    if redis.call('ZADD', KEYS[2], now + ARGV[6], stream) == 1 then running = running + 1 end
-    redis.call('EXPIRE', KEYS[2], ARGV[11])
+    if redis.call('ZADD', KEYS[2], now + lease, stream) == 1 then running = running + 1 end
+    redis.call('EXPIRE', KEYS[2], keep)
   end
 end
-if is_changed or (kept[3] or '') ~= ARGV[1] or (kept[5] or '') ~= ARGV[2] then
+if is_changed or (kept[3] or 'none') ~= told[1] or (kept[5] or 'none') ~= told[2] then
   local digits = '%.17g'
-  redis.call('HSET', KEYS[1], 'at', digits:format(now), 'r', digits:format(now + r), 'rn', ARGV[1],
-    't', digits:format(now + t), 'tn', ARGV[2])
+  redis.call('HSET', KEYS[1], 'at', digits:format(now), 'r', digits:format(now + r), 'rn', told[1],
+    't', digits:format(now + t), 'tn', told[2])
   redis.call('PEXPIRE', KEYS[1], math.ceil((math.max(r, t) + 60) * 1000))
 end
 return {refusal, running, ('%.17g'):format(r), ('%.17g'):format(t)}
@@ -106,13 +109,18 @@ class RedisBudgets:
         stream: str | None = None,
         lease_seconds: float = 60.0,
     ) -> Standing:
-        asked = "1" if request else "0", stream or "", lease_seconds
-        return _standing(await self._script(self._keys(owner), _arguments(amounts, asked, used)))
+        arguments = _arguments(amounts, used, int(request), lease_seconds, stream or "")
+        return _standing(await self._script(self._keys(owner), arguments))
 
     async def settle(self, accounts: Mapping[str, tuple[Amounts, Used]]) -> Mapping[str, Standing]:
+        if len(accounts) == 1:
+            ((owner, (amounts, used)),) = accounts.items()
+            return {
+                owner: _standing(await self._script(self._keys(owner), _arguments(amounts, used)))
+            }
         commands: list[Told] = []
         for owner, (amounts, used) in accounts.items():
-            keys, arguments = self._keys(owner), _arguments(amounts, ("0", "", 0), used)
+            keys, arguments = self._keys(owner), _arguments(amounts, used)
             commands.append(("EVAL", (_SCRIPT, len(keys), *keys, *arguments)))
         found: dict[str, Standing] = {}
         for (_, told), result in await self._link.pipelined(commands):
@@ -140,18 +148,16 @@ class RedisBudgets:
         return owner_key("limit", owner), owner_key("streams", owner), charged
 
 
-def _arguments(amounts: Amounts, asked: Sequence[Any], used: Used) -> list[Any]:
+def _arguments(
+    amounts: Amounts, used: Used, request: int = 0, lease_seconds: float = 0.0, stream: str = ""
+) -> list[str]:
     limits = (amounts.requests, amounts.tokens, amounts.streams)
-    return [
-        *("" if limit is None else limit for limit in limits),
-        *asked,
-        used.known_requests,
-        used.requests,
-        used.known_tokens,
-        used.tokens,
-        _STREAMS_KEPT_SECONDS,
-        *used.ended,
-    ]
+    requests, tokens, streams = ("none" if limit is None else limit for limit in limits)
+    told = (
+        f"{requests} {tokens} {streams} {request} {lease_seconds} {used.known_requests} "
+        f"{used.requests} {used.known_tokens} {used.tokens} {_STREAMS_KEPT_SECONDS}"
+    )
+    return [told, stream, *used.ended]
 
 
 def _standing(told: Any) -> Standing:
