@@ -2,6 +2,7 @@
 Redis."""
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -197,3 +198,14 @@ async def test_nobody_waits_long_for_a_frozen_engine(
     await until(lambda: not shared(a).is_away)
     # The one that wasn't waited for was admitted all the same, perhaps: it was on its way.
     assert left(await b.stream()) in (96, 97)
+
+
+async def test_the_page_says_what_is_shared(make_pair: MakePair) -> None:
+    """What is left is that of all replicas, as this one last saw it; and it says so."""
+    a, b = await make_pair(LimitsConfig(requests_per_minute=60))
+    for each in (a, a, b):
+        assert 200 == (await each.stream()).status
+    async with b.http.get(f"{b.url}/page/callers") as response:
+        shown = await response.text()
+    assert "counted for all replicas together" in shown
+    assert re.search("5[78] of 60 left", shown)
