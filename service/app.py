@@ -18,6 +18,7 @@ from service.callers.admin import Admins, guard_operators, may_scrape, own_names
 from service.callers.auth import PROBES, Keyring, needs_caller, require_key
 from service.callers.charging import Charging
 from service.callers.limits import Admission
+from service.callers.sharing import SharedAdmission
 from service.clock import steady_clock
 from service.completion_log import CompletionLog
 from service.edge.addresses import Addresses, apart
@@ -62,6 +63,7 @@ ADMISSION = web.AppKey("admission", Admission)
 STREAMS = web.AppKey("streams", RunningStreams)
 RELOADER = web.AppKey("reloader", Reloader)
 FLEET = web.AppKey("fleet", Fleet)
+SHARED = web.AppKey("shared", SharedAdmission)
 
 
 def build_app(
@@ -115,13 +117,14 @@ def _keeping(
 ) -> Persistence:
     """The parts that keep answers. Those of a fleet start before them and stop after them."""
     if fleet is not None:
-        app.cleanup_ctx.append(fleet.keep)
+        app.cleanup_ctx.extend((fleet.keep, app[SHARED].keep))
     return Persistence.from_config(
         config,
         store,
         lambda: app[CONFIG].value.idempotency.keep_seconds,
         metrics.saves if metrics else None,
         Journal if fleet is None else fleet.journal,
+        None if fleet is None else fleet.claims,
     )
 
 
@@ -188,6 +191,7 @@ def _fleet(app: web.Application, config: Config, siblings: Siblings | None) -> F
     fleet = Fleet(config.fleet, siblings.number if siblings else None)
     fleet.listen(app[STREAMS].cancel)
     app[FLEET] = fleet
+    app[SHARED] = SharedAdmission(app[ADMISSION], fleet.engine, config.fleet.lease_seconds)
     return fleet
 
 
@@ -282,7 +286,10 @@ def _answering(
         Repeats(live, keeping.claims, store, reading, keeping.journal.directory),
         siblings,
         elsewhere,
+        app.get(SHARED),
     )
+    if FLEET in app and (listener := app[FLEET].listener) is not None:
+        listener.knows = completions.repeats.knows
     return reading, completions
 
 

@@ -13,7 +13,9 @@ from typing import Protocol
 
 from attrs import frozen
 
+from db.fleet.budgets import Budgets
 from db.fleet.health import EngineHealth
+from db.fleet.shared_claims import SharedClaims
 
 VERSION = 1
 """Of everything that is written to the engine. A process leaves alone what another version wrote."""
@@ -100,10 +102,14 @@ class Engine(Protocol):
     Attributes:
         token: this replica's.
         health: how its calls went.
+        budgets: what callers may use.
+        claims: which completion answers which `Idempotency-Key`.
     """
 
     token: str
     health: EngineHealth
+    budgets: Budgets
+    claims: SharedClaims
 
     async def start(self) -> None:
         """Connect, if that is possible now; a call connects by itself otherwise. Never raises."""

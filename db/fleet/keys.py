@@ -12,14 +12,19 @@ Every key begins with `verbatim:1:` and lives for a limited time; what stands in
     verbatim:1:asked:{token}       list            commands for a replica, and answers to its own
     verbatim:1:bell:{token}        stream          by which a replica ends its own waiting
     verbatim:1:mark:{token}        text            gone if the engine was emptied
+    verbatim:1:limit:{owner}       hash            when an owner's amounts will be full again
+    verbatim:1:streams:{owner}     sorted set      the owner's streams, by when they stop counting
+    verbatim:1:charged:{owner}:token  hash         what that replica has charged the owner for
+    verbatim:1:claim:{digest}      hash            which completion holds an Idempotency-Key
+    verbatim:1:knows:{token}       "1"             it has had that replica's claims since it had this
 
 These are the same in every version, whose number stands in the key: `replicas`, with a name and a version;
 `lease`; `runs`; and `run`, a list that begins with owner, replica and token. So one knows of the other.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from db.fleet.contract import VERSION, Entry
 
@@ -32,9 +37,9 @@ def key_of(kind: str, name: str, version: int | None = None) -> str:
     return f"{ROOT}{version or VERSION}:{kind}:{{{name}}}"
 
 
-def owner_key(owner: str) -> str:
-    """A name may hold braces, which decide slots; its digest holds none."""
-    return key_of("owner", hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[:32])
+def owner_key(kind: str, owner: str) -> str:
+    """The same of an owner, whatever is in that name: a brace would move the key to another slot."""
+    return key_of(kind, quote(owner, safe="@"))
 
 
 def name_in(key: str) -> str:

@@ -12,8 +12,13 @@ from typing import TypeVar
 
 from attrs import define, evolve, field
 
+from db.claims import Claim
+from db.fleet.budgets import Budgets
 from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
 from db.fleet.health import EngineHealth
+from db.fleet.memory_budgets import Account, MemoryBudgets
+from db.fleet.memory_claims import MemorySharedClaims
+from db.fleet.shared_claims import SharedClaims
 
 _T = TypeVar("_T")
 
@@ -48,6 +53,8 @@ class Shared:
     logs: dict[str, _Log] = field(factory=lambda: defaultdict(_Log))
     commands: dict[str, deque[Command]] = field(factory=lambda: defaultdict(deque))
     answers: dict[str, str] = field(factory=dict)
+    accounts: dict[str, Account] = field(factory=dict)
+    claims: dict[bytes, Claim] = field(factory=dict)
     changed: asyncio.Condition = field(factory=asyncio.Condition)
 
 
@@ -70,6 +77,8 @@ class MemoryEngine:
         self._wait_replicas = wait_replicas
         self._version = version
         self._losses: int | None = None
+        self.budgets: Budgets = MemoryBudgets(token, shared.accounts, shared.clock, self._reach)
+        self.claims: SharedClaims = MemorySharedClaims(shared.claims, self._reach)
         self._nudges = 0
 
     async def start(self) -> None:

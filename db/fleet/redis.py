@@ -13,6 +13,7 @@ import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 
+from db.fleet.budgets import Budgets
 from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
 from db.fleet.keys import (
     REPLICAS,
@@ -24,8 +25,11 @@ from db.fleet.keys import (
     owner_key,
     text_of,
 )
+from db.fleet.redis_budgets import RedisBudgets
+from db.fleet.redis_claims import RedisClaims
 from db.fleet.redis_link import LONGEST_BLOCK_SECONDS, RedisLink, Refused, Told
 from db.fleet.redis_mending import RedisMending
+from db.fleet.shared_claims import SharedClaims
 
 _START_SECONDS = 1.0
 _LOOK_SECONDS = 0.03
@@ -62,6 +66,8 @@ class RedisEngine:
     def __init__(self, link: RedisLink, token: str, *, wait_replicas: int = 0) -> None:
         self.token = token
         self.health = link.health
+        self.budgets: Budgets = RedisBudgets(link, token)
+        self.claims: SharedClaims = RedisClaims(link)
         self._link = link
         self._client = link.client
         self._lease = link.script(_LEASE)
@@ -132,7 +138,7 @@ class RedisEngine:
         seconds = round(_KEEP_SECONDS)
         for run in runs:
             told = json.dumps([run.owner, run.replica, run.token])
-            under_way, owned = key_of("runs", run.token), owner_key(run.owner)
+            under_way, owned = key_of("runs", run.token), owner_key("owner", run.owner)
             whose = json.dumps([run.replica, run.token])
             commands += (
                 ("SET", (key_of("run", run.completion_id), told, "EX", seconds)),
@@ -187,7 +193,7 @@ class RedisEngine:
         return [Run(text_of(name), text_of(owner), "", token) for name, owner in told.items()]
 
     async def runs_of(self, owner: str) -> Sequence[Run]:
-        told = await self._link.call(self._client.hgetall(owner_key(owner)))
+        told = await self._link.call(self._client.hgetall(owner_key("owner", owner)))
         return [Run(text_of(name), owner, *json.loads(whose)) for name, whose in told.items()]
 
     async def finish(self, token: str, completion_ids: Sequence[str], seconds: float) -> None:
@@ -201,7 +207,7 @@ class RedisEngine:
             owners = await self._link.call(self._client.hmget(under_way, list(completion_ids)))
             for completion_id, owner in zip(completion_ids, owners, strict=True):
                 if owner is not None:
-                    commands.append(("HDEL", (owner_key(text_of(owner)), completion_id)))
+                    commands.append(("HDEL", (owner_key("owner", text_of(owner)), completion_id)))
             # Last: what is left here, if this fails, is finished again.
             commands.append(("HDEL", (under_way, *completion_ids)))
         await self._link.all_of(commands)

@@ -247,11 +247,15 @@ class Reading:
     async def read_along(
         self, request: web.Request, mirror: Mirror, wanted: Wanted
     ) -> web.StreamResponse:
-        """Stream an answer that runs elsewhere. Raises ApiError as `follow` does."""
+        """The same as `follow`, of one that runs elsewhere and is joined already."""
         _check_position(mirror.session, wanted)
-        if mirror.count > self._most_readers:
-            raise _too_many(self._most_readers)
+        self.check_mirror(mirror)
         return await self._read(request, mirror.audience, wanted)
+
+    def check_mirror(self, mirror: Mirror) -> None:
+        """Raises ApiError `too_many_readers` (429)."""
+        if mirror.count > (most := self._most_readers):
+            raise _too_many(most)
 
     async def read_here(
         self, request: web.Request, owner: str, completion_id: str, wanted: Wanted

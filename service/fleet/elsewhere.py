@@ -68,6 +68,13 @@ class Elsewhere:
         except (FleetUnavailable, TimeoutError) as error:
             log.warning("log not deleted", completion_id=completion_id, reason=str(error))
 
+    async def is_lost(self, owner: str, completion_id: str, token: str) -> bool:
+        """See `Whereabouts.is_lost`. Raises ApiError `fleet_unavailable` (503)."""
+        try:
+            return await self.fleet.whereabouts.is_lost(owner, completion_id, token)
+        except FleetUnavailable:
+            raise ApiError(FLEET_UNAVAILABLE) from None
+
     @asynccontextmanager
     async def reading(self, owner: str | None, completion_id: str) -> AsyncIterator[Mirror | None]:
         """An owner's completion to be read along; None if none runs elsewhere.
@@ -143,9 +150,12 @@ def _of_another_version(run: Run) -> Failure:
     )
 
 
+RUNS_ELSEWHERE = "runs_elsewhere"
+
+
 def _runs_elsewhere(run: Run) -> Failure:
     return Failure(
-        "runs_elsewhere",
+        RUNS_ELSEWHERE,
         f"It runs at the replica {run.replica!r} and can be read there; here it can be once it ends.",
         retry_after_seconds=5,
     )

@@ -12,6 +12,7 @@ import structlog
 
 from db.fleet import Command, Engine, FleetUnavailable
 from db.fleet.tending import Pulse, tend
+from service.fleet.whereabouts import KNOWN, WHETHER
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,7 @@ class Listener:
 
     Attributes:
         answered, unanswered: how much was asked and got an answer, or none.
+        knows: whether an owner's completion is here, or about to begin; nothing is, until this is set.
         pulse: of the listening.
     """
 
@@ -56,6 +58,7 @@ class Listener:
     ) -> None:
         self.answered = self.unanswered = 0
         self._engine = engine
+        self.knows: Callable[[str, str], bool] = lambda owner, completion_id: False
         self._cancel = cancel
         self._tellers = {} if tellers is None else tellers
         self.pulse = Pulse()
@@ -106,4 +109,6 @@ class Listener:
                 return UNKNOWN if stopped is None else CANCELLED if stopped else ENDED
             case [kind, str(name), *arguments] if kind == TELL and name in self._tellers:
                 return self._tellers[name](arguments)
+            case [kind, str(owner), str(completion_id)] if kind == WHETHER:
+                return KNOWN if self.knows(owner, completion_id) else UNKNOWN
         return UNKNOWN  # of another version

@@ -6,10 +6,12 @@ Knows no endpoint. What stands behind the engine is imported only here, and only
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from db.claims import Claims
 from db.fleet import VERSION, Engine, Replica
+from db.fleet.claims import FleetClaims
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
 from db.fleet.outbox import Outbox
@@ -19,6 +21,7 @@ from service.fleet.listening import Cancel, Listener, Teller
 from service.fleet.mirrors import Mirrors
 from service.fleet.roster import Roster
 from service.fleet.standing import TOKEN_LETTERS, Adoptions, Fallbacks, Nothing, Standing, degraded
+from service.fleet.whereabouts import Whereabouts
 from service.settings.fleet import FleetConfig
 
 _LOOK_SECONDS = 0.3
@@ -42,7 +45,7 @@ class Fleet:
     Attributes:
         engine: what all replicas share.
         replica: this one's name.
-        outbox, membership, mirrors, roster, strangers: see there.
+        outbox, membership, mirrors, roster, strangers, whereabouts: see there.
         copies_lines: others can read what runs here.
         listener: set by `listen`.
         tellers: what others may ask to be told; see `service.fleet.others`.
@@ -65,6 +68,7 @@ class Fleet:
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
         self.roster = Roster(self.engine)
         self.strangers = Strangers(self.engine, config.lease_seconds / 3)
+        self.whereabouts = Whereabouts(self.engine, config.lease_seconds)
         self.listener: Listener | None = None
         self.tellers: dict[str, Teller] = {}
         self.adoptions: Adoptions = Nothing()
@@ -75,6 +79,13 @@ class Fleet:
         return CopiedJournal(
             directory, fsync, max_bytes, self.outbox, sends_first=self._sends_first
         )
+
+    def claims(
+        self, own: Claims, keep_seconds: Callable[[], float], clock: Callable[[], float]
+    ) -> Claims:
+        """Claims over all machines, above this one's own."""
+        engine = self.engine
+        return FleetClaims(own, engine.claims, engine.token, keep_seconds=keep_seconds, clock=clock)
 
     def listen(self, cancel: Cancel) -> None:
         """Have this done when another replica asks for it. Before the start, once."""
