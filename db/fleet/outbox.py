@@ -7,6 +7,9 @@ what is too much for memory meanwhile is read from the local journal, which has 
 2. Past `MOST_HELD_BYTES` a completion's lines aren't held any more: it is *behind*. Once the engine is
    back, the lines that its log lacks are read from the journal, until it has all.
 3. What has ended is told after its lines, so nobody finds a log without its end.
+4. What the engine takes no more lines of is another replica's by now, which took this one for dead
+   (`db.fleet.adoption`): nothing more of it is sent, and whoever shows it is told so, before anybody who
+   waits for its lines.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from db.fleet.contract import Engine, Entry, FleetUnavailable, Run
+from db.fleet.contract import Appended, Engine, Entry, FleetUnavailable, Run
 from db.fleet.tending import tend
 from db.journal.reading import line_in, name_of, read_sizes
 
@@ -44,11 +47,15 @@ class Outbox:
 
     Attributes:
         segments_of: set by the journal whose lines these are.
+        note_fenced: told of completions that another replica has brought to an end. Must not raise.
+        fenced: how many those were so far.
         failure: why the last call failed; None while all go.
     """
 
     def __init__(self, engine: Engine, replica: str, *, copies_lines: bool = True) -> None:
         self.segments_of: SegmentsOf = lambda _: []
+        self.note_fenced: Callable[[Collection[str]], None] = lambda _: None
+        self.fenced = 0
         self.failure: str | None = None
         self._engine = engine
         self._replica = replica
@@ -60,6 +67,7 @@ class Outbox:
         self._lengths: dict[str, int] = {}
         self._behind: dict[str, int] = {}
         """Completion → how many of its lines aren't held."""
+        self._fenced: set[str] = set()
         self._ended: dict[str, None] = {}
         self._added = self._sent = 0
         self._has_work = asyncio.Event()
@@ -108,7 +116,9 @@ class Outbox:
         """These are stored."""
         for completion_id in completion_ids:
             self._runs.pop(completion_id, None)
-            if self._lengths.pop(completion_id, None) is not None:
+            was_begun = self._lengths.pop(completion_id, None) is not None
+            if was_begun or completion_id in self._fenced:
+                self._fenced.discard(completion_id)
                 self._ended[completion_id] = None
                 self._note_caught_up(completion_id)  # the row has it
         self._note_work()
@@ -176,15 +186,15 @@ class Outbox:
         entries = self._entries[:MOST_AT_ONCE]
         runs = list(self._untold.values())
         if entries or runs:
-            lost = await self._engine.append(entries, runs)
+            appended = await self._engine.append(entries, runs)
             for run in runs:
                 self._untold.pop(run.completion_id, None)
-            if lost:
-                self._send_again(lost)
+            if self._is_amiss(appended):
                 return
-            del self._entries[: len(entries)]
-            self._held_bytes -= sum(len(entry.lines) for entry in entries)
-            self._note_sent(sum(entry.count for entry in entries))
+            gone = [each for each in entries if each.completion_id not in appended.fenced]
+            del self._entries[: len(gone)]
+            self._held_bytes -= sum(len(entry.lines) for entry in gone)
+            self._note_sent(sum(entry.count for entry in gone))
         await self._catch_up()
         if not self._entries:
             ended = list(self._ended)[:MOST_AT_ONCE]
@@ -195,6 +205,38 @@ class Outbox:
             self._has_work.clear()
             self._is_idle.set()
             self._note_sent(self._added - self._sent)
+
+    def _is_amiss(self, appended: Appended) -> bool:
+        """See to what wasn't added. True if some of it is to be sent again."""
+        if appended.fenced:
+            self._yield(appended.fenced)
+        if not appended.lost:
+            return False
+        self._drop({name for name in appended.lost if name not in self._lengths})  # the row has it
+        self._send_again(appended.lost)
+        return True
+
+    def _yield(self, completion_ids: Collection[str]) -> None:
+        """These are another replica's now."""
+        running = [name for name in completion_ids if name in self._lengths]
+        if running:
+            log.error("completions adopted by another replica", completion_ids=running)
+        self.fenced += len(running)
+        self._fenced.update(running)
+        for completion_id in running:
+            for known in (self._runs, self._untold, self._lengths):
+                known.pop(completion_id, None)
+        self.note_fenced(running)
+        self._drop(completion_ids)
+        for completion_id in completion_ids:
+            self._note_caught_up(completion_id)
+
+    def _drop(self, completion_ids: Collection[str]) -> None:
+        """Don't send what is held of these."""
+        dropped = [each for each in self._entries if each.completion_id in completion_ids]
+        self._entries = [each for each in self._entries if each.completion_id not in completion_ids]
+        self._held_bytes -= sum(len(entry.lines) for entry in dropped)
+        self._note_sent(sum(entry.count for entry in dropped))
 
     def _note_sent(self, count: int) -> None:
         self._sent += count
@@ -223,7 +265,8 @@ class Outbox:
         paths = self.segments_of(list(begins))
         entries = await asyncio.to_thread(_entries_of, paths, begins)
         for start in range(0, len(entries), MOST_AT_ONCE):
-            await self._engine.append(entries[start : start + MOST_AT_ONCE])
+            if self._is_amiss(await self._engine.append(entries[start : start + MOST_AT_ONCE])):
+                return
         found = {entry.completion_id for entry in entries}
         for completion_id in [name for name in begins if name not in found]:
             log.warning("lines missing in the journal", completion_id=completion_id)

@@ -4,8 +4,9 @@
 2. One call waits for all that are followed (`Engine.wait`): one connection for each replica.
 3. A mirror's session is played from the original's own lines, so its tape has the same chunks, to the
    byte and at the same positions.
-4. A completion whose replica died has no end in its log until somebody brings it to one; its readers are
-   told so, and may come back for the rest.
+4. A completion whose replica died has no end in its log until another replica closes it
+   (`db.fleet.adoption`); then its readers are told how it ended, as recovery tells it. Where nobody does in
+   good time, they are told to come back.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from statemachine import Failure, SessionRecord, SessionRequest, StreamSession
 log = structlog.get_logger(__name__)
 
 _WAIT_SECONDS = 2.0
+_ADOPTION_SECONDS = 5.0
+"""How long the others may take to bring to an end what a dead replica ran, past two leases."""
 _REPLICA_LOST = Failure(
     "answer_unavailable",
     "The machine that runs it is gone; what it has shown is being brought back. Please try again.",
@@ -69,6 +72,10 @@ class Mirror:
         if entry.number <= self.after or self.audience.is_over:
             return
         self.after = entry.number
+        if entry.is_closing:
+            self._live.end()
+            self._look_for_end()
+            return
         self._live.feed(entry.lines)
         if self._live.is_damaged:
             self.end(_LOG_LOST)
@@ -145,7 +152,8 @@ class Mirrors:
                 if mirror is not None:
                     mirror.feed(entry)
                     continue
-                live.feed(entry.lines)
+                if not entry.is_closing:
+                    live.feed(entry.lines)
                 if live.first_session is not None:
                     mirror = Mirror(run, live)
                     mirror.after = after
@@ -177,8 +185,8 @@ class Mirrors:
                 mirror.feed(entry)
 
     async def _look_who_lives(self) -> None:
-        """An engine that was emptied hears of everybody again within a lease; so a replica is gone when
-        it is missed for longer."""
+        """An engine that was emptied hears of everybody again within a lease, and what a dead replica ran
+        is brought to an end in little more; so one is gone for good when it is missed for longer."""
         now = time.monotonic()
         if now < self._looked_at + self._lease_seconds / 3:
             return
@@ -189,7 +197,7 @@ class Mirrors:
                 mirror.missed_at = None
             elif mirror.missed_at is None:
                 mirror.missed_at = now
-            elif now >= mirror.missed_at + self._lease_seconds:
+            elif now >= mirror.missed_at + 2 * self._lease_seconds + _ADOPTION_SECONDS:
                 run = mirror.run
                 log.error("replica gone", replica=run.replica, completion_id=run.completion_id)
                 mirror.end(_REPLICA_LOST)

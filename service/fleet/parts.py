@@ -5,10 +5,11 @@ Knows no endpoint. What stands behind the engine is imported only here, and only
 
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 from db.fleet import Engine
+from db.fleet.adoption import Adoption, IsStored, Save
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
 from db.fleet.outbox import Outbox
@@ -38,6 +39,7 @@ class Fleet:
         replica: this one's name.
         outbox, membership, mirrors: see there.
         listener: set by `listen`.
+        adoption: set by `adopt`.
 
     Raises:
         FleetUnusable: the extra `fleet` is missing, or the URL can't be read.
@@ -52,6 +54,8 @@ class Fleet:
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
         self.listener: Listener | None = None
+        self.adoption: Adoption | None = None
+        self._lease_seconds = config.lease_seconds
 
     def journal(self, directory: Path, fsync: Fsync, max_bytes: int) -> Journal:
         """This process's journal, whose lines go to the fleet too."""
@@ -62,6 +66,21 @@ class Fleet:
     def listen(self, cancel: Cancel) -> None:
         """Have this done when another replica asks for it. Before the start, once."""
         self.listener = Listener(self.engine, cancel)
+
+    def yield_by(self, cut_off: Callable[[Iterable[str]], None]) -> None:
+        """Have completions ended like this that another replica has adopted. Before the start, once."""
+        self.outbox.note_fenced = cut_off
+
+    def adopt(self, save: Save, is_stored: IsStored) -> None:
+        """Look after what dead replicas leave; see `Adoption`. Before the start, once."""
+        self.adoption = Adoption(self.engine, self._lease_seconds, save, is_stored)
+
+    async def keep_adopting(self, _: object) -> AsyncIterator[None]:
+        """Start adopting, and stop it. Needs the saver."""
+        assert self.adoption is not None  # `adopt` was called
+        self.adoption.start()
+        yield
+        await self.adoption.stop()
 
     async def keep(self, _: object) -> AsyncIterator[None]:
         """Start the parts, and stop them in the opposite order."""
