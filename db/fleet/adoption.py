@@ -109,7 +109,7 @@ class Adoption:
         """Those whose completions are to be seen to now."""
         replicas = await self._engine.replicas()
         now = time.monotonic()
-        if now > self._looked_at + self._pause_seconds + self._renewal_seconds:
+        if now > self._looked_at + self._lease_seconds / 2:  # less costs nobody a lease
             self._patient_until = now + self._lease_seconds
         self._looked_at = now
         missed = {

@@ -56,15 +56,23 @@ class Shelf:
 class Member:
     """One replica: its lease, its journal, its looking after others."""
 
-    def __init__(self, engine: Engine, name: str, path: Path, *, copies: bool = True) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        path: Path,
+        *,
+        copies: bool = True,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
         self.engine = engine
         self.shelf = Shelf()
-        self.membership = Membership(engine, name, LEASE_SECONDS)
+        self.membership = Membership(engine, name, lease_seconds)
         self.outbox = Outbox(engine, name, copies_lines=copies)
         self.lost: list[str] = []
         self.outbox.note_fenced = self.lost.extend
         self.journal = CopiedJournal(path / engine.token, Fsync.NEVER, PLENTY, self.outbox)
-        self.adoption = Adoption(engine, LEASE_SECONDS, self.shelf.save, self.shelf.has)
+        self.adoption = Adoption(engine, lease_seconds, self.shelf.save, self.shelf.has)
 
     async def start(self) -> "Member":
         self.journal.start()
