@@ -131,8 +131,10 @@ class Persistence:
         return cls(store, journal, claims, saver, *parts)
 
     async def has_row(self, completion_id: str) -> bool:
-        """Whether a completion is stored. Raises StoreUnavailable."""
-        return await self.store.find(completion_id) is not None
+        """True if a completion is known to be stored."""
+        with suppress(StoreUnavailable):
+            return await self.store.find(completion_id) is not None
+        return False
 
     def dead_letters(self) -> int:
         """How many records wait as files."""

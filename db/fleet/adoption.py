@@ -43,6 +43,8 @@ _AT_ONCE = 200
 _AT_ONCE_BYTES = 16 * 1024 * 1024
 """About so many bytes of logs are played at a time; a larger log alone."""
 _READS_AT_ONCE = 10
+_AGAIN_LEASES = 4
+"""After so many leases it is looked again whether what couldn't be ended has been stored."""
 _LONGEST_PAUSE_SECONDS = 0.5
 """Between two looks."""
 
@@ -59,7 +61,8 @@ class Adoption:
         lease_seconds: the length of everybody's lease.
         save: hands a record over; its future is done once that is committed or set aside, and raises if
             it could be neither (`db.saver.Saver.save`).
-        is_stored: whether there is a row of a completion, be it saved by whom it may.
+        is_stored: whether there is known to be a row of a completion, be it saved by whom it may. Doesn't
+            raise.
 
     Attributes:
         adopted: completions that were brought to an end here so far.
@@ -162,7 +165,7 @@ class Adoption:
             self.replicas += count > 0
             log.info("adopted", replica=dead.name, completions=count, of=len(names))
         if await self._engine.left_by(dead.token):
-            self._not_before[dead.token] = time.monotonic() + self._lease_seconds
+            self._not_before[dead.token] = time.monotonic() + _AGAIN_LEASES * self._lease_seconds
         else:
             await self._engine.bury(dead)
 

@@ -15,7 +15,7 @@ from statemachine import ChunkRun, Failure, ParsedChunk, SessionRecord, SessionR
 from tests.db.records import assistant, make_partial, make_record, user
 from tests.db.tapes import all_on, record_of
 from tests.db.test_tapes_contract import BEGIN, END
-from tests.db.views import listed, prompt, shown_tree
+from tests.db.views import listed, prompt, shown_tree, tree
 from tests.statemachine.conftest import text_chunk
 from tests.statemachine.test_tape import PATTERNS, run_of
 
@@ -238,3 +238,17 @@ async def test_many_at_once_end_with_the_longest(store: Store) -> None:
         await asyncio.gather(*(store.save(call[::step]) for call in calls for step in (1, -1)))
     for record in records(1):
         assert ("completed", "One two three four") == await text(store, record)
+
+
+async def test_an_answer_whose_words_stay_stays_one_message(store: Store) -> None:
+    """Where only its end was missing, what others follow is the answer itself, as before."""
+    request = asked(user("A"))
+    follow = make_record(user("A"), assistant("One two"), user("Go on"), answer="B")
+    await store.save([died(request, "One", " two")])
+    await store.save([follow])
+    await store.save([whole(request, "One", " two")])
+    view = await tree(store, follow)
+    assert view is not None
+    assert 4 == len(view.nodes.items)
+    (answer,) = await store.answer(request.completion_id)
+    assert [answer] == [row for row in await store.thread(answer.digest) if row.content != "A"]
