@@ -10,6 +10,7 @@ from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from attrs import evolve
 
 from db.journal import Journal
 from db.overview import WholeStore
@@ -118,7 +119,7 @@ def _keeping(
     """The parts that keep answers. Those of a fleet start before them and stop after them."""
     if fleet is not None:
         app.cleanup_ctx.extend((fleet.keep, app[SHARED].keep))
-    return Persistence.from_config(
+    keeping = Persistence.from_config(
         config,
         store,
         lambda: app[CONFIG].value.idempotency.keep_seconds,
@@ -126,6 +127,10 @@ def _keeping(
         Journal if fleet is None else fleet.journal,
         None if fleet is None else fleet.claims,
     )
+    if fleet is None:
+        return keeping
+    fleet.adopt(keeping.saver.save, keeping.has_row)
+    return evolve(keeping, contexts=(*keeping.contexts, fleet.keep_adopting))
 
 
 def load_for_workers(config: Config) -> None:
@@ -190,6 +195,7 @@ def _fleet(app: web.Application, config: Config, siblings: Siblings | None) -> F
         return None
     fleet = Fleet(config.fleet, siblings.number if siblings else None)
     fleet.listen(app[STREAMS].cancel)
+    fleet.yield_by(app[STREAMS].cut_off)
     app[FLEET] = fleet
     app[SHARED] = SharedAdmission(app[ADMISSION], fleet.engine, config.fleet.lease_seconds)
     return fleet

@@ -131,6 +131,12 @@ class Persistence:
         parts = tuple(contexts), checks, lambda: not recovery.is_over, letters
         return cls(store, journal, claims, saver, *parts)
 
+    async def has_row(self, completion_id: str) -> bool:
+        """True if a completion is known to be stored."""
+        with suppress(StoreUnavailable):
+            return await self.store.find(completion_id) is not None
+        return False
+
     def dead_letters(self) -> int:
         """How many records wait as files."""
         return 0 if self.letters is None else self.letters.count()

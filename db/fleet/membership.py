@@ -1,7 +1,9 @@
 """Holds this replica's lease, and says whether it does: `Membership`.
 
-A replica renews its lease three times in its length. One whose lease ran out, since the engine was out of
-reach, may have been taken for dead; one whose name another process has says so, and serves all the same.
+A replica renews its lease six times in its length. One whose lease ran out, since the engine was out of
+reach, may have been taken for dead, and what it ran may have been brought to an end by another; the engine
+then takes no more lines of that (`Engine.fence`). One whose name another process has says so, and serves all
+the same.
 """
 
 import asyncio
@@ -16,6 +18,8 @@ log = structlog.get_logger(__name__)
 
 _START_SECONDS = 1.0
 """How long a start waits for the engine, and a stop."""
+RENEWALS = 6
+"""Of a lease, in its length."""
 
 
 class Membership:
@@ -70,7 +74,7 @@ class Membership:
             except Exception:
                 log.exception("fleet lease not renewed")
             joined.set()
-            await asyncio.sleep(self._lease_seconds / 3)
+            await asyncio.sleep(self._lease_seconds / RENEWALS)
 
     async def _renew(self) -> None:
         asked_at = time.monotonic()
@@ -81,10 +85,7 @@ class Membership:
             if was_held and not self.is_held:
                 log.error("fleet lease ran out", replica=self.name, reason=str(error))
             return
-        if holder != self._engine.token:
-            if not self.rival:
-                log.error("another process is this replica", replica=self.name, holder=holder)
-            self.rival = True
-            return
-        self.rival = False
         self._held_until = asked_at + self._lease_seconds
+        was_rival, self.rival = self.rival, holder != self._engine.token
+        if self.rival and not was_rival:
+            log.error("another process is this replica", replica=self.name, holder=holder)

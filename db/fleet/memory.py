@@ -7,14 +7,23 @@ import asyncio
 import secrets
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from attrs import define, evolve, field
 
 from db.claims import Claim
 from db.fleet.budgets import Budgets
-from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
+from db.fleet.contract import (
+    CLOSED,
+    VERSION,
+    Appended,
+    Command,
+    Entry,
+    FleetUnavailable,
+    Replica,
+    Run,
+)
 from db.fleet.health import EngineHealth
 from db.fleet.memory_budgets import Account, MemoryBudgets
 from db.fleet.memory_claims import MemorySharedClaims
@@ -32,6 +41,10 @@ class _Log:
     run: Run | None = None
     goes_at: float = float("inf")
 
+    @property
+    def is_closed(self) -> bool:
+        return bool(self.entries) and self.entries[-1].is_closing
+
 
 @define
 class Shared:
@@ -48,6 +61,7 @@ class Shared:
     copies: int = 0
     losses: int = 0
     leases: dict[str, tuple[str, float]] = field(factory=dict)
+    alive_until: dict[str, float] = field(factory=dict)
     adopters: dict[str, tuple[str, float]] = field(factory=dict)
     known: dict[str, tuple[str, int]] = field(factory=dict)
     logs: dict[str, _Log] = field(factory=lambda: defaultdict(_Log))
@@ -92,31 +106,33 @@ class MemoryEngine:
     async def join(self, name: str, seconds: float) -> str:
         shared, token = self._reach(), self.token
         now = shared.clock()
+        shared.alive_until[token] = now + seconds
+        shared.known[token] = name, self._version
         holder, until = shared.leases.get(name, (token, 0.0))
         if holder != token and until > now:
             return holder
         shared.leases[name] = token, now + seconds
-        shared.known[token] = name, self._version
         return token
 
     async def leave(self, name: str) -> None:
         shared, token = self._reach(), self.token
         if shared.leases.get(name, ("", 0.0))[0] == token:
             del shared.leases[name]
+        shared.alive_until.pop(token, None)
         if not await self.left_by(token):
             shared.known.pop(token, None)
 
     async def replicas(self) -> Sequence[Replica]:
         shared = self._reach()
         return [
-            Replica(name, token, version, self._is_alive(name, token))
+            Replica(name, token, version, self._is_alive(token))
             for token, (name, version) in shared.known.items()
         ]
 
     async def take_over(self, dead: Replica, seconds: float) -> bool:
         shared = self._reach()
         now = shared.clock()
-        if dead.version != self._version or self._is_alive(dead.name, dead.token):
+        if dead.version != self._version or self._is_alive(dead.token):
             return False
         holder, until = shared.adopters.get(dead.token, (self.token, 0.0))
         if holder != self.token and until > now:
@@ -129,31 +145,42 @@ class MemoryEngine:
         shared.known.pop(dead.token, None)
         shared.commands.pop(dead.token, None)
 
-    def _is_alive(self, name: str, token: str) -> bool:
-        holder, until = self._shared.leases.get(name, ("", 0.0))
-        return holder == token and until > self._shared.clock()
+    def _is_alive(self, token: str) -> bool:
+        return self._shared.alive_until.get(token, 0.0) > self._shared.clock()
 
     # --- what runs --------------------------------------------------------------------------
 
-    async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Collection[str]:
+    async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Appended:
         shared = self._reach()
         for run in runs:
             shared.logs[run.completion_id].run = evolve(run, version=self._version)
-        lost: set[str] = set()
+        lost, fenced = set[str](), set[str]()
         for entry in entries:
             log = shared.logs[entry.completion_id]
             if entry.number and not log.entries:
                 lost.add(entry.completion_id)
+            elif log.is_closed:
+                if entry.number not in {each.number for each in log.entries}:
+                    fenced.add(entry.completion_id)
             elif not log.entries or log.entries[-1].number < entry.number:
                 log.entries.append(entry)
         await self._tell()
         if shared.copies < self._wait_replicas:
             raise FleetUnavailable("too few replicas of the engine have it")
-        return lost
+        return Appended(lost, fenced)
+
+    async def fence(self, completion_ids: Sequence[str]) -> None:
+        shared = self._reach()
+        for completion_id in completion_ids:
+            log = shared.logs[completion_id]
+            if not log.is_closed:
+                log.entries.append(Entry(completion_id, CLOSED, 0, b""))
+        await self._tell()
 
     async def length(self, completion_id: str) -> int:
         log = self._log(completion_id)
-        last = log.entries[-1] if log is not None and log.entries else None
+        lines = [] if log is None else [each for each in log.entries if not each.is_closing]
+        last = lines[-1] if lines else None
         return 0 if last is None else last.number + last.count
 
     async def has_changed(self) -> bool:

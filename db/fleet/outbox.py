@@ -10,6 +10,9 @@ what is too much for memory meanwhile is read from the local journal, which has 
 4. An engine may lose what it had acknowledged, as in a failover. So it is looked every some seconds whether
    another answers (`Engine.has_changed`), and after that, and after each failure, whether the log of all
    that runs is whole (`Engine.mend`); what is missing is sent from the journal.
+5. What the engine takes no more lines of is another replica's by now, which took this one for dead
+   (`db.fleet.adoption`): nothing more of it is sent, and whoever shows it is told so, before anybody who
+   waits for its lines.
 """
 
 import asyncio
@@ -19,7 +22,7 @@ from pathlib import Path
 
 import structlog
 
-from db.fleet.contract import Engine, Entry, FleetUnavailable, Run
+from db.fleet.contract import Appended, Engine, Entry, FleetUnavailable, Run
 from db.fleet.health import Waiting
 from db.fleet.tending import Pulse, tend
 from db.journal.reading import line_in, name_of, read_sizes
@@ -51,8 +54,9 @@ class Outbox:
 
     Attributes:
         segments_of: set by the journal whose lines these are.
+        note_fenced: told of completions that another replica has brought to an end. Must not raise.
+        fenced: how many those were so far.
         failure: why the last call failed; None while all go.
-        fenced: how many completions others have brought to an end while they ran here.
         note_append: told how many seconds each call took that added lines.
         mended: how many logs had to be sent again, in whole or from where they broke off.
         pulse: of the looks at who answers.
@@ -60,8 +64,9 @@ class Outbox:
 
     def __init__(self, engine: Engine, replica: str, *, copies_lines: bool = True) -> None:
         self.segments_of: SegmentsOf = lambda _: []
-        self.failure: str | None = None
+        self.note_fenced: Callable[[Collection[str]], None] = lambda _: None
         self.fenced = 0
+        self.failure: str | None = None
         self.note_append: Callable[[float], None] = lambda _: None
         self._waiting = Waiting()
         self.mended = 0
@@ -79,6 +84,7 @@ class Outbox:
         self._whole: dict[str, int] = {}
         """Completion → how many lines its log has, of those behind, as long as nothing has failed."""
         self._is_doubted = False
+        self._fenced: set[str] = set()
         self._ended: dict[str, None] = {}
         self._added = self._sent = 0
         self._has_work = asyncio.Event()
@@ -132,7 +138,9 @@ class Outbox:
         """These are stored."""
         for completion_id in completion_ids:
             self._runs.pop(completion_id, None)
-            if self._lengths.pop(completion_id, None) is not None:
+            was_begun = self._lengths.pop(completion_id, None) is not None
+            if was_begun or completion_id in self._fenced:
+                self._fenced.discard(completion_id)
                 self._ended[completion_id] = None
                 self._note_caught_up(completion_id)  # the row has it
         self._note_work()
@@ -217,7 +225,7 @@ class Outbox:
     async def _end_again(self) -> None:
         """The engine may have forgotten that something ended."""
         for run in await self._engine.left_by(self._engine.token):
-            if run.completion_id not in self._runs:
+            if run.completion_id not in self._runs and run.completion_id not in self._fenced:
                 self._ended[run.completion_id] = None
 
     async def _send(self) -> None:
@@ -226,17 +234,16 @@ class Outbox:
         runs = list(self._untold.values())
         if entries or runs:
             began_at = time.perf_counter()
-            lost = await self._engine.append(entries, runs)
+            appended = await self._engine.append(entries, runs)
             self.note_append(time.perf_counter() - began_at)
             for run in runs:
                 self._untold.pop(run.completion_id, None)
-            if lost:
-                self._drop({name for name in lost if name not in self._lengths})  # the row has it
-                self._is_doubted = True  # the others may be gone too
+            if self._is_amiss(appended):
                 return
-            del self._entries[: len(entries)]
-            self._held_bytes -= sum(len(entry.lines) for entry in entries)
-            self._note_sent(sum(entry.count for entry in entries))
+            gone = [each for each in entries if each.completion_id not in appended.fenced]
+            del self._entries[: len(gone)]
+            self._held_bytes -= sum(len(entry.lines) for entry in gone)
+            self._note_sent(sum(entry.count for entry in gone))
         await self._catch_up()
         if not self._entries:
             ended = list(self._ended)[:MOST_AT_ONCE]
@@ -247,6 +254,31 @@ class Outbox:
             self._has_work.clear()
             self._is_idle.set()
             self._note_sent(self._added - self._sent)
+
+    def _is_amiss(self, appended: Appended) -> bool:
+        """See to what wasn't added. True if some of it is to be sent again."""
+        if appended.fenced:
+            self._yield(appended.fenced)
+        if not appended.lost:
+            return False
+        self._drop({name for name in appended.lost if name not in self._lengths})  # the row has it
+        self._is_doubted = True  # the others may be gone too
+        return True
+
+    def _yield(self, completion_ids: Collection[str]) -> None:
+        """These are another replica's now."""
+        running = [name for name in completion_ids if name in self._lengths]
+        if running:
+            log.error("completions adopted by another replica", completion_ids=running)
+        self.fenced += len(running)
+        self._fenced.update(running)
+        for completion_id in running:
+            for known in (self._runs, self._untold, self._lengths):
+                known.pop(completion_id, None)
+        self.note_fenced(running)
+        self._drop(completion_ids)
+        for completion_id in completion_ids:
+            self._note_caught_up(completion_id)
 
     def _drop(self, completion_ids: Collection[str]) -> None:
         """Don't send what is held of these."""
@@ -287,11 +319,11 @@ class Outbox:
             entries = await asyncio.to_thread(_entries_of, path, begins)
             for start in range(0, len(entries), MOST_AT_ONCE):
                 part = entries[start : start + MOST_AT_ONCE]
-                if await self._engine.append(part):
-                    self._is_doubted = True
+                if self._is_amiss(await self._engine.append(part)):
                     return
                 for entry in part:
-                    self._whole[entry.completion_id] = entry.number + entry.count
+                    if entry.completion_id not in self._fenced:
+                        self._whole[entry.completion_id] = entry.number + entry.count
             found.update(entry.completion_id for entry in entries)
         self.mended += len(found)
         for completion_id in [name for name in begins if name not in found]:

@@ -8,8 +8,9 @@
    gap is read again for some seconds before its readers are told to come back.
 5. A completion that has ended and whose log lost its end is in the database; its readers are told to come
    back as well.
-6. A completion whose replica died has no end in its log until somebody brings it to one; its readers are
-   told so, and may come back for the rest.
+6. A completion whose replica died has no end in its log until another replica closes it
+   (`db.fleet.adoption`); then its readers are told how it ended, as recovery tells it. Where nobody does in
+   good time, they are told to come back.
 """
 
 import asyncio
@@ -32,6 +33,8 @@ _MEND_SECONDS = 10.0
 _AGAIN_SECONDS = 0.2
 _SILENT_SECONDS = 5.0
 """After so long without a word it is looked whether a completion has ended."""
+_ADOPTION_SECONDS = 5.0
+"""How long the others may take to bring to an end what a dead replica ran, past two leases."""
 _REPLICA_LOST = Failure(
     "answer_unavailable",
     "The machine that runs it is gone; what it has shown is being brought back. Please try again.",
@@ -80,7 +83,13 @@ class Mirror:
     def feed(self, entry: Entry) -> None:
         """Take what came next; what has been read before, in whole or in part, is passed over, and what comes
         after a gap as well."""
-        if entry.number + entry.count <= self.length or self.audience.is_over:
+        if self.audience.is_over or (
+            not entry.is_closing and entry.number + entry.count <= self.length
+        ):
+            return
+        if entry.is_closing and self.broken_at is None:
+            self._live.end()
+            self._look_for_end()
             return
         if entry.number > self.length:
             self.note_broken()
@@ -262,8 +271,8 @@ class Mirrors:
                 mirror.note_broken()
 
     async def _look_who_lives(self) -> None:
-        """An engine that was emptied hears of everybody again within a lease; so a replica is gone when
-        it is missed for longer."""
+        """An engine that was emptied hears of everybody again within a lease, and what a dead replica ran
+        is brought to an end in little more; so one is gone for good when it is missed for longer."""
         now = time.monotonic()
         if now < self._looked_at + self._lease_seconds / 3:
             return
@@ -274,7 +283,7 @@ class Mirrors:
                 mirror.missed_at = None
             elif mirror.missed_at is None:
                 mirror.missed_at = now
-            elif now >= mirror.missed_at + self._lease_seconds:
+            elif now >= mirror.missed_at + 2 * self._lease_seconds + _ADOPTION_SECONDS:
                 run = mirror.run
                 log.error("replica gone", replica=run.replica, completion_id=run.completion_id)
                 mirror.end(_REPLICA_LOST)

@@ -6,11 +6,12 @@ Knows no endpoint. What stands behind the engine is imported only here, and only
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 from db.claims import Claims
 from db.fleet import VERSION, Engine, Replica
+from db.fleet.adoption import Adoption, IsStored, Save
 from db.fleet.claims import FleetClaims
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
@@ -50,6 +51,7 @@ class Fleet:
         listener: set by `listen`.
         tellers: what others may ask to be told; see `service.fleet.others`.
         adoptions, fallbacks: what is shown of these.
+        adoption: set by `adopt`.
 
     Raises:
         FleetUnusable: the extra `fleet` is missing, or the URL can't be read.
@@ -73,6 +75,8 @@ class Fleet:
         self.tellers: dict[str, Teller] = {}
         self.adoptions: Adoptions = Nothing()
         self.fallbacks: Fallbacks = Nothing()
+        self.adoption: Adoption | None = None
+        self._lease_seconds = config.lease_seconds
 
     def journal(self, directory: Path, fsync: Fsync, max_bytes: int) -> Journal:
         """This process's journal, whose lines go to the fleet too."""
@@ -129,6 +133,22 @@ class Fleet:
             fenced=self.outbox.fenced,
             fallbacks=self.fallbacks.fallbacks,
         )
+
+    def yield_by(self, cut_off: Callable[[Iterable[str]], None]) -> None:
+        """Have completions ended like this that another replica has adopted. Before the start, once."""
+        self.outbox.note_fenced = cut_off
+
+    def adopt(self, save: Save, is_stored: IsStored) -> None:
+        """Look after what dead replicas leave; see `Adoption`. Before the start, once."""
+        adoption = Adoption(self.engine, self._lease_seconds, save, is_stored)
+        self.adoption = self.adoptions = adoption
+
+    async def keep_adopting(self, _: object) -> AsyncIterator[None]:
+        """Start adopting, and stop it. Needs the saver."""
+        assert self.adoption is not None  # `adopt` was called
+        self.adoption.start()
+        yield
+        await self.adoption.stop()
 
     async def keep(self, _: object) -> AsyncIterator[None]:
         """Start the parts, and stop them in the opposite order. A start waits a second at most for the

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from db.fleet import Engine, Entry, FleetUnavailable, Run
+from db.fleet import CLOSED, Engine, Entry, FleetUnavailable, Run
 from tests.db.fleet.conftest import MakeEngine
 
 ONE, TWO = "chatcmpl-1", "chatcmpl-2"
@@ -68,6 +68,85 @@ async def test_only_one_adopts_and_never_the_living(make_engine: MakeEngine) -> 
     assert [] == list(await second.replicas())
 
 
+async def test_who_shares_a_name_is_alive_all_the_same(make_engine: MakeEngine) -> None:
+    """A lease is a process's own: of two of one name neither may be taken for dead."""
+    first, second = make_engine(), make_engine()
+    await first.join("a", 30)
+    await second.join("a", 30)
+    assert [True, True] == [each.is_alive for each in await first.replicas()]
+    await first.append([entry(0)], [run_of(first)])
+    await first.leave("a")
+    alive = {each.token: each.is_alive for each in await second.replicas()}
+    assert {first.token: False, second.token: True} == alive
+
+
+async def test_who_comes_back_is_not_adopted_any_further(make_engine: MakeEngine) -> None:
+    """By whoever has begun to, as well."""
+    first, second = make_engine(), make_engine()
+    await first.join("a", 0.05)
+    await asyncio.sleep(0.2)
+    (known,) = await second.replicas()
+    assert await second.take_over(known, 30)
+    await first.join("a", 30)
+    assert not await second.take_over(known, 30)
+
+
+# --- closed logs --------------------------------------------------------------------------------
+
+
+async def test_nothing_is_added_to_a_closed_log(make_engine: MakeEngine) -> None:
+    """Its owner is told so, of every completion apart, and what came before it stands."""
+    owner, adopter = make_engine(), make_engine()
+    await owner.append([entry(0), entry(1), entry(0, TWO)], [run_of(owner), run_of(owner, TWO)])
+    for _ in range(2):
+        await adopter.fence([ONE])
+    appended = await owner.append([entry(2), entry(1, TWO), entry(3)])
+    assert ({ONE}, set()) == (set(appended.fenced), set(appended.lost))
+    closing = Entry(ONE, CLOSED, 0, b"")
+    assert [entry(0), entry(1), closing] == list(await adopter.read(ONE))
+    assert [closing] == list(await adopter.read(ONE, 1))
+    assert [] == list(await adopter.read(ONE, CLOSED))
+    assert [entry(0, TWO), entry(1, TWO)] == list(await adopter.read(TWO))
+    assert 2 == await owner.length(ONE)
+
+
+async def test_what_was_there_before_the_closing_is_there(make_engine: MakeEngine) -> None:
+    """An entry whose answer was lost is passed over when it is sent again."""
+    owner, adopter = make_engine(), make_engine()
+    await owner.append([entry(0), entry(1)])
+    await adopter.fence([ONE])
+    appended = await owner.append([entry(1)])
+    assert ([], []) == (list(appended.fenced), list(appended.lost))
+
+
+async def test_a_log_is_closed_before_it_has_begun(make_engine: MakeEngine) -> None:
+    """Nor can it be begun afterwards."""
+    owner, adopter = make_engine(), make_engine()
+    await adopter.fence([ONE])
+    assert 0 == await owner.length(ONE)
+    appended = await owner.append([entry(0), entry(1)], [run_of(owner)])
+    assert ({ONE}, set()) == (set(appended.fenced), set(appended.lost))
+
+
+async def test_a_log_that_is_gone_is_told_apart(make_engine: MakeEngine) -> None:
+    """The engine has lost it; nobody has taken it over."""
+    owner = make_engine()
+    appended = await owner.append([entry(1), entry(0, TWO)])
+    assert ({ONE}, set()) == (set(appended.lost), set(appended.fenced))
+
+
+async def test_waiting_ends_with_the_closing(make_engine: MakeEngine) -> None:
+    """So that readers are told at once; and it comes once."""
+    owner, adopter = make_engine(), make_engine()
+    await owner.append([entry(0)])
+    waiting = asyncio.create_task(owner.wait({ONE: 0}, 10))
+    await asyncio.sleep(0.05)
+    await adopter.fence([ONE])
+    (closing,) = await asyncio.wait_for(waiting, 5)
+    assert (CLOSED, True, b"") == (closing.number, closing.is_closing, closing.lines)
+    assert [] == list(await owner.wait({ONE: CLOSED}, 0.05))
+
+
 # --- what runs ----------------------------------------------------------------------------------
 
 
@@ -111,7 +190,7 @@ async def test_a_log_without_its_beginning_has_nothing(make_engine: MakeEngine) 
     engine = make_engine()
     await engine.append([entry(0, text="x"), entry(1)])
     await engine.forget(ONE)
-    assert [ONE] == list(await engine.append([entry(2)]))
+    assert [ONE] == list((await engine.append([entry(2)])).lost)
     assert 0 == await engine.mend(ONE)
 
 

@@ -97,8 +97,8 @@ async def test_with_the_log_off_its_replica_is_named(
 async def test_a_replica_that_dies_leaves_no_reader_hanging(
     start_replica: MakeReplica, open_door: Any, script: Backend
 ) -> None:
-    """Its readers elsewhere are told within two leases, and find the whole partial answer once it has
-    been brought back."""
+    """Another brings to an end what it ran: readers there see all that was copied, and how it ended; the
+    partial answer is stored at once. The dead one's own process finds that so when it is back."""
     a, b = start_replica("a"), start_replica("b")
     (ours,), (reads, shows) = await open_door(a), await open_door(b, 2)
     async with asked(ours) as first:
@@ -109,18 +109,23 @@ async def test_a_replica_that_dies_leaves_no_reader_hanging(
             a.stop(signal.SIGKILL)
             async with asyncio.timeout(20):
                 await second.whole()
-            assert b"answer_unavailable" in second.events[-1]
+        assert b"process_died" in second.events[-1]
+        assert first.events[0] == second.events[0]
+        assert {"failed": "Hello"} == await stored(shows, name)
     again = start_replica("a")
     await open_door(again)
+    await asyncio.to_thread(again.line, "recovered")
+    assert {"failed": "Hello"} == await stored(shows, name)
+
+
+async def stored(door: Door, name: str) -> dict[str, str]:
+    """An answer's text by its state, once it runs no more."""
     async with asyncio.timeout(20):
-        while (shown := await shows.shown(f"/{name}"))[0] != 200 or (
+        while (shown := await door.shown(f"/{name}"))[0] != 200 or (
             shown[1]["state"] == "streaming"
         ):
             await asyncio.sleep(0.1)
-    assert ("failed", "Hello") == (
-        shown[1]["state"],
-        shown[1]["choices"][0]["message"]["content"],
-    )
+    return {shown[1]["state"]: shown[1]["choices"][0]["message"]["content"]}
 
 
 async def test_streams_go_on_while_the_engine_is_away(
