@@ -11,7 +11,7 @@ from pathlib import Path
 from db.fleet import Engine
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
-from db.fleet.outbox import Outbox
+from db.fleet.outbox import PAUSE_SECONDS, Outbox
 from db.journal import Fsync, Journal
 from service.fleet.listening import Cancel, Listener
 from service.fleet.mirrors import Mirrors
@@ -48,7 +48,12 @@ class Fleet:
         self.replica = name if slot is None else f"{name}.{slot}"
         self.engine = engine or _engine(config, secrets.token_hex(8))
         self._sends_first = config.journal == "before_send"
-        self.outbox = Outbox(self.engine, self.replica, copies_lines=config.journal != "off")
+        self.outbox = Outbox(
+            self.engine,
+            self.replica,
+            copies_lines=config.journal != "off",
+            pause_seconds=0.0 if self._sends_first else PAUSE_SECONDS,
+        )
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
         self.listener: Listener | None = None
