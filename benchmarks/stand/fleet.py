@@ -6,6 +6,7 @@ and shares its core with everybody but the replicas.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -13,7 +14,7 @@ from attrs import frozen
 
 from benchmarks.contenders import Target
 from benchmarks.stand.machine import cpu_seconds
-from benchmarks.stand.running import Scene, scene, service
+from benchmarks.stand.running import ROOT, Scene, scene, service
 from tests.redis_servers import RedisServer, redis_server
 
 _MOST_STREAMS = 20_000
@@ -26,10 +27,12 @@ class FleetScene:
     Attributes:
         on: PostgreSQL, backend, directory.
         engine: the Redis.
+        tree: whose service is run.
     """
 
     on: Scene
     engine: RedisServer
+    tree: Path = ROOT
 
     def config(self, name: str, journal: str | None, lease_seconds: float = 15.0) -> dict[str, Any]:
         """Of a replica of that name; without a journal: of a service that is in no fleet."""
@@ -57,7 +60,9 @@ class FleetScene:
     ) -> Iterator[Target]:
         """One that serves, until the end."""
         config = {**self.config(name, journal, lease_seconds), **(more or {})}
-        with service(self.on.directory / name, config, is_pinned=is_pinned) as (port, pid):
+        program, environ = [str(self.tree / "run.py")], {"PYTHONPATH": str(self.tree)}
+        place = self.on.directory / name
+        with service(place, config, program, environ, is_pinned) as (port, pid):
             yield Target(name, port, pid)
 
     def engine_cpu(self) -> float:
@@ -76,11 +81,11 @@ class FleetScene:
 
 
 @contextmanager
-def fleet_scene() -> Iterator[FleetScene]:
+def fleet_scene(tree: Path = ROOT) -> Iterator[FleetScene]:
     """A PostgreSQL, a backend and a Redis, until the end."""
     with ExitStack() as stack:
         on = stack.enter_context(scene())
-        yield FleetScene(on, stack.enter_context(redis_server(on.directory / "redis")))
+        yield FleetScene(on, stack.enter_context(redis_server(on.directory / "redis")), tree)
 
 
 def journals(names: str) -> dict[str, str | None]:
