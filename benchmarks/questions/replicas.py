@@ -19,6 +19,7 @@ import json
 import os
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from statistics import median, quantiles
@@ -37,6 +38,7 @@ _STEADY_SECONDS = (1.2, 3.6)
 _LIMIT_SECONDS = 60.0
 _ENDLESS = 9_000_000
 _REPLICAS = 3
+_OPEN_AT_ONCE = 50
 
 
 async def _together(targets: Sequence[Target]) -> float:
@@ -88,11 +90,14 @@ async def _many(scene: FleetScene, targets: Sequence[Target], options: argparse.
     plan = Plan(_ENDLESS, round(1e6 / options.rate))
     answers, connections = [], []
     cpu, engine = sum(map(cpu_seconds, pids)), scene.engine_cpu()
-    for target in targets:
-        for connection in await connect(target.port, count, delays):
-            connections.append(connection)
-            answers.append(connection.ask(plan))
-            await asyncio.sleep(0.002)
+    for number in range(0, count, _OPEN_AT_ONCE):  # a connection that asks for nothing is closed
+        for target in targets:
+            for connection in await connect(
+                target.port, min(_OPEN_AT_ONCE, count - number), delays
+            ):
+                connections.append(connection)
+                answers.append(connection.ask(plan))
+                await asyncio.sleep(0.002)
     for answer in answers:
         await answer.started.wait()
     began = sum(map(cpu_seconds, pids)) - cpu
@@ -105,7 +110,8 @@ async def _many(scene: FleetScene, targets: Sequence[Target], options: argparse.
     lag_ms = json.loads(await steer(scene.on.backend_port, "/lag"))["lag_ms"]
     await steer(scene.on.backend_port, f"/end?within_ms={len(answers) * 4}")
     is_over = await wait_all(answers, _LIMIT_SECONDS + len(answers) * 0.02)
-    broken = sum(not answer.is_complete for answer in answers)
+    broken = [answer for answer in answers if not answer.is_complete]
+    kinds = Counter((each.status, each.chunks > 0, each.trouble[:120]) for each in broken)
     for connection in connections:
         connection.close()
     found = {
@@ -116,9 +122,9 @@ async def _many(scene: FleetScene, targets: Sequence[Target], options: argparse.
         "CPU to begin one, ms": began / len(answers) * 1e3,
     }
     _print_beside(options, len(answers), found)
-    print(
-        f"not complete: {broken} of {len(answers)}; all ended: {is_over}; backend late {lag_ms} ms"
-    )
+    print(f"not complete: {len(broken)} of {len(answers)}; all ended: {is_over}; late {lag_ms} ms")
+    for kind, many in kinds.most_common(5):
+        print(f"{many} with status, any chunk, trouble: {kind}")
 
 
 def _print_beside(options: argparse.Namespace, streams: int, found: dict[str, float]) -> None:
