@@ -153,11 +153,14 @@ class _LeanPipeline(Pipeline):
         found: list[Any] = []
         try:
             async with asyncio.timeout(_SOCKET_SECONDS):
-                for _ in commands:
+                for words, options in commands:
                     try:
-                        found.append(await connection.read_response(timeout=math.inf))
+                        told = await connection.read_response(timeout=math.inf)
                     except ResponseError as error:
                         found.append(error)
+                        continue
+                    understood = self.response_callbacks.get(words[0])
+                    found.append(understood(told, **options) if understood else told)
         except TimeoutError:  # the connection has been closed: what comes late is nobody's
             raise redis.exceptions.TimeoutError("no answer in time") from None
         return found
