@@ -4,6 +4,8 @@ A Redis is one that is installed, or that of a wheel (`tests/redis_servers.py`);
 and shares its core with everybody but the replicas.
 """
 
+import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -83,6 +85,7 @@ class FleetScene:
 @contextmanager
 def fleet_scene(tree: Path = ROOT) -> Iterator[FleetScene]:
     """A PostgreSQL, a backend and a Redis, until the end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what runs is stopped too
     with ExitStack() as stack:
         on = stack.enter_context(scene())
         yield FleetScene(on, stack.enter_context(redis_server(on.directory / "redis")), tree)
