@@ -22,6 +22,8 @@ contenders:
   ogx       OGX, its completions stored; only when it is named
 
 The last four are installed or built into var/bench/ when they are first asked for.
+What a fleet costs (off, follow, before_send) is a question of its own, which compares services of
+ours: `python -m benchmarks.questions.fleet`.
 
 examples:
   make bench                                         everything, about twenty minutes

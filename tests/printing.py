@@ -7,6 +7,7 @@ is stale.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from benchmarks import scaling, storms
 from statemachine import __main__ as statemachine
 from tests import architecture
 from tests.corpus import __main__ as corpus
@@ -17,6 +18,7 @@ PRINTED: Mapping[str, tuple[str, Callable[[], str]]] = {
     "docs/state-machine.md": ("printed", statemachine.printed),
     "docs/architecture.md": ("rooms", lambda: architecture.printed(architecture.House())),
     "docs/backends.md": ("backends", lambda: corpus.printed(load_all())),
+    "docs/scaling.md": ("scaling", lambda: f"{scaling.printed()}\n\n{storms.printed()}"),
 }
 """Document → the name in its markers, and what gives the text between them."""
 

@@ -15,7 +15,7 @@ from db.fleet.adoption import Adoption, IsStored, Save
 from db.fleet.claims import FleetClaims
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
-from db.fleet.outbox import Outbox
+from db.fleet.outbox import PAUSE_SECONDS, Outbox
 from db.fleet.strangers import Strangers
 from db.journal import Fsync, Journal
 from service.fleet.listening import Cancel, Listener, Teller
@@ -65,7 +65,12 @@ class Fleet:
         self.engine = engine or _engine(config, secrets.token_hex(8))
         self._sends_first = config.journal == "before_send"
         self.copies_lines = config.journal != "off"
-        self.outbox = Outbox(self.engine, self.replica, copies_lines=self.copies_lines)
+        self.outbox = Outbox(
+            self.engine,
+            self.replica,
+            copies_lines=self.copies_lines,
+            pause_seconds=0.0 if self._sends_first else PAUSE_SECONDS,
+        )
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
         self.roster = Roster(self.engine)

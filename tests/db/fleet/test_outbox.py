@@ -1,17 +1,21 @@
 """What a journal's lines come to elsewhere: all of them, in order, whatever happens to the engine."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from db.fleet import Appended, Entry, Run
 from db.fleet import outbox as outboxes
+from db.fleet.journal import CopiedJournal
 from db.fleet.memory import MemoryEngine, Shared
 from db.fleet.redis import RedisEngine
 from db.fleet.redis_link import RedisLink
+from db.journal import Fsync
 from statemachine import SessionRecord
 from tests.db.fleet.writers import Writer, read, text_of
+from tests.db.journal.journals import begin, say
 from tests.redis_servers import RedisServer
 
 
@@ -27,6 +31,39 @@ async def writer(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     yield made
     await made.close()
     await engine.close()
+
+
+class CountingEngine(MemoryEngine):
+    """Counts calls."""
+
+    calls = 0
+
+    async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Appended:
+        self.calls += 1
+        return await super().append(entries, runs)
+
+
+async def test_between_two_calls_is_a_pause_that_a_beginning_ends(tmp_path: Path) -> None:
+    """Lines that come one by one go together; who looks for what has begun finds it at once."""
+    engine = CountingEngine("token", Shared())
+    outbox = outboxes.Outbox(engine, "a", pause_seconds=0.2)
+    journal = CopiedJournal(tmp_path, Fsync.NEVER, 10**9, outbox)
+    journal.start()
+    outbox.start()
+    assert begin(journal, "first")
+    await outbox.sent()
+    calls = engine.calls
+    for _ in range(10):
+        say(journal, "first", "word")
+        await asyncio.sleep(0.001)
+    assert calls == engine.calls
+    assert begin(journal, "second")
+    async with asyncio.timeout(0.1):
+        await outbox.sent()
+    assert calls + 1 == engine.calls
+    assert await engine.find("second") is not None
+    await outbox.stop(1)
+    journal.close()
 
 
 async def test_whoever_reads_along_knows_what_was_said(writer: Writer) -> None:
