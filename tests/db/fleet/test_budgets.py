@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from itertools import count
 from typing import Any
 
 import pytest
@@ -202,6 +203,7 @@ def test_the_twin_counts_as_one_process_does(
     asyncio.run(play())
 
 
+_numbers = count()
 SERVERS_ACTS = st.lists(
     st.one_of(
         st.tuples(st.just("admit"), st.booleans()),
@@ -213,13 +215,13 @@ SERVERS_ACTS = st.lists(
 
 
 @settings(max_examples=15, deadline=None)
-@given(SERVERS_ACTS, st.tuples(*[st.integers(1, 20)] * 2), st.integers(0, 10**9))
+@given(SERVERS_ACTS, st.tuples(*[st.integers(1, 20)] * 2))
 def test_the_script_counts_as_one_process_does(
-    redis_for_all: RedisServer, acts: list[Any], limits: tuple[int, int], number: int
+    redis_for_all: RedisServer, acts: list[Any], limits: tuple[int, int]
 ) -> None:
     """The same on the server's clock, as near as the time that calls take: with at most twenty a minute,
     what comes back within a sequence is a small part of one."""
-    owner, alone, used = f"anne {number}", Alone(limits), 0
+    owner, alone, used = f"anne {next(_numbers)}", Alone(limits), 0
 
     async def play() -> None:
         nonlocal limits, used
@@ -243,11 +245,10 @@ def test_the_script_counts_as_one_process_does(
                     told = {owner: (amounts, Used(tokens=used))}
                     theirs = (await budgets.settle(told))[owner]
                 expected = alone.full_in(time.monotonic())
-                slack = 0.05 + 20 * (time.monotonic() - begun)
+                slack = 0.5 + 20 * (time.monotonic() - begun)
                 assert expected == pytest.approx(
                     (theirs.requests_full_in, theirs.tokens_full_in), abs=slack
                 )
-            await link.client.flushall()
         finally:
             await link.close()
 
