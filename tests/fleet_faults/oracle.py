@@ -37,6 +37,7 @@ class Stream:
         due: codes after which a client may have had to come back, and with which it may have been
             refused.
         may_lose: how many words may be lost.
+        takes: how many words the machine may take with it until it comes back.
         may_grow: the row may have become longer, and have another end, after a client saw one.
     """
 
@@ -46,12 +47,16 @@ class Stream:
     finals: list[Trip] = Factory(list)
     due: frozenset[str] = frozenset()
     may_lose: int = 0
+    takes: int = 0
     may_grow: bool = False
 
     @property
     def completion_id(self) -> str | None:
         return next((trip.completion_id for trip in self.trips if trip.completion_id), None)
 
+
+_AHEAD_OF_ALL = frozenset(("position_ahead", "invalid_request", "not_found"))
+"""What whoever has seen words is told that nobody else has."""
 
 NUMBERS = ("shown", "lost", "doubled", "states", "no row", "owners", "hung", "errors")
 
@@ -237,7 +242,9 @@ def _judge_code(
         return
     if not is_last and stream.may_grow and code in {each.code for each in stream.plan.expected}:
         return
-    if code in ("position_ahead", "invalid_request", "not_found") and stream.may_lose:
+    if not is_last and code in _AHEAD_OF_ALL and verdict.shown <= trip.position <= stream.takes:
+        return  # all that there was of it
+    if code in _AHEAD_OF_ALL and stream.may_lose:
         return
     if outcome is None and not any(each.chunks for each in stream.trips) and code in stream.due:
         return

@@ -35,6 +35,7 @@ SETTLE_SECONDS = 30.0
 FOLLOW_SECONDS = 0.5
 """What a machine that dies may take with it under `follow`: what was said in so long."""
 _FINALS_AT_ONCE = 12
+_AHEAD = frozenset(("position_ahead",))
 
 
 class Ground:
@@ -222,8 +223,9 @@ class Stage:
         stream = Stream(
             plan=plan,
             at=at,
-            due=frozenset(due),
+            due=frozenset(due) | (_AHEAD if also and allowed else frozenset()),
             may_lose=allowed if dies else 0,
+            takes=allowed if also else 0,
             may_grow=bool(also),
         )
         self.streams.append(stream)
@@ -358,6 +360,11 @@ class Stage:
         known = [stream for stream in self.streams if stream.completion_id is not None]
         up = [name for name, replica in self.replicas.items() if replica.is_up]
         await asyncio.gather(*(again(stream, name) for stream in known for name in up))
+
+    def hold_limit(self, fault: str, exceeded: int, said: str) -> None:
+        """Note by how much a limit was exceeded by the streams that were asked for until now."""
+        streams, self.streams = len(self.streams), []
+        self.table.add_limit(fault, self.mode, self.run, streams, exceeded, said)
 
     def complain(self, what: str) -> None:
         self.table.complaints.append(f"[{self.mode}, {self.run}] {what}")

@@ -55,9 +55,13 @@ class Table:
             if not verdict.is_clean:
                 self.failures.append(f"[{mode}, {run}] {verdict}")
 
-    def add_limit(self, fault: str, mode: str, run: str, exceeded: int, said: str) -> None:
-        """A limit was held if this is 0."""
-        self.row(fault, mode, run).limits += exceeded
+    def add_limit(
+        self, fault: str, mode: str, run: str, streams: int, exceeded: int, said: str
+    ) -> None:
+        """So many were asked for, and so many more than allowed were admitted."""
+        row = self.row(fault, mode, run)
+        row.streams += streams
+        row.limits += exceeded
         if exceeded:
             self.failures.append(f"[{mode}, {run}] {fault}: {said}")
 

@@ -24,8 +24,9 @@ SILENCE_SECONDS = 3.0
 """Without a word or a keep-alive, of which there are four a second: the connection is dead."""
 _CONNECT_SECONDS = 2.0
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.0
-_AHEAD_TRIES = 8
-"""So often a client says that it is ahead of everybody before it takes it for lost."""
+_AHEAD_TRIES = 20
+"""So often a client says that it is ahead of everybody before it takes what it had for lost: as long as
+examples/resuming.py would."""
 
 COME_BACK = frozenset(
     (
@@ -39,6 +40,9 @@ COME_BACK = frozenset(
     )
 )
 """Codes after which an answer may be had all the same. `draining` is one before the answer has begun."""
+
+OF_PROXIES = frozenset(("status_502", "status_503", "status_504"))
+"""What a proxy says by itself, in HTML: the replica was gone."""
 
 
 @define(eq=False)
@@ -93,7 +97,10 @@ class Trip:
 
     def take(self, seen: Seen) -> None:
         """Take what a connection brought, now that it has ended."""
-        seen.read()
+        try:
+            seen.read()
+        except ValueError:  # a proxy's own page
+            seen.error = {"code": f"status_{seen.status}"}
         self.chunks += seen.chunks
         if self.completion_id is None:
             self.completion_id = seen.completion_id
@@ -107,7 +114,7 @@ class Trip:
     def _hear(self, seen: Seen) -> None:
         code, is_refusal = str(seen.code), seen.status != 200
         is_ahead = is_refusal and code == "position_ahead"
-        comes_back = code in COME_BACK or (is_refusal and code == "draining")
+        comes_back = code in COME_BACK or code in OF_PROXIES or (is_refusal and code == "draining")
         if comes_back or (is_ahead and self.told.count(code) < _AHEAD_TRIES):
             self.told.append(code)
         else:
@@ -141,11 +148,15 @@ class Doors:
         return chosen, known[chosen]
 
 
-async def travel(trip: Trip, doors: Doors, first: str) -> None:
-    """Read to the end, beginning at this replica, however often it takes another connection."""
+async def travel(trip: Trip, doors: Doors, first: str, *, once: bool = False) -> None:
+    """Read to the end, beginning at this replica, however often it takes another connection.
+
+    Args:
+        once: a client that knows nothing of coming back: it has one connection, and takes what comes.
+    """
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            await _travel(trip, doors, first)
+            await _travel(trip, doors, first, once=once)
     except TimeoutError:
         trip.hung = True
         if trip.seens:
@@ -153,7 +164,7 @@ async def travel(trip: Trip, doors: Doors, first: str) -> None:
     trip.ended_at = time.monotonic()
 
 
-async def _travel(trip: Trip, doors: Doors, first: str) -> None:
+async def _travel(trip: Trip, doors: Doors, first: str, *, once: bool) -> None:
     door, pause = doors.at(first), _PAUSE_SECONDS
     while True:
         if door is not None:
@@ -166,7 +177,7 @@ async def _travel(trip: Trip, doors: Doors, first: str) -> None:
             trip.take(seen)
             if trip.completion_id is None and was_sent and seen.status == 0:
                 trip.gave_up = not trip.plan.has_key
-            if trip.is_over:
+            if trip.is_over or once:
                 return
             pause = (
                 _PAUSE_SECONDS if trip.position > had else min(2 * pause, _LONGEST_PAUSE_SECONDS)

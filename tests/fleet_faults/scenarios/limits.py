@@ -63,7 +63,7 @@ def _hold_requests(stage: Stage, fault: str, admitted: int, began: float) -> Non
     # The cell-rate algorithm gives back one each so many seconds meanwhile.
     allowed = MOST_REQUESTS + int((time.monotonic() - began) * MOST_REQUESTS / 60)
     said = f"{admitted} requests admitted, {allowed} allowed"
-    stage.table.add_limit(fault, stage.mode, stage.run, max(0, admitted - allowed), said)
+    stage.hold_limit(fault, max(0, admitted - allowed), said)
     if not admitted:
         stage.complain(f"{fault}: nobody was admitted")
 
@@ -79,8 +79,8 @@ async def streams(stage: Stage) -> None:
     running = sum(stream.plan.told > 0 for stream in stage.streams)
     exceeded = max(0, running - MOST_STREAMS)
     said = f"{running} streams at once, {MOST_STREAMS} allowed"
-    stage.table.add_limit(fault, stage.mode, stage.run, exceeded, said)
     told = [stream for stream in stage.streams if stream.plan.told > 0]
+    stage.hold_limit(fault, exceeded, said)
     victim = told[0].at if told else NAMES[0]
     freed = sum(stream.at == victim for stream in told)
     stage.replicas[victim].kill(for_good=True)
@@ -102,13 +102,8 @@ async def _places_come_back(stage: Stage, fault: str, victim: str, freed: int) -
     for each in waiting:
         each.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    stage.table.add_limit(
-        fault,
-        stage.mode,
-        stage.run,
-        max(0, began - freed),
-        f"{began} streams took the places of {freed}",
-    )
+    said = f"{began} streams took the places of {freed}"
+    stage.hold_limit(fault, max(0, began - freed), said)
     if began < freed:
         stage.complain(f"{fault}: {began} of {freed} places came back")
 
