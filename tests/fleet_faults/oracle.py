@@ -131,7 +131,9 @@ def _judge(stream: Stream, rows: Sequence[Row]) -> Verdict:
     _judge_owners(stream, rows, verdict)
     kept = _judge_row(stream, rows, verdict)
     later = min([kept, *seen[len(stream.trips) :]])
-    verdict.lost += max(0, verdict.shown - later)
+    if verdict.shown > later:
+        finals = seen[len(stream.trips) :]
+        verdict.note("lost", f"{kept} words stored, {finals} read later", verdict.shown - later)
     for trip in everybody:
         _judge_trip(trip, stream, rows, verdict)
     return verdict
@@ -191,7 +193,7 @@ def _judge_row(stream: Stream, rows: Sequence[Row], verdict: Verdict) -> int:
     """How many words are kept."""
     plan = stream.plan
     if not rows:
-        if any(trip.chunks for trip in stream.trips):
+        if verdict.shown > stream.may_lose:
             verdict.note("no_row", "no row")
         return 0
     row, said = rows[0], plan.said(0)
@@ -242,10 +244,9 @@ def _judge_code(
         return
     if not is_last and stream.may_grow and code in {each.code for each in stream.plan.expected}:
         return
-    if not is_last and code in _AHEAD_OF_ALL and verdict.shown <= trip.position <= stream.takes:
-        return  # all that there was of it
-    if code in _AHEAD_OF_ALL and stream.may_lose:
-        return
+    is_ahead = code in _AHEAD_OF_ALL and (code != "not_found" or verdict.shown <= stream.takes)
+    if is_ahead and stream.takes and (stream.may_lose or not is_last):
+        return  # nobody else has seen so much of it, or any of it
     if outcome is None and not any(each.chunks for each in stream.trips) and code in stream.due:
         return
     verdict.note("errors", f"{trip.kind}: told {code} of what is {outcome}")
