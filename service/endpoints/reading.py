@@ -26,6 +26,7 @@ from service.endpoints.lists import json_response, not_found
 from service.endpoints.showing import ended_completion, running_completion, stored_completion
 from service.endpoints.stored_answers import stored_answer
 from service.fleet.elsewhere import FLEET_UNAVAILABLE, Elsewhere
+from service.fleet.searching import reach
 from service.settings.config import Config
 from service.settings.live import Live
 from service.stream.answers import Answer, answer_of_record
@@ -243,6 +244,7 @@ class Reading:
         async with elsewhere.reading(owner, completion_id) as mirror:
             if mirror is None:
                 return None
+            await reach(mirror, wanted.position)
             _check_position(mirror.session, wanted)
             if mirror.count > self._most_readers:
                 raise _too_many(self._most_readers)

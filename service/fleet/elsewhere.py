@@ -42,7 +42,7 @@ class Elsewhere:
         `fleet_unavailable` (503)."""
         engine = self.fleet.engine
         try:
-            run = await engine.find(completion_id)
+            run = await self.fleet.search.find(completion_id)
             if run is None or run.owner != owner or run.token == engine.token:
                 return None
             # What is stored is read there, where it may have been deleted since.
@@ -73,7 +73,7 @@ class Elsewhere:
         except FleetUnavailable:
             raise ApiError(FLEET_UNAVAILABLE) from None
         if mirror is None:
-            raise ApiError(_runs_elsewhere(run))
+            raise ApiError(FLEET_UNAVAILABLE if self.fleet.copies_lines else _runs_elsewhere(run))
         try:
             yield mirror
         finally:

@@ -15,6 +15,7 @@ from db.fleet.outbox import Outbox
 from db.journal import Fsync, Journal
 from service.fleet.listening import Cancel, Listener
 from service.fleet.mirrors import Mirrors
+from service.fleet.searching import Search
 from service.settings.fleet import FleetConfig
 
 _FLUSH_SECONDS = 5.0
@@ -36,7 +37,8 @@ class Fleet:
     Attributes:
         engine: what all replicas share.
         replica: this one's name.
-        outbox, membership, mirrors: see there.
+        copies_lines: what runs here can be read elsewhere; the others are taken for alike.
+        outbox, membership, mirrors, search: see there.
         listener: set by `listen`.
 
     Raises:
@@ -47,10 +49,12 @@ class Fleet:
         name = config.replica or socket.gethostname()[:64] or "replica"
         self.replica = name if slot is None else f"{name}.{slot}"
         self.engine = engine or _engine(config, secrets.token_hex(8))
+        self.copies_lines = config.journal != "off"
         self._sends_first = config.journal == "before_send"
-        self.outbox = Outbox(self.engine, self.replica, copies_lines=config.journal != "off")
+        self.outbox = Outbox(self.engine, self.replica, copies_lines=self.copies_lines)
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
+        self.search = Search(self.engine, self.membership, self.outbox, config.lease_seconds)
         self.listener: Listener | None = None
 
     def journal(self, directory: Path, fsync: Fsync, max_bytes: int) -> Journal:
