@@ -114,21 +114,30 @@ class Verdict:
 def judge(streams: Sequence[Stream], rows: Iterable[Row]) -> list[Verdict]:
     """A verdict for each stream. `rows` are all that `tests.faults.oracle.QUERY` finds of them."""
     found = list(rows)
-    return [_judge(stream, _rows_of(stream, found)) for stream in streams]
+    return [_judge(stream, *_rows_of(stream, found)) for stream in streams]
 
 
-def _rows_of(stream: Stream, rows: Sequence[Row]) -> list[Row]:
+def _rows_of(stream: Stream, rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """Its rows, the one that was shown first; and how many more there are of answers that ended before
+    their first word: a repeat gets a new one then."""
     names = {trip.completion_id for trip in stream.trips}
-    return [row for row in rows if row.key == stream.plan.key or row.completion_id in names]
+    mine = [row for row in rows if row.key == stream.plan.key or row.completion_id in names]
+    shown = [row for row in mine if row.completion_id in names or any(_texts_of(row))] or mine[:1]
+    shown.sort(key=lambda row: row.completion_id not in names)
+    return shown, len(mine) - len(shown)
 
 
-def _judge(stream: Stream, rows: Sequence[Row]) -> Verdict:
+def _texts_of(row: Row) -> list[str]:
+    return [message.text for message in row.messages]
+
+
+def _judge(stream: Stream, rows: Sequence[Row], unsaid: int) -> Verdict:
     verdict = Verdict(stream, allowed=stream.may_lose)
     everybody = [*stream.trips, *stream.finals]
     verdict.readers = len(everybody)
     seen = [_words_seen(trip, verdict) for trip in everybody]
     verdict.shown = max([0, *seen[: len(stream.trips)]])
-    _judge_owners(stream, rows, verdict)
+    _judge_owners(stream, rows, unsaid, verdict)
     kept = _judge_row(stream, rows, verdict)
     later = min([kept, *seen[len(stream.trips) :]])
     if verdict.shown > later:
@@ -172,8 +181,8 @@ def _content(chunk: bytes) -> str:
     return (choices[0]["delta"].get("content") or "") if choices else ""
 
 
-def _judge_owners(stream: Stream, rows: Sequence[Row], verdict: Verdict) -> None:
-    if stream.plan.asks > 1:
+def _judge_owners(stream: Stream, rows: Sequence[Row], unsaid: int, verdict: Verdict) -> None:
+    if stream.plan.asks > 1 + unsaid:
         verdict.note("owners", f"the backend was asked {stream.plan.asks} times")
     if len(rows) > 1:
         verdict.note("owners", f"{len(rows)} rows")
@@ -197,7 +206,7 @@ def _judge_row(stream: Stream, rows: Sequence[Row], verdict: Verdict) -> int:
             verdict.note("no_row", "no row")
         return 0
     row, said = rows[0], plan.said(0)
-    text = "".join(message.text for message in row.messages)
+    text = "".join(_texts_of(row))
     if not "".join(said).startswith(text):
         verdict.note("states", f"what is stored is not what was said: …{text[-60:]!r}")
     kept, left = 0, text

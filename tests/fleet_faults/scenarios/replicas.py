@@ -4,7 +4,7 @@ adopts a dead one's answers is killed, too."""
 import asyncio
 import json
 
-from tests.faults.plans import DIED, Outcome
+from tests.faults.plans import DIED, Outcome, failed
 from tests.fleet_faults.run import scenario
 from tests.fleet_faults.stage import LEASE_SECONDS, Stage
 
@@ -13,6 +13,8 @@ STREAMS = 6
 """At each replica."""
 FENCED = Outcome("failed", "adopted_elsewhere")
 """The end of what its own replica had to give up."""
+LATE = failed("connect_timeout", "first_token_timeout", "idle_timeout")
+"""What a process that was stopped finds when it is let go."""
 AFTER_A_DEATH = frozenset(("answer_unavailable", "idempotency_pending"))
 """What clients may be told until a dead replica's answers are adopted."""
 
@@ -83,7 +85,7 @@ async def stopped(stage: Stage) -> None:
             stream = stage.stream(
                 "replica: SIGSTOP, let go",
                 name,
-                also=(DIED, FENCED) if is_hit else (),
+                also=(DIED, FENCED, *LATE) if is_hit else (),
                 due=AFTER_A_DEATH if is_hit else (),
             )
             stage.play(stream)
