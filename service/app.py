@@ -10,6 +10,7 @@ from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from attrs import evolve
 
 from db.journal import Journal
 from db.overview import WholeStore
@@ -18,6 +19,7 @@ from service.callers.admin import Admins, guard_operators, may_scrape, own_names
 from service.callers.auth import PROBES, Keyring, needs_caller, require_key
 from service.callers.charging import Charging
 from service.callers.limits import Admission
+from service.callers.sharing import SharedAdmission
 from service.clock import steady_clock
 from service.completion_log import CompletionLog
 from service.edge.addresses import Addresses, apart
@@ -36,6 +38,7 @@ from service.endpoints.reading import Reading
 from service.endpoints.repeats import Repeats
 from service.endpoints.stored import StoredCompletions
 from service.fleet.elsewhere import Elsewhere
+from service.fleet.others import Others
 from service.fleet.parts import Fleet
 from service.metrics.gauges import Sources
 from service.metrics.scraping import Metrics
@@ -61,6 +64,7 @@ ADMISSION = web.AppKey("admission", Admission)
 STREAMS = web.AppKey("streams", RunningStreams)
 RELOADER = web.AppKey("reloader", Reloader)
 FLEET = web.AppKey("fleet", Fleet)
+SHARED = web.AppKey("shared", SharedAdmission)
 
 
 def build_app(
@@ -114,14 +118,19 @@ def _keeping(
 ) -> Persistence:
     """The parts that keep answers. Those of a fleet start before them and stop after them."""
     if fleet is not None:
-        app.cleanup_ctx.append(fleet.keep)
-    return Persistence.from_config(
+        app.cleanup_ctx.extend((fleet.keep, app[SHARED].keep))
+    keeping = Persistence.from_config(
         config,
         store,
         lambda: app[CONFIG].value.idempotency.keep_seconds,
         metrics.saves if metrics else None,
         Journal if fleet is None else fleet.journal,
+        None if fleet is None else fleet.claims,
     )
+    if fleet is None:
+        return keeping
+    fleet.adopt(keeping.saver.save, keeping.has_row)
+    return evolve(keeping, contexts=(*keeping.contexts, fleet.keep_adopting))
 
 
 def load_for_workers(config: Config) -> None:
@@ -186,7 +195,9 @@ def _fleet(app: web.Application, config: Config, siblings: Siblings | None) -> F
         return None
     fleet = Fleet(config.fleet, siblings.number if siblings else None)
     fleet.listen(app[STREAMS].cancel)
+    fleet.yield_by(app[STREAMS].cut_off)
     app[FLEET] = fleet
+    app[SHARED] = SharedAdmission(app[ADMISSION], fleet.engine, config.fleet.lease_seconds)
     return fleet
 
 
@@ -195,7 +206,12 @@ def _metrics(
 ) -> Metrics | None:
     if not config.metrics.enabled:
         return None
-    return Metrics(directory.is_known, per_owner=config.metrics.per_owner, siblings=siblings)
+    return Metrics(
+        directory.is_known,
+        per_owner=config.metrics.per_owner,
+        siblings=siblings,
+        has_fleet=config.fleet.url is not None,
+    )
 
 
 def _add_metrics(app: web.Application, metrics: Metrics | None, keeping: Persistence) -> None:
@@ -212,6 +228,9 @@ def _add_metrics(app: web.Application, metrics: Metrics | None, keeping: Persist
         keeping.dead_letters,
         keeping.checks["database"],
     )
+    if metrics.fleet is not None:
+        metrics.fleet.watch(app[FLEET])
+        app[FLEET].outbox.note_append = metrics.fleet.appended
     own_names = own_names_alone(server.allowed_hosts)
     check = may_scrape(app[ADMINS], app[ADDRESSES], own_names)
     app.add_routes([metrics.endpoint(sources, check, app[DIRECTORY].models)])
@@ -230,12 +249,16 @@ def _routes(
     return [
         *completions.routes(),
         *reading.routes(),
-        *Listing(keeping.store, streams, siblings).routes(),
+        *Listing(keeping.store, streams, siblings, _others(app)).routes(),
         *StoredCompletions(keeping.store, live, reading.elsewhere).routes(),
         *Conversations(keeping.store).routes(),
         *Models(directory).routes(),
         *Probes(
-            streams, keeping.checks, lambda: keeping.saver.unsaved, directory.circuits
+            streams,
+            keeping.checks,
+            lambda: keeping.saver.unsaved,
+            directory.circuits,
+            app[FLEET].degraded if FLEET in app else None,
         ).routes(),
         *OpenApi().routes(),
         *page_routes(_watched(app, keeping, siblings, reading, lives)),
@@ -269,7 +292,10 @@ def _answering(
         Repeats(live, keeping.claims, store, reading, keeping.journal.directory),
         siblings,
         elsewhere,
+        app.get(SHARED),
     )
+    if FLEET in app and (listener := app[FLEET].listener) is not None:
+        listener.knows = completions.repeats.knows
     return reading, completions
 
 
@@ -297,7 +323,12 @@ def _watched(
         keeping.letters,
         lives,
         siblings,
+        _others(app),
     )
+
+
+def _others(app: web.Application) -> Others | None:
+    return Others(app[FLEET]) if FLEET in app else None
 
 
 def _closing(directory: AgentDirectory) -> CleanupContext:

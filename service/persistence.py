@@ -54,6 +54,8 @@ _KEEP_CLAIMS_SECONDS = 86_400.0
 _T = TypeVar("_T")
 CleanupContext = Callable[[web.Application], AsyncIterator[None]]
 MakeJournal = Callable[[Path, Fsync, int], Journal]
+MakeClaims = Callable[[Claims, Callable[[], float], Callable[[], float]], Claims]
+"""Of the machine's own claims, how long they are kept, and a clock in POSIX seconds."""
 Check = Callable[[], Awaitable[str | None]]
 """For `/readyz`: returns None, or why a part can't do its work now."""
 
@@ -96,6 +98,7 @@ class Persistence:
         keep_claims_seconds: Callable[[], float] = lambda: _KEEP_CLAIMS_SECONDS,
         watch: SaveWatch | None = None,
         make_journal: MakeJournal = Journal,
+        make_claims: MakeClaims | None = None,
     ) -> "Persistence":
         """The parts that `config` describes.
 
@@ -103,10 +106,10 @@ class Persistence:
             store: replaces the configured database; the caller opens and closes it.
             keep_claims_seconds: asked whenever a claim's age counts.
             watch: told what becomes of records.
-            make_journal: makes this process's, where there is to be one.
+            make_journal, make_claims: make these, where they are to be, of a fleet.
         """
         contexts: list[CleanupContext] = []
-        claims = _claims(config.journal, keep_claims_seconds)
+        claims = _claims(config.journal, keep_claims_seconds, make_claims)
         migration, note = _Migration(), watch.saved if watch else None
         if store is None:
             store = postgres = PostgresStore(config.database.pool_max_size)
@@ -123,12 +126,16 @@ class Persistence:
         saver = Saver(store, journal, letters.add, note)
         recovery = Recovery(path, journal.directory, _saving_recovered(saver, watch))
         contexts += (_journaling(journal), _claiming(claims), _saving(saver, recovery))
-        checks = {
-            "database": _database_check(store, saver, migration),
-            "journal": _journal_check(journal),
-        }
+        checks = {"database": _database_check(store, saver, migration)}
+        checks["journal"] = _journal_check(journal)
         parts = tuple(contexts), checks, lambda: not recovery.is_over, letters
         return cls(store, journal, claims, saver, *parts)
+
+    async def has_row(self, completion_id: str) -> bool:
+        """True if a completion is known to be stored."""
+        with suppress(StoreUnavailable):
+            return await self.store.find(completion_id) is not None
+        return False
 
     def dead_letters(self) -> int:
         """How many records wait as files."""
@@ -243,17 +250,23 @@ def _journaling(journal: Journal) -> CleanupContext:
     return keep
 
 
-def _claims(config: JournalConfig, keep_seconds: Callable[[], float]) -> Claims:
-    """Where claims are kept: beside the journals, as safely as these, or in memory without one."""
+def _claims(
+    config: JournalConfig, keep_seconds: Callable[[], float], make: MakeClaims | None
+) -> Claims:
+    """Where claims are kept: beside the journals, as safely as these, or in memory without one; and with
+    other machines."""
     clock = steady_clock()
+    own: Claims
     if config.directory is None:
-        return MemoryClaims(keep_seconds=keep_seconds, clock=clock)
-    return SqliteClaims(
-        Path(config.directory),
-        keep_seconds=keep_seconds,
-        clock=clock,
-        is_synced=Fsync(config.fsync) is not Fsync.NEVER,
-    )
+        own = MemoryClaims(keep_seconds=keep_seconds, clock=clock)
+    else:
+        own = SqliteClaims(
+            Path(config.directory),
+            keep_seconds=keep_seconds,
+            clock=clock,
+            is_synced=Fsync(config.fsync) is not Fsync.NEVER,
+        )
+    return own if make is None else make(own, keep_seconds, clock)
 
 
 def _claiming(claims: Claims) -> CleanupContext:

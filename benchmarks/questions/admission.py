@@ -1,19 +1,35 @@
 """Measures what it costs to let a caller in, and to turn one away: microseconds, in one process.
 
     python -m benchmarks.questions.admission
+    python -m benchmarks.questions.admission --fleet
 
 Each figure is the best of five rounds. The last three are of whole HTTP exchanges on loopback with
 keep-alive, client included; the first of them asks for nothing, so compare the others with it.
+
+`--fleet` compares whole requests instead: CPU time of three services (`benchmarks.questions.pair` says how it
+is counted), one alone with limits, one of a fleet without and one of it with all limits, which asks a real
+Redis for each request. The Redis's own time isn't counted.
 """
 
+import argparse
 import asyncio
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
+from statistics import median
 
 import aiohttp
 from aiohttp import web
 
+from benchmarks.comparison.loads import again_and_again
+from benchmarks.contenders import Target
+from benchmarks.stand.figures import print_table
+from benchmarks.stand.machine import settle
+from benchmarks.stand.plan import Plan
+from benchmarks.stand.running import scene, service
 from db.memory.store import MemoryStore
 from service.app import build_app
 from service.callers.auth import Keyring
@@ -103,7 +119,69 @@ async def over_http() -> dict[str, float]:
     return found
 
 
+# --- whole requests, over replicas ----------------------------------------------------------------
+
+LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**9, "max_concurrent_streams": 10**6}
+PLAN = Plan(chunks=20, interval_us=1000)
+
+
+def over_replicas(rounds: int, seconds: float, at_once: int) -> None:
+    """Print the CPU time of a request with 20 chunks, and the ratio with shared limits to without any."""
+    from tests.redis_servers import redis_server  # which only this needs
+
+    settle()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = stack.enter_context(redis_server(directory)).url
+        on = stack.enter_context(scene())
+        kinds: dict[str, dict[str, object]] = {
+            "alone, limited": {"limits": LIMITS},
+            "fleet, without limits": {"fleet": {"url": url, "replica": "without"}},
+            "fleet, limited": {"limits": LIMITS, "fleet": {"url": url, "replica": "limited"}},
+        }
+        targets = [
+            Target(
+                name,
+                *stack.enter_context(
+                    service(
+                        on.directory / name.replace(", ", "-").replace(" ", "-"), on.config | kind
+                    )
+                ),
+            )
+            for name, kind in kinds.items()
+        ]
+        costs: dict[str, list[float]] = {name: [] for name in kinds}
+        for number in range(rounds + 1):
+            for target in targets if number % 2 else targets[::-1]:
+                load = asyncio.run(again_and_again(target, PLAN, at_once, seconds))
+                if number:
+                    costs[target.name].append(load.cpu / load.complete * 1e6)
+    rows = {
+        name: {"median": round(median(each)), "min": round(min(each)), "max": round(max(each))}
+        for name, each in costs.items()
+    }
+    print_table(f"CPU of the service per request, µs; {rounds} rounds, {at_once} at once", rows)
+    _, without, limited = costs.values()
+    ratio = median(ours / theirs for ours, theirs in zip(limited, without, strict=True))
+    print(f"median of the rounds' ratios, limited to without limits: {ratio:.3f}")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--fleet", action="store_true", help="whole requests, over replicas")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each round")
+    parser.add_argument("--at-once", type=int, default=10, help="requests at once")
+    options = parser.parse_args()
+    if options.fleet:
+        over_replicas(options.rounds, options.seconds, options.at_once)
+    else:
+        in_one_process()
+
+
+def in_one_process() -> None:
     for count in (1, 100, 1000):
         ring = Keyring(KEYS[:count])
         key = LAST.format(count - 1)

@@ -8,7 +8,7 @@ of the machine share (`SqliteClaims`); without one, in memory (`MemoryClaims`). 
 answers or HTTP, and never whether a completion runs: it knows what became of its process.
 """
 
-from db.claims.contract import Claim, Claims, ClaimsUnavailable
+from db.claims.contract import Claim, Claims, ClaimsElsewhere, ClaimsUnavailable
 from db.claims.holders import Holder, holder_is_alive
 from db.claims.memory import MemoryClaims
 from db.claims.sqlite import SqliteClaims
@@ -16,6 +16,7 @@ from db.claims.sqlite import SqliteClaims
 __all__ = [
     "Claim",
     "Claims",
+    "ClaimsElsewhere",
     "ClaimsUnavailable",
     "Holder",
     "MemoryClaims",

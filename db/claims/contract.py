@@ -17,6 +17,10 @@ class ClaimsUnavailable(Exception):
     """
 
 
+class ClaimsElsewhere(ClaimsUnavailable):
+    """What other machines have claimed can't be told now. As for any other key, nothing can be kept."""
+
+
 @frozen
 class Claim:
     """A request's `Idempotency-Key`, held by one completion.
@@ -28,6 +32,8 @@ class Claim:
         holder: the name of the directory in which that completion's process keeps its journal;
             "" without a journal.
         claimed_at: POSIX seconds.
+        token: of the replica that runs it, as long as it is not known on this machine; "" where it is, and
+            without a fleet.
     """
 
     key: bytes
@@ -35,6 +41,7 @@ class Claim:
     completion_id: str
     holder: str
     claimed_at: float
+    token: str = ""
 
     def is_expired(self, since: float) -> bool:
         """True if it was claimed at this time or before."""

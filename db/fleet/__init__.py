@@ -6,7 +6,9 @@ truth for what has ended; here is what runs, as lines of the journal, and who ru
 """
 
 from db.fleet.contract import (
+    CLOSED,
     VERSION,
+    Appended,
     Command,
     Engine,
     Entry,
@@ -16,7 +18,9 @@ from db.fleet.contract import (
 )
 
 __all__ = [
+    "CLOSED",
     "VERSION",
+    "Appended",
     "Command",
     "Engine",
     "Entry",

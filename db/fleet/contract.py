@@ -4,8 +4,9 @@ No client of any engine here. `db.fleet.redis.RedisEngine` is the real one; `db.
 same promises within one process. The tests of the contract (`tests/db/fleet`) run over both.
 
 A *replica* is one process that serves. It has a name, which outlives it, and a token, which doesn't:
-a restarted replica is another holder of the same name. What ran under a token and is left there when
-its lease has run out is somebody else's to bring to an end.
+a restarted replica is another holder of the same name. Each token has a lease of its own. What ran under
+a token and is left there when that has run out is somebody else's to bring to an end, who first closes
+its log (`Engine.fence`): from then on nothing that its former owner says of it is taken.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +14,12 @@ from typing import Protocol
 
 from attrs import frozen
 
+from db.fleet.budgets import Budgets
+from db.fleet.health import EngineHealth
+from db.fleet.shared_claims import SharedClaims
+
+CLOSED = 2**62
+"""The number of the entry that closes a log; it has no lines, and nothing comes after it."""
 VERSION = 1
 """Of everything that is written to the engine. A process leaves alone what another version wrote."""
 
@@ -41,6 +48,24 @@ class Entry:
     count: int
     lines: bytes
 
+    @property
+    def is_closing(self) -> bool:
+        """True of the one that `Engine.fence` adds: who ran the completion runs it no more."""
+        return self.number == CLOSED
+
+
+@frozen
+class Appended:
+    """What became of entries, where they weren't added.
+
+    Attributes:
+        lost: completions whose logs aren't there, although they have begun: the engine has lost them.
+        fenced: those whose logs were closed: somebody else has brought them to an end.
+    """
+
+    lost: Collection[str] = ()
+    fenced: Collection[str] = ()
+
 
 @frozen
 class Run:
@@ -50,12 +75,14 @@ class Run:
         completion_id: which.
         owner: whose it is.
         replica, token: who runs it.
+        version: of what that one writes, see `VERSION`. Of another version this is all that is known.
     """
 
     completion_id: str
     owner: str
     replica: str
     token: str
+    version: int = VERSION
 
 
 @frozen
@@ -95,9 +122,15 @@ class Engine(Protocol):
 
     Attributes:
         token: this replica's.
+        health: how its calls went.
+        budgets: what callers may use.
+        claims: which completion answers which `Idempotency-Key`.
     """
 
     token: str
+    health: EngineHealth
+    budgets: Budgets
+    claims: SharedClaims
 
     async def start(self) -> None:
         """Connect, if that is possible now; a call connects by itself otherwise. Never raises."""
@@ -108,42 +141,57 @@ class Engine(Protocol):
     # --- who is there -----------------------------------------------------------------------
 
     async def join(self, name: str, seconds: float) -> str:
-        """Take or renew the lease of a name for so long. Returns the token that holds it afterwards:
-        this replica's, or that of another process that has it and is alive."""
+        """Take or renew the lease of a name for so long, and that of this replica's token, which it gets
+        whoever has the name. Returns the token that holds the name afterwards: this replica's, or that
+        of another process that has it and is alive."""
 
     async def leave(self, name: str) -> None:
-        """Give the lease back, if it is still this replica's."""
+        """Give the leases back; that of the name, if it is still this replica's."""
 
     async def replicas(self) -> Sequence[Replica]:
         """Everybody who joined and left something behind, dead or alive."""
 
     async def take_over(self, dead: Replica, seconds: float) -> bool:
         """Become, for so long, the one who brings to an end what another left; renews if it is this
-        replica already. False if another does, or its lease holds."""
+        replica already. False if another does, its lease holds (again), or it is of another version."""
 
     async def bury(self, dead: Replica) -> None:
         """Forget a dead replica: nothing is left of it."""
 
     # --- what runs --------------------------------------------------------------------------
 
-    async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Collection[str]:
+    async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Appended:
         """Add entries to their logs, and note these completions as under way. An entry that is there
-        already is passed over.
+        already is passed over, and one before it may be missing: `mend` tells. Returns what wasn't added,
+        and why.
 
-        Returns the completions whose logs aren't there, although they have begun: the engine has lost
-        them. What belongs to these wasn't added.
-
-        Raises `FleetUnavailable` if any other could not be added. `length` tells what is there.
+        Raises `FleetUnavailable` if any other could not be added, or fewer replicas of the engine have
+        them than the engine was made to wait for. `mend` tells what is there.
         """
+
+    async def fence(self, completion_ids: Sequence[str]) -> None:
+        """Close these logs, be they there or not: from then on nothing is added to them, and all that was
+        comes before the closing entry. Does nothing to one that is closed."""
 
     async def length(self, completion_id: str) -> int:
         """How many lines a log has: the number that its next entry begins with; 0 if there is none."""
+
+    async def has_changed(self) -> bool:
+        """True if something that was acknowledged may be gone, as far as can be told now: since the last
+        call another server answers, one was restarted, or it was emptied. One caller at a time."""
+
+    async def mend(self, completion_id: str) -> int:
+        """How many lines a log has, from its beginning and none missing. A log that goes on after a gap
+        is deleted, so that all of it can be sent again, and has 0."""
 
     async def find(self, completion_id: str) -> Run | None:
         """Who runs it or ran it last, as long as its log is there."""
 
     async def left_by(self, token: str) -> Sequence[Run]:
         """What runs under a token, or was left under it."""
+
+    async def runs_of(self, owner: str) -> Sequence[Run]:
+        """What an owner has under way, at whichever replica, or was left by one that died."""
 
     async def finish(self, token: str, completion_ids: Sequence[str], seconds: float) -> None:
         """These have ended and are stored: they are no longer under way, and their logs go after so
@@ -160,7 +208,8 @@ class Engine(Protocol):
         """Delete its log: nobody is to read it any more."""
 
     async def read(self, completion_id: str, after: int = -1) -> Sequence[Entry]:
-        """A log's entries whose first number is above `after`; at most some megabytes at a time."""
+        """A log's entries whose first number is above `after`, the closing one included; at most some
+        megabytes at a time."""
 
     async def wait(self, after: Mapping[str, int], seconds: float) -> Sequence[Entry]:
         """What was added to any of these logs, each after the number given; waits for so long at most.

@@ -4,6 +4,7 @@
 
 1. An entry has an id of our own, so that a command that the client repeats, since its answer was lost, is
    refused the second time. After a refusal it is looked at what is there.
+   The id that closes a log is above all of them, so that the server itself refuses what comes late.
 2. No command has keys of two slots. In a cluster logs are looked at in turns, since one `XREAD` can't wait
    for several slots.
 """
@@ -11,14 +12,42 @@
 import asyncio
 import json
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from db.fleet.contract import VERSION, Command, Entry, FleetUnavailable, Replica, Run
-from db.fleet.keys import PREFIX, after_id, entries_of, entry_of, key_of, name_in, text_of
+from db.fleet.budgets import Budgets
+from db.fleet.contract import (
+    CLOSED,
+    VERSION,
+    Appended,
+    Command,
+    Entry,
+    FleetUnavailable,
+    Replica,
+    Run,
+)
+from db.fleet.keys import (
+    CLOSING_ID,
+    REPLICAS,
+    after_id,
+    entries_of,
+    entry_of,
+    key_of,
+    name_in,
+    owner_key,
+    text_of,
+)
+from db.fleet.redis_budgets import RedisBudgets
+from db.fleet.redis_claims import RedisClaims
 from db.fleet.redis_link import LONGEST_BLOCK_SECONDS, RedisLink, Refused, Told
+from db.fleet.redis_mending import RedisMending
+from db.fleet.shared_claims import SharedClaims
 
+_START_SECONDS = 1.0
 _LOOK_SECONDS = 0.03
 """Between two looks at logs in a cluster."""
+_LOOK_SHARE = 3
+"""So many times as long as a look took there is at least until the next: a quarter of a core, at most."""
 _KEEP_SECONDS = 86_400.0
 """How long what runs is kept if nobody ends it."""
 _ANSWER_SECONDS = 60.0
@@ -29,6 +58,13 @@ _LEASE = """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return holder end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
+_TAKE_OVER = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return '' end
+local holder = redis.call('GET', KEYS[2])
+if holder and holder ~= ARGV[1] then return holder end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 return ARGV[1]
 """
 _GIVE_BACK = """
@@ -43,23 +79,32 @@ class RedisEngine:
     Args:
         link: the way there.
         token: this replica's.
+        wait_replicas: how many replicas of a server are to have what is appended.
     """
 
-    def __init__(self, link: RedisLink, token: str) -> None:
+    def __init__(self, link: RedisLink, token: str, *, wait_replicas: int = 0) -> None:
         self.token = token
+        self.health = link.health
+        self.budgets: Budgets = RedisBudgets(link, token)
+        self.claims: SharedClaims = RedisClaims(link)
         self._link = link
         self._client = link.client
         self._lease = link.script(_LEASE)
+        self._take_over = link.script(_TAKE_OVER)
         self._give_back = link.script(_GIVE_BACK)
         self._answers: dict[str, asyncio.Future[str]] = {}
         self._nudged = asyncio.Event()
+        self._wait_replicas = wait_replicas
+        self._mending = RedisMending(link, token)
+        self._other_versions: set[int] = set()
         self._rings = 0
         self._bell = "0"
 
     async def start(self) -> None:
         try:
-            await self._link.call(self._client.ping())
-        except FleetUnavailable:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._link.call(self._client.ping())
+        except (FleetUnavailable, TimeoutError):
             pass
 
     async def close(self) -> None:
@@ -69,53 +114,63 @@ class RedisEngine:
 
     async def join(self, name: str, seconds: float) -> str:
         milliseconds = round(seconds * 1000)
-        holder = await self._lease([key_of("lease", name)], [self.token, milliseconds])
-        if (token := text_of(holder)) == self.token:
-            told = json.dumps({"name": name, "version": VERSION})
-            everybody = f"{PREFIX}replicas"
-            await self._link.call(self._client.hset(everybody, self.token, told))
-            await self._link.call(self._client.expire(everybody, round(_KEEP_SECONDS)))
-        return token
+        told = json.dumps({"name": name, "version": VERSION})
+        commands: list[Told] = [
+            ("SET", (key_of("alive", self.token), name, "PX", milliseconds)),
+            ("HSET", (REPLICAS, self.token, told)),
+            ("EXPIRE", (REPLICAS, round(_KEEP_SECONDS))),
+        ]
+        await self._link.all_of(commands)
+        return text_of(await self._lease([key_of("lease", name)], [self.token, milliseconds]))
 
     async def leave(self, name: str) -> None:
         await self._give_back([key_of("lease", name)], [self.token])
+        await self._link.call(self._client.delete(key_of("alive", self.token)))
         if not await self.left_by(self.token):
-            await self._link.call(self._client.hdel(f"{PREFIX}replicas", self.token))
+            await self._link.call(self._client.hdel(REPLICAS, self.token))
 
     async def replicas(self) -> Sequence[Replica]:
-        told = await self._link.call(self._client.hgetall(f"{PREFIX}replicas"))
-        found = []
-        for token, value in told.items():
-            known = json.loads(value)
-            holder = await self._link.call(self._client.get(key_of("lease", known["name"])))
-            is_alive = holder == token
-            found.append(Replica(known["name"], text_of(token), known["version"], is_alive))
+        told = await self._link.call(self._client.hgetall(REPLICAS))
+        known = [(text_of(token), json.loads(value)) for token, value in told.items()]
+        keys = [key_of("alive", token, each["version"]) for token, each in known]
+        commands: list[Told] = [("EXISTS", (key,)) for key in keys]
+        alive = {
+            arguments[0]: _checked(result) == 1
+            for (_, arguments), result in await self._link.pipelined(commands)
+        }
+        found = [
+            Replica(each["name"], token, each["version"], alive[key])
+            for key, (token, each) in zip(keys, known, strict=True)
+        ]
+        self._other_versions = {each.version for each in found} - {VERSION}
         return found
 
     async def take_over(self, dead: Replica, seconds: float) -> bool:
-        holder = await self._link.call(self._client.get(key_of("lease", dead.name)))
-        if holder is not None and text_of(holder) == dead.token:
+        if dead.version != VERSION:
             return False
-        arguments = [self.token, round(seconds * 1000)]
-        adopter = await self._lease([key_of("adopt", dead.token)], arguments)
+        keys = [key_of(kind, dead.token) for kind in ("alive", "adopt")]
+        adopter = await self._take_over(keys, [self.token, round(seconds * 1000)])
         return text_of(adopter) == self.token
 
     async def bury(self, dead: Replica) -> None:
-        await self._link.call(self._client.hdel(f"{PREFIX}replicas", dead.token))
+        await self._link.call(self._client.hdel(REPLICAS, dead.token))
         await self._link.call(self._client.delete(key_of("asked", dead.token)))
 
     # --- what runs --------------------------------------------------------------------------
 
-    async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Collection[str]:
+    async def append(self, entries: Sequence[Entry], runs: Sequence[Run] = ()) -> Appended:
         commands: list[Told] = []
         seconds = round(_KEEP_SECONDS)
         for run in runs:
             told = json.dumps([run.owner, run.replica, run.token])
-            under_way = key_of("runs", run.token)
+            under_way, owned = key_of("runs", run.token), owner_key("owner", run.owner)
+            whose = json.dumps([run.replica, run.token])
             commands += (
                 ("SET", (key_of("run", run.completion_id), told, "EX", seconds)),
                 ("HSET", (under_way, run.completion_id, run.owner)),
                 ("EXPIRE", (under_way, seconds)),
+                ("HSET", (owned, run.completion_id, whose)),
+                ("EXPIRE", (owned, seconds)),
             )
         for entry in entries:
             key = key_of("log", entry.completion_id)
@@ -125,32 +180,85 @@ class RedisEngine:
             if entry.number == 0:
                 commands.append(("EXPIRE", (key, seconds)))
         lost: set[str] = set()
-        for (name, arguments), result in await self._link.pipelined(commands):
+        refused: dict[tuple[str, str], Refused] = {}
+        for (name, arguments), result in await self._link.pipelined(commands, self._wait_replicas):
             if name == "XADD" and result is None:
                 lost.add(name_in(arguments[0]))
             elif name == "XADD" and isinstance(result, Refused):
-                await self._check_there(arguments[0], arguments[-5], result)
-            elif isinstance(result, Exception):
-                raise result
-        return lost
+                refused[arguments[0], arguments[-5]] = result
+            else:
+                _checked(result)
+        return Appended(lost, await self._fenced(refused) if refused else ())
 
-    async def _check_there(self, key: str, number: str, refusal: Refused) -> None:
-        """An entry was refused: fine if it is there already."""
-        if not await self._link.call(self._client.xrange(key, number, number, count=1)):
-            raise refusal
+    async def _fenced(self, refused: Mapping[tuple[str, str], Refused]) -> set[str]:
+        """Of completions with entries that were refused those whose logs are closed. Entries that are
+        there already are fine. Raises FleetUnavailable if one was refused for another reason.
+
+        Args:
+            refused: by their logs' keys, and their ids.
+        """
+        looks: list[Told] = []
+        for key, entry_id in refused:
+            looks += (("XRANGE", (key, each, each)) for each in (entry_id, CLOSING_ID))
+        there = {
+            arguments[:2]
+            for (_, arguments), result in await self._link.pipelined(looks)
+            if _checked(result)
+        }
+        fenced: set[str] = set()
+        for key, entry_id in refused:
+            if (key, entry_id) in there:
+                continue
+            if (key, CLOSING_ID) not in there:
+                raise refused[key, entry_id]
+            fenced.add(name_in(key))
+        return fenced
+
+    async def fence(self, completion_ids: Sequence[str]) -> None:
+        commands: list[Told] = []
+        for completion_id in completion_ids:
+            key = key_of("log", completion_id)
+            commands += (
+                ("XADD", (key, CLOSING_ID, "c", 0, "l", "")),
+                ("EXPIRE", (key, round(_KEEP_SECONDS))),
+            )
+        refused: list[tuple[str, Refused]] = []
+        for (_, arguments), result in await self._link.pipelined(commands):
+            if isinstance(result, Refused):
+                refused.append((arguments[0], result))
+            else:
+                _checked(result)
+        for key, refusal in refused:
+            if not await self._link.call(self._client.xrange(key, CLOSING_ID, CLOSING_ID)):
+                raise refusal
 
     async def length(self, completion_id: str) -> int:
-        found = await self._link.call(self._client.xrevrange(key_of("log", completion_id), count=1))
+        key = key_of("log", completion_id)
+        found = await self._link.call(self._client.xrevrange(key, "1", "-", count=1))
         entries = [entry_of(completion_id, *item) for item in found]
         return entries[0].number + entries[0].count if entries else 0
 
+    async def has_changed(self) -> bool:
+        return await self._mending.has_changed()
+
+    async def mend(self, completion_id: str) -> int:
+        return await self._mending.mend(completion_id)
+
     async def find(self, completion_id: str) -> Run | None:
-        told = await self._link.call(self._client.get(key_of("run", completion_id)))
-        return None if told is None else Run(completion_id, *json.loads(told))
+        for version in (VERSION, *self._other_versions):
+            told = await self._link.call(self._client.get(key_of("run", completion_id, version)))
+            if told is not None:
+                owner, replica, token = json.loads(told)[:3]
+                return Run(completion_id, owner, replica, token, version)
+        return None
 
     async def left_by(self, token: str) -> Sequence[Run]:
         told = await self._link.call(self._client.hgetall(key_of("runs", token)))
         return [Run(text_of(name), text_of(owner), "", token) for name, owner in told.items()]
+
+    async def runs_of(self, owner: str) -> Sequence[Run]:
+        told = await self._link.call(self._client.hgetall(owner_key("owner", owner)))
+        return [Run(text_of(name), owner, *json.loads(whose)) for name, whose in told.items()]
 
     async def finish(self, token: str, completion_ids: Sequence[str], seconds: float) -> None:
         commands: list[Told] = []
@@ -159,13 +267,18 @@ class RedisEngine:
                 key = key_of(kind, completion_id)
                 commands.append(("PEXPIRE", (key, round(seconds * 1000))))
         if completion_ids:
-            commands.append(("HDEL", (key_of("runs", token), *completion_ids)))
+            under_way = key_of("runs", token)
+            owners = await self._link.call(self._client.hmget(under_way, list(completion_ids)))
+            for completion_id, owner in zip(completion_ids, owners, strict=True):
+                if owner is not None:
+                    commands.append(("HDEL", (owner_key("owner", text_of(owner)), completion_id)))
+            # Last: what is left here, if this fails, is finished again.
+            commands.append(("HDEL", (under_way, *completion_ids)))
         await self._link.all_of(commands)
 
     async def is_under_way(self, run: Run) -> bool:
-        found = await self._link.call(
-            self._client.hexists(key_of("runs", run.token), run.completion_id)
-        )
+        under_way = key_of("runs", run.token, run.version)
+        found = await self._link.call(self._client.hexists(under_way, run.completion_id))
         return bool(found)
 
     async def forget(self, completion_id: str) -> None:
@@ -173,6 +286,8 @@ class RedisEngine:
         await self._link.call(self._client.delete(*keys))
 
     async def read(self, completion_id: str, after: int = -1) -> Sequence[Entry]:
+        if after >= CLOSED:
+            return []
         key = key_of("log", completion_id)
         begin = f"1-{after + 1}"
         found = await self._link.call(self._client.xrange(key, begin, "+", count=_READ_COUNT))
@@ -206,6 +321,7 @@ class RedisEngine:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         while True:
+            looked_at = loop.time()
             commands: list[Told] = []
             for name, number in after.items():
                 read = ("COUNT", _READ_COUNT, "STREAMS", key_of("log", name), after_id(number))
@@ -216,7 +332,7 @@ class RedisEngine:
             if found or loop.time() >= until or self._nudged.is_set():
                 self._nudged.clear()
                 return found
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(max(_LOOK_SECONDS, _LOOK_SHARE * (loop.time() - looked_at)))
 
     # --- asking each other ------------------------------------------------------------------
 
@@ -256,3 +372,10 @@ class RedisEngine:
         key = key_of("asked", token)
         await self._link.call(self._client.rpush(key, told))
         await self._link.call(self._client.expire(key, round(_ANSWER_SECONDS)))
+
+
+def _checked(result: Any) -> Any:
+    """The result. Raises FleetUnavailable if it is an error."""
+    if isinstance(result, FleetUnavailable):
+        raise result
+    return result

@@ -36,3 +36,8 @@ class LiveReplay:
             elif self.first_session is None:
                 self.first_session = self._replay.session_of_one()
         self.is_damaged |= self._replay.is_damaged
+
+    def end(self) -> None:
+        """No more lines come: its process died. It ends as one that recovery brings back."""
+        if self.record is None:
+            self.record = self._replay.end_of_one()

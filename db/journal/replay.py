@@ -161,6 +161,10 @@ class Replay:
         """Where all lines are of one completion: its session, until it has ended."""
         return next((life.session for life in self._lives.values()), None)
 
+    def end_of_one(self) -> SessionRecord | None:
+        """The same: no more lines of it come, since its process died; its record. None if it had ended."""
+        return next((self._end(completion_id) for completion_id in list(self._lives)), None)
+
     def take(self, line: Mapping[str, Any]) -> SessionRecord | None:
         """One line in; the completion's record, if this was its end."""
         if "saved" in line:

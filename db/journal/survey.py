@@ -41,6 +41,17 @@ class Extent:
 
 
 @frozen
+class Copied(Extent):
+    """Lines that came from elsewhere, and are in memory."""
+
+    data: bytes = b""
+
+    def read(self) -> bytes:
+        """See `Extent.read`."""
+        return self.data
+
+
+@frozen
 class Part:
     """Some completions that are to be brought back, and where the lines of theirs are."""
 

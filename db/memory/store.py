@@ -7,10 +7,12 @@ Its rows are those that go to PostgreSQL (`db.rows.history`), and it keeps the s
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import structlog
 from attrs import evolve
 
 from db.memory.overview import MemoryOverview
 from db.rows.columns import from_jsonb, to_jsonb
+from db.rows.extending import goes_on, has_more, may_be_replaced
 from db.rows.history import RecordRows, rows_of
 from db.rows.messages import sent_copy
 from db.store import (
@@ -21,6 +23,8 @@ from db.store import (
     StoreUnavailable,
 )
 from statemachine import SessionRecord
+
+log = structlog.get_logger(__name__)
 
 _Row = TypeVar("_Row", StoredCompletion, StoredMessage)
 
@@ -82,12 +86,7 @@ class MemoryStore(MemoryOverview):
         prompts = [(row.prompt_digest, row.hidden) for row in self._completions.values()]
         used = {row.digest for digest, _ in prompts for row in self._walk(digest)}
         shown = {row.digest for digest, hid in prompts if not hid for row in self._walk(digest)}
-        for answer in self._answers.pop(completion_id):
-            rows = self._messages[answer.digest]
-            rows.remove(answer)
-            if answer.digest in used and all(row.hidden for row in rows):
-                rows[:] = [row for row in rows if row.completion_id is not None]
-                rows.append(sent_copy(answer, answer.digest not in shown))
+        self._drop_answers(self._answers.pop(completion_id), used, shown)
         for digest, rows in list(self._messages.items()):
             if rows and rows[0].conversation_id != gone.conversation_id:
                 continue
@@ -100,6 +99,17 @@ class MemoryStore(MemoryOverview):
                 del self._messages[digest]
         self._forget_conversation(gone.conversation_id)
         return True
+
+    def _drop_answers(
+        self, answers: Iterable[StoredMessage], used: set[str], shown: set[str]
+    ) -> None:
+        """Take answers away, and leave a copy of each that others go on from."""
+        for answer in answers:
+            rows = self._messages[answer.digest]
+            rows.remove(answer)
+            if answer.digest in used and all(row.hidden for row in rows):
+                rows[:] = [row for row in rows if row.completion_id is not None]
+                rows.append(sent_copy(answer, answer.digest not in shown))
 
     async def check(self) -> None:
         """See `db.store.Store.check`."""
@@ -124,6 +134,8 @@ class MemoryStore(MemoryOverview):
 
     def _keep(self, rows: RecordRows) -> None:
         completion_id = rows.completion.completion_id
+        if (known_row := self._completions.get(completion_id)) is not None:
+            self._extend(known_row, rows)
         if completion_id in self._completions or completion_id in self._deleted:
             return
         conversation = rows.conversation
@@ -143,6 +155,34 @@ class MemoryStore(MemoryOverview):
         for answer in rows.answers:
             self._messages.setdefault(answer.digest, []).append(answer)
         self._keep_sent(rows.sent)
+
+    def _extend(self, row: StoredCompletion, new: RecordRows) -> None:
+        """Put a record in a row's place, if it is a longer truth."""
+        completion_id = row.completion_id
+        answers, tape = self._answers[completion_id], self._tapes.get(completion_id)
+        if not (may_be_replaced(row) and has_more(new, row.chunk_count)):
+            return
+        if not goes_on(new, row, answers, tape):
+            log.error("longer record contradicts the stored one", completion_id=completion_id)
+            return
+        prompts = [(each.prompt_digest, each.hidden) for each in self._completions.values()]
+        used = {each.digest for digest, _ in prompts for each in self._walk(digest)}
+        shown = {each.digest for digest, hid in prompts if not hid for each in self._walk(digest)}
+        staying = {answer.digest for answer in new.answers}
+        self._drop_answers(answers, used - staying, shown)
+        for digest in {answer.digest for answer in answers}:
+            if not self._messages[digest]:
+                del self._messages[digest]
+        for answer in new.answers:
+            self._messages.setdefault(answer.digest, []).append(answer)
+        self._answers[completion_id] = new.answers
+        self._completions[completion_id] = evolve(new.completion, metadata=row.metadata)
+        self._tapes.pop(completion_id, None)
+        if new.tape is not None:
+            self._tapes[completion_id] = new.tape
+        known = self._conversations[row.conversation_id]
+        updated_at = max(known.updated_at, new.conversation.updated_at)
+        self._conversations[row.conversation_id] = evolve(known, updated_at=updated_at)
 
     def _keep_sent(self, sent: Iterable[StoredMessage]) -> None:
         """Keep each message once, and once more if until now it was only in a hidden answer."""

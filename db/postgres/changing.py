@@ -12,7 +12,7 @@ Never sees to connections or errors.
    crash or a lost answer, would bring the completion back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import ceil
 from typing import Any, Final
 
@@ -158,7 +158,7 @@ async def delete(cursor: Cursor, owner: str, completion_id: str, timeout_seconds
     if rows:
         key["conversation_id"] = rows[0][0]
         await cursor.execute(LOCK_CONVERSATION, key)
-        await _keep_followed_answers(cursor, key)
+        await keep_followed_answers(cursor, key)
         await cursor.execute(DELETE_COMPLETION, key)
         rows = await cursor.fetchall()
     if not rows:  # it never was, or another deletion came first
@@ -176,10 +176,17 @@ async def delete(cursor: Cursor, owner: str, completion_id: str, timeout_seconds
     return True
 
 
-async def _keep_followed_answers(cursor: Cursor, key: Mapping[str, Any]) -> None:
-    """Leave a copy of each answer that others go on from, as a client would send it back."""
+async def keep_followed_answers(
+    cursor: Cursor, key: Mapping[str, Any], staying: Collection[str] = ()
+) -> None:
+    """Leave a copy of each of a completion's answers that others go on from, as a client would send it back.
+
+    Args:
+        staying: the digests of answers that aren't about to go.
+    """
     await cursor.execute(FOLLOWED_ANSWERS, key)
-    copies = [sent_copy(sql.message_from(row), hidden) for *row, hidden in await cursor.fetchall()]
+    found = [(sql.message_from(row), hidden) for *row, hidden in await cursor.fetchall()]
+    copies = [sent_copy(row, hidden) for row, hidden in found if row.digest not in staying]
     if copies:
         copies.sort(key=lambda row: row.message_id)
         await cursor.execute(sql.with_rows(sql.INSERT_MESSAGES, sql.MESSAGES, copies))

@@ -2,7 +2,8 @@
 
 Never sees to connections or errors: if the connection is lost midway, all was saved or nothing.
 
-1. The completions are written first. Nothing else is written of one that was there already.
+1. The completions are written first. Nothing else is written of one that was there already
+   (`db.postgres.extending` looks whether there is more to say of it).
 2. Messages and tools that are there already aren't sent: a long chat comes with all of its history
    every time, and every request with the same tools.
 3. All transactions take their locks in the same order, table by table and key by key, so that
@@ -22,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 from attrs import evolve, frozen
 
 from db.postgres import sql
+from db.rows.extending import is_longer
 from db.rows.history import RecordRows, rows_of
 from db.store import RecordRejected, StoredMessage
 from statemachine import SessionRecord
@@ -109,7 +111,7 @@ class _Outbox:
 
 
 async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
-    """Each record's rows; of several records with one id, the first one's.
+    """Each record's rows; of several records with one id, the first one's, or a longer one's.
 
     Raises:
         RecordRejected: a record isn't what it should be, and never will be.
@@ -117,8 +119,6 @@ async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
     batch: dict[str, RecordRows] = {}
     messages = 0
     for record in records:
-        if record.completion_id in batch:
-            continue
         messages += 1 + len(record.request.messages)
         if messages >= _LONG_BATCH:
             messages = 0
@@ -132,7 +132,9 @@ async def rows_of_all(records: Sequence[SessionRecord]) -> list[RecordRows]:
             raise RecordRejected(
                 f"{record.completion_id!r} can't be made into rows: {type(error).__name__}"
             ) from error
-        batch[record.completion_id] = rows
+        known = batch.setdefault(record.completion_id, rows)
+        if known is not rows and is_longer(rows, known):
+            batch[record.completion_id] = rows
     return list(batch.values())
 
 
@@ -162,15 +164,22 @@ def characters_of(batch: Sequence[RecordRows]) -> int:
     return characters
 
 
-async def save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: float) -> None:
-    """Write what is new of the batch, and commit. The server may commit also if we give up."""
+async def save(
+    cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: float
+) -> Sequence[RecordRows]:
+    """Write what is new of the batch, and commit. The server may commit also if we give up.
+
+    Returns:
+        What wasn't written, since it is there already, or was deleted.
+    """
     outbox = _Outbox(cursor)
     if True in [rows.is_long for rows in batch]:
         outbox.is_long = True
-    while not await _try_save(outbox, batch, timeout_seconds):
+    while (there := await _try_save(outbox, batch, timeout_seconds)) is None:
         await outbox.tell("ROLLBACK")
     await outbox.tell("COMMIT")
     await outbox.flush()
+    return there
 
 
 async def try_out(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: float) -> None:
@@ -182,9 +191,11 @@ async def try_out(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: 
     await outbox.flush()
 
 
-async def _try_save(outbox: _Outbox, batch: Sequence[RecordRows], timeout_seconds: float) -> bool:
-    """Write all but the commit. False if one of the batch was deleted at this very moment; the next
-    try sees that it was."""
+async def _try_save(
+    outbox: _Outbox, batch: Sequence[RecordRows], timeout_seconds: float
+) -> Sequence[RecordRows] | None:
+    """Write all but the commit; see `save`. None if one of the batch was deleted at this very moment; the
+    next try sees that it was."""
     await outbox.tell(sql.begin(ceil(timeout_seconds * 1000)))
     saved_rows = (rows.saved_completion for rows in batch)
     completions = sorted(saved_rows, key=lambda row: row.completion_id)
@@ -197,7 +208,7 @@ async def _try_save(outbox: _Outbox, batch: Sequence[RecordRows], timeout_second
         [row.completion_id for row in completions],
     )
     if any(saved.values()):
-        return False
+        return None
     new = [rows for rows in batch if rows.completion.completion_id in saved]
     unknown_tools = [tool_sets[digest] for digest in sorted(tool_sets.keys() - known.keys())]
     await _insert(outbox, sql.INSERT_TOOL_SETS, sql.TOOL_SETS, unknown_tools)
@@ -206,7 +217,9 @@ async def _try_save(outbox: _Outbox, batch: Sequence[RecordRows], timeout_second
     labelled = [row.completion_id for row in completions if row.metadata and not row.hidden]
     if ids := [name for name in labelled if name in saved]:
         await outbox.tell(sql.INSERT_LABELS, {"completion_ids": ids})
-    return True
+    if len(new) == len(batch):
+        return ()  # nearly always
+    return [rows for rows in batch if rows.completion.completion_id not in saved]
 
 
 def _client_keys(batch: Sequence[RecordRows]) -> list[_ClientKey]:

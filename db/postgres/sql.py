@@ -96,6 +96,21 @@ def _insert(table: str, columns: Columns, condition: str = "") -> str:
     )
 
 
+def update(table: str, key: str, columns: Columns) -> str:
+    """The statement that sets these columns, the key among them, of the row that has the key."""
+    given = {name: _GIVEN_AS.get(kind, kind) for name, kind in columns.items()}
+    kinds = ", ".join(f"{name} {kind}" for name, kind in given.items())
+    changes = ", ".join(
+        f"{name} = {_TAKEN_AS.get(kind, '{}').format(f'new.{name}')}"
+        for name, kind in columns.items()
+        if name != key
+    )
+    return (
+        f"UPDATE {table} SET {changes} FROM json_to_recordset(%(rows)s) AS new ({kinds})"
+        f" WHERE {table}.{key} = new.{key}"
+    )
+
+
 def select_list(columns: Columns, prefix: str = "") -> str:
     # jsonb as text: `db.rows.columns` parses it.
     return ", ".join(

@@ -27,7 +27,7 @@ from attrs import fields_dict
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
 from db.cancelling import cancelled_if_told
-from db.postgres import changing, readiness, reading, saving, sql
+from db.postgres import changing, extending, readiness, reading, saving, sql
 from db.postgres.address import CURRENT_WAY, Current, Route, Way, shown
 from db.postgres.faults import is_of_this_host, store_error
 from db.postgres.overview import Overseeing
@@ -174,7 +174,7 @@ class PostgresStore(Overseeing):
                 len(batch) / 10 + messages / 1000
             )
             await self._run(
-                lambda cursor: saving.save(
+                lambda cursor: extending.save(
                     Sender(cursor) if long else cursor, batch, statement_seconds
                 ),
                 patience_seconds,

@@ -103,12 +103,12 @@ def guard_operators(admins: Admins, own_names: Check) -> Check:
 
 def own_names_alone(hosts: Collection[str]) -> Check:
     """The check that refuses every `Host` that isn't this machine's and pages of every other site,
-    listed in `server.cors_origins` or not. Raises what `refuse_other_sites` raises.
+    listed in `server.cors_origins` or not, but for a link in one. Raises what `refuse_other_sites` raises.
 
     Args:
         hosts: further names of the service.
     """
-    return refuse_other_sites(_always, hosts, (), _nothing)
+    return refuse_other_sites(_always, hosts, (), _nothing, may_be_linked=True)
 
 
 def may_scrape(admins: Admins, addresses: Addresses, own_names: Check) -> Callable[..., None]:

@@ -7,7 +7,8 @@ caller is, is decided before (`service.callers.auth`). The rules:
 2. The tokens of a prompt and its answer are charged when the answer ends, as its record has them:
    counted by the provider, else estimated. So a budget can be overdrawn; while it is, its caller
    is refused.
-3. Each process counts for itself, and forgets when it stops.
+3. Each process counts for itself, and forgets when it stops; but in a fleet, where
+   `service.callers.sharing` decides by what all replicas have counted.
 """
 
 import math
@@ -69,6 +70,14 @@ class Budget:
             self._full_at = -math.inf
         self.per_minute = per_minute
 
+    def scale(self, per_minute: int | None) -> None:
+        """Change the size from now on; the same part of it is used."""
+        self.per_minute = per_minute
+
+    def set_full_in(self, seconds: float, now: float) -> None:
+        """Take over what somebody else has counted. See `full_in_seconds`."""
+        self._full_at = now + seconds
+
 
 class Account:
     """The usage of one caller."""
@@ -97,6 +106,12 @@ class Account:
         self.max_answer_bytes = limits.max_answer_bytes
         self.is_limited = _limits_anything(limits)
 
+    def scale(self, limits: LimitsConfig) -> None:
+        """Change the limits; of the budgets the same part is used."""
+        self.requests.scale(limits.requests_per_minute)
+        self.tokens.scale(limits.tokens_per_minute)
+        self.most_streams = limits.max_concurrent_streams
+
     def check(self, now: float) -> None:
         """Raises ApiError `too_many_streams` or `rate_limited` (429)."""
         self.check_stream(now)
@@ -105,22 +120,14 @@ class Account:
     def check_stream(self, now: float) -> None:
         """Raises the same for what a request doesn't need that begins nothing."""
         if self.most_streams is not None and self.streams >= self.most_streams:
-            taken = (
-                "The one stream that you may have at once is"
-                if self.most_streams == 1
-                else f"All {self.most_streams} streams that you may have at once are"
-            )
-            raise _refusal("too_many_streams", f"{taken} taken; please try again.", 1.0)
+            raise streams_taken(self.most_streams)
         self.check_budget(self.tokens, "token", now)
 
     def check_budget(self, budget: Budget, thing: str, now: float) -> None:
         """Raises ApiError `rate_limited`."""
         wait = budget.wait_seconds(now)
         if wait:
-            many = f"{budget.per_minute} {thing}s a minute are"
-            used = f"one {thing} a minute is" if budget.per_minute == 1 else many
-            message = f"Your {used} used up; please try again in {duration(wait)}."
-            raise _refusal("rate_limited", message, wait)
+            raise used_up(budget.per_minute, thing, wait)
 
     def headers(self, now: float) -> dict[str, str]:
         """OpenAI's headers, for the budgets that have a limit."""
@@ -176,15 +183,34 @@ class Admission:
         self._clock = clock
         # One for each name that was ever configured, so there is no need to forget any.
         self._accounts: dict[str, Account] = {}
+        self._parts = 1
         self.replace(limits, keys)
 
     def replace(self, limits: LimitsConfig, keys: Iterable[ApiKeyConfig]) -> None:
         """Apply these limits from now on. What is used stays used, and running streams go on."""
-        self._limits = limits
-        self._own = {key.name: _own_limits(key, limits) for key in keys}
+        self._whole = limits, {key.name: _own_limits(key, limits) for key in keys}
+        self._part_limits()
         now = self._clock()
         for owner, account in self._accounts.items():
-            account.resize(self._own.get(owner, limits), now)
+            account.resize(self._own.get(owner, self._limits), now)
+
+    def divide(self, parts: int) -> None:
+        """Let each caller have this part of what is configured, rounded down and one at least; what is used
+        counts in proportion."""
+        self._parts = parts
+        self._part_limits()
+        for owner, account in self._accounts.items():
+            account.scale(self._own.get(owner, self._limits))
+
+    def whole_limits(self, owner: str) -> LimitsConfig:
+        """A caller's limits as they are configured, whatever part of them it may have here now."""
+        limits, own = self._whole
+        return own.get(owner, limits)
+
+    def _part_limits(self) -> None:
+        limits, own = self._whole
+        self._limits = _part_of(limits, self._parts)
+        self._own = {name: _part_of(each, self._parts) for name, each in own.items()}
 
     def admit(self, request: web.Request) -> Ticket:
         """Admit a request for a completion, or refuse it.
@@ -192,7 +218,7 @@ class Admission:
         Raises:
             ApiError: `rate_limited` or `too_many_streams` (429).
         """
-        account = self._account_of(request)
+        account = self.account_of(request)
         if account.is_limited:
             now = self._clock()
             account.check(now)
@@ -202,7 +228,7 @@ class Admission:
     def admit_repeat(self, request: web.Request) -> None:
         """Admit a request that may repeat an earlier one, and so need neither a stream nor tokens; one
         that doesn't needs a ticket of `begin` besides. Raises ApiError `rate_limited`."""
-        account = self._account_of(request)
+        account = self.account_of(request)
         if account.is_limited:
             now = self._clock()
             account.check_budget(account.requests, "request", now)
@@ -211,7 +237,7 @@ class Admission:
     def begin(self, request: web.Request) -> Ticket:
         """The ticket for a request that `admit_repeat` admitted and that begins a completion. Raises
         what `admit` raises."""
-        account = self._account_of(request)
+        account = self.account_of(request)
         if account.is_limited:
             account.check_stream(self._clock())
         return Ticket(account, self._clock)
@@ -230,7 +256,8 @@ class Admission:
                 found[name][f"most_{things}"] = limit
         return found
 
-    def _account_of(self, request: web.Request) -> Account:
+    def account_of(self, request: web.Request) -> Account:
+        """The account of a request's caller, of which its answer will tell what is left."""
         owner = owner_of(request)
         account = self._accounts.get(owner)
         if account is None:
@@ -267,6 +294,16 @@ def _limits_anything(limits: LimitsConfig) -> bool:
     return any(limit is not None for limit in astuple(evolve(limits, max_answer_bytes=None)))
 
 
+def _part_of(limits: LimitsConfig, parts: int) -> LimitsConfig:
+    if parts == 1:
+        return limits
+    names = ("requests_per_minute", "tokens_per_minute", "max_concurrent_streams")
+    whole = {name: getattr(limits, name) for name in names}
+    return evolve(
+        limits, **{name: max(1, limit // parts) for name, limit in whole.items() if limit}
+    )
+
+
 def _own_limits(key: ApiKeyConfig, limits: LimitsConfig) -> LimitsConfig:
     own = {
         "requests_per_minute": key.requests_per_minute,
@@ -275,6 +312,24 @@ def _own_limits(key: ApiKeyConfig, limits: LimitsConfig) -> LimitsConfig:
         "max_answer_bytes": key.max_answer_bytes,
     }
     return evolve(limits, **{name: value for name, value in own.items() if value is not None})
+
+
+def streams_taken(most: int) -> ApiError:
+    """The refusal of a caller that has so many streams, the most that it may have."""
+    taken = (
+        "The one stream that you may have at once is"
+        if most == 1
+        else f"All {most} streams that you may have at once are"
+    )
+    return _refusal("too_many_streams", f"{taken} taken; please try again.", 1.0)
+
+
+def used_up(per_minute: int | None, thing: str, wait: float) -> ApiError:
+    """The refusal of a caller that has used this up, for so many seconds."""
+    many = f"{per_minute} {thing}s a minute are"
+    used = f"one {thing} a minute is" if per_minute == 1 else many
+    message = f"Your {used} used up; please try again in {duration(wait)}."
+    return _refusal("rate_limited", message, wait)
 
 
 def _refusal(code: str, message: str, wait_seconds: float) -> ApiError:

@@ -45,6 +45,7 @@ ERROR_CODES: Mapping[str, int] = {
     "upstream_malformed": 502,
     "upstream_redirected": 502,
     "upstream_unreachable": 502,
+    "adopted_elsewhere": 503,
     "answer_unavailable": 503,
     "database_unavailable": 503,
     "draining": 503,

@@ -33,6 +33,8 @@ def refuse_other_sites(
     hosts: Collection[str],
     origins: Collection[str],
     is_exempt: Callable[[str], bool],
+    *,
+    may_be_linked: bool = False,
 ) -> Check:
     """The check that refuses what another site's page may have sent.
 
@@ -44,6 +46,7 @@ def refuse_other_sites(
         hosts: further names of the service; `*` among them allows any.
         origins: allowed values of `Origin`; `*` among them allows any.
         is_exempt: whether a path passes: it tells nothing about anybody, or has rules of its own.
+        may_be_linked: a link in another site's page may lead here: its page learns nothing of the answer.
     """
     names = {name for host in hosts if (name := _name_of(host))} | _OWN_NAMES
 
@@ -52,7 +55,7 @@ def refuse_other_sites(
             try:
                 if _ANY not in names:
                     _check_host(request, names)
-                if _ANY not in origins:
+                if _ANY not in origins and not (may_be_linked and _is_link(request)):
                     _check_origin(request, origins)
             except ApiError:
                 if not is_from_sibling(request):
@@ -89,6 +92,15 @@ def _check_origin(request: web.Request, origins: Collection[str]) -> None:
             f"Without a key this service takes no requests from pages of {shown}. "
             "Whoever runs it can list their origin in server.cors_origins, or make keys.",
         )
+
+
+def _is_link(request: web.Request) -> bool:
+    """True of what a browser asks for to show it in a tab of its own."""
+    return (
+        request.method == hdrs.METH_GET
+        and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        and request.headers.get("Sec-Fetch-Dest") == "document"
+    )
 
 
 def is_own(origin: str, request: web.Request) -> bool:

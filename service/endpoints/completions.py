@@ -14,6 +14,7 @@ from service.agents.protocol import Agent, AgentCall
 from service.callers.auth import owner_of
 from service.callers.charging import Charging
 from service.callers.limits import Admission, Ticket
+from service.callers.sharing import SharedAdmission
 from service.clock import Clock
 from service.edge.connections import ClientConnection, continue_later
 from service.edge.errors import ApiError
@@ -69,6 +70,8 @@ class Completions:
     """The other workers; None: there are none."""
     elsewhere: Elsewhere | None = None
     """The other replicas; None: there is no fleet."""
+    shared: SharedAdmission | None = None
+    """Admits by what all replicas count; None: there is no fleet."""
 
     def routes(self) -> list[web.RouteDef]:
         """The calls and their handlers."""
@@ -83,7 +86,10 @@ class Completions:
         if KEY in request.headers:
             return await self._create_once(request)
         self.streams.check_room()
-        ticket = self.admission.admit(request)
+        if self.shared is None:
+            ticket = self.admission.admit(request)
+        else:
+            ticket = await self.shared.admit(request)
         try:
             request[COMPLETION_ID] = completion_id = new_completion_id()
             chat, body = await self._parsed(request)
@@ -99,7 +105,10 @@ class Completions:
         is_from_sibling = self.siblings is not None and self.siblings.is_from_sibling(request)
         self.streams.check_open()
         if not is_from_sibling:
-            self.admission.admit_repeat(request)
+            if self.shared is None:
+                self.admission.admit_repeat(request)
+            else:
+                await self.shared.admit_repeat(request)
             request[COMPLETION_ID] = new_completion_id()
         key = key_of(request)
         assert key is not None
@@ -116,7 +125,10 @@ class Completions:
             return claim
         request[COMPLETION_ID] = completion_id
         try:
-            ticket = self.admission.begin(request)
+            if self.shared is None:
+                ticket = self.admission.begin(request)
+            else:
+                ticket = await self.shared.begin(request)
             try:
                 relay, agents = self._relay(request, chat, ticket, completion_id)
             except BaseException:

@@ -1,10 +1,12 @@
 """`GET /v1/chat/completions`: the caller's completions, those that ended as they are stored, and those
 that run as far as they have come.
 
-Lists of ended ones come from the database, of running ones from all workers. Never here: SQL.
+Lists of ended ones come from the database, of running ones from all workers, and from every replica of
+a fleet. Never here: SQL.
 """
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -21,9 +23,15 @@ from service.endpoints.lists import (
     page_of,
 )
 from service.endpoints.showing import running_completion, stored_completion
+from service.fleet.others import Others
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
 from statemachine import State
+
+_LIST = "list"
+"""What one replica asks the others."""
+_MOST_TOLD = 2 * 1024 * 1024
+"""Characters of JSON in an answer: some hundred long texts."""
 
 
 @frozen
@@ -33,6 +41,11 @@ class Listing:
     store: Readable
     streams: RunningStreams
     siblings: Siblings | None = None
+    others: Others | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.others is not None:
+            self.others.answer(_LIST, self._tell)
 
     def routes(self) -> list[web.RouteDef]:
         """The call and its handler."""
@@ -49,8 +62,8 @@ class Listing:
     async def _running(
         self, request: web.Request, wanted: CompletionFilter, paging: Paging, state: State
     ) -> dict[str, Any]:
-        here = _fitting(self.streams, owner_of(request), wanted, state)
-        shown = [running_completion(relay.prompt.request, relay.session) for relay in here]
+        owner, is_whole = owner_of(request), True
+        shown = list(_shown(self.streams, owner, wanted, state))
         if self.siblings is not None:
             if self.siblings.is_from_sibling(request):
                 return {"data": shown}
@@ -59,7 +72,36 @@ class Listing:
                     shown += theirs["data"]
             except TimeoutError:
                 raise answer_unavailable() from None
-        return list_object(page_of(shown, paging), dict)
+        if self.others is not None:
+            known = [each["id"] for each in shown]
+            asked = [owner, wanted.model, wanted.metadata, state.value]
+            told = await self.others.tell_of(owner, known, _LIST, asked)
+            is_whole = told.is_whole and all(answer["is_whole"] for _, answer in told.answers)
+            for _, answer in told.answers:
+                shown += (each for each in answer["data"] if each["id"] not in known)
+        listed = list_object(page_of(shown, paging), dict)
+        return listed if is_whole else {**listed, "partial": True}
+
+    def _tell(self, arguments: Sequence[Any]) -> str:
+        """What runs here of an owner's, for another replica that lists it."""
+        owner, model, metadata, state = arguments
+        data: list[str] = []
+        size, is_whole = 0, True
+        wanted = CompletionFilter(model, metadata, None)
+        for shown in _shown(self.streams, owner, wanted, State(state)):
+            text = json.dumps(shown)
+            if (size := size + len(text)) > _MOST_TOLD:
+                is_whole = False
+                break
+            data.append(text)
+        return f'{{"data": [{", ".join(data)}], "is_whole": {json.dumps(is_whole)}}}'
+
+
+def _shown(
+    relays: Iterable[Relay], owner: str, wanted: CompletionFilter, state: State
+) -> Iterator[dict[str, Any]]:
+    for relay in _fitting(relays, owner, wanted, state):
+        yield running_completion(relay.prompt.request, relay.session)
 
 
 def _fitting(

@@ -16,6 +16,8 @@ class Probes:
         unsaved: returns how many ended completions wait for the database.
         circuits: returns which backends are being spared; see `service.agents.circuit`. They don't
             make the service unready: other agents answer, and refusals say when to come back.
+        degraded: returns what doesn't work as it should, though the service can take traffic; None:
+            there is no part of which that could be said.
     """
 
     def __init__(
@@ -24,11 +26,13 @@ class Probes:
         checks: Mapping[str, Callable[[], Awaitable[str | None]]],
         unsaved: Callable[[], int],
         circuits: Callable[[], Sequence[Mapping[str, object]]],
+        degraded: Callable[[], Awaitable[Sequence[str]]] | None = None,
     ) -> None:
         self._streams = streams
         self._checks = checks
         self._unsaved = unsaved
         self._circuits = circuits
+        self._degraded = degraded
 
     def routes(self) -> list[web.RouteDef]:
         """The calls and their handlers."""
@@ -50,6 +54,7 @@ class Probes:
             {
                 "ready": not reasons,
                 "reasons": reasons,
+                "degraded": [] if self._degraded is None else await self._degraded(),
                 "streams": self._streams.count,
                 "unsaved": self._unsaved(),
                 "agents": self._circuits(),

@@ -26,6 +26,7 @@ from service.endpoints.lists import json_response, not_found
 from service.endpoints.showing import ended_completion, running_completion, stored_completion
 from service.endpoints.stored_answers import stored_answer
 from service.fleet.elsewhere import FLEET_UNAVAILABLE, Elsewhere
+from service.fleet.mirrors import Mirror
 from service.fleet.searching import reach
 from service.settings.config import Config
 from service.settings.live import Live
@@ -242,13 +243,21 @@ class Reading:
         Raises ApiError as `follow` does."""
         owner, completion_id = owner_of(request), request.match_info["completion_id"]
         async with elsewhere.reading(owner, completion_id) as mirror:
-            if mirror is None:
-                return None
-            await reach(mirror, wanted.position)
-            _check_position(mirror.session, wanted)
-            if mirror.count > self._most_readers:
-                raise _too_many(self._most_readers)
-            return await self._read(request, mirror.audience, wanted)
+            return None if mirror is None else await self.read_along(request, mirror, wanted)
+
+    async def read_along(
+        self, request: web.Request, mirror: Mirror, wanted: Wanted
+    ) -> web.StreamResponse:
+        """The same as `follow`, of one that runs elsewhere and is joined already."""
+        await reach(mirror, wanted.position)
+        _check_position(mirror.session, wanted)
+        self.check_mirror(mirror)
+        return await self._read(request, mirror.audience, wanted)
+
+    def check_mirror(self, mirror: Mirror) -> None:
+        """Raises ApiError `too_many_readers` (429)."""
+        if mirror.count > (most := self._most_readers):
+            raise _too_many(most)
 
     async def read_here(
         self, request: web.Request, owner: str, completion_id: str, wanted: Wanted

@@ -23,7 +23,14 @@ import structlog
 from aiohttp import web
 from attrs import define, evolve, field, frozen
 
-from db.claims import Claim, Claims, ClaimsUnavailable, Holder, holder_is_alive
+from db.claims import (
+    Claim,
+    Claims,
+    ClaimsElsewhere,
+    ClaimsUnavailable,
+    Holder,
+    holder_is_alive,
+)
 from db.store import Readable
 from service.callers.auth import owner_of
 from service.edge.errors import ApiError, error_response, invalid_request
@@ -34,6 +41,7 @@ from service.endpoints.lists import json_response
 from service.endpoints.reading import Reading, Wanted
 from service.endpoints.showing import ended_completion, plain_completion, stored_completion
 from service.endpoints.stored_answers import failure_of_row
+from service.fleet.elsewhere import FLEET_UNAVAILABLE, RUNS_ELSEWHERE, Elsewhere
 from service.settings.config import Config
 from service.settings.live import Live
 from service.stream.moments import tell
@@ -73,7 +81,7 @@ class _Free(Exception):
 
 
 class _Unknown(Exception):
-    """Nobody can tell now what became of it."""
+    """Nobody can tell now what became of it. Its cause, if any, is what whoever has waited is told."""
 
 
 def key_of(request: web.Request) -> str | None:
@@ -138,20 +146,29 @@ class Repeats:
                     return await self._answer(repeat, held, claim)
                 except _Free:
                     held = await self.claims.take(claim, instead_of=held.completion_id)
-                except _Unknown:
+                except _Unknown as unknown:
                     if time.monotonic() > patience_ends:
                         tell(self._told, "pending")
-                        raise ApiError(_PENDING) from None
+                        cause = unknown.__cause__
+                        raise cause if cause is not None else ApiError(_PENDING) from None
                     await asyncio.sleep(_LOOK_SECONDS)
             is_ours = True
             tell(self._told, "new")
         except ClaimsUnavailable as error:
-            log.error("claims not reached", reason=str(error))
-            raise ApiError(_CANT_CLAIM) from None
+            raise _not_reached(error) from None
         finally:
             if not is_ours:
                 self._starting.discard(completion_id)
         return claim
+
+    def knows(self, owner: str, completion_id: str) -> bool:
+        """True if an owner's completion runs here, is about to, or waits here for its commit."""
+        streams = self.reading.streams
+        return (
+            completion_id in self._starting
+            or streams.find(owner, completion_id) is not None
+            or streams.unsaved.is_known(owner, completion_id)
+        )
 
     def note_begun(self, claim: Claim) -> None:
         """Its completion is about to be found by its id, in this very turn of the loop."""
@@ -174,8 +191,7 @@ class Repeats:
         try:
             held = await self.claims.find(claim.key)
         except ClaimsUnavailable as error:
-            log.error("claims not reached", reason=str(error))
-            raise ApiError(_CANT_CLAIM) from None
+            raise _not_reached(error) from None
         for _ in range(int(_PATIENCE_SECONDS / _LOOK_SECONDS)):
             if held is None or held.completion_id not in self._starting:
                 break
@@ -223,11 +239,19 @@ class Repeats:
                 is_one_away = True
             except TimeoutError:
                 raise answer_unavailable() from None
+        elsewhere = self.reading.elsewhere if held.token else None
+        if answer is None and elsewhere is not None:
+            answer = await self._answer_elsewhere(repeat, held, claim, elsewhere)
         if answer is not None:
             return answer
         if away is not None:
             raise away
-        if not await self._is_lost(held, is_one_away=is_one_away):
+        if elsewhere is not None:
+            owner = owner_of(repeat.request)
+            is_lost = await elsewhere.is_lost(owner, held.completion_id, held.token)
+        else:
+            is_lost = await self._is_lost(held, is_one_away=is_one_away)
+        if not is_lost:
             raise _Unknown
         # It may have ended and been saved, or been brought back, between these questions.
         answer = await self._answer_stored(repeat, held, claim)
@@ -270,6 +294,32 @@ class Repeats:
         if relay.record is None:
             raise ApiError(Failure("internal_error", "The service made a mistake."))
         return _object_of(relay.record)
+
+    async def _answer_elsewhere(
+        self, repeat: Repeat, held: Claim, claim: Claim, elsewhere: Elsewhere
+    ) -> web.StreamResponse | None:
+        """Answer a repeat of what runs at another replica; None if none runs it. Raises _Free, _Unknown or
+        ApiError."""
+        owner = owner_of(repeat.request)
+        try:
+            async with elsewhere.reading(owner, held.completion_id) as mirror:
+                if mirror is None:
+                    return None
+                if mirror.record is not None and mirror.record.ttft_ms is None:
+                    raise _Free
+                self._check_body(held, claim)
+                self._note(repeat, held, mirror.request.trace_id)
+                if repeat.chat.stream:
+                    return await self.reading.read_along(repeat.request, mirror, repeat.wanted)
+                self.reading.check_mirror(mirror)
+                await mirror.audience.wait_for_end()
+                if mirror.record is None:
+                    raise answer_unavailable()
+                return _object_of(mirror.record)
+        except ApiError as error:
+            if error.failure.code == RUNS_ELSEWHERE:
+                raise _Unknown from error  # or its first line is on its way
+            raise
 
     async def _answer_stored(
         self, repeat: Repeat, held: Claim, claim: Claim
@@ -316,6 +366,11 @@ class Repeats:
         repeat.request[COMPLETION_ID] = held.completion_id
         repeat.request[REPLAYED] = True
         tell(self._told, "replayed")
+
+
+def _not_reached(error: ClaimsUnavailable) -> ApiError:
+    log.error("claims not reached", reason=str(error))
+    return ApiError(FLEET_UNAVAILABLE if isinstance(error, ClaimsElsewhere) else _CANT_CLAIM)
 
 
 def _is_running(journal: str) -> bool:

@@ -4,8 +4,13 @@
 2. One call waits for all that are followed (`Engine.wait`): one connection for each replica.
 3. A mirror's session is played from the original's own lines, so its tape has the same chunks, to the
    byte and at the same positions.
-4. A completion whose replica died has no end in its log until somebody brings it to one; its readers are
-   told so, and may come back for the rest.
+4. A log may lose its tail and go on, until whoever writes it has noticed (`db.fleet.outbox`). So one with a
+   gap is read again for some seconds before its readers are told to come back.
+5. A completion that has ended and whose log lost its end is in the database; its readers are told to come
+   back as well.
+6. A completion whose replica died has no end in its log until another replica closes it
+   (`db.fleet.adoption`); then its readers are told how it ended, as recovery tells it. Where nobody does in
+   good time, they are told to come back.
 """
 
 import asyncio
@@ -14,7 +19,7 @@ import time
 import structlog
 
 from db.fleet import Engine, Entry, FleetUnavailable, Run
-from db.fleet.tending import tend
+from db.fleet.tending import Pulse, tend
 from db.journal.live import LiveReplay
 from service.stream.answers import Ending, ending_of
 from service.stream.audience import Audience
@@ -23,6 +28,13 @@ from statemachine import Failure, SessionRecord, SessionRequest, StreamSession
 log = structlog.get_logger(__name__)
 
 _WAIT_SECONDS = 2.0
+_MEND_SECONDS = 10.0
+"""How long a log with a gap is read again, or one that has ended without an end."""
+_AGAIN_SECONDS = 0.2
+_SILENT_SECONDS = 5.0
+"""After so long without a word it is looked whether a completion has ended."""
+_ADOPTION_SECONDS = 5.0
+"""How long the others may take to bring to an end what a dead replica ran, past two leases."""
 _REPLICA_LOST = Failure(
     "answer_unavailable",
     "The machine that runs it is gone; what it has shown is being brought back. Please try again.",
@@ -42,8 +54,10 @@ class Mirror:
         request: what was asked, with all that was sent.
         audience: who reads it here.
         count: how many do.
-        after: the number of the last entry that was read.
-        missed_at: when its replica was first not among the living, on the monotonic clock.
+        length: how many lines were read.
+        broken_at: when its log was first found to go on after a gap, or to have no end although the
+            completion has, on the monotonic clock.
+        missed_at: when its replica was first not among the living, on the same.
     """
 
     def __init__(self, run: Run, live: LiveReplay) -> None:
@@ -54,8 +68,10 @@ class Mirror:
         self.session: StreamSession = session
         self.audience = Audience(session.request, session.transcript.tape)
         self.count = 0
-        self.after = -1
+        self.length = 0
+        self.broken_at: float | None = None
         self.missed_at: float | None = None
+        self.fed_at = time.monotonic()
         self._live = live
         self._look_for_end()
 
@@ -65,16 +81,39 @@ class Mirror:
         return self._live.record
 
     def feed(self, entry: Entry) -> None:
-        """Take what came next."""
-        if entry.number <= self.after or self.audience.is_over:
+        """Take what came next; what has been read before, in whole or in part, is passed over, and what comes
+        after a gap as well."""
+        if self.audience.is_over or (
+            not entry.is_closing and entry.number + entry.count <= self.length
+        ):
             return
-        self.after = entry.number
-        self._live.feed(entry.lines)
+        if entry.is_closing and self.broken_at is None:
+            self._live.end()
+            self._look_for_end()
+            return
+        if entry.number > self.length:
+            self.note_broken()
+            return
+        lines = entry.lines
+        if entry.number < self.length:  # a log that was sent again is cut another way
+            known = self.length - entry.number
+            lines = b"".join(lines.splitlines(keepends=True)[known:])
+        self.length = entry.number + entry.count
+        self.broken_at, self.fed_at = None, time.monotonic()
+        self._live.feed(lines)
         if self._live.is_damaged:
             self.end(_LOG_LOST)
         else:
             self._look_for_end()
             self.audience.note_more()
+
+    def note_broken(self) -> None:
+        """Its log isn't whole now. If it stays so, its readers are told to come back."""
+        now = time.monotonic()
+        if self.broken_at is None:
+            self.broken_at = now
+        elif now >= self.broken_at + _MEND_SECONDS:
+            self.end(_LOG_LOST)
 
     def end(self, failure: Failure) -> None:
         """There will be no more of it here."""
@@ -92,6 +131,9 @@ class Mirrors:
     Args:
         engine: the fleet's.
         lease_seconds: how long a replica that runs what is followed may be missed.
+
+    Attributes:
+        pulse: of the waiting for what comes.
     """
 
     def __init__(self, engine: Engine, lease_seconds: float) -> None:
@@ -99,11 +141,23 @@ class Mirrors:
         self._lease_seconds = lease_seconds
         self._mirrors: dict[str, Mirror] = {}
         self._has_some = asyncio.Event()
-        self._looked_at = 0.0
+        self.pulse = Pulse()
+        self._looked_at = self._checked_at = self._read_again_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def count(self) -> int:
+        """How many are followed."""
+        return len(self._mirrors)
+
+    @property
+    def readers(self) -> int:
+        """How many read them here."""
+        return sum(mirror.count for mirror in self._mirrors.values())
+
     def start(self) -> None:
-        self._task = asyncio.create_task(tend(self._step, self._note_away), name="fleet mirrors")
+        following = tend(self._step, self._note_away, self.pulse)
+        self._task = asyncio.create_task(following, name="fleet mirrors")
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -136,7 +190,7 @@ class Mirrors:
                 self._has_some.clear()
 
     async def _made(self, run: Run) -> Mirror | None:
-        """A mirror that has all that its log has by now."""
+        """A mirror that has all that its log has by now, up to a gap."""
         live, mirror = LiveReplay(), None
         after = -1
         while entries := await self._engine.read(run.completion_id, after):
@@ -144,11 +198,16 @@ class Mirrors:
                 after = entry.number
                 if mirror is not None:
                     mirror.feed(entry)
-                    continue
-                live.feed(entry.lines)
-                if live.first_session is not None:
+                elif entry.number:
+                    return None
+                else:
+                    live.feed(entry.lines)
+                    if live.first_session is None:
+                        return None
                     mirror = Mirror(run, live)
-                    mirror.after = after
+                    mirror.length = entry.count
+            if mirror is not None and mirror.broken_at is not None:
+                break
             await asyncio.sleep(0)
         return mirror
 
@@ -159,26 +218,61 @@ class Mirrors:
             pass  # whoever waits is told the same
 
     async def _step(self) -> None:
-        await self._has_some.wait()
+        if not self._mirrors:
+            self.pulse.rest()
+            await self._has_some.wait()
+            self.pulse.beat()
         await self._follow()
+        await self._look_for_ends()
         await self._look_who_lives()
 
     def _note_away(self, error: FleetUnavailable) -> None:
         log.warning("fleet not readable", reason=str(error), followed=len(self._mirrors))
 
     async def _follow(self) -> None:
-        after = {
-            name: mirror.after
-            for name, mirror in self._mirrors.items()
-            if not mirror.audience.is_over
-        }
-        for entry in await self._engine.wait(after, _WAIT_SECONDS):
-            if (mirror := self._mirrors.get(entry.completion_id)) is not None:
-                mirror.feed(entry)
+        after: dict[str, int] = {}
+        broken: list[Mirror] = []
+        for name, mirror in self._mirrors.items():
+            if mirror.broken_at is not None and not mirror.audience.is_over:
+                broken.append(mirror)  # one that goes on after a gap would end each waiting at once
+            elif not mirror.audience.is_over:
+                after[name] = mirror.length - 1
+        seconds = _AGAIN_SECONDS if broken else _WAIT_SECONDS
+        for entry in await self._engine.wait(after, seconds):
+            if (found := self._mirrors.get(entry.completion_id)) is not None:
+                found.feed(entry)
+        if broken and time.monotonic() >= self._read_again_at:
+            self._read_again_at = time.monotonic() + _AGAIN_SECONDS
+            for mirror in broken:
+                await self._read_again(mirror)
+
+    async def _read_again(self, mirror: Mirror) -> None:
+        """See whether a log is whole by now: it has gone on, or may yet, being under way."""
+        length = mirror.length
+        entries = await self._engine.read(mirror.run.completion_id, length - 1)
+        for entry in entries:
+            mirror.feed(entry)
+        if mirror.length > length:
+            return
+        if not entries and await self._engine.is_under_way(mirror.run):
+            mirror.broken_at, mirror.fed_at = None, time.monotonic()
+        else:
+            mirror.note_broken()
+
+    async def _look_for_ends(self) -> None:
+        """Of completions of which nothing has come for long, since what has ended may have lost its end."""
+        now = time.monotonic()
+        if now < self._checked_at + _SILENT_SECONDS:
+            return
+        self._checked_at = now
+        for mirror in list(self._mirrors.values()):
+            is_silent = not mirror.audience.is_over and now >= mirror.fed_at + _SILENT_SECONDS
+            if is_silent and not await self._engine.is_under_way(mirror.run):
+                mirror.note_broken()
 
     async def _look_who_lives(self) -> None:
-        """An engine that was emptied hears of everybody again within a lease; so a replica is gone when
-        it is missed for longer."""
+        """An engine that was emptied hears of everybody again within a lease, and what a dead replica ran
+        is brought to an end in little more; so one is gone for good when it is missed for longer."""
         now = time.monotonic()
         if now < self._looked_at + self._lease_seconds / 3:
             return
@@ -189,7 +283,7 @@ class Mirrors:
                 mirror.missed_at = None
             elif mirror.missed_at is None:
                 mirror.missed_at = now
-            elif now >= mirror.missed_at + self._lease_seconds:
+            elif now >= mirror.missed_at + 2 * self._lease_seconds + _ADOPTION_SECONDS:
                 run = mirror.run
                 log.error("replica gone", replica=run.replica, completion_id=run.completion_id)
                 mirror.end(_REPLICA_LOST)

@@ -245,14 +245,118 @@ _ALL = (
     ),
 )
 
+_FLEET = (
+    Family(
+        "verbatim_fleet_engine_up",
+        "gauge",
+        (),
+        "Whether the fleet's engine answers and takes what runs here (1) or not (0).",
+        "min",
+    ),
+    Family(
+        "verbatim_fleet_calls_failed_total",
+        "counter",
+        (),
+        "How many calls to the fleet's engine failed.",
+        from_start=((),),
+    ),
+    Family(
+        "verbatim_fleet_append_seconds",
+        "histogram",
+        (),
+        "How long the engine takes to add what came in a turn of the loop to its logs.",
+    ),
+    Family(
+        "verbatim_fleet_lag_lines",
+        "gauge",
+        (),
+        "How many lines of running completions the engine doesn't have yet.",
+    ),
+    Family(
+        "verbatim_fleet_lag_seconds",
+        "gauge",
+        (),
+        "How long the oldest of these lines has waited; 0 if there is none.",
+        "max",
+    ),
+    Family(
+        "verbatim_fleet_replicas",
+        "gauge",
+        ("state",),
+        "How many replicas there are, alive, or dead and not brought to an end.",
+        "max",
+    ),
+    Family(
+        "verbatim_fleet_lease_held",
+        "gauge",
+        ("worker",),
+        "Whether each process's own lease holds (1) or others take it for dead (0).",
+    ),
+    Family(
+        "verbatim_fleet_mirrors",
+        "gauge",
+        (),
+        "How many completions of other replicas are followed here.",
+    ),
+    Family(
+        "verbatim_fleet_mirror_readers",
+        "gauge",
+        (),
+        "How many read them here.",
+    ),
+    Family(
+        "verbatim_fleet_commands_total",
+        "counter",
+        ("outcome",),
+        "How much other replicas asked of this one, and whether it answered.",
+        from_start=(("answered",), ("unanswered",)),
+    ),
+    Family(
+        "verbatim_fleet_listener_silent_seconds",
+        "gauge",
+        (),
+        "How long ago it was last heard whether other replicas ask something.",
+        "max",
+    ),
+    Family(
+        "verbatim_fleet_adopted_total",
+        "counter",
+        (),
+        "How many completions of dead replicas were brought to an end here.",
+        from_start=((),),
+    ),
+    Family(
+        "verbatim_fleet_adopting",
+        "gauge",
+        (),
+        "How many are being brought to an end here now.",
+    ),
+    Family(
+        "verbatim_fleet_fenced_total",
+        "counter",
+        (),
+        "How many completions other replicas brought to an end while they ran here.",
+        from_start=((),),
+    ),
+    Family(
+        "verbatim_fleet_limit_fallbacks_total",
+        "counter",
+        (),
+        "How often callers' limits fell back to this replica's share of them.",
+        from_start=((),),
+    ),
+)
 
-def families(*, per_owner: bool = False) -> Mapping[str, Family]:
+
+def families(*, per_owner: bool = False, has_fleet: bool = True) -> Mapping[str, Family]:
     """Name → metric, in the order in which they are exposed.
 
     Args:
         per_owner: tokens are counted by caller too.
+        has_fleet: with those of a fleet.
     """
-    found = {family.name: family for family in _ALL}
+    listed = (*_ALL, *_FLEET) if has_fleet else _ALL
+    found = {family.name: family for family in listed}
     if per_owner:
         tokens = found[TOKENS]
         found[TOKENS] = evolve(tokens, labels=(*tokens.labels, OWNER))

@@ -21,6 +21,7 @@ from aiohttp import hdrs, web
 from service.edge.siblings import Siblings
 from service.metrics.counts import Counts, Figures, merged, read, written
 from service.metrics.families import families
+from service.metrics.fleet import FleetCounting
 from service.metrics.gauges import Sources, gauges
 from service.metrics.labels import ModelLabels
 from service.metrics.lag import Lag
@@ -44,22 +45,30 @@ class Metrics:
         is_known: whether a model may be a label; see `ModelLabels`.
         per_owner: tokens are counted by caller too.
         siblings: the other workers, if there are any.
+        has_fleet: there are other replicas.
 
     Attributes:
         counting: watches completions.
         saves: watches what becomes of records.
+        fleet: watches this replica's part in a fleet; None without one.
     """
 
     def __init__(
-        self, is_known: Callable[[str], bool], *, per_owner: bool, siblings: Siblings | None
+        self,
+        is_known: Callable[[str], bool],
+        *,
+        per_owner: bool,
+        siblings: Siblings | None,
+        has_fleet: bool,
     ) -> None:
-        self._families = families(per_owner=per_owner)
+        self._families = families(per_owner=per_owner, has_fleet=has_fleet)
         self._counts = Counts(self._families)
         self._exposition = Exposition(self._families)
         self._siblings = siblings
         self._worker = str(siblings.number if siblings else 0)
         self.counting = Counting(self._counts, ModelLabels(is_known), per_owner=per_owner)
         self.saves = SaveCounting(self._counts)
+        self.fleet = FleetCounting(self._counts) if has_fleet else None
         self._lag = Lag(self._counts.histogram("verbatim_loop_lag_seconds"), self._worker)
         self._listed_at = -_LIST_SECONDS
         self._listing: asyncio.Task[None] | None = None
@@ -110,6 +119,9 @@ class Metrics:
     async def _own(self, sources: Sources) -> Figures:
         """This process's, which are kept first."""
         now = await gauges(sources, self._worker)
+        if self.fleet is not None:
+            now |= await self.fleet.gauges(self._worker)
+            self.fleet.count()
         self._keep()
         return {**self._counts.figures, **now}
 
@@ -130,6 +142,8 @@ class Metrics:
 
     def _keep(self) -> None:
         if self._siblings is not None:
+            if self.fleet is not None:
+                self.fleet.count()
             growing = self._counts.growing(self._counts.figures)
             self._siblings.keep(orjson.dumps(written(growing)))
 

@@ -29,12 +29,15 @@ class Callers:
         if watched.siblings is not None and watched.siblings.is_from_sibling(request):
             return web.json_response(own)
         usages = [own, *await watched.ask_others(request)]
+        is_shared = config.fleet.url is not None
+        together = _seen if is_shared else _sum
         names = [key.name for key in config.auth.api_keys if key.name in own] or [ANONYMOUS]
         return self._screens.page(
             "callers.html",
             visitor,
             here="Callers",
-            callers=[(name, _sum([usage.get(name) for usage in usages])) for name in names],
+            callers=[(name, together([usage.get(name) for usage in usages])) for name in names],
+            is_shared=is_shared,
             workers=len(usages),
             has_keys=bool(config.auth.api_keys),
             admins=[key.name for key in config.admin.api_keys],
@@ -50,4 +53,17 @@ def _sum(usages: list[dict[str, Any] | None]) -> dict[str, Any]:
         for name, value in usage.items():
             if value is not None and total[name] is not None:
                 total[name] += value
+    return total
+
+
+def _seen(usages: list[dict[str, Any] | None]) -> dict[str, Any]:
+    """The same where workers share what they count: the streams of all, and of each amount the least that
+    any of them has seen left."""
+    known = [usage for usage in usages if usage is not None]
+    total = dict[str, Any](known[0])
+    for usage in known[1:]:
+        total["streams"] += usage["streams"]
+        for things in ("requests", "tokens"):
+            if usage[things] is not None and total[things] is not None:
+                total[things] = min(total[things], usage[things])
     return total

@@ -35,10 +35,12 @@ from service.page.timeline import Asked, timeline_of
 from service.page.watched import Watched
 from service.page.writing import command, compact_text, completion_text, cut
 from service.stream.relay import Relay
+from statemachine import SessionRequest, StreamSession
 
 log = structlog.get_logger(__name__)
 
 _PROMPT = 100
+_ENDED = "It has ended, and what was said waits for the database. Look again in a moment."
 
 
 class OneCompletion:
@@ -67,9 +69,10 @@ class OneCompletion:
                 life, running = await self._ask_others(request, life)
             if view is not None:
                 return await self._stored(request, visitor, view, life)
+            if running is None and not watched.streams.unsaved.has(name):
+                running = await self._seen_elsewhere(name)
         if running is None and watched.streams.unsaved.has(name):
-            text = "It has ended, and what was said waits for the database. Look again in a moment."
-            return self._screens.message(visitor, 409, text)
+            return self._screens.message(visitor, 409, _ENDED)
         if running is None:
             raise nothing("completion with the id", name)
         self._note_opened(visitor, name)
@@ -89,6 +92,8 @@ class OneCompletion:
                 if siblings is not None and not is_from_sibling:
                     self._note_opened(visitor, name)
                 answer = await asked_elsewhere(siblings, request)
+                if answer is None and not is_from_sibling:
+                    answer = await self._stream_elsewhere(request, visitor, name)
             if answer is None:
                 raise nothing("running completion with the id", name)
             return answer
@@ -97,13 +102,49 @@ class OneCompletion:
         request[OWNER] = relay.session.request.owner
         return await watched.reading.follow(request, relay, Wanted.of(request))
 
+    async def _stream_elsewhere(
+        self, request: web.Request, visitor: Visitor, name: str
+    ) -> web.StreamResponse | None:
+        """The same of one that runs at another replica; None if none does."""
+        reading = self._watched.reading
+        if reading.elsewhere is None:
+            return None
+        async with reading.elsewhere.reading(None, name) as mirror:
+            if mirror is None or mirror.request.is_hidden:
+                return None
+            self._note_opened(visitor, name)
+            request[OWNER] = mirror.request.owner
+            return await reading.read_along(request, mirror, Wanted.of(request))
+
     # --- one that runs ----------------------------------------------------------------------
 
     def _seen(self, relay: Relay | None) -> dict[str, Any] | None:
         """What the page shows of one that runs here, as JSON; None if it doesn't."""
-        if relay is None or relay.session.request.is_hidden:
+        if relay is None:
             return None
-        session, now = relay.session, self._watched.clock()
+        replica, count = self._watched.replica, relay.readers.count
+        return self._seen_of(relay.session, relay.prompt.request, count, replica)
+
+    async def _seen_elsewhere(self, name: str) -> dict[str, Any] | None:
+        """The same of one that runs at another replica, as its log has it. Its readers are those of
+        this replica."""
+        elsewhere = self._watched.reading.elsewhere
+        if elsewhere is None:
+            return None
+        async with elsewhere.reading(None, name) as mirror:
+            if mirror is None:
+                return None
+            if mirror.record is not None:
+                raise web.HTTPConflict(reason=_ENDED)
+            count = mirror.count - 1  # this look isn't one of them
+            return self._seen_of(mirror.session, mirror.request, count, mirror.run.replica)
+
+    def _seen_of(
+        self, session: StreamSession, asked_with: SessionRequest, readers: int, replica: str
+    ) -> dict[str, Any] | None:
+        if session.request.is_hidden:
+            return None
+        now = self._watched.clock()
         asked = Asked(
             session.request.created_at,
             session.first_token_at,
@@ -113,17 +154,17 @@ class OneCompletion:
             None,
             session.agent,
         )
-        shown = running_completion(relay.prompt.request, session)
+        shown = running_completion(asked_with, session)
         texts = self._watched.shows_texts
         return {
-            "row": row_of(relay, now),
+            "row": row_of(session, readers, now, replica),
             "asked": list(astuple(asked)),
             "now": now,
             "request_id": session.request.request_id,
             "trace_id": session.request.trace_id,
             "position": session.transcript.tape.count,
             "object": shown if texts else without_texts(shown),
-            "prompt": list(relay.prompt.request.messages)[-_PROMPT:] if texts else None,
+            "prompt": list(asked_with.messages)[-_PROMPT:] if texts else None,
         }
 
     async def _running(

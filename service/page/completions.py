@@ -105,11 +105,13 @@ def _sought(given: Mapping[str, str]) -> Sought:
 
 
 def _time(text: str) -> float | None:
-    """The POSIX seconds of a time in UTC, as a browser's field writes it. Raises HTTPBadRequest."""
+    """The POSIX seconds of a time, in UTC as a browser's field writes it, or with an offset. Raises
+    HTTPBadRequest."""
     if not text:
         return None
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise web.HTTPBadRequest(reason="A time is written as 2026-01-31T23:59.") from None
 

@@ -100,11 +100,9 @@ class Doorway:
             raise web.HTTPForbidden(reason="This came from a page of another site.")
         if request.content_type != "application/x-www-form-urlencoded":
             raise web.HTTPBadRequest(reason="This is no form.")
-        if (request.content_length or 0) > _LONGEST_FORM:
-            raise web.HTTPRequestEntityTooLarge(_LONGEST_FORM, request.content_length or 0)
         try:
             async with asyncio.timeout(self._watched.config.value.server.request_timeout_seconds):
-                posted = await request.post()
+                posted = await request.clone(client_max_size=_LONGEST_FORM).post()
         except TimeoutError:
             raise web.HTTPRequestTimeout(reason="The form didn't come in time.") from None
         except (ValueError, LookupError):  # of an encoding that it isn't in, or that there isn't

@@ -5,6 +5,7 @@ Never here: deciding that something is ill; each part says that of itself.
 """
 
 import asyncio
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from attrs import asdict
 from db.store import RecordRejected, StoreUnavailable
 from service import __version__
 from service.page.doorway import Visitor
+from service.page.replicas import replica_rows, told_of
 from service.page.screens import Screens, look, nothing
 from service.page.texts import HIDDEN
 from service.page.writing import letter_text
@@ -26,6 +28,8 @@ from statemachine import SessionRecord
 
 log = structlog.get_logger(__name__)
 
+_HEALTH = "health"
+"""What one replica asks the others."""
 _MOST_LETTERS = 50
 _NOT_STORED = "asked for with store: false, and shown to nobody"
 _PACKAGES = ("aiohttp", "aiopg", "psycopg2-binary", "orjson", "uvloop", "jinja2")
@@ -38,6 +42,8 @@ class Health:
         self._screens = screens
         self._watched = screens.watched
         self._retrying = asyncio.Lock()
+        if (others := screens.watched.others) is not None:
+            others.answer(_HEALTH, lambda _: json.dumps(self._standing()))
 
     def routes(self) -> list[web.RouteDef]:
         """The calls and their handlers."""
@@ -58,12 +64,15 @@ class Health:
         workers.sort(key=lambda worker: str(worker["pid"]))
         checks = {name: await check() for name, check in watched.checks.items()}
         letters, count = await asyncio.to_thread(self._letters)
+        replicas, is_known = await self._replicas(workers)
         return self._screens.page(
             "health.html",
             visitor,
             here="Health",
             checks=checks,
             workers=workers,
+            replicas=replicas,
+            fleet_is_known=is_known,
             expected=watched.config.value.server.workers,
             journal_max=watched.config.value.journal.max_bytes,
             agents=_agents(workers, watched.directory.off),
@@ -86,7 +95,24 @@ class Health:
             "is_draining": watched.streams.is_draining,
             "circuits": watched.directory.circuits(),
             "failures": failures,
+            "standing": self._standing(),
         }
+
+    def _standing(self) -> dict[str, Any] | None:
+        """How this process stands in its fleet, as JSON; None without one."""
+        watched = self._watched
+        if watched.others is None:
+            return None
+        return told_of(watched.others.fleet.standing(), watched.streams.count)
+
+    async def _replicas(self, workers: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
+        """Every replica of the fleet, none without one; and whether the engine says who is there."""
+        watched = self._watched
+        if watched.others is None:
+            return [], True
+        told = await watched.told_by_others(_HEALTH)
+        here = [worker["standing"] for worker in workers]
+        return replica_rows(here, told, watched.others.fleet.roster.replicas), told.is_known
 
     # --- dead letters -------------------------------------------------------------------------
 

@@ -5,11 +5,12 @@ One look a tick, however many look on, and none when nobody does. Never here: wh
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
 from aiohttp import hdrs, web
+from attrs import evolve
 
 from db.overview import Sought
 from db.store import StoreUnavailable
@@ -17,6 +18,7 @@ from service.callers.auth import ANONYMOUS
 from service.edge.connections import ClientConnection
 from service.edge.siblings import asked_elsewhere
 from service.page.doorway import Visitor
+from service.page.replicas import missing_text
 from service.page.running import Running, running_here
 from service.page.screens import HEADERS, Screens, look
 from service.page.watched import Watched
@@ -32,13 +34,20 @@ _MOST_VIEWERS = 20
 _PING_TICKS = 30
 _FAILURES = 6
 _EVENTS = "/page/now"
+_NOW = "now"
+"""What one replica asks the others."""
 
 
 async def running_everywhere(watched: Watched, request: web.Request, seconds: float) -> Running:
-    """What runs now, in all workers; one that says nothing for so long is left out."""
-    running = running_here(watched.streams, watched.clock())
+    """What runs now, in all workers and at all replicas; one that says nothing for so long is left
+    out."""
+    running = running_here(watched.streams, watched.clock(), watched.replica)
     asking = request.clone(rel_url=_EVENTS)
-    return running.with_others(await watched.ask_others(asking, seconds))
+    workers, told = await asyncio.gather(
+        watched.ask_others(asking, seconds), watched.told_by_others(_NOW, seconds)
+    )
+    running = running.with_others([*workers, *(answer for _, answer in told.answers)])
+    return evolve(running, missing=missing_text(told))
 
 
 class Ticker:
@@ -108,6 +117,8 @@ class Now:
         self._screens = screens
         self._watched = screens.watched
         self._ticker = Ticker(screens.watched)
+        if screens.watched.others is not None:
+            screens.watched.others.answer(_NOW, self._tell)
 
     def routes(self) -> list[web.RouteDef]:
         """The calls and their handlers."""
@@ -130,6 +141,7 @@ class Now:
             visitor,
             here="Now",
             running=running,
+            has_replicas=watched.others is not None,
             failures=failures,
             is_first_run=is_first_run and not running.rows,
             ask=_model_of(watched) if can_ask else None,
@@ -155,7 +167,7 @@ class Now:
         last. To a sibling, once, what runs here."""
         watched, ticker = self._watched, self._ticker
         if watched.siblings is not None and watched.siblings.is_from_sibling(request):
-            return web.json_response(running_here(watched.streams, watched.clock()).as_json())
+            return web.json_response(self._here())
         if not ticker.has_room:
             raise web.HTTPServiceUnavailable(reason="Too many look on already.")
         response = web.StreamResponse(
@@ -174,6 +186,14 @@ class Now:
         finally:
             ticker.leave()
         return response
+
+    def _here(self) -> dict[str, Any]:
+        watched = self._watched
+        return running_here(watched.streams, watched.clock(), watched.replica).as_json()
+
+    def _tell(self, _: Sequence[Any]) -> str:
+        """What runs here, for another replica's page."""
+        return json.dumps(self._here())
 
     async def _write_changes(
         self, response: web.StreamResponse, visitor: Visitor, request: web.Request
@@ -202,13 +222,19 @@ class Now:
             await stopped(relay)
         elif is_from_sibling:
             raise web.HTTPNotFound
-        elif await asked_elsewhere(siblings, request) is None:
+        elif await asked_elsewhere(siblings, request) is None and not await self._stop(name):
             text = "It doesn't run any more; it ended meanwhile."
             return self._screens.message(visitor, 409, text)
         if is_from_sibling:
             return web.json_response({})
         log.info("cancelled by an operator", completion_id=name, admin=visitor.name)
         return web.Response(status=303, headers={hdrs.LOCATION: "/"})
+
+    async def _stop(self, name: str) -> bool:
+        """Stop what runs at another replica; False if nothing does. Raises ApiError (503): nobody
+        said."""
+        elsewhere = self._watched.reading.elsewhere
+        return elsewhere is not None and await elsewhere.cancel(None, name) is not None
 
 
 def _model_of(watched: Watched) -> str | None:

@@ -7,7 +7,7 @@ from attrs import Factory, evolve, frozen
 
 from service.stream.relay import Relay
 from service.stream.running import RunningStreams
-from statemachine import State
+from statemachine import State, StreamSession
 
 MOST_ROWS = 100
 """The newest of all are shown; the others are counted."""
@@ -23,11 +23,13 @@ class Running:
         at: when, in POSIX seconds.
         rows: the newest completions, the newest first.
         totals: how many wait for their first token, answer, and are read by nobody; and all.
+        missing: what can't be told, as a sentence; empty if all is here.
     """
 
     at: float = 0.0
     rows: Sequence[Row] = ()
     totals: Mapping[str, int] = Factory(lambda: dict.fromkeys((*_PHASES, "streams"), 0))
+    missing: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For another worker."""
@@ -61,7 +63,8 @@ class Running:
 
         Returns:
             `at`: when it was seen, the first time; `rows`: of each row its id and what of it is another
-            now, all of it if it is new, in order of age; `gone`: ids; `totals`, if one is another.
+            now, all of it if it is new, in order of age; `gone`: ids; `totals` and `missing`, if they
+            are others.
         """
         old = {row["id"]: row for row in told.rows}
         rows = []
@@ -77,27 +80,34 @@ class Running:
             change["gone"] = list(old)
         if self.totals != told.totals:
             change["totals"] = self.totals
+        if self.missing != told.missing:
+            change["missing"] = self.missing
         return change
 
 
 _NONE = object()
 
 
-def running_here(streams: RunningStreams, now: float) -> Running:
-    """What runs in this worker."""
+def running_here(streams: RunningStreams, now: float, replica: str = "") -> Running:
+    """What runs in this worker.
+
+    Args:
+        replica: its name in a fleet.
+    """
     relays = list(streams)
     totals = dict.fromkeys(_PHASES, 0)
     for relay in relays:
         totals[_phase(relay)] += 1
     newest = sorted(relays, key=lambda relay: relay.session.request.created_at, reverse=True)
-    rows = [row_of(relay, now) for relay in newest[:MOST_ROWS]]
+    rows = [
+        row_of(relay.session, relay.readers.count, now, replica) for relay in newest[:MOST_ROWS]
+    ]
     return Running(now, rows, {**totals, "streams": len(relays)})
 
 
-def row_of(relay: Relay, now: float) -> Row:
+def row_of(session: StreamSession, readers: int, now: float, replica: str) -> Row:
     """One running completion. `tokens` are its chunks, of which nearly every backend sends one a
     token."""
-    session = relay.session
     request, tokens = session.request, session.transcript.chunk_count
     first = session.first_token_at
     rate = 0.0 if first is None else round(tokens / max(now - first, 1.0), 1)
@@ -110,9 +120,10 @@ def row_of(relay: Relay, now: float) -> Row:
         "state": session.state.value,
         "tokens": tokens,
         "rate": rate,
-        "readers": relay.readers.count,
+        "readers": readers,
         "detached": not session.attached,
         "is_hidden": request.is_hidden,
+        "replica": replica,
     }
 
 

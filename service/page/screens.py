@@ -106,9 +106,11 @@ class Screens:
         body = text.encode("utf-8", "replace")  # half a character is shown as a question mark
         return web.Response(body=body, content_type="text/html", charset="utf-8", status=status)
 
-    def message(self, visitor: Visitor | None, status: int, text: str) -> web.Response:
+    def message(
+        self, visitor: Visitor | None, status: int, text: str, title: str | None = None
+    ) -> web.Response:
         """A page that says why there is none."""
-        title = _TITLES.get(status, "This didn't work")
+        title = title or _TITLES.get(status, "This didn't work")
         return self.page("message.html", visitor, status=status, title=title, text=text, here="")
 
     # --- around every handler -----------------------------------------------------------------
@@ -149,15 +151,17 @@ class Screens:
             text = "What runs goes on, and what ends waits in the journal. Now and Health need no database."
             return self._told(request, 503, text)
         except ApiError as error:
-            status = 503 if error.failure.retry_after_seconds else 400
-            return self._told(request, status, error.failure.message)
+            status, title = (503, "Not now") if error.failure.retry_after_seconds else (400, None)
+            return self._told(request, status, error.failure.message, title)
 
-    def _told(self, request: web.Request, status: int, text: str) -> web.Response:
+    def _told(
+        self, request: web.Request, status: int, text: str, title: str | None = None
+    ) -> web.Response:
         try:
             visitor: Visitor | None = self.doorway.visitor_of(request)
         except (SignInWanted, web.HTTPNotFound):
             visitor = None
-        return self.message(visitor, status, text)
+        return self.message(visitor, status, text, title)
 
     def _with_headers(self, response: web.StreamResponse) -> web.StreamResponse:
         if not response.prepared:

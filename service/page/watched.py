@@ -15,6 +15,7 @@ from service.clock import Clock
 from service.edge.addresses import Addresses
 from service.edge.siblings import Siblings
 from service.endpoints.reading import Reading
+from service.fleet.others import Others, Told
 from service.page.lives import Lives
 from service.settings.config import Config
 from service.settings.live import Live
@@ -53,6 +54,7 @@ class Watched:
         unsaved: how many records wait for the database here.
         letters: records that no database would take; None: nothing keeps any.
         siblings: the other workers; None: there are none.
+        others: the other replicas; None: there is no fleet.
     """
 
     config: Live[Config]
@@ -70,6 +72,12 @@ class Watched:
     letters: Letters | None
     lives: Lives
     siblings: Siblings | None = None
+    others: Others | None = None
+
+    @property
+    def replica(self) -> str:
+        """This process's name in its fleet; empty without one."""
+        return "" if self.others is None else self.others.fleet.replica
 
     @property
     def shows_texts(self) -> bool:
@@ -87,3 +95,7 @@ class Watched:
         if self.siblings is None:
             return []
         return list((await self.siblings.ask_each(request, seconds)).values())
+
+    async def told_by_others(self, what: str, seconds: float = 1.0) -> Told:
+        """What each other replica says to this question; without those that say nothing for so long."""
+        return Told() if self.others is None else await self.others.tell(what, (), seconds)

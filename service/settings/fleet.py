@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from attrs import frozen
 
 from service.settings.checking import Allowed
-from service.settings.kinds import Seconds
+from service.settings.kinds import Seconds, from_0
 
 _url = Allowed(
     "a redis://, rediss:// or unix:// URL, or redis+sentinel:// or redis+cluster://",
@@ -28,4 +28,5 @@ class FleetConfig:
     url: Annotated[str, _url] | None = None
     replica: Annotated[str, _replica] | None = None
     journal: Literal["off", "follow", "before_send"] = "follow"
+    wait_replicas: Annotated[int, from_0] = 0
     lease_seconds: Seconds = 15.0

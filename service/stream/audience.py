@@ -20,6 +20,11 @@ from service.wire.encoder import numbered_events
 from statemachine import SessionRequest
 from statemachine.tape import Cursor, Expired, Tape
 
+
+class CutOff(Exception):
+    """Nothing more of the answer is to be shown here, whatever is on its tape; its end comes."""
+
+
 Form = tuple[bool, bool]
 """What readers' chunks may differ in: a key for usage, an id for each event."""
 
@@ -51,7 +56,7 @@ class Audience:
     Args:
         request: what was asked.
         tape: its chunks.
-        settle: waits until the journal is as safe as configured; None: it is at once.
+        settle: waits until the journal is as safe as configured; raises CutOff. None: it is at once.
     """
 
     def __init__(

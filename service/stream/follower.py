@@ -15,7 +15,7 @@ from aiohttp import web
 
 from service.edge.errors import ApiError
 from service.stream.answers import Answer, Ending
-from service.stream.audience import Audience, Form
+from service.stream.audience import Audience, CutOff, Form
 from service.stream.writers import ClientConnectionLost, SseWriter
 from service.wire import ChunkEncoder, error_event
 from service.wire.encoder import numbered_events
@@ -104,7 +104,12 @@ class Follower:
             if block := self._cursor.read():
                 data = encoder.encode_written(block)
                 if audience is not None and audience.settle is not None:
-                    await audience.settle()
+                    try:
+                        await audience.settle()
+                    except CutOff:
+                        self._cursor.position = start
+                        await audience.wait_for_end()
+                        return
                 await self._send(self._numbered(data, start))
                 await asyncio.sleep(0)  # a long tape isn't to hold up others
             elif audience is None or audience.is_over:

@@ -4,12 +4,26 @@ The first client is a reader like others, but for what it is written: that is th
 """
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
+from attrs import define
+
 from service.stream.answers import Ending, ending_of
-from service.stream.audience import Audience
+from service.stream.audience import Audience, CutOff
 from service.stream.client import ClientSide
 from statemachine import ClientLeft, ClientReturned, Event, SessionRecord, StreamSession
+
+
+@define
+class _Cut:
+    """Apart from `Readers`, which would be in a ring of objects with its audience otherwise."""
+
+    is_off: bool = False
+
+
+_NOT_CUT_OFF = _Cut()
+"""Of answers whose chunks are settled at once."""
 
 
 class Readers:
@@ -29,6 +43,7 @@ class Readers:
 
     __slots__ = (
         "_client",
+        "_cut",
         "_ending",
         "_is_over",
         "_post",
@@ -53,6 +68,7 @@ class Readers:
         self._client = client
         self._post: Callable[[Event], None] | None = post
         self._settle = settle
+        self._cut = _NOT_CUT_OFF if settle is None else _Cut()
         self._is_over = False
         self._ending: Ending | None = None
 
@@ -62,7 +78,8 @@ class Readers:
         session = self._session
         self.count += 1
         if self.audience is None:
-            self.audience = Audience(session.request, session.transcript.tape, self._settle)
+            settle = None if self._settle is None else partial(_settle, self._cut, self._settle)
+            self.audience = Audience(session.request, session.transcript.tape, settle)
             if self._is_over:
                 self.audience.end(self._ending)
         if not (session.attached or session.state.is_final):
@@ -90,6 +107,11 @@ class Readers:
         self.count -= 1
         return not self.count
 
+    def cut_off(self) -> None:
+        """Show the others nothing that isn't settled yet."""
+        if self._settle is not None:
+            self._cut.is_off = True
+
     def note_end(self, record: SessionRecord | None) -> None:
         """The answer is over. None: something broke, and there is no record."""
         if not self._is_over:
@@ -102,3 +124,10 @@ class Readers:
     def _tell(self, event: Event) -> None:
         if self._post is not None:
             self._post(event)
+
+
+async def _settle(cut: _Cut, settle: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """See `Audience`. Raises CutOff."""
+    await settle()
+    if cut.is_off:
+        raise CutOff

@@ -76,8 +76,7 @@ class Relay:
         clock: what time it is, for the session.
         moments: told what becomes of the completion.
 
-    Call `start` once, await `task` for the response to return to aiohttp, and `post` whatever
-    happens outside.
+    Call `start` once, await `task` for aiohttp's response, and `post` whatever happens outside.
 
     Attributes:
         record: what is kept of it; None until that is committed, or late.
@@ -116,9 +115,7 @@ class Relay:
         self._effects: list[Effect] = []  # hardly ever more than two; an empty deque has 760 bytes
         self._carrying = Turn()
         self._milestones = 0
-        self._has_first_token = False
-        self._is_running = False
-        self._interrupted = False
+        self._has_first_token = self._is_running = self._interrupted = False
         self._ping_task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ticks_at = 0.0
@@ -141,6 +138,12 @@ class Relay:
             return
         self._note_milestones()
         self._carry_out_beside()
+
+    def cut_off(self, event: Event) -> None:
+        """End a session that runs, and show nothing of what waits to be shown."""
+        self.readers.cut_off()
+        self._effects = [each for each in self._effects if type(each) is not SendChunk]
+        self.post(event)
 
     # --- the life ---------------------------------------------------------------------------
 
@@ -181,8 +184,7 @@ class Relay:
                 self._admit(UpstreamFailed(_OWN_FAULT))
 
     async def _part(self) -> None:
-        """Carry out what the end asked for, waiting for no client. Whatever breaks, the record is
-        saved."""
+        """Carry out what the end asked for, waiting for no client; whatever breaks, it is saved."""
         self._client.stop_waiting()
         if self._ping_task is not None:
             self._ping_task.cancel()  # it may wait for a client, and everything would wait for it

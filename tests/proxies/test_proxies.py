@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.proxies.running import PROXIES, Proxy, path_of, running
+from tests.proxies.running import Proxy, path_of, running
 from tests.service.stage.backend import Backend, Exchange
 from tests.service.stage.process import Process
 
@@ -41,21 +41,6 @@ class Front:
     def ask(self, **headers: str) -> Any:
         body = {"model": "m", "stream": True, "messages": QUESTION}
         return self.http.post(self.url, json=body, headers=headers)
-
-
-@pytest.fixture(params=PROXIES, ids=lambda proxy: proxy.name)
-def proxy(request: pytest.FixtureRequest) -> Proxy:
-    chosen: Proxy = request.param
-    if path_of(chosen) is None:
-        pytest.skip(f"{chosen.program} is not here: {chosen.install}")
-    return chosen
-
-
-@pytest.fixture
-async def backend() -> AsyncIterator[Backend]:
-    server = await Backend().start()
-    yield server
-    await server.stop()
 
 
 @pytest.fixture
@@ -89,16 +74,11 @@ def service(backend: Backend, tmp_path: Path) -> Iterator[Process]:
 
 @pytest.fixture
 async def front(
-    proxy: Proxy, service: Process, backend: Backend, tmp_path: Path
+    proxy: Proxy, service: Process, backend: Backend, place: Path
 ) -> AsyncIterator[Front]:
     program = path_of(proxy)
     assert program is not None
     port = await asyncio.to_thread(lambda: service.port)
-    place = tmp_path / "proxy"
-    place.mkdir()
-    tmp_path.chmod(0o755)
-    tmp_path.parent.chmod(0o755)
-    tmp_path.parent.parent.chmod(0o755)
     context = running(proxy, program, port, place)
     one = Front(proxy, await asyncio.to_thread(context.__enter__), service, backend)
     yield one
@@ -208,7 +188,7 @@ async def test_a_service_that_dies_is_no_clean_end(front: Front) -> None:
     assert is_cut
 
 
-async def test_a_request_is_sent_on_once(proxy: Proxy, tmp_path: Path) -> None:
+async def test_a_request_is_sent_on_once(proxy: Proxy, place: Path) -> None:
     """Also where the service closes the connection without an answer: an answer costs money."""
     asked = 0
 
@@ -220,12 +200,7 @@ async def test_a_request_is_sent_on_once(proxy: Proxy, tmp_path: Path) -> None:
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
     program = path_of(proxy)
     assert program is not None
-    tmp_path.chmod(0o755)
-    tmp_path.parent.chmod(0o755)
-    tmp_path.parent.parent.chmod(0o755)
     port = server.sockets[0].getsockname()[1]
-    place = tmp_path / "proxy"
-    place.mkdir()
 
     async def ask(door: int) -> int:
         async with (

@@ -76,8 +76,10 @@ function showNow(table) {
   function show(change) {
     for (const part of change.rows || []) {
       const row = rowOf(part.id);
-      for (const name of ["model", "owner", "agent", "tokens", "rate", "readers"])
-        if (name in part) one(`[data-cell="${name}"]`, row).textContent = part[name];
+      for (const name of ["model", "owner", "agent", "replica", "tokens", "rate", "readers"]) {
+        const cell = one(`[data-cell="${name}"]`, row);
+        if (cell && name in part) cell.textContent = part[name];
+      }
       if ("state" in part || "detached" in part) showState(row, part);
       if (part.is_hidden) one('[data-cell="id"]', row).textContent = "not stored";
       if (part.created_at) row.dataset.created = part.created_at;
@@ -88,6 +90,10 @@ function showNow(table) {
     }
     for (const [name, value] of Object.entries(change.totals || {}))
       one(`[data-total="${name}"]`).textContent = value;
+    if ("missing" in change) {
+      one("#missing").textContent = change.missing;
+      one("#missing").hidden = !change.missing;
+    }
     one("#idle").hidden = body.rows.length > 0;
     table.hidden = !body.rows.length;
     one("#more").hidden = Number(one('[data-total="streams"]').textContent) <= body.rows.length;

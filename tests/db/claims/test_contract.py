@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from db.claims import Claims, ClaimsUnavailable, MemoryClaims
+from db.fleet.claims import FleetClaims
+from db.fleet.memory import MemoryEngine, Shared
+from db.fleet.redis import RedisEngine
+from db.fleet.redis_link import RedisLink
 from tests.db.claims.claiming import DAY, NOON, Clock, make_claim, sqlite_claims
 
 
@@ -21,11 +25,12 @@ def kept_for() -> list[float]:
     return [DAY]
 
 
-@pytest.fixture(params=["memory", "sqlite", "synced"])
+@pytest.fixture(params=["memory", "sqlite", "synced", "fleet", "redis"])
 async def claims(
     request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, kept_for: list[float]
 ) -> AsyncIterator[Claims]:
     made: Claims
+    engine: MemoryEngine | RedisEngine | None = None
     if request.param == "memory":
         made = MemoryClaims(keep_seconds=lambda: kept_for[0], clock=clock)
     else:
@@ -35,9 +40,16 @@ async def claims(
             clock=clock,
             is_synced=request.param == "synced",
         )
+    if request.param in ("fleet", "redis"):
+        engine = MemoryEngine("a", Shared())
+        if request.param == "redis":
+            engine = RedisEngine(RedisLink(request.getfixturevalue("own_redis").url), "a")
+        made = FleetClaims(made, engine.claims, "a", keep_seconds=lambda: kept_for[0], clock=clock)
     made.start()
     yield made
     await made.close()
+    if engine is not None:
+        await engine.close()
 
 
 async def test_a_free_key_is_taken(claims: Claims) -> None:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,8 @@ from db.fleet.redis import RedisEngine
 from db.fleet.redis_link import RedisLink
 from tests.redis_servers import redis_cluster, redis_sentinels
 
-MakeEngine = Callable[[], Engine]
-"""Another replica's."""
+MakeEngine = Callable[..., Engine]
+"""Another replica's; its arguments are those that both kinds take."""
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +42,12 @@ async def make_engine(request: pytest.FixtureRequest) -> AsyncIterator[MakeEngin
         url = request.getfixturevalue(f"{request.param}_url")
         await empty(url)
 
-    def make() -> Engine:
+    def make(**options: Any) -> Engine:
         token = secrets.token_hex(8)
         engine: Engine = (
-            MemoryEngine(token, shared) if url is None else RedisEngine(RedisLink(url), token)
+            MemoryEngine(token, shared, **options)
+            if url is None
+            else RedisEngine(RedisLink(url), token, **options)
         )
         made.append(engine)
         return engine

@@ -2,7 +2,9 @@
 
 import asyncio
 
-from db.fleet import Engine, Entry, Run
+import pytest
+
+from db.fleet import CLOSED, Engine, Entry, FleetUnavailable, Run
 from tests.db.fleet.conftest import MakeEngine
 
 ONE, TWO = "chatcmpl-1", "chatcmpl-2"
@@ -66,6 +68,85 @@ async def test_only_one_adopts_and_never_the_living(make_engine: MakeEngine) -> 
     assert [] == list(await second.replicas())
 
 
+async def test_who_shares_a_name_is_alive_all_the_same(make_engine: MakeEngine) -> None:
+    """A lease is a process's own: of two of one name neither may be taken for dead."""
+    first, second = make_engine(), make_engine()
+    await first.join("a", 30)
+    await second.join("a", 30)
+    assert [True, True] == [each.is_alive for each in await first.replicas()]
+    await first.append([entry(0)], [run_of(first)])
+    await first.leave("a")
+    alive = {each.token: each.is_alive for each in await second.replicas()}
+    assert {first.token: False, second.token: True} == alive
+
+
+async def test_who_comes_back_is_not_adopted_any_further(make_engine: MakeEngine) -> None:
+    """By whoever has begun to, as well."""
+    first, second = make_engine(), make_engine()
+    await first.join("a", 0.05)
+    await asyncio.sleep(0.2)
+    (known,) = await second.replicas()
+    assert await second.take_over(known, 30)
+    await first.join("a", 30)
+    assert not await second.take_over(known, 30)
+
+
+# --- closed logs --------------------------------------------------------------------------------
+
+
+async def test_nothing_is_added_to_a_closed_log(make_engine: MakeEngine) -> None:
+    """Its owner is told so, of every completion apart, and what came before it stands."""
+    owner, adopter = make_engine(), make_engine()
+    await owner.append([entry(0), entry(1), entry(0, TWO)], [run_of(owner), run_of(owner, TWO)])
+    for _ in range(2):
+        await adopter.fence([ONE])
+    appended = await owner.append([entry(2), entry(1, TWO), entry(3)])
+    assert ({ONE}, set()) == (set(appended.fenced), set(appended.lost))
+    closing = Entry(ONE, CLOSED, 0, b"")
+    assert [entry(0), entry(1), closing] == list(await adopter.read(ONE))
+    assert [closing] == list(await adopter.read(ONE, 1))
+    assert [] == list(await adopter.read(ONE, CLOSED))
+    assert [entry(0, TWO), entry(1, TWO)] == list(await adopter.read(TWO))
+    assert 2 == await owner.length(ONE)
+
+
+async def test_what_was_there_before_the_closing_is_there(make_engine: MakeEngine) -> None:
+    """An entry whose answer was lost is passed over when it is sent again."""
+    owner, adopter = make_engine(), make_engine()
+    await owner.append([entry(0), entry(1)])
+    await adopter.fence([ONE])
+    appended = await owner.append([entry(1)])
+    assert ([], []) == (list(appended.fenced), list(appended.lost))
+
+
+async def test_a_log_is_closed_before_it_has_begun(make_engine: MakeEngine) -> None:
+    """Nor can it be begun afterwards."""
+    owner, adopter = make_engine(), make_engine()
+    await adopter.fence([ONE])
+    assert 0 == await owner.length(ONE)
+    appended = await owner.append([entry(0), entry(1)], [run_of(owner)])
+    assert ({ONE}, set()) == (set(appended.fenced), set(appended.lost))
+
+
+async def test_a_log_that_is_gone_is_told_apart(make_engine: MakeEngine) -> None:
+    """The engine has lost it; nobody has taken it over."""
+    owner = make_engine()
+    appended = await owner.append([entry(1), entry(0, TWO)])
+    assert ({ONE}, set()) == (set(appended.lost), set(appended.fenced))
+
+
+async def test_waiting_ends_with_the_closing(make_engine: MakeEngine) -> None:
+    """So that readers are told at once; and it comes once."""
+    owner, adopter = make_engine(), make_engine()
+    await owner.append([entry(0)])
+    waiting = asyncio.create_task(owner.wait({ONE: 0}, 10))
+    await asyncio.sleep(0.05)
+    await adopter.fence([ONE])
+    (closing,) = await asyncio.wait_for(waiting, 5)
+    assert (CLOSED, True, b"") == (closing.number, closing.is_closing, closing.lines)
+    assert [] == list(await owner.wait({ONE: CLOSED}, 0.05))
+
+
 # --- what runs ----------------------------------------------------------------------------------
 
 
@@ -90,6 +171,45 @@ async def test_appending_twice_is_appending_once(make_engine: MakeEngine) -> Non
     assert [entry(0), entry(1), entry(2)] == list(await engine.read(ONE))
 
 
+async def test_a_log_with_a_gap_is_deleted_and_a_whole_one_stays(make_engine: MakeEngine) -> None:
+    """So that it can be sent again; whoever had read it as far as the gap goes on there."""
+    engine, reader = make_engine(), make_engine()
+    await engine.append([entry(0), entry(1, count=2, text="a\nb\n"), entry(3)])
+    assert [4, 4, 0] == [await engine.mend(each) for each in (ONE, ONE, TWO)]
+    await engine.append([entry(9)])
+    assert 0 == await engine.mend(ONE)
+    assert [] == list(await reader.read(ONE))
+    again = [entry(number) for number in range(10)]
+    await engine.append(again)
+    assert again[4:] == list(await reader.read(ONE, 3))
+    assert 10 == await engine.mend(ONE)
+
+
+async def test_a_log_without_its_beginning_has_nothing(make_engine: MakeEngine) -> None:
+    """Lines that nothing comes before are no use to anybody."""
+    engine = make_engine()
+    await engine.append([entry(0, text="x"), entry(1)])
+    await engine.forget(ONE)
+    assert [ONE] == list((await engine.append([entry(2)])).lost)
+    assert 0 == await engine.mend(ONE)
+
+
+async def test_an_engine_that_goes_on_has_lost_nothing(make_engine: MakeEngine) -> None:
+    """However often that is asked, and whatever is written meanwhile."""
+    engine = make_engine()
+    for number in range(3):
+        assert not await engine.has_changed()
+        await engine.append([entry(number)])
+
+
+async def test_what_too_few_have_is_not_taken_for_appended(make_engine: MakeEngine) -> None:
+    """Where replicas of the engine are to have it; it is there all the same."""
+    engine = make_engine(wait_replicas=2)
+    with pytest.raises(FleetUnavailable, match="replicas of the engine have it"):
+        await engine.append([entry(0)], [run_of(engine)])
+    assert 1 == await engine.mend(ONE)
+
+
 async def test_it_is_known_who_runs_what(make_engine: MakeEngine) -> None:
     """By its id, and by whose it is."""
     engine, other = make_engine(), make_engine()
@@ -98,6 +218,21 @@ async def test_it_is_known_who_runs_what(make_engine: MakeEngine) -> None:
     assert await other.find("chatcmpl-3") is None
     left = {each.completion_id: each.owner for each in await other.left_by(engine.token)}
     assert {ONE: "anne", TWO: "bob"} == left
+
+
+async def test_it_is_known_what_an_owner_has_under_way(make_engine: MakeEngine) -> None:
+    """At whichever replica, whatever the owner is called, and no longer than it runs."""
+    one, two, three = make_engine(), make_engine(), make_engine()
+    owner = "a{b}ü"
+    await one.append([entry(0)], [run_of(one, ONE, owner)])
+    await two.append([entry(0, TWO)], [run_of(two, TWO, owner), run_of(two, "chatcmpl-3", "bob")])
+    found = sorted(await three.runs_of(owner), key=lambda run: run.completion_id)
+    assert [run_of(one, ONE, owner), run_of(two, TWO, owner)] == found
+    await two.finish(two.token, [TWO], 30)
+    assert [run_of(one, ONE, owner)] == list(await three.runs_of(owner))
+    await two.finish(two.token, [TWO, "chatcmpl-3"], 30)
+    assert [] == list(await three.runs_of("bob"))
+    assert [] == list(await three.runs_of("nobody"))
 
 
 async def test_what_has_ended_is_gone_after_a_while(make_engine: MakeEngine) -> None:

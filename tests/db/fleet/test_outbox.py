@@ -7,42 +7,12 @@ from pathlib import Path
 import pytest
 
 from db.fleet import outbox as outboxes
-from db.fleet.journal import CopiedJournal
 from db.fleet.memory import MemoryEngine, Shared
-from db.fleet.outbox import Outbox
 from db.fleet.redis import RedisEngine
 from db.fleet.redis_link import RedisLink
-from db.journal import Fsync
-from db.journal.live import LiveReplay
-from statemachine import ChunkReceived, SessionRecord, UpstreamFinished
-from tests.db.journal.journals import begin, say, words
+from statemachine import SessionRecord
+from tests.db.fleet.writers import Writer, read, text_of
 from tests.redis_servers import RedisServer
-from tests.statemachine.conftest import finish_chunk
-
-
-class Writer:
-    """One replica's journal and its outbox."""
-
-    def __init__(self, path: Path, engine: MemoryEngine | RedisEngine) -> None:
-        self.engine = engine
-        self.outbox = Outbox(engine, "a")
-        self.journal = CopiedJournal(path, Fsync.NEVER, 10**9, self.outbox)
-        self.journal.start()
-        self.outbox.start()
-
-    def begin(self, name: str) -> None:
-        assert begin(self.journal, name)
-
-    def say(self, name: str, *texts: str) -> None:
-        for text in texts:
-            say(self.journal, name, text)
-
-    def end(self, name: str) -> None:
-        self.journal.append(name, [ChunkReceived(finish_chunk()), UpstreamFinished()], 2.0)
-
-    async def close(self) -> None:
-        await self.outbox.stop(1)
-        self.journal.close()
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -57,24 +27,6 @@ async def writer(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     yield made
     await made.close()
     await engine.close()
-
-
-async def read(engine: MemoryEngine | RedisEngine, name: str) -> LiveReplay:
-    """What somebody elsewhere makes of a log."""
-    live, length = LiveReplay(), 0
-    for entry in await engine.read(name):
-        assert length == entry.number
-        length += entry.count
-        live.feed(entry.lines)
-    assert not live.is_damaged
-    return live
-
-
-def text_of(live: LiveReplay) -> str:
-    if live.record is not None:
-        return words(live.record)
-    assert live.first_session is not None
-    return "".join(choice.message["content"] for choice in live.first_session.transcript.choices())
 
 
 async def test_whoever_reads_along_knows_what_was_said(writer: Writer) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 from db.embedded import EmbeddedPostgres
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+RECIPE = Path(__file__).parents[3] / "deploy" / "pgbouncer.ini"
 MISSING = "needs PgBouncer: apt-get install pgbouncer, or have it in PATH"
 
 
@@ -23,17 +25,23 @@ MISSING = "needs PgBouncer: apt-get install pgbouncer, or have it in PATH"
 def pgbouncer(
     server: EmbeddedPostgres, port: int, pool_mode: str, **settings: str
 ) -> Iterator[str]:
-    """The address of the server's databases through a pooler in this mode, with `*` for the name."""
+    """The address of the server's databases through a pooler in this mode, with `*` for the name.
+
+    All else is as `deploy/pgbouncer.ini` has it, but for places, passwords and a pool so small that
+    connections are dealt out.
+    """
     assert PROGRAM is not None
+    recipe = ConfigParser()
+    recipe.read(RECIPE)
     owner = server.data_dir.joinpath("cluster").stat()
     lines = {
+        **{key: value for key, value in recipe["pgbouncer"].items() if key != "auth_file"},
         "listen_addr": "127.0.0.1",
         "listen_port": str(port),
         "unix_socket_dir": "",
         "auth_type": "any",
         "pool_mode": pool_mode,
         "default_pool_size": "3",
-        "server_lifetime": "60",
         **settings,
     }
     with TemporaryDirectory(prefix="verbatim-chat-") as name:

@@ -6,14 +6,18 @@ from contextlib import closing
 from typing import Any
 
 import psycopg2
+from attrs import evolve
 
+from db.journal.replay import PROCESS_DIED
 from db.postgres.store import PostgresStore
 from db.rows.history import rows_of
 from db.store import Paging, Store
-from statemachine import SessionRecord
+from statemachine import ParsedChunk, SessionRecord
 from tests.db.postgres.servers import locked, rows_left, until_blocked
 from tests.db.records import assistant, make_record, user
+from tests.db.tapes import record_of
 from tests.db.views import TOOLS
+from tests.statemachine.conftest import text_chunk
 
 
 async def prompt(store: Store, record: SessionRecord) -> list[Any] | None:
@@ -133,4 +137,23 @@ async def test_saves_and_deletions_in_one_conversation_at_once(
         found = await prompt(store, record)
         assert found is None or record.request.messages == found
     await asyncio.gather(*(store.delete("alice", record.completion_id) for record in records))
+    assert {} == rows_left(database_url)
+
+
+async def test_a_longer_record_waits_for_a_deletion(
+    store: PostgresStore, database_url: str
+) -> None:
+    """What is being deleted isn't extended, and neither waits for the other for ever."""
+    short = record_of(ParsedChunk(text_chunk("One")), failure=PROCESS_DIED)
+    longer = record_of(ParsedChunk(text_chunk("One")), ParsedChunk(text_chunk(" two")))
+    await store.save([short])
+    with locked(database_url, "deletions"):  # it has the conversation, and can't go on yet
+        deleting = asyncio.create_task(store.delete("alice", short.completion_id))
+        await until_blocked(database_url)
+        saving = asyncio.create_task(store.save([evolve(longer, request=short.request)]))
+        await asyncio.sleep(0.2)
+        assert not saving.done()
+    assert await deleting
+    await saving
+    assert await store.find(short.completion_id) is None
     assert {} == rows_left(database_url)

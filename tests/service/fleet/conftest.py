@@ -22,15 +22,19 @@ LEASE_SECONDS = 3
 def start_replica(
     tmp_path: Path, database_url: str, script: Backend, own_redis: RedisServer
 ) -> Iterator[MakeReplica]:
-    """Starts a replica by name; those that still run are killed at the end."""
+    """Starts a replica by name, or several as workers of one service, perhaps with more settings; those
+    that still run are killed at the end."""
     running: list[Process] = []
 
-    def start(name: str, **fleet: Any) -> Process:
+    def start(
+        name: str, *, workers: int = 1, settings_more: dict[str, Any] | None = None, **fleet: Any
+    ) -> Process:
         directory = tmp_path / f"{name}-{len(running)}"
         directory.mkdir()
         told = {"url": own_redis.url, "replica": name, "lease_seconds": LEASE_SECONDS, **fleet}
         journal = {"directory": str(tmp_path / name)}
-        config = settings(database_url, script, 1, fleet=told, journal=journal)
+        more = settings_more or {}
+        config = settings(database_url, script, workers, fleet=told, journal=journal, **more)
         running.append(process := Process(directory, config))
         return process
 

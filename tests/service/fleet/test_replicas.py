@@ -7,13 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
+import pytest
+
 from tests.redis_servers import RedisServer
 from tests.service.fleet.conftest import MakeReplica
-from tests.service.process.conftest import asked, exchanges, reading
+from tests.service.metrics.conftest import Scraped
+from tests.service.process.conftest import asked, exchanges, reading, workers_of
 from tests.service.readers.conftest import Read
 from tests.service.stage.backend import Backend, Exchange
 from tests.service.stage.process import answers
-from tests.service.stage.workers import Door
+from tests.service.stage.workers import Door, doors
 
 
 @asynccontextmanager
@@ -93,8 +97,8 @@ async def test_with_the_log_off_its_replica_is_named(
 async def test_a_replica_that_dies_leaves_no_reader_hanging(
     start_replica: MakeReplica, open_door: Any, script: Backend
 ) -> None:
-    """Its readers elsewhere are told within two leases, and find the whole partial answer once it has
-    been brought back."""
+    """Another brings to an end what it ran: readers there see all that was copied, and how it ended; the
+    partial answer is stored at once. The dead one's own process finds that so when it is back."""
     a, b = start_replica("a"), start_replica("b")
     (ours,), (reads, shows) = await open_door(a), await open_door(b, 2)
     async with asked(ours) as first:
@@ -105,18 +109,23 @@ async def test_a_replica_that_dies_leaves_no_reader_hanging(
             a.stop(signal.SIGKILL)
             async with asyncio.timeout(20):
                 await second.whole()
-            assert b"answer_unavailable" in second.events[-1]
+        assert b"process_died" in second.events[-1]
+        assert first.events[0] == second.events[0]
+        assert {"failed": "Hello"} == await stored(shows, name)
     again = start_replica("a")
     await open_door(again)
+    await asyncio.to_thread(again.line, "recovered")
+    assert {"failed": "Hello"} == await stored(shows, name)
+
+
+async def stored(door: Door, name: str) -> dict[str, str]:
+    """An answer's text by its state, once it runs no more."""
     async with asyncio.timeout(20):
-        while (shown := await shows.shown(f"/{name}"))[0] != 200 or (
+        while (shown := await door.shown(f"/{name}"))[0] != 200 or (
             shown[1]["state"] == "streaming"
         ):
             await asyncio.sleep(0.1)
-    assert ("failed", "Hello") == (
-        shown[1]["state"],
-        shown[1]["choices"][0]["message"]["content"],
-    )
+    return {shown[1]["state"]: shown[1]["choices"][0]["message"]["content"]}
 
 
 async def test_streams_go_on_while_the_engine_is_away(
@@ -170,6 +179,47 @@ async def test_two_processes_of_one_name_are_noticed(
     await open_door(same)
     lines = [each.lines_of("another process is this replica") for each in (a, same)]
     assert [0, 1] == sorted(len(each) for each in lines)
+
+
+@pytest.mark.fleet
+async def test_workers_of_a_replica_are_seen_once(
+    start_replica: MakeReplica, open_door: Any, script: Backend
+) -> None:
+    """Each is a replica of its own, and a sibling: lists, the page and metrics count it once."""
+    b = start_replica("b", workers=2)
+    pids = await workers_of(b, 2)
+    a = start_replica("a")
+    (ours,) = await open_door(a)
+    async with doors(b, pids, 2) as ((first, lists), (second, too)):
+        async with asked(first) as one, asked(second) as two, asked(ours) as three:
+            await asyncio.gather(one.until(1), two.until(1), three.until(1))
+            expected = {each.completion_id for each in (one, two, three)}
+            for door in (lists, too):
+                shown = await listed(door)
+                assert sorted(expected) == sorted(each["id"] for each in shown["data"])
+                assert "partial" not in shown
+            url = f"http://127.0.0.1:{b.port}"
+            async with aiohttp.ClientSession() as http:
+                async with http.get(f"{url}/") as response:
+                    page = await response.text()
+                async with http.get(f"{url}/page/health") as response:
+                    health = await response.text()
+                async with http.get(f"{url}/metrics") as response:
+                    figures = Scraped(await response.text())
+            assert '<dd data-total="streams">3</dd>' in page
+            assert (
+                3 == health.count('data-label="Replica"') == health.count('chip completed">alive')
+            )
+            assert 3 == figures.value("verbatim_fleet_replicas", state="alive")
+            assert 2 == figures.value("verbatim_fleet_lease_held")
+    for process in (a, b):
+        assert 0 == await asyncio.to_thread(process.stop)
+
+
+async def listed(door: Door) -> Any:
+    status, shown = await door.shown(state="streaming")
+    assert 200 == status
+    return shown
 
 
 async def test_a_deleted_answer_is_gone_everywhere(

@@ -21,6 +21,7 @@ import aiohttp
 import pytest
 import yaml
 
+from tests.redis_servers import RedisServer
 from tests.service.process.conftest import settings
 from tests.service.stage.backend import Backend, Exchange, chunk
 from tests.service.stage.process import ROOT, Process
@@ -159,12 +160,12 @@ async def traffic(process: Process) -> None:
 
 @pytest.fixture
 async def watched(
-    spawn: Any, start_prometheus: Any, database_url: str, backend: Backend
+    spawn: Any, start_prometheus: Any, database_url: str, backend: Backend, own_redis: RedisServer
 ) -> AsyncIterator[Prometheus]:
     """A Prometheus that has scraped a busy service for some time."""
     program("prometheus")
     backend.script = answer
-    process = spawn(settings(database_url, backend))
+    process = spawn(settings(database_url, backend, fleet={"url": own_redis.url}))
     url = await asyncio.to_thread(lambda: process.line("serving")["admin_url"])
     prometheus = start_prometheus(url.removeprefix("http://"))
     busy = asyncio.create_task(traffic(process))

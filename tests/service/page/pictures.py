@@ -13,12 +13,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from db.fleet import Run
+from db.fleet.redis import RedisEngine
+from db.fleet.redis_link import RedisLink
 from db.memory.store import MemoryStore
 from service.app import CONFIG, build_app
 from service.edge.connections import Runner
 from service.settings.access import AuthConfig
 from service.settings.admin import AdminConfig
 from service.settings.config import Config, JournalConfig, ScriptedAgentConfig, ServerConfig
+from service.settings.fleet import FleetConfig
+from tests.redis_servers import redis_server
 from tests.service.conftest import Service
 from tests.service.page import stage
 from tests.service.page.conftest import ADMIN, ADMIN_KEYS
@@ -107,6 +112,54 @@ async def take_busy(browser: Any, directory: str) -> None:
     await backend.stop()
 
 
+async def take_fleet(browser: Any, directory: str) -> None:
+    """Three replicas of a fleet, seen from one of them; a fourth died a moment ago."""
+    with redis_server(Path(directory) / "redis") as redis:
+        agents = stage.agents("http://127.0.0.1:9/v1")
+        services = [
+            await serve(
+                f"{directory}/{name}",
+                *agents,
+                fleet=FleetConfig(redis.url, name),
+                auth=AuthConfig(stage.KEYS),
+                admin=AdminConfig(ADMIN_KEYS),
+            )
+            for name in ("alder", "birch", "cedar")
+        ]
+        await _leave_something(redis.url)
+        here, running = services[0], ""
+        for number in range(8):
+            service = services[number % 3]
+            caller = stage.CALLERS[number % 3]
+            running = (await stage.ask(service, caller)).headers["x-completion-id"]
+            await asyncio.sleep(0.4)
+        page = await tab(browser, here, "light", stage.DESKTOP)
+        await _read_elsewhere(here, running, stage.CALLERS[1])
+        for name, path in (("fleet-now", "/"), ("fleet", "/page/health")):
+            await page.goto(here.url + path)
+            await page.wait_for_timeout(1500)
+            await shoot(page, name)
+        await page.context.close()
+        for service in services:
+            await service.stop()
+
+
+async def _leave_something(url: str) -> None:
+    """What a replica leaves that died a moment ago."""
+    engine = RedisEngine(RedisLink(url), "f17e" * 4)
+    await engine.join("dogwood", 0.1)
+    await engine.append([], [Run("chatcmpl-left", "research", "dogwood", engine.token)])
+    await engine.close()
+
+
+async def _read_elsewhere(service: Service, completion_id: str, caller: str) -> None:
+    url = f"{service.url}/v1/chat/completions/{completion_id}?stream=true"
+    headers = {"Authorization": f"Bearer sk-vb-{caller}-0123456789"}
+    response = await service.http.get(url, headers=headers)
+    assert 200 == response.status
+    service.held.append(response)
+
+
 async def take_first_run(browser: Any, directory: str) -> None:
     """The first minute: nothing is stored, and somebody asks."""
     demo = ScriptedAgentConfig(name="demo", kind="scripted")
@@ -129,6 +182,7 @@ async def main() -> int:
         with TemporaryDirectory(prefix="verbatim-pictures-") as directory:
             await take_first_run(browser, f"{directory}/first")
             await take_busy(browser, f"{directory}/busy")
+            await take_fleet(browser, f"{directory}/fleet")
     return 0
 
 

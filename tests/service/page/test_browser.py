@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from service.settings.access import AuthConfig
 from service.settings.admin import AdminConfig
+from service.settings.config import JournalConfig
+from service.settings.fleet import FleetConfig
 from statemachine import State
+from tests.redis_servers import RedisServer
 from tests.service.conftest import Service, ServiceMaker
 from tests.service.page import stage
 from tests.service.page.conftest import ADMIN, ADMIN_KEYS, FAST, SLOW
@@ -253,6 +257,57 @@ async def test_everybody_can_use_it(
     for path in paths:
         await tab.go(path)
         await check_all(tab, source)
+    assert [] == tab.wrong
+    await context.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "viewport"),
+    [("light", stage.DESKTOP), ("dark", stage.DESKTOP), ("light", stage.PHONE)],
+    ids=["light", "dark", "phone"],
+)
+async def test_a_fleet_can_be_used_by_everybody(
+    chromium: Any,
+    make_service: ServiceMaker,
+    own_redis: RedisServer,
+    tmp_path: Path,
+    scheme: str,
+    viewport: Any,
+) -> None:
+    """What runs at another replica comes by itself, is opened, grows, and is stopped; axe finds nothing."""
+    axe = pytest.importorskip("axe_playwright_python", reason=f"axe is not here: {_HOW}")
+    source = (Path(axe.__file__).parent / "axe.min.js").read_text("utf-8")
+    alder, birch = [
+        await make_service(
+            evolve(SLOW, reply="word " * 5000),
+            fleet=FleetConfig(own_redis.url, name),
+            journal=JournalConfig(directory=str(tmp_path / name)),
+        )
+        for name in ("alder", "birch")
+    ]
+    context = await chromium.new_context(color_scheme=scheme, viewport=viewport)
+    tab = Tab(await context.new_page(), alder.url)
+    await tab.go("/")
+    await tab.page.wait_for_selector("#live:not([hidden])")
+    _, name = await ask_slowly(birch)
+    row = f'#running tr[data-id="{name}"]'
+    await tab.page.wait_for_selector(row)
+    assert "birch" == await tab.text(f'{row} [data-cell="replica"]')
+    await check_all(tab, source)
+    await tab.page.get_by_role("link", name=f"completion {name}").click()
+    before = len(await tab.text("#answer"))
+
+    async def has_grown() -> bool:
+        return len(await tab.text("#answer")) > before + 20
+
+    await until(has_grown)
+    assert "birch" in await tab.text("dl.facts")
+    await tab.page.get_by_role("button", name="cancel").click()
+    await tab.page.wait_for_url(tab.url + "/")
+    assert State.CLIENT_GONE is (await birch.kept.one()).state
+    await tab.go("/page/health")
+    assert 2 == await tab.page.locator('td[data-label="Replica"]').count()
+    await check_all(tab, source)
     assert [] == tab.wrong
     await context.close()
 

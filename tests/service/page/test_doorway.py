@@ -1,6 +1,7 @@
 """Who may look, and which forms count."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -73,6 +74,27 @@ async def test_a_page_of_another_site_sees_nothing(
     visitor = await visit(open_service)
     for path in ("/", "/page/now", "/page/completions", "/v1/models"):
         assert 403 == (await visitor.get(path, **headers)).status
+
+
+async def test_a_link_in_another_site_leads_here(
+    open_service: Service, visit: VisitorMaker
+) -> None:
+    """Into a tab of its own, which that site's page can't look into; not into a frame, not by a script, not
+    to a name that isn't this machine's, and not to the API."""
+    visitor = await visit(open_service)
+    link = {
+        "Sec_Fetch_Site": "cross-site",
+        "Sec_Fetch_Mode": "navigate",
+        "Sec_Fetch_Dest": "document",
+    }
+    assert 200 == (await visitor.get("/", **link)).status
+    for path, changed in (
+        ("/", {"Sec_Fetch_Dest": "iframe"}),
+        ("/", {"Sec_Fetch_Mode": "no-cors"}),
+        ("/", {"Host": "evil.example"}),
+        ("/v1/models", {}),
+    ):
+        assert 403 == (await visitor.get(path, **{**link, **changed})).status
 
 
 async def test_every_screen_wants_a_sign_in(visitor: Visitor) -> None:
@@ -186,6 +208,14 @@ async def test_a_body_that_is_no_form_is_refused(open_service: Service) -> None:
     async with open_service.http.post(url, json={"form_token": "a"}) as response:
         assert 400 == response.status
     async with open_service.http.post(url, data={"form_token": "a" * 100_000}) as response:
+        assert 413 == response.status
+
+    async def without_its_length() -> AsyncIterator[bytes]:
+        yield b"form_token="
+        yield b"a" * 100_000
+
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    async with open_service.http.post(url, data=without_its_length(), headers=form) as response:
         assert 413 == response.status
     for kind, body in (("utf-8", b"form_token=%ff"), ("utf-8", b"\xff="), ("nonsense", b"a=b")):
         form = {"Content-Type": f"application/x-www-form-urlencoded; charset={kind}"}

@@ -145,6 +145,7 @@ KEYS: dict[str, Row] = {
         "off",
         [(w, "off or follow or before_send") for w in ("on", "", False, 1, None)],
     ),
+    "fleet.wait_replicas": (1, [(w, "a number from 0") for w in (-1, 0.5, "", True, None)]),
     "fleet.lease_seconds": (0.5, SECONDS),
     "logging.level": ("debug", [(wrong, LEVELS) for wrong in ("DEBUG", "", 10, None, ["info"])]),
     "logging.format": (

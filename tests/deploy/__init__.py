@@ -1,0 +1,1 @@
+"""What `deploy/` says, against the code, its neighbours and the real programs; no Docker, no cluster."""
