@@ -11,7 +11,7 @@ PARALLEL ?= -n 4 --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test core coverage check matrix format faults corpus dashboards deploy fleet image holdup proxies pgbouncer \
+.PHONY: help run test core coverage check matrix format faults fleet-faults corpus dashboards deploy fleet image holdup proxies pgbouncer \
 	browser pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
 	clean
 
@@ -56,6 +56,9 @@ format: $(VENV)/.dev-ready ## format the code
 faults: $(VENV)/.dev-ready ## break everything many times and count lost words (some: ARGS="--runs 20")
 	$(BIN)/python -m tests.faults $(ARGS)
 
+fleet-faults: $(VENV)/.dev-ready ## break a fleet of three in every way, and count (some: ARGS="--only cut/")
+	$(BIN)/python -m tests.fleet_faults $(ARGS)
+
 corpus: $(VENV)/.dev-ready ## split, cut and kill each backend's dialect everywhere (some: ARGS="-k vllm")
 	$(BIN)/python -m pytest tests/corpus -m corpus $(ARGS)
 
@@ -81,7 +84,7 @@ dashboards: $(VENV)/.dev-ready ## play the alerts, and run every query of the da
 	$(BIN)/python -m pytest -m dashboards -s tests/service/metrics $(ARGS)
 
 fleet: $(VENV)/.dev-ready ## hold what machines share against a Redis, a cluster and sentinels
-	$(BIN)/python -m pytest -m "fleet or not fleet" tests/db/fleet tests/service/fleet $(ARGS)
+	$(BIN)/python -m pytest -m "fleet or not fleet" tests/db/fleet tests/service/fleet tests/fleet_faults $(ARGS)
 
 holdup: $(VENV)/.dev-ready ## attack the service in every way known, and print how long others waited
 	$(BIN)/python -m tests.hostile $(ARGS)

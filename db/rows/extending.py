@@ -9,10 +9,9 @@ the dead one's own journal, once its machine is back, may have more. The rules:
    one of both has none, the row's texts are the beginnings of the record's.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
-
-import orjson
 
 from db.rows.history import RecordRows
 from db.rows.tapes import TapeColumns, TapeDamaged, tape_of
@@ -99,7 +98,8 @@ def _chunks(tape: Tape) -> Iterator[Any]:
     while read := cursor.read():
         for each in read:
             if isinstance(each, WrittenChunk):
-                yield _plain(orjson.loads(each.source))
+                # orjson refuses half a character, which is kept as it came.
+                yield _plain(json.loads(each.source))
             else:
                 yield from (_plain(each.pattern.chunk(text)) for text in each.texts)
 

@@ -27,6 +27,7 @@ from service.endpoints.showing import ended_completion, running_completion, stor
 from service.endpoints.stored_answers import stored_answer
 from service.fleet.elsewhere import FLEET_UNAVAILABLE, Elsewhere
 from service.fleet.mirrors import Mirror
+from service.fleet.searching import reach
 from service.settings.config import Config
 from service.settings.live import Live
 from service.stream.answers import Answer, answer_of_record
@@ -248,6 +249,7 @@ class Reading:
         self, request: web.Request, mirror: Mirror, wanted: Wanted
     ) -> web.StreamResponse:
         """The same as `follow`, of one that runs elsewhere and is joined already."""
+        await reach(mirror, wanted.position)
         _check_position(mirror.session, wanted)
         self.check_mirror(mirror)
         return await self._read(request, mirror.audience, wanted)

@@ -52,7 +52,7 @@ class Elsewhere:
         engine = self.fleet.engine
         try:
             async with asyncio.timeout(_FIND_SECONDS):
-                run = await engine.find(completion_id)
+                run = await self.fleet.search.find(completion_id)
                 if run is None or run.token == engine.token:
                     return None
                 # What is stored is read there, where it may have been deleted since.
@@ -97,7 +97,7 @@ class Elsewhere:
         except FleetUnavailable:
             raise ApiError(FLEET_UNAVAILABLE) from None
         if mirror is None:
-            raise ApiError(_runs_elsewhere(run))
+            raise ApiError(FLEET_UNAVAILABLE if self.fleet.copies_lines else _runs_elsewhere(run))
         try:
             yield mirror
         finally:

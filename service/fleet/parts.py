@@ -21,6 +21,7 @@ from db.journal import Fsync, Journal
 from service.fleet.listening import Cancel, Listener, Teller
 from service.fleet.mirrors import Mirrors
 from service.fleet.roster import Roster
+from service.fleet.searching import Search
 from service.fleet.standing import TOKEN_LETTERS, Adoptions, Fallbacks, Nothing, Standing, degraded
 from service.fleet.whereabouts import Whereabouts
 from service.settings.fleet import FleetConfig
@@ -46,7 +47,7 @@ class Fleet:
     Attributes:
         engine: what all replicas share.
         replica: this one's name.
-        outbox, membership, mirrors, roster, strangers, whereabouts: see there.
+        outbox, membership, mirrors, search, roster, strangers, whereabouts: see there.
         copies_lines: others can read what runs here.
         listener: set by `listen`.
         tellers: what others may ask to be told; see `service.fleet.others`.
@@ -63,8 +64,8 @@ class Fleet:
         self._machine = None if slot is None else name
         self._copies = config.journal
         self.engine = engine or _engine(config, secrets.token_hex(8))
-        self._sends_first = config.journal == "before_send"
         self.copies_lines = config.journal != "off"
+        self._sends_first = config.journal == "before_send"
         self.outbox = Outbox(
             self.engine,
             self.replica,
@@ -73,6 +74,7 @@ class Fleet:
         )
         self.membership = Membership(self.engine, self.replica, config.lease_seconds)
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
+        self.search = Search(self.engine, self.membership, self.outbox, config.lease_seconds)
         self.roster = Roster(self.engine)
         self.strangers = Strangers(self.engine, config.lease_seconds / 3)
         self.whereabouts = Whereabouts(self.engine, config.lease_seconds)

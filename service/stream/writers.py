@@ -175,7 +175,10 @@ class SseWriter:
         ClientConnectionLost."""
         await self.open()
         assert self._sink is not None
-        self._sink.send_headers()
+        try:
+            self._sink.send_headers()
+        except ConnectionError as error:
+            raise ClientConnectionLost from error
 
     @property
     def is_open(self) -> bool:

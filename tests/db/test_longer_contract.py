@@ -1,6 +1,7 @@
 """What every store promises where a completion is brought to an end twice: the longer truth wins."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,26 @@ async def test_a_longer_record_replaces_what_died(store: Store) -> None:
     (answer,) = after.view.answers
     assert (expected.answers[0].digest, "complete") == (answer.digest, answer.state)
     assert {"Hello": None, "One two three four": "Hello"} == await shown_tree(store, long)
+
+
+async def test_odd_words_are_compared_as_they_came(store: Store) -> None:
+    """Half a character, a NUL, line ends of other worlds: an answer of these is replaced like any other."""
+    request = asked()
+    chunks = [BEGIN, *(odd_chunk(word) for word in ODD_WORDS)]
+    short = evolve(record_of(*chunks[:3], failure=PROCESS_DIED), request=request)
+    long = evolve(record_of(*chunks, END), request=request)
+    await store.save([short])
+    await store.save([long])
+    assert "completed" == (await text(store, long))[0]
+
+
+ODD_WORDS = ("\ud800", "\0", "é😀\u2028", "␛\r\n")
+
+
+def odd_chunk(word: str) -> ChunkRun:
+    """As a backend writes it, half characters as escapes."""
+    payload = text_chunk(word)
+    return ParsedChunk(payload, json.dumps(payload).encode())
 
 
 async def test_a_record_that_is_no_longer_changes_nothing(store: Store) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,25 @@ class Service:
 
     def __init__(self, popen: "subprocess.Popen[bytes]", log: Path) -> None:
         self.popen = popen
-        self.port = 0
+        self.host, self.port = "127.0.0.1", 0
         self._log = log
 
     @classmethod
-    def launch(cls, directory: Path, number: int, config: dict[str, Any]) -> "Service":
-        """Start the process and return at once; `ready` waits for it."""
+    def launch(
+        cls,
+        directory: Path,
+        number: int,
+        config: dict[str, Any],
+        *,
+        command: Sequence[str] = (sys.executable, str(ROOT / "run.py")),
+        port: int = 0,
+    ) -> "Service":
+        """Start the process and return at once; `ready` waits for it.
+
+        Args:
+            command: what takes `run.py`'s flags.
+            port: where it listens; 0: anywhere.
+        """
         path = directory / f"config-{number}.yaml"
         path.write_text(json.dumps(config))  # JSON is YAML
         log = directory / f"service-{number}.log"
@@ -41,7 +55,7 @@ class Service:
         environ = {key: os.environ[key] for key in kept if key in os.environ}
         with log.open("wb") as output:
             popen = subprocess.Popen(
-                [sys.executable, str(ROOT / "run.py"), "--config", str(path), "--port", "0"],
+                [*command, "--config", str(path), "--port", str(port)],
                 cwd=directory,
                 env={**environ, "LOG_FORMAT": "json"},
                 stdin=subprocess.DEVNULL,
@@ -57,7 +71,8 @@ class Service:
             while not (line := self.find("serving")):
                 assert self.popen.poll() is None, self._log.read_text()
                 await asyncio.sleep(0.01)
-        self.port = int(line["url"].rpartition(":")[2])
+        self.host, _, port = line["url"].rpartition("/")[2].rpartition(":")
+        self.port = int(port)
         return self
 
     @property
@@ -88,7 +103,7 @@ class Service:
         """A GET's status and JSON; (0, {}) if it doesn't answer."""
         try:
             async with asyncio.timeout(15):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                reader, writer = await asyncio.open_connection(self.host, self.port)
                 try:
                     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
                     writer.write(request.encode())
