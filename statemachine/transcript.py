@@ -354,6 +354,11 @@ class Transcript:
         first = self._choices.get(min(self._choices)) if self._choices else None
         return sum(map(len, first.content or ())) if first else 0
 
+    def text_from(self, start: int) -> str:
+        """The first choice's text as far as it has come, from this character on."""
+        first = self._choices.get(min(self._choices)) if self._choices else None
+        return "".join(first.content or ())[start:] if first else ""
+
     def take_usage(self) -> JsonObject | None:
         """What was used so far, and count anew: another turn follows."""
         usage, self.usage = self.usage, None
