@@ -149,6 +149,10 @@ class Ticket:
         """The largest answer that the stream may be; None: no limit."""
         return self._account.max_answer_bytes
 
+    def take_tool_call(self) -> float:
+        """Count a tool's call. How many seconds to wait if none is left: then it isn't counted."""
+        return 0.0
+
     def close(self, tokens: int = 0) -> None:
         """Make room for another stream, and charge the tokens of this one. Only the first call
         counts."""

@@ -31,7 +31,7 @@ from service.agents.openai.reads import EventReader
 from service.agents.openai.redacting import Redactor, secrets_of
 from service.agents.openai.response import Response
 from service.agents.openai.unreachable import cause_of, connection_error
-from service.agents.protocol import AgentCall, AgentError, Target, refusal
+from service.agents.protocol import AgentCall, AgentError, AgentTools, Target, refusal
 from service.settings.config import OpenAIAgentConfig
 from service.wire import decode_json, encode_json, upstream_body
 from statemachine import Failure
@@ -60,18 +60,25 @@ class OpenAIAgent:
     Args:
         config: its part of the configuration.
         api_key: the backend's key; None for a backend that asks for none.
+        tools: see `Agent`.
         uses_shortcut: take repeated chunks by the shortcut (`statemachine.chunks`). Without it each
             is parsed and wakes its stream's task, which is the same, slower, and easier to follow.
     """
 
     def __init__(
-        self, config: OpenAIAgentConfig, api_key: str | None, *, uses_shortcut: bool = True
+        self,
+        config: OpenAIAgentConfig,
+        api_key: str | None,
+        tools: AgentTools | None = None,
+        *,
+        uses_shortcut: bool = True,
     ) -> None:
         self.name = config.name
         self.timeouts = config.timeouts
         self.retries = config.retries
         self.fallbacks = config.fallbacks
         self.client_gone = config.client_gone
+        self.tools = tools
         trial_seconds = config.timeouts.connect_seconds + config.timeouts.first_token_seconds
         self.circuits = Circuits(config.name, config.circuit, trial_seconds)
         self._config = config
@@ -157,6 +164,8 @@ class OpenAIAgent:
         return self._models.has(model)
 
     async def close(self) -> None:
+        if self.tools is not None:
+            await self.tools.toolbox.close()
         await self._models.close()
         await self._connection.close()
 

@@ -75,7 +75,7 @@ async def test_an_answer_of_two_turns(tools: Tools) -> None:
     } == said
     assert {"role": "tool", "tool_call_id": "call_a", "content": "search it is"} == searched
     assert {"role": "tool", "tool_call_id": "call_b", "content": "roll it is"} == rolled
-    assert {"prompt_tokens": 30, "completion_tokens": 5, "total_tokens": 35} == {
+    expected: Any = {"prompt_tokens": 30, "completion_tokens": 5, "total_tokens": 35} == {
         key: value for key, value in (record.usage or {}).items() if key != "turns"
     }
     assert [first, last] == (record.usage or {})["turns"]
@@ -234,7 +234,10 @@ async def test_pieces_of_calls_come_together(tools: Tools) -> None:
 
     def piece(index: int | None, text: str, **named: str) -> ChunkReceived:
         function = {"arguments": text, **({"name": named["name"]} if "name" in named else {})}
-        item = {"function": function, **({"id": named["id"]} if "id" in named else {})}
+        item: dict[str, Any] = {
+            "function": function,
+            **({"id": named["id"]} if "id" in named else {}),
+        }
         item |= {} if index is None else {"index": index}
         return ChunkReceived(chunk({"tool_calls": [item]}))
 
