@@ -1,16 +1,30 @@
 """Makes the record of a session that is about to end: what is kept of it. Pure."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from statemachine.endings import failure_of, usage_of
-from statemachine.messages import Event, SessionRecord
+from statemachine.messages import Event, SessionRecord, SessionRequest
 from statemachine.states import State
+from statemachine.transcript import Transcript
+from statemachine.work import Work
 
-if TYPE_CHECKING:
-    from statemachine.session import StreamSession
+
+class Life(Protocol):
+    """What is recorded of; `statemachine.session.StreamSession` is one."""
+
+    request: SessionRequest
+    transcript: Transcript
+    work: Work | None
+    agent: str
+    first_token_at: float | None
+    client_left_at: float | None
+    longest_gap_seconds: float
+
+    def estimate_prompt(self) -> int:
+        """The tokens of what was sent."""
 
 
-def record_of(session: "StreamSession", state: State, ending: Event, now: float) -> SessionRecord:
+def record_of(session: Life, state: State, ending: Event, now: float) -> SessionRecord:
     """What is kept of a session.
 
     Args:
@@ -23,8 +37,7 @@ def record_of(session: "StreamSession", state: State, ending: Event, now: float)
     turns = () if work is None else tuple(work.turns)
     usage, source = usage_of(transcript, choices, session.estimate_prompt, turns)
     tokens = (usage or {}).get("completion_tokens")
-    whole = state is State.COMPLETED or transcript.is_whole
-    first = session.first_token_at
+    whole, first = state is State.COMPLETED or transcript.is_whole, session.first_token_at
     return SessionRecord(
         request=request,
         agent=session.agent,

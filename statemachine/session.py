@@ -147,10 +147,9 @@ class StreamSession:
         return f"<StreamSession {self.request.completion_id} {self.state} ({flags}{left}), {chunks} chunks>"
 
     def handle(self, event: Event, now: float) -> tuple[Effect, ...]:
-        """Take one event in and return what follows from it.
+        """Take in what happened, and return what follows from it.
 
         Args:
-            event: what happened.
             now: when, in POSIX seconds; must not run backwards between calls.
 
         Returns:
@@ -178,12 +177,10 @@ class StreamSession:
                 return self.handle(UpstreamFailed(NOTHING_CAME), now)
             case TimePassed():
                 return self._ping(now)
-            case AttemptStarted(agent, idle_seconds):
-                self.agent = agent
-                self._idle_seconds = idle_seconds
+            case AttemptStarted():
+                self.agent, self._idle_seconds = event.agent, event.idle_seconds
             case TurnEnded() | ToolCallStarted() | ToolCallEnded():
-                self._enter(target)
-                return self._note_work(event, now)
+                return self._note_work(event, target, now)
             case ClientLeft() | ClientReturned() | WaitExpired():
                 self._note_attendance(isinstance(event, ClientReturned), now)
         if not target.is_final:
@@ -301,9 +298,10 @@ class StreamSession:
         self.milestones += 1  # the idle deadline begins, perhaps again
 
     def _note_work(
-        self, event: TurnEnded | ToolCallStarted | ToolCallEnded, now: float
+        self, event: TurnEnded | ToolCallStarted | ToolCallEnded, target: State, now: float
     ) -> tuple[Effect, ...]:
         """A turn's end, or a tool's call: silence isn't the model's from now on to its next token."""
+        self._enter(target)
         self._last_token_at = None
         if self.work is None:
             self.work = Work()

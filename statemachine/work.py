@@ -57,6 +57,11 @@ class Work:
         self._calls[call.call_id] = call
         return call
 
+    @property
+    def begun(self) -> tuple[ToolCall, ...]:
+        """All calls so far, in the order in which they began."""
+        return tuple(self._calls.values())
+
     def calls(self, ending: Event) -> tuple[ToolCall, ...]:
         """All calls of an answer that this has ended. An upstream fails while a tool is at work only if the
         process that called it died, or broke: then nobody knows what became of the call."""

@@ -277,6 +277,7 @@ def test_there_are_tables() -> None:
         "conversations",
         "deletions",
         "messages",
+        "tool_calls",
         "tool_sets",
     } == set(tables())
 
