@@ -104,7 +104,8 @@ def promises_hold(
     """One `Save` per ended life and none before; the text saved is the text received; nothing is
     sent before opening, after the save but its end, or while nobody is there."""
     session = StreamSession(
-        asked(include_usage=include_usage), SessionPolicy(client_gone=client_gone, activity=Activity.FIELD)
+        asked(include_usage=include_usage),
+        SessionPolicy(client_gone=client_gone, activity=Activity.FIELD),
     )
     now, text = 0.0, ""
     effects: list[Effect] = []
