@@ -1,4 +1,4 @@
-"""Limits each caller: requests and tokens a minute, and streams at once.
+"""Limits each caller: requests, tokens and tools' calls a minute, and streams at once.
 
 `Admission.admit` decides before a request's body is read, in memory, in microseconds. Who the
 caller is, is decided before (`service.callers.auth`). The rules:
@@ -80,11 +80,13 @@ class Account:
         "requests",
         "streams",
         "tokens",
+        "tool_calls",
     )
 
     def __init__(self, limits: LimitsConfig) -> None:
         self.requests = Budget(limits.requests_per_minute)
         self.tokens = Budget(limits.tokens_per_minute)
+        self.tool_calls = Budget(limits.tool_calls_per_minute)
         self.most_streams = limits.max_concurrent_streams
         self.max_answer_bytes = limits.max_answer_bytes
         self.streams = 0
@@ -93,6 +95,7 @@ class Account:
     def resize(self, limits: LimitsConfig, now: float) -> None:
         self.requests.resize(limits.requests_per_minute, now)
         self.tokens.resize(limits.tokens_per_minute, now)
+        self.tool_calls.resize(limits.tool_calls_per_minute, now)
         self.most_streams = limits.max_concurrent_streams
         self.max_answer_bytes = limits.max_answer_bytes
         self.is_limited = _limits_anything(limits)
@@ -150,8 +153,13 @@ class Ticket:
         return self._account.max_answer_bytes
 
     def take_tool_call(self) -> float:
-        """Count a tool's call. How many seconds to wait if none is left: then it isn't counted."""
-        return 0.0
+        """Take the right to call one tool: 0 if it is given, else for how many seconds there will be none,
+        and nothing is taken. May be asked after `close`, too."""
+        now = self._clock()
+        wait = self._account.tool_calls.wait_seconds(now)
+        if not wait:
+            self._account.tool_calls.take(1, now)
+        return wait
 
     def close(self, tokens: int = 0) -> None:
         """Make room for another stream, and charge the tokens of this one. Only the first call
@@ -185,7 +193,7 @@ class Admission:
     def replace(self, limits: LimitsConfig, keys: Iterable[ApiKeyConfig]) -> None:
         """Apply these limits from now on. What is used stays used, and running streams go on."""
         self._limits = limits
-        self._own = {key.name: _own_limits(key, limits) for key in keys}
+        self._own = {key.name: own_limits(key, limits) for key in keys}
         now = self._clock()
         for owner, account in self._accounts.items():
             account.resize(self._own.get(owner, limits), now)
@@ -268,15 +276,18 @@ def duration(seconds: float) -> str:
 
 def _limits_anything(limits: LimitsConfig) -> bool:
     """True if a request may be refused."""
-    return any(limit is not None for limit in astuple(evolve(limits, max_answer_bytes=None)))
+    asked = evolve(limits, max_answer_bytes=None, tool_calls_per_minute=None)
+    return any(limit is not None for limit in astuple(asked))
 
 
-def _own_limits(key: ApiKeyConfig, limits: LimitsConfig) -> LimitsConfig:
+def own_limits(key: ApiKeyConfig, limits: LimitsConfig) -> LimitsConfig:
+    """What a key's caller may use: its own figures, and those of all where it has none."""
     own = {
         "requests_per_minute": key.requests_per_minute,
         "tokens_per_minute": key.tokens_per_minute,
         "max_concurrent_streams": key.max_concurrent_streams,
         "max_answer_bytes": key.max_answer_bytes,
+        "tool_calls_per_minute": key.tool_calls_per_minute,
     }
     return evolve(limits, **{name: value for name, value in own.items() if value is not None})
 

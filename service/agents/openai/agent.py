@@ -33,6 +33,7 @@ from service.agents.openai.response import Response
 from service.agents.openai.unreachable import cause_of, connection_error
 from service.agents.protocol import AgentCall, AgentError, AgentTools, Target, refusal
 from service.settings.config import OpenAIAgentConfig
+from service.settings.tools import instructions
 from service.wire import decode_json, encode_json, upstream_body
 from statemachine import Failure
 from statemachine.endings import BROKEN_OFF
@@ -82,6 +83,7 @@ class OpenAIAgent:
         trial_seconds = config.timeouts.connect_seconds + config.timeouts.first_token_seconds
         self.circuits = Circuits(config.name, config.circuit, trial_seconds)
         self._config = config
+        self._instructions = instructions(config.preamble, config.context)
         self._uses_shortcut = uses_shortcut
         self._cut_off_reasons = frozenset(
             reason.strip().lower() for reason in config.cut_off_reasons
@@ -133,7 +135,7 @@ class OpenAIAgent:
             call.request,
             model=self._upstream_model(call),
             parameters=self._config.parameters,
-            preamble=self._config.preamble,
+            preamble=self._instructions,
         )
         try:
             response = await self._connection.post(
