@@ -65,7 +65,8 @@ MAY_IMPORT = {
     },
     "service/telemetry.py": {"service/settings"},
     "service/edge": {"service/wire"},
-    "service/agents": {"service/edge", "service/settings", "service/wire"},
+    "service/agents": {"service/edge", "service/settings", "service/tools", "service/wire"},
+    "service/tools": {"service/settings"},
     "service/stream": {"service/agents", "service/edge", "service/wire"},
     "service/completion_log.py": {"service/stream", "service/telemetry.py"},
     "service/metrics": {"service/edge", "service/stream"},
@@ -142,8 +143,9 @@ DOORS = {
     "aiohttp_sse": {"service/stream"},
     "aiopg": {"db/postgres"},
     "cattrs": {"db/journal", "service/settings"},
-    "httpx2": {"service/agents/openai"},
+    "httpx2": {"service/agents/openai", "service/tools"},
     "jinja2": {"service/page/rendering.py"},
+    "mcp": {"service/tools"},
     "multidict": {"service/agents/openai"},
     "openai": {"service/agents/openai"},
     "opentelemetry": {"service/tracing"},
@@ -407,7 +409,7 @@ def test_foreign_packages_are_declared() -> None:
     declared.read(ROOT / "setup.cfg", "utf-8")
     extras = declared["options.extras_require"]
     lines = [declared["options"]["install_requires"], extras["embedded"], extras["fast"]]
-    lines += [extras["fleet"], extras["tracing"]]
+    lines += [extras["fleet"], extras["tools"], extras["tracing"]]
     asked = {re.split(r"[\[<>=]", line)[0].lower() for line in "\n".join(lines).split("\n") if line}
     brought_by = packages_distributions()
     undeclared = {

@@ -13,6 +13,8 @@ from service.agents.protocol import Agent
 from service.agents.scripted import ScriptedAgent
 from service.edge.errors import ApiError
 from service.settings.config import AgentConfig, OpenAIAgentConfig, ScriptedAgentConfig
+from service.tools.making import load_for as load_tools_for
+from service.tools.making import why_off
 from statemachine import Failure
 
 log = structlog.get_logger(__name__)
@@ -24,6 +26,8 @@ _OPENAI_HOST = "api.openai.com"
 
 def _make(config: AgentConfig, environ: Mapping[str, str]) -> Agent | str:
     """The agent, or why it is off."""
+    if (why := why_off(config.tools, environ)) is not None:
+        return why
     match config:
         case ScriptedAgentConfig():
             return ScriptedAgent(config)
@@ -216,6 +220,8 @@ def _names_in(config: AgentConfig) -> set[str]:
 def load_for(configs: Iterable[AgentConfig]) -> None:
     """Import what these agents import late, so that processes that are forked hereafter share its
     memory."""
+    configs = tuple(configs)
+    load_tools_for(config.tools for config in configs)
     if any(isinstance(config, OpenAIAgentConfig) for config in configs):
         from service.agents.openai.specimen import load
 
