@@ -151,8 +151,9 @@ DOORS = {
     "aiohttp_sse": {"service/stream"},
     "aiopg": {"db/postgres"},
     "cattrs": {"db/journal", "service/settings"},
-    "httpx2": {"service/agents/openai"},
+    "httpx2": {"service/agents/openai", "service/tools"},
     "jinja2": {"service/page/rendering.py"},
+    "mcp": {"service/tools"},
     "multidict": {"service/agents/openai"},
     "openai": {"service/agents/openai"},
     "opentelemetry": {"service/tracing"},
@@ -416,7 +417,7 @@ def test_foreign_packages_are_declared() -> None:
     declared.read(ROOT / "setup.cfg", "utf-8")
     extras = declared["options.extras_require"]
     lines = [declared["options"]["install_requires"], extras["embedded"], extras["fast"]]
-    lines += [extras["fleet"], extras["tracing"]]
+    lines += [extras["fleet"], extras["tools"], extras["tracing"]]
     asked = {re.split(r"[\[<>=]", line)[0].lower() for line in "\n".join(lines).split("\n") if line}
     brought_by = packages_distributions()
     undeclared = {

@@ -157,7 +157,9 @@ AgentConfig = ScriptedAgentConfig | OpenAIAgentConfig
 
 def _default_agents() -> tuple[AgentConfig, ...]:
     return (
-        ScriptedAgentConfig(name="demo", kind="scripted"),
+        ScriptedAgentConfig(
+            name="demo", kind="scripted", tools=ToolsConfig(builtin=("clock", "dice"))
+        ),
         OpenAIAgentConfig(name="openai", kind="openai"),
     )
 
