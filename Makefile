@@ -168,15 +168,15 @@ $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
-	@$(INSTALL) --editable '.[embedded,fast,fleet,tracing,dev]'
+	@$(INSTALL) --editable '.[embedded,fast,fleet,tools,tracing,dev]'
 	@touch $(VENV)/.run-ready $(VENV)/.tracing-ready $(VENV)/.fleet-ready $(VENV)/.core-ready $@
 
 $(VENV)/.browser-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what drives a browser to $(VENV) (once) ..."
-	@$(INSTALL) --editable '.[embedded,fast,fleet,tracing,dev,browser]'
+	@$(INSTALL) --editable '.[embedded,fast,fleet,tools,tracing,dev,browser]'
 	@touch $@
 
 $(VENV)/.bench-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what benchmarks need to $(VENV) (once) ..."
-	@$(INSTALL) --editable '.[embedded,fast,fleet,tracing,dev,bench]'
+	@$(INSTALL) --editable '.[embedded,fast,fleet,tools,tracing,dev,bench]'
 	@touch $@

@@ -139,6 +139,30 @@ class StoredCompletion:
     hidden: bool = False
 
 
+@frozen(slots=False)  # a row's attributes are its `__dict__`
+class StoredToolCall:
+    """One call of a tool that the service made for an answer; see `statemachine.ToolCall`.
+
+    `bytes` is the size of what the tool answered, `text_end` how many characters of the answer's text had
+    come when the turn ended that wanted it.
+    """
+
+    completion_id: str
+    turn: Ordinal
+    position: Ordinal
+    call_id: str
+    server: str
+    tool: str
+    arguments: ExactText
+    asked_at: Moment
+    ended_at: Moment | None
+    outcome: str
+    result: ExactText | None
+    bytes: int
+    is_truncated: bool
+    text_end: int
+
+
 # --- reading for owners ---------------------------------------------------------------------
 
 
@@ -173,11 +197,13 @@ class CompletionFilter:
 
 @frozen
 class CompletionView:
-    """A completion with its answer's messages, by choice index, and its request's tools."""
+    """A completion with its answer's messages, by choice index, its request's tools, and the calls that
+    were made for it, by turn and position."""
 
     completion: StoredCompletion
     answers: tuple[StoredMessage, ...]
     tools: Sequence[Any] | None
+    tool_calls: tuple[StoredToolCall, ...] = ()
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -225,13 +251,14 @@ class ThreadNode:
     """A node of a conversation's tree: a message, and the completion whose answer it is, if it
     is one; or a completion that never began to answer, without a message.
 
-    `parent_id` is the node above: None for a root.
+    `parent_id` is the node above: None for a root. `tool_calls` are those that were made for an answer.
     """
 
     node_id: str
     parent_id: str | None
     message: StoredMessage | None
     completion: StoredCompletion | None
+    tool_calls: tuple[StoredToolCall, ...] = ()
 
 
 @frozen

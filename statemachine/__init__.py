@@ -6,6 +6,7 @@ clock or logs; time comes in as an argument and decisions go out as values. The 
 checks it.
 """
 
+from statemachine.calls import Activity, Outcome, ToolCall, Turn
 from statemachine.chunks import ChunkPattern, ChunkRun, JsonObject, ParsedChunk, RepeatedChunks
 from statemachine.messages import (
     AnswerExceeded,
@@ -21,6 +22,7 @@ from statemachine.messages import (
     Failure,
     OpenStream,
     Save,
+    SendActivity,
     SendChunk,
     SendDone,
     SendError,
@@ -31,6 +33,9 @@ from statemachine.messages import (
     StopRequested,
     StopUpstream,
     TimePassed,
+    ToolCallEnded,
+    ToolCallStarted,
+    TurnEnded,
     UpstreamFailed,
     UpstreamFinished,
     UsageSource,
@@ -43,6 +48,7 @@ from statemachine.transcript import Transcript
 
 __all__ = [
     "IGNORED",
+    "Activity",
     "AnswerExceeded",
     "AttemptStarted",
     "Choice",
@@ -60,9 +66,11 @@ __all__ = [
     "IllegalTransition",
     "JsonObject",
     "OpenStream",
+    "Outcome",
     "ParsedChunk",
     "RepeatedChunks",
     "Save",
+    "SendActivity",
     "SendChunk",
     "SendDone",
     "SendError",
@@ -75,7 +83,12 @@ __all__ = [
     "StopUpstream",
     "StreamSession",
     "TimePassed",
+    "ToolCall",
+    "ToolCallEnded",
+    "ToolCallStarted",
     "Transcript",
+    "Turn",
+    "TurnEnded",
     "UpstreamFailed",
     "UpstreamFinished",
     "UsageSource",

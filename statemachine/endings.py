@@ -6,6 +6,7 @@ The service's own failures are here; an upstream's own words come in with its ev
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from statemachine.calls import Turn, usage_of_turns
 from statemachine.messages import (
     AnswerExceeded,
     Choice,
@@ -81,14 +82,20 @@ def prompt_tokens_of(request: SessionRequest) -> int:
 
 
 def usage_of(
-    transcript: Transcript, choices: Sequence[Choice], prompt_tokens: Callable[[], int]
+    transcript: Transcript,
+    choices: Sequence[Choice],
+    prompt_tokens: Callable[[], int],
+    turns: Sequence[Turn] = (),
 ) -> tuple[dict[str, Any] | None, UsageSource]:
     """Return usage as the upstream gave it, or an estimate that says so, or nothing.
 
     Args:
         choices: the transcript's own, so that they needn't be made twice.
         prompt_tokens: estimates those of what was sent.
+        turns: those before the last one.
     """
+    if turns and (total := usage_of_turns(turns, transcript.usage)) is not None:
+        return total, UsageSource.PROVIDER
     if transcript.usage is not None:
         return dict(transcript.usage), UsageSource.PROVIDER
     if not transcript.chunk_count:

@@ -12,6 +12,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from statemachine.calls import Activity, Outcome, ToolCall, Turn
 from statemachine.chunks import ChunkRun, JsonObject, ParsedChunk
 from statemachine.states import ClientGone, State
 from statemachine.tape import DEFAULT_LIMIT, Tape
@@ -107,6 +108,10 @@ class SessionPolicy:
     """Largest tape; of a larger one only the end is kept while the answer runs, and nothing after."""
     client_gone_wait_seconds: float = 30.0
     """Under `client_gone: wait`: how long the answer goes on after the last reader left."""
+    activity: Activity = Activity.NONE
+    """How the client is told of the tools that are called."""
+    shows_tool_detail: bool = False
+    """With their arguments and results."""
 
 
 @frozen
@@ -157,6 +162,10 @@ class SessionRecord:
     """The last chunk that carried usage and no choice, which is sent with `usage` to whom asked for it."""
     longest_gap_seconds: float = field(default=0.0, eq=False, repr=False)
     """The longest silence between two tokens; counted, and not stored."""
+    turns: tuple[Turn, ...] = ()
+    """Those that ended with calls of tools of ours: all but the last one."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The calls of tools of ours, in the order in which they were begun; each has an outcome."""
 
     @property
     def completion_id(self) -> str:
@@ -247,6 +256,37 @@ class DrainExpired(Event):
 
 
 @frozen
+class TurnEnded(Event):
+    """The model has said what it had to say before it is told what its calls of our tools brought; they
+    follow, and then another turn."""
+
+    number: int
+
+
+@frozen
+class ToolCallStarted(Event):
+    """A tool of ours is about to be called; nobody has called it yet. See `ToolCall`."""
+
+    call_id: str
+    turn: int
+    position: int
+    server: str
+    tool: str
+    arguments: str
+
+
+@frozen
+class ToolCallEnded(Event):
+    """A call of ours is over; the model hasn't been told yet. See `ToolCall`."""
+
+    call_id: str
+    outcome: Outcome
+    result: str | None = None
+    size: int = 0
+    is_truncated: bool = False
+
+
+@frozen
 class TimePassed(Event):
     """A wake-up came; perhaps a ping is due."""
 
@@ -273,6 +313,12 @@ class SendChunk(Effect):
 
     def __init__(self, run: ChunkRun | JsonObject) -> None:
         self.run = ParsedChunk(run) if type(run) is dict else run  # type: ignore[assignment]
+
+
+class SendActivity(SendChunk):
+    """Write a chunk that tells of a tool's call, and says nothing of the answer."""
+
+    __slots__ = ()
 
 
 @frozen

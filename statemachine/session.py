@@ -33,7 +33,6 @@ from statemachine.endings import (
     expired,
     failure_of,
     prompt_tokens_of,
-    usage_of,
 )
 from statemachine.messages import (
     AnswerExceeded,
@@ -45,9 +44,9 @@ from statemachine.messages import (
     DrainExpired,
     Effect,
     Event,
-    Failure,
     OpenStream,
     Save,
+    SendActivity,
     SendChunk,
     SendDone,
     SendError,
@@ -57,13 +56,18 @@ from statemachine.messages import (
     SessionRequest,
     StopUpstream,
     TimePassed,
+    ToolCallEnded,
+    ToolCallStarted,
+    TurnEnded,
     UpstreamFailed,
     UpstreamFinished,
     WaitExpired,
 )
+from statemachine.recording import record_of
 from statemachine.states import ClientGone, State
 from statemachine.table import IGNORED, IllegalTransition, transitions
 from statemachine.transcript import Transcript
+from statemachine.work import Work, told_of
 
 TRAILER_SECONDS = 5.0
 """How long a whole answer waits, from its last token or finish reason, for its usage chunk and
@@ -81,6 +85,7 @@ class StreamSession:
         opened: the 200 is committed.
         attached: somebody is there.
         transcript: the answer so far.
+        work: its turns and the tools it called; None before the first turn's end.
         agent: the name of the agent that is being asked.
         first_token_at, client_left_at: POSIX seconds, or None. The latter is the last reader's
             leaving, and None again once somebody has come back.
@@ -109,6 +114,7 @@ class StreamSession:
         "request",
         "state",
         "transcript",
+        "work",
     )
 
     def __init__(self, request: SessionRequest, policy: SessionPolicy) -> None:
@@ -131,6 +137,7 @@ class StreamSession:
         self._last_sent_at = request.created_at
         self._last_token_at: float | None = None
         self._whole_at: float | None = None
+        self.work: Work | None = None
         self._prompt_tokens: int | None = None
 
     def __repr__(self) -> str:
@@ -140,10 +147,9 @@ class StreamSession:
         return f"<StreamSession {self.request.completion_id} {self.state} ({flags}{left}), {chunks} chunks>"
 
     def handle(self, event: Event, now: float) -> tuple[Effect, ...]:
-        """Take one event in and return what follows from it.
+        """Take in what happened, and return what follows from it.
 
         Args:
-            event: what happened.
             now: when, in POSIX seconds; must not run backwards between calls.
 
         Returns:
@@ -171,9 +177,10 @@ class StreamSession:
                 return self.handle(UpstreamFailed(NOTHING_CAME), now)
             case TimePassed():
                 return self._ping(now)
-            case AttemptStarted(agent, idle_seconds):
-                self.agent = agent
-                self._idle_seconds = idle_seconds
+            case AttemptStarted():
+                self.agent, self._idle_seconds = event.agent, event.idle_seconds
+            case TurnEnded() | ToolCallStarted() | ToolCallEnded():
+                return self._note_work(event, target, now)
             case ClientLeft() | ClientReturned() | WaitExpired():
                 self._note_attendance(isinstance(event, ClientReturned), now)
         if not target.is_final:
@@ -275,8 +282,7 @@ class StreamSession:
         if self.transcript.fold_run(run):
             last = self._last_token_at
             if last is None:
-                self.first_token_at = now
-                self.milestones += 1
+                self._note_token_after_none(now)
             elif now - last > self.longest_gap_seconds:
                 self.longest_gap_seconds = now - last
             self._last_token_at = now
@@ -285,6 +291,29 @@ class StreamSession:
             self._last_sent_at = now
             effects = (SendChunk(run),) if self.opened else self._opening(SendChunk(run))
         return self._go_on_over(effects, now) if self.transcript.is_over else effects
+
+    def _note_token_after_none(self, now: float) -> None:
+        if self.first_token_at is None:
+            self.first_token_at = now
+        self.milestones += 1  # the idle deadline begins, perhaps again
+
+    def _note_work(
+        self, event: TurnEnded | ToolCallStarted | ToolCallEnded, target: State, now: float
+    ) -> tuple[Effect, ...]:
+        """A turn's end, or a tool's call: silence isn't the model's from now on to its next token."""
+        self._enter(target)
+        self._last_token_at = None
+        if self.work is None:
+            self.work = Work()
+        call = self.work.note(event, self.transcript, now)
+        chunk = None if call is None else told_of(call, self.request, self.policy)
+        if chunk is None:
+            return ()
+        self.transcript.put_beside(chunk)
+        if not self.attached:
+            return ()
+        self._last_sent_at = now
+        return self._opening(SendActivity(chunk))
 
     def _go_on_over(self, effects: tuple[Effect, ...], now: float) -> tuple[Effect, ...]:
         """Note that the answer is whole; or end it, as it is in excess."""
@@ -318,7 +347,7 @@ class StreamSession:
 
     def _end(self, event: Event, target: State, now: float) -> tuple[Effect, ...]:
         failure = failure_of(event)
-        record = self._record(target, failure, now)
+        record = record_of(self, target, event, now)
         self._enter(target)  # nothing below can fail, so a life can't end without its Save
         if failure is None:
             if not self.attached:
@@ -351,7 +380,8 @@ class StreamSession:
         """True unless it was let go of."""
         return self._prompt_tokens is None
 
-    def _estimate_prompt(self) -> int:
+    def estimate_prompt(self) -> int:
+        """Estimate the tokens of what was sent, also once it was let go of."""
         tokens = self._prompt_tokens
         return prompt_tokens_of(self.request) if tokens is None else tokens
 
@@ -361,36 +391,3 @@ class StreamSession:
             return ()
         frame = self.transcript.usage_frame or {}
         return (SendChunk({**frame, "choices": [], "usage": record.usage}),)
-
-    def _record(self, state: State, failure: Failure | None, now: float) -> SessionRecord:
-        transcript, request = self.transcript, self.request
-        transcript.tape.close()
-        choices = transcript.choices()
-        usage, source = usage_of(transcript, choices, self._estimate_prompt)
-        tokens = (usage or {}).get("completion_tokens")
-        whole = state is State.COMPLETED or transcript.is_whole
-        first = self.first_token_at
-        return SessionRecord(
-            request=request,
-            agent=self.agent,
-            state=state,
-            finish_reason=transcript.finish_reason if whole else None,
-            failure=failure,
-            choices=choices,
-            whole=whole,
-            usage=usage,
-            usage_source=source,
-            token_count=tokens if type(tokens) is int else 0,
-            chunk_count=transcript.chunk_count,
-            ttft_ms=None if first is None else (first - request.created_at) * 1000,
-            duration_ms=(now - request.created_at) * 1000,
-            finished_at=now,
-            client_left_at=self.client_left_at,
-            upstream_id=transcript.upstream_id,
-            upstream_model=transcript.upstream_model,
-            upstream_created=transcript.upstream_created,
-            extra=dict(transcript.extra),
-            tape=transcript.tape,
-            usage_frame=transcript.usage_frame,
-            longest_gap_seconds=self.longest_gap_seconds,
-        )

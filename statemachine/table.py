@@ -4,7 +4,7 @@
    `NEVER` (it cannot happen: `IllegalTransition`, and nothing changes).
 2. A state that is final is never left.
 3. The row of `AttemptStarted` is the rule that retries and fallback agents end with the first
-   token: after it, there is no cell for another attempt.
+   token, or the first call of a tool: after it, there is no cell for another attempt.
 
 `python -m statemachine` prints docs/state-machine.md from this file; a test compares.
 """
@@ -23,6 +23,9 @@ from statemachine.messages import (
     Event,
     StopRequested,
     TimePassed,
+    ToolCallEnded,
+    ToolCallStarted,
+    TurnEnded,
     UpstreamFailed,
     UpstreamFinished,
     WaitExpired,
@@ -59,6 +62,9 @@ MATRIX: Final[_Matrix] = {
     AttemptStarted:    (P,       NEVER,     NEVER,     LATE,   LATE),
     ChunkReceived:     (S,       S,         NEVER,     LATE,   LATE),
     AnswerExceeded:    (F,       F,         NEVER,     NEVER,  NEVER),
+    TurnEnded:         (S,       S,         NEVER,     LATE,   LATE),
+    ToolCallStarted:   (S,       S,         NEVER,     LATE,   LATE),
+    ToolCallEnded:     (NEVER,   S,         NEVER,     LATE,   LATE),
     UpstreamFinished:  (F,       C,         NEVER,     LATE,   LATE),
     UpstreamFailed:    (F,       F,         NEVER,     LATE,   LATE),
     ClientLeft:        (G,       G,         LATE,      LATE,   LATE),

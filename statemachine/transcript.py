@@ -346,6 +346,30 @@ class Transcript:
         first = self._choices.get(min(self._choices)) if self._choices else None
         return first.finish_reason if first else None
 
+    # --- an answer of several turns ---------------------------------------------------------
+
+    @property
+    def text_length(self) -> int:
+        """How many characters of the first choice's text have come."""
+        first = self._choices.get(min(self._choices)) if self._choices else None
+        return sum(map(len, first.content or ())) if first else 0
+
+    def text_from(self, start: int) -> str:
+        """The first choice's text as far as it has come, from this character on."""
+        first = self._choices.get(min(self._choices)) if self._choices else None
+        return "".join(first.content or ())[start:] if first else ""
+
+    def take_usage(self) -> JsonObject | None:
+        """What was used so far, and count anew: another turn follows."""
+        usage, self.usage = self.usage, None
+        self._usage_frames, self._is_counted_apart = 0, True
+        return usage
+
+    def put_beside(self, chunk: ParsedChunk) -> None:
+        """A chunk that is sent, and says nothing of the answer."""
+        self._pattern = None
+        self.tape.add(chunk)
+
     def choices(self) -> tuple[Choice, ...]:
         """The choices as far as they came, by index; fresh copies with all text joined."""
         return tuple([self._choices[index].closed(index) for index in sorted(self._choices)])

@@ -56,7 +56,8 @@ def empty_tables(dsn: str) -> None:
     execute(dsn, CLOSE_OTHERS)
     execute(
         dsn,
-        "TRUNCATE conversations, tool_sets, completions, messages, completion_labels, deletions",
+        "TRUNCATE conversations, tool_sets, completions, messages, tool_calls, completion_labels,"
+        " deletions",
     )
 
 

@@ -66,8 +66,16 @@ MAY_IMPORT = {
     },
     "service/telemetry.py": {"service/settings"},
     "service/edge": {"service/wire"},
-    "service/agents": {"service/edge", "service/settings", "service/wire"},
+    "service/tools": {"service/settings"},
+    "service/agents": {"service/edge", "service/settings", "service/tools", "service/wire"},
     "service/stream": {"service/agents", "service/edge", "service/wire"},
+    "service/turns": {
+        "service/agents",
+        "service/edge",
+        "service/stream",
+        "service/tools",
+        "service/wire",
+    },
     "service/completion_log.py": {"service/stream", "service/telemetry.py"},
     "service/metrics": {"db/fleet", "service/edge", "service/fleet", "service/stream"},
     "service/callers": {
@@ -86,6 +94,7 @@ MAY_IMPORT = {
         "service/settings",
         "service/stream",
         "service/telemetry.py",
+        "service/turns",
         "service/wire",
     },
     "service/page": {
@@ -150,8 +159,9 @@ DOORS = {
     "aiohttp_sse": {"service/stream"},
     "aiopg": {"db/postgres"},
     "cattrs": {"db/journal", "service/settings"},
-    "httpx2": {"service/agents/openai"},
+    "httpx2": {"service/agents/openai", "service/tools"},
     "jinja2": {"service/page/rendering.py"},
+    "mcp": {"service/tools"},
     "multidict": {"service/agents/openai"},
     "openai": {"service/agents/openai"},
     "opentelemetry": {"service/tracing"},
@@ -415,7 +425,7 @@ def test_foreign_packages_are_declared() -> None:
     declared.read(ROOT / "setup.cfg", "utf-8")
     extras = declared["options.extras_require"]
     lines = [declared["options"]["install_requires"], extras["embedded"], extras["fast"]]
-    lines += [extras["fleet"], extras["tracing"]]
+    lines += [extras["fleet"], extras["tools"], extras["tracing"]]
     asked = {re.split(r"[\[<>=]", line)[0].lower() for line in "\n".join(lines).split("\n") if line}
     brought_by = packages_distributions()
     undeclared = {

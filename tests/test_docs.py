@@ -24,6 +24,7 @@ from service.settings import config as configuration
 from service.settings.access import ApiKeyConfig
 from service.settings.admin import AdminKeyConfig
 from service.settings.config import RELOADABLE, Config, OpenAIAgentConfig, ScriptedAgentConfig
+from service.settings.tools import ToolServerConfig
 from statemachine import (
     ChunkReceived,
     Save,
@@ -132,6 +133,10 @@ def configuration_sections() -> Iterator[tuple[str, dict[str, str]]]:
             first, second = kinds.values()
             shared = {key: first[key] for key in first if first[key] == second.get(key)}
             yield "Every agent", shared
+            yield (
+                "Every server of tools",
+                dict(keys_of(ToolServerConfig, "agents[].tools.servers[].")),
+            )
             for kind, keys in kinds.items():
                 yield f"`{kind}`", {k: v for k, v in keys.items() if k not in shared}
         elif isinstance(field.type, type) and attrs.has(field.type):
@@ -277,6 +282,7 @@ def test_there_are_tables() -> None:
         "conversations",
         "deletions",
         "messages",
+        "tool_calls",
         "tool_sets",
     } == set(tables())
 

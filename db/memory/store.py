@@ -83,6 +83,7 @@ class MemoryStore(MemoryOverview):
         del self._completions[completion_id]
         self._deleted[completion_id] = gone.owner, gone.created_at
         self._tapes.pop(completion_id, None)
+        self._tool_calls.pop(completion_id, None)
         prompts = [(row.prompt_digest, row.hidden) for row in self._completions.values()]
         used = {row.digest for digest, _ in prompts for row in self._walk(digest)}
         shown = {row.digest for digest, hid in prompts if not hid for row in self._walk(digest)}
@@ -149,6 +150,8 @@ class MemoryStore(MemoryOverview):
         self._answers[completion_id] = rows.answers
         if rows.tape is not None:
             self._tapes[completion_id] = rows.tape
+        if rows.tool_calls:
+            self._tool_calls[completion_id] = rows.tool_calls
         if rows.tool_set is not None:
             tools = _copy(rows.tool_set.tools)
             self._tool_sets.setdefault(rows.tool_set.digest, tools)

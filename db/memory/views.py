@@ -21,6 +21,7 @@ from db.store import (
     StoredCompletion,
     StoredConversation,
     StoredMessage,
+    StoredToolCall,
     ThreadNode,
     UnknownCursor,
 )
@@ -40,6 +41,7 @@ class MemoryViews:
         self._answers: dict[str, tuple[StoredMessage, ...]] = {}
         self._messages: dict[str, list[StoredMessage]] = {}
         self._tapes: dict[str, TapeColumns] = {}
+        self._tool_calls: dict[str, tuple[StoredToolCall, ...]] = {}
         self._tool_sets: dict[str, Any] = {}
         self._deleted: dict[str, tuple[str, float]] = {}
 
@@ -144,7 +146,16 @@ class MemoryViews:
     def _view(self, completion_id: str) -> CompletionView:
         row = self._completions[completion_id]
         answers = sorted(self._answers[completion_id], key=lambda answer: answer.choice_index or 0)
-        return CompletionView(row, tuple(answers), self._tool_sets.get(row.tools_digest or ""))
+        return CompletionView(
+            row,
+            tuple(answers),
+            self._tool_sets.get(row.tools_digest or ""),
+            self._calls_of(completion_id),
+        )
+
+    def _calls_of(self, completion_id: str) -> tuple[StoredToolCall, ...]:
+        calls = self._tool_calls.get(completion_id, ())
+        return tuple(sorted(calls, key=lambda call: (call.turn, call.position)))
 
     def _walk(self, digest: str | None) -> list[StoredMessage]:
         """The messages from the one with this digest up to the root."""
@@ -165,7 +176,9 @@ class MemoryViews:
                 if row.conversation_id == conversation_id:
                     completion = self._completions.get(row.completion_id or "")
                     parent = self._node_of(row.parent_digest)
-                    yield row.created_at, ThreadNode(row.message_id, parent, row, completion)
+                    calls = self._calls_of(row.completion_id or "")
+                    node = ThreadNode(row.message_id, parent, row, completion, calls)
+                    yield row.created_at, node
 
     def _unanswered_of(self, conversation_id: str) -> Iterable[tuple[float, ThreadNode]]:
         for name, row in self._completions.items():
@@ -175,7 +188,7 @@ class MemoryViews:
                 and not self._answers[name]
             ):
                 parent = self._node_of(row.prompt_digest)
-                yield row.finished_at, ThreadNode(name, parent, None, row)
+                yield row.finished_at, ThreadNode(name, parent, None, row, self._calls_of(name))
 
     def _node_of(self, digest: str | None) -> str | None:
         rows = [row for row in self._messages.get(digest or "", ()) if not row.hidden]

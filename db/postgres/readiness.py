@@ -34,6 +34,7 @@ _COLUMNS: Final[Mapping[str, Sequence[str]]] = {
     "tool_sets": tuple(sql.TOOL_SETS),
     "completions": tuple(sql.SAVED_COMPLETIONS),
     "messages": tuple(sql.MESSAGES),
+    "tool_calls": tuple(sql.TOOL_CALLS),
     "completion_labels": ("label", "created_at", "completion_id"),
     "deletions": ("id", "owner", "created_at", "deleted_at"),
 }
@@ -42,6 +43,7 @@ RIGHTS: Final[Mapping[str, Sequence[str]]] = {
     "tool_sets": ("SELECT", "INSERT", "UPDATE"),  # to lock a row wants UPDATE
     "completions": ("SELECT", "INSERT"),
     "messages": ("SELECT", "INSERT", "UPDATE"),
+    "tool_calls": ("INSERT",),
     "completion_labels": ("INSERT",),
     "deletions": ("SELECT",),
 }

@@ -32,6 +32,7 @@ from db.store import (
     StoredCompletion,
     StoredConversation,
     StoredMessage,
+    StoredToolCall,
     ThreadNode,
     UnknownCursor,
 )
@@ -216,14 +217,29 @@ async def _views(cursor: Cursor, found: Sequence[StoredCompletion]) -> list[Comp
         answer = sql.message_from(row)
         answers[answer.completion_id or ""].append(answer)
         await asyncio.sleep(0)  # a page may take long, and streams don't wait for it
+    calls = await _tool_calls(cursor, ids)
     digests = sorted({row.tools_digest for row in found if row.tools_digest})
     tools = dict(await ask(cursor, reading_sql.TOOLS, digests=digests)) if digests else {}
     return [
         CompletionView(
-            row, tuple(answers[row.completion_id]), from_jsonb(tools.get(row.tools_digest))
+            row,
+            tuple(answers[row.completion_id]),
+            from_jsonb(tools.get(row.tools_digest)),
+            tuple(calls.get(row.completion_id, ())),
         )
         for row in found
     ]
+
+
+async def _tool_calls(
+    cursor: Cursor, completion_ids: Sequence[str]
+) -> dict[str, list[StoredToolCall]]:
+    calls: dict[str, list[StoredToolCall]] = {}
+    if completion_ids:
+        for row in await ask(cursor, reading_sql.TOOL_CALLS, completion_ids=completion_ids):
+            calls.setdefault(row[0], []).append(sql.tool_call_from(row))
+            await asyncio.sleep(0)
+    return calls
 
 
 async def _completions(
@@ -247,6 +263,7 @@ async def _nodes(cursor: Cursor, node_ids: Sequence[str]) -> list[ThreadNode]:
     messages = await _messages(cursor, node_ids)
     answered = {row.completion_id for row in messages.values() if row.completion_id}
     completions = await _completions(cursor, answered | (set(node_ids) - messages.keys()))
+    calls = await _tool_calls(cursor, sorted(completions))
     above = {name: row.parent_digest for name, row in messages.items()}
     above.update((name, row.prompt_digest) for name, row in completions.items())
     digests = sorted({above[name] or "" for name in node_ids})
@@ -261,6 +278,7 @@ async def _nodes(cursor: Cursor, node_ids: Sequence[str]) -> list[ThreadNode]:
                 parent_id=parents.get(above[name]),
                 message=message,
                 completion=completions.get(owner_id or ""),
+                tool_calls=tuple(calls.get(owner_id or "", ())),
             )
         )
     return nodes

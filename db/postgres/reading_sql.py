@@ -132,6 +132,11 @@ ANSWERS: Final = (
     f"SELECT {sql.select_list(sql.MESSAGES)} FROM messages"
     " WHERE completion_id = ANY (%(completion_ids)s::text[]) ORDER BY completion_id, choice_index"
 )
+TOOL_CALLS: Final = (
+    f"SELECT {sql.select_list(sql.TOOL_CALLS)} FROM tool_calls"
+    " WHERE completion_id = ANY (%(completion_ids)s::text[])"
+    " ORDER BY completion_id, turn, position"
+)
 TOOLS: Final = "SELECT digest, tools::text FROM tool_sets WHERE digest = ANY (%(digests)s::text[])"
 
 # --- messages ---------------------------------------------------------------------------------

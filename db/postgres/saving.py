@@ -143,6 +143,8 @@ def _is_long(record: SessionRecord) -> bool:
     messages = record.request.messages
     if len(messages) >= _LONG_CHAT or (record.tape and record.tape.size > _LONG_TEXT):
         return True
+    if record.tool_calls and sum(call.size for call in record.tool_calls) > _LONG_TEXT:
+        return True
     said = (*messages, *[choice.message for choice in record.choices])
     characters = plain_characters(said)
     if characters is not None:
@@ -157,6 +159,7 @@ def characters_of(batch: Sequence[RecordRows]) -> int:
     for rows in batch:
         if rows.tape is not None:
             characters += len(rows.tape.tape) + len(rows.tape.lengths)
+        characters += sum(len(call.arguments) + len(call.result or "") for call in rows.tool_calls)
         for row in (*rows.sent, *rows.answers):
             characters += len(row.content or "")
             if row.parts:
@@ -214,6 +217,9 @@ async def _try_save(
     await _insert(outbox, sql.INSERT_TOOL_SETS, sql.TOOL_SETS, unknown_tools)
     answers = [answer for rows in new for answer in rows.answers]
     await _save_messages(outbox, answers, _merged_messages(new), known)
+    if calls := [call for rows in new for call in rows.tool_calls]:
+        calls.sort(key=lambda call: (call.completion_id, call.turn, call.position))
+        await _insert(outbox, sql.INSERT_TOOL_CALLS, sql.TOOL_CALLS, calls)
     labelled = [row.completion_id for row in completions if row.metadata and not row.hidden]
     if ids := [name for name in labelled if name in saved]:
         await outbox.tell(sql.INSERT_LABELS, {"completion_ids": ids})

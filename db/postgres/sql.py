@@ -31,6 +31,7 @@ from db.store import (
     StoredCompletion,
     StoredConversation,
     StoredMessage,
+    StoredToolCall,
 )
 from statemachine import State
 
@@ -78,6 +79,7 @@ COMPLETIONS: Final = dict(_columns_of(StoredCompletion))
 SAVED_COMPLETIONS: Final = dict(_columns_of(TapedCompletion))
 """With the tape, which few ever read."""
 MESSAGES: Final = dict(_columns_of(StoredMessage))
+TOOL_CALLS: Final = dict(_columns_of(StoredToolCall))
 
 _GIVEN_AS: Final = {"timestamptz": "double precision", "json": "text"}
 """Times are sent as seconds. Until 2242 a float of them is exact to the microsecond, as the column is.
@@ -158,6 +160,8 @@ UPSERT_CONVERSATIONS: Final = (
 INSERT_TOOL_SETS: Final = _insert("tool_sets", TOOL_SETS) + " ON CONFLICT (digest) DO NOTHING"
 # Without a target, since a sent message may be there by its id as well as by its digest.
 INSERT_MESSAGES: Final = _insert("messages", MESSAGES) + " ON CONFLICT DO NOTHING"
+
+INSERT_TOOL_CALLS: Final = _insert("tool_calls", TOOL_CALLS)
 
 # Which of these digests are there, and whether hidden; which of these completions were inserted by
 # this transaction, and whether somebody has deleted them meanwhile. A tool set that is found is
@@ -315,6 +319,14 @@ def message_from(row: Sequence[Any]) -> StoredMessage:
     values = _values(MESSAGES, row)
     raw = values.pop("content_raw")
     return StoredMessage(**{**values, "content": original_text(values["content"], raw)})
+
+
+def tool_call_from(row: Sequence[Any]) -> StoredToolCall:
+    """The call in a row of all its columns."""
+    values = _values(TOOL_CALLS, row)
+    for name in ("arguments", "result"):
+        values[name] = original_text(values[name], values.pop(name + _RAW))
+    return StoredToolCall(**values)
 
 
 def _values(columns: Columns, row: Sequence[Any]) -> dict[str, Any]:

@@ -28,8 +28,8 @@ from db.rows.columns import as_json, readable
 from db.rows.digest import answer_content, canonical_content, digest_of, message_digest
 from db.rows.messages import answer_parts, parts_of, role_of, sent_id, text_of
 from db.rows.tapes import TapeColumns, columns_of
-from db.store import StoredCompletion, StoredConversation, StoredMessage
-from statemachine import Choice, Failure, SessionRecord, SessionRequest
+from db.store import StoredCompletion, StoredConversation, StoredMessage, StoredToolCall
+from statemachine import Choice, Failure, Outcome, SessionRecord, SessionRequest
 
 _INDEXED_BYTES = 512
 """The longest text put into an index; PostgreSQL refuses index rows over 2,704 bytes."""
@@ -73,6 +73,8 @@ class RecordRows:
     """The messages that the client sent, oldest first; only those with a new digest are stored."""
     answers: tuple[StoredMessage, ...]
     tape: TapeColumns | None = None
+    tool_calls: tuple[StoredToolCall, ...] = ()
+    """What was called for it, in the order in which it was asked."""
     is_long: bool = False
     """Wording them takes so long that it isn't done in the event loop."""
 
@@ -109,6 +111,7 @@ def rows_of(record: SessionRecord) -> RecordRows:
         sent=sent,
         answers=_answers(record, conversation, prompt_digest),
         tape=columns_of(record),
+        tool_calls=_tool_calls(record) if record.tool_calls else (),
     )
 
 
@@ -190,6 +193,29 @@ def _answers(
             )
         )
     return tuple(rows)
+
+
+def _tool_calls(record: SessionRecord) -> tuple[StoredToolCall, ...]:
+    ends = {turn.number: turn.text_end for turn in record.turns}
+    return tuple(
+        StoredToolCall(
+            completion_id=record.completion_id,
+            turn=call.turn,
+            position=call.position,
+            call_id=readable(call.call_id),
+            server=readable(call.server),
+            tool=readable(call.tool),
+            arguments=call.arguments,
+            asked_at=_moment(call.asked_at),
+            ended_at=None if call.ended_at is None else _moment(call.ended_at),
+            outcome=(call.outcome or Outcome.UNKNOWN).value,
+            result=call.result,
+            bytes=_count(call.size),
+            is_truncated=call.is_truncated,
+            text_end=ends.get(call.turn, 0),
+        )
+        for call in record.tool_calls
+    )
 
 
 def _numbered(choices: Sequence[Choice]) -> list[tuple[int, Choice]]:

@@ -9,10 +9,14 @@ from typing import Any
 import structlog
 
 from service.agents.openai.agent import OpenAIAgent
-from service.agents.protocol import Agent
+from service.agents.protocol import Agent, AgentTools
 from service.agents.scripted import ScriptedAgent
 from service.edge.errors import ApiError
 from service.settings.config import AgentConfig, OpenAIAgentConfig, ScriptedAgentConfig
+from service.settings.tools import ToolsConfig
+from service.tools.contract import ToolsUnavailable
+from service.tools.making import load_for as load_tools_for
+from service.tools.making import make_toolbox, why_off
 from statemachine import Failure
 
 log = structlog.get_logger(__name__)
@@ -24,19 +28,36 @@ _OPENAI_HOST = "api.openai.com"
 
 def _make(config: AgentConfig, environ: Mapping[str, str]) -> Agent | str:
     """The agent, or why it is off."""
+    if (why := why_off(config.tools, environ)) is not None:
+        return why
+    tools = None if config.tools is None else _tools(config.tools, environ)
     match config:
         case ScriptedAgentConfig():
-            return ScriptedAgent(config)
+            return ScriptedAgent(config, tools)
         case OpenAIAgentConfig(api_key_env=None):
-            return OpenAIAgent(config, None)
+            return OpenAIAgent(config, None, tools)
         case OpenAIAgentConfig(api_key_env=name) if name and environ.get(name):
             if environ[name].isascii() and environ[name].isprintable():
-                return OpenAIAgent(config, environ[name])
+                return OpenAIAgent(config, environ[name], tools)
             return f"{name} holds characters that no HTTP header can"
         case OpenAIAgentConfig(api_key_env="OPENAI_API_KEY") if _is_moved(config, environ):
-            return OpenAIAgent(config, None)
+            return OpenAIAgent(config, None, tools)
         case OpenAIAgentConfig(api_key_env=name):
             return f"{name} is not set"
+
+
+def _tools(config: ToolsConfig, environ: Mapping[str, str]) -> AgentTools | None:
+    """The agent's tools; None if it has none."""
+    if not (config.builtin or config.servers):
+        return None
+    return AgentTools(
+        toolbox=make_toolbox(config, environ),
+        max_turns=config.max_turns,
+        concurrency=config.concurrency,
+        stops_on_error=config.on_error == "stop",
+        show=config.show,
+        shows_detail=config.show_detail,
+    )
 
 
 def _is_moved(config: OpenAIAgentConfig, environ: Mapping[str, str]) -> bool:
@@ -113,6 +134,10 @@ class AgentDirectory:
         for agent in self.agents:
             try:
                 await agent.prepare()
+                if agent.tools is not None:
+                    await agent.tools.toolbox.tools()
+            except ToolsUnavailable as error:
+                log.warning("tools not known yet", agent=agent.name, reason=str(error))
             except Exception as error:  # its requests will say so, too
                 log.warning("agent not prepared", agent=agent.name, reason=repr(error)[:200])
 
@@ -216,6 +241,8 @@ def _names_in(config: AgentConfig) -> set[str]:
 def load_for(configs: Iterable[AgentConfig]) -> None:
     """Import what these agents import late, so that processes that are forked hereafter share its
     memory."""
+    configs = tuple(configs)
+    load_tools_for(config.tools for config in configs)
     if any(isinstance(config, OpenAIAgentConfig) for config in configs):
         from service.agents.openai.specimen import load
 

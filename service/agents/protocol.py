@@ -11,6 +11,7 @@ from attrs import frozen
 
 from service.agents.circuit import Circuits
 from service.settings.config import Timeouts
+from service.tools.contract import Toolbox
 from service.wire import ChatRequest
 from statemachine import ChunkReceived, ClientGone, Event, Failure
 
@@ -70,6 +71,19 @@ class AgentCall:
 
 
 @frozen
+class AgentTools:
+    """The tools that an agent has, and how far it may go with them (`tools` in the configuration)."""
+
+    toolbox: Toolbox
+    max_turns: int = 8
+    concurrency: int = 4
+    stops_on_error: bool = False
+    show: str = "auto"
+    """`none`, `field`, `openwebui`, or `auto`: as the request's headers tell who asks."""
+    shows_detail: bool = False
+
+
+@frozen
 class Target:
     """Whom an agent asks for a call's answer.
 
@@ -113,7 +127,8 @@ class Answer(Protocol):
 class Agent(Protocol):
     """An upstream. One instance serves all requests; it holds no state of any of them.
 
-    `circuits` say whether it may be asked now; whoever asks it tells them what became of it.
+    `circuits` say whether it may be asked now; whoever asks it tells them what became of it. Its `tools`
+    are called by whoever asks, too; None: it has none.
     """
 
     name: str
@@ -122,6 +137,7 @@ class Agent(Protocol):
     fallbacks: tuple[str, ...]
     client_gone: ClientGone | None
     circuits: Circuits
+    tools: AgentTools | None
 
     def serves(self, model: str) -> bool:
         """True if requests for this model may go here."""

@@ -12,7 +12,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from service.agents.circuit import Circuits
-from service.agents.protocol import AgentCall, Sink, Target
+from service.agents.protocol import AgentCall, AgentTools, Sink, Target
+from service.agents.scripted_calls import calls_delta, script_of
 from service.settings.config import ScriptedAgentConfig
 from statemachine import ChunkReceived, Event, Failure, UpstreamFailed, UpstreamFinished
 from statemachine.endings import BROKEN_OFF
@@ -36,15 +37,16 @@ class ScriptedAgent:
     event (`error`) or half a JSON object (`malformed`).
     """
 
-    def __init__(self, config: ScriptedAgentConfig) -> None:
+    def __init__(self, config: ScriptedAgentConfig, tools: AgentTools | None = None) -> None:
         self.name = config.name
         self.timeouts = config.timeouts
         self.retries = config.retries
         self.fallbacks = config.fallbacks
         self.client_gone = config.client_gone
         self.circuits = Circuits(config.name)  # nothing of it can be down
+        self.tools = tools
         self._config = config
-        self._tokens = split_tokens(INTRODUCTION if config.reply is None else config.reply)
+        self._reply = INTRODUCTION if config.reply is None else config.reply
 
     def serves(self, model: str) -> bool:
         return model == self.name or any(
@@ -73,7 +75,8 @@ class ScriptedAgent:
         ]
 
     async def close(self) -> None:
-        pass
+        if self.tools is not None:
+            await self.tools.toolbox.close()
 
     async def _events(self, call: AgentCall) -> AsyncGenerator[list[Event]]:
         config = self._config
@@ -82,7 +85,9 @@ class ScriptedAgent:
         starts_at = loop.time() + config.first_token_delay_seconds
         role = {"role": "assistant", "content": ""}
         yield [_chunk(call, [_choice(index, role)]) for index in choices]
-        for position, token in enumerate(self._tokens):
+        script = script_of(call.request, self._reply)
+        tokens = split_tokens(script.text)
+        for position, token in enumerate(tokens):
             if position == config.fail_after_tokens:
                 break
             await asyncio.sleep(starts_at + position / config.tokens_per_second - loop.time())
@@ -90,9 +95,12 @@ class ScriptedAgent:
         if config.fail_after_tokens is not None:
             yield [UpstreamFailed(await self._failure())]
             return
-        yield [_chunk(call, [_choice(index, {}, "stop")]) for index in choices]
+        if script.calls:
+            yield [_chunk(call, [_choice(index, calls_delta(script.calls))]) for index in choices]
+        reason = "tool_calls" if script.calls else "stop"
+        yield [_chunk(call, [_choice(index, {}, reason)]) for index in choices]
         if call.request.include_usage is not False:
-            yield [_chunk(call, [], usage=self._usage(call))]
+            yield [_chunk(call, [], usage=_usage(call, len(tokens)))]
         yield [UpstreamFinished()]
 
     async def _failure(self) -> Failure:
@@ -109,15 +117,6 @@ class ScriptedAgent:
                 return Failure("upstream_malformed", message)
         return Failure(BROKEN_OFF, "The model's answer broke off before its end.")
 
-    def _usage(self, call: AgentCall) -> dict[str, int]:
-        prompt = estimate_tokens(call.request.messages)
-        answer = len(self._tokens) * call.request.choices_expected
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": answer,
-            "total_tokens": prompt + answer,
-        }
-
 
 class _Answer:
     """See `Answer`: the script's events, a token at a time."""
@@ -127,6 +126,16 @@ class _Answer:
 
     async def read(self, sink: Sink | None = None) -> Sequence[Event]:
         return await anext(self._events)
+
+
+def _usage(call: AgentCall, tokens: int) -> dict[str, int]:
+    prompt = estimate_tokens(call.request.messages)
+    answer = tokens * call.request.choices_expected
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answer,
+        "total_tokens": prompt + answer,
+    }
 
 
 def split_tokens(text: str) -> list[str]:

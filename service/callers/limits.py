@@ -1,4 +1,4 @@
-"""Limits each caller: requests and tokens a minute, and streams at once.
+"""Limits each caller: requests, tokens and tools' calls a minute, and streams at once.
 
 `Admission.admit` decides before a request's body is read, in memory, in microseconds. Who the
 caller is, is decided before (`service.callers.auth`). The rules:
@@ -89,11 +89,13 @@ class Account:
         "requests",
         "streams",
         "tokens",
+        "tool_calls",
     )
 
     def __init__(self, limits: LimitsConfig) -> None:
         self.requests = Budget(limits.requests_per_minute)
         self.tokens = Budget(limits.tokens_per_minute)
+        self.tool_calls = Budget(limits.tool_calls_per_minute)
         self.most_streams = limits.max_concurrent_streams
         self.max_answer_bytes = limits.max_answer_bytes
         self.streams = 0
@@ -102,6 +104,7 @@ class Account:
     def resize(self, limits: LimitsConfig, now: float) -> None:
         self.requests.resize(limits.requests_per_minute, now)
         self.tokens.resize(limits.tokens_per_minute, now)
+        self.tool_calls.resize(limits.tool_calls_per_minute, now)
         self.most_streams = limits.max_concurrent_streams
         self.max_answer_bytes = limits.max_answer_bytes
         self.is_limited = _limits_anything(limits)
@@ -156,6 +159,15 @@ class Ticket:
         """The largest answer that the stream may be; None: no limit."""
         return self._account.max_answer_bytes
 
+    def take_tool_call(self) -> float:
+        """Take the right to call one tool: 0 if it is given, else for how many seconds there will be none,
+        and nothing is taken. May be asked after `close`, too."""
+        now = self._clock()
+        wait = self._account.tool_calls.wait_seconds(now)
+        if not wait:
+            self._account.tool_calls.take(1, now)
+        return wait
+
     def close(self, tokens: int = 0) -> None:
         """Make room for another stream, and charge the tokens of this one. Only the first call
         counts."""
@@ -188,7 +200,7 @@ class Admission:
 
     def replace(self, limits: LimitsConfig, keys: Iterable[ApiKeyConfig]) -> None:
         """Apply these limits from now on. What is used stays used, and running streams go on."""
-        self._whole = limits, {key.name: _own_limits(key, limits) for key in keys}
+        self._whole = limits, {key.name: own_limits(key, limits) for key in keys}
         self._part_limits()
         now = self._clock()
         for owner, account in self._accounts.items():
@@ -291,7 +303,8 @@ def duration(seconds: float) -> str:
 
 def _limits_anything(limits: LimitsConfig) -> bool:
     """True if a request may be refused."""
-    return any(limit is not None for limit in astuple(evolve(limits, max_answer_bytes=None)))
+    asked = evolve(limits, max_answer_bytes=None, tool_calls_per_minute=None)
+    return any(limit is not None for limit in astuple(asked))
 
 
 def _part_of(limits: LimitsConfig, parts: int) -> LimitsConfig:
@@ -304,12 +317,14 @@ def _part_of(limits: LimitsConfig, parts: int) -> LimitsConfig:
     )
 
 
-def _own_limits(key: ApiKeyConfig, limits: LimitsConfig) -> LimitsConfig:
+def own_limits(key: ApiKeyConfig, limits: LimitsConfig) -> LimitsConfig:
+    """What a key's caller may use: its own figures, and those of all where it has none."""
     own = {
         "requests_per_minute": key.requests_per_minute,
         "tokens_per_minute": key.tokens_per_minute,
         "max_concurrent_streams": key.max_concurrent_streams,
         "max_answer_bytes": key.max_answer_bytes,
+        "tool_calls_per_minute": key.tool_calls_per_minute,
     }
     return evolve(limits, **{name: value for name, value in own.items() if value is not None})
 

@@ -40,6 +40,8 @@ ERROR_CODES: Mapping[str, int] = {
     "headers_too_large": 431,
     "internal_error": 500,
     "answer_too_large": 502,
+    "tool_failed": 502,
+    "too_many_turns": 502,
     "upstream_error": 502,
     "upstream_incomplete": 502,
     "upstream_malformed": 502,
@@ -51,6 +53,7 @@ ERROR_CODES: Mapping[str, int] = {
     "draining": 503,
     "fleet_unavailable": 503,
     "journal_full": 503,
+    "tools_unavailable": 503,
     "upstream_unavailable": 503,
     "connect_timeout": 504,
     "first_token_timeout": 504,
@@ -65,7 +68,16 @@ ERROR_CODES: Mapping[str, int] = {
 
 _ERRORS = range(400, 600)
 """What a failure may leave as, whatever status an upstream gave it."""
-_DONT_RETRY = frozenset(("answer_too_large", "position_ahead", "stopped", "total_timeout"))
+_DONT_RETRY = frozenset(
+    (
+        "answer_too_large",
+        "position_ahead",
+        "stopped",
+        "too_many_turns",
+        "tool_failed",
+        "total_timeout",
+    )
+)
 """The SDKs retry on 408, 409, 429 and from 500; for these codes that would do harm."""
 
 

@@ -28,7 +28,6 @@ from service.fleet.elsewhere import Elsewhere
 from service.ids import random_hex
 from service.settings.config import Config
 from service.settings.live import Live
-from service.stream.attempts import Attempts
 from service.stream.client import ClientSide
 from service.stream.moments import Moments, Watchers
 from service.stream.ports import Journal, RelayLimits, Saver
@@ -36,6 +35,8 @@ from service.stream.relay import Relay
 from service.stream.running import RunningStreams
 from service.stream.writers import JsonWriter, SseWriter, Writer
 from service.telemetry import ARRIVED_AT, COMPLETION_ID, REQUEST_ID, TRACE, Trace
+from service.turns.making import check_choices, upstream_of
+from service.turns.showing import telling
 from service.wire import ChatRequest, ChunkEncoder, NumberingEncoder, parse_request
 from statemachine import (
     Failure,
@@ -189,6 +190,7 @@ class Completions:
         picked = self.directory.pick(chat.model)
         self.streams.check_room()  # the body may have taken its time
         agents = askable(picked, chat.model)
+        check_choices(agents[0], chat)
         trace = request[TRACE]
         asked = self._session_request(request, chat, agents[0], trace, completion_id)
         session = StreamSession(asked, self._policy(request, chat, agents[0], ticket))
@@ -203,8 +205,9 @@ class Completions:
         self.charging.expect(asked.completion_id, ticket)
         moments = Moments(session, self.watchers, request[ARRIVED_AT])
         call = AgentCall(chat, asked.completion_id, trace.traceparent, agents != picked)
-        upstream = Attempts(
-            agents, call, moments, trace.name_attempt if trace.is_recorded else None
+        name_attempt = trace.name_attempt if trace.is_recorded else None
+        upstream = upstream_of(
+            agents, call, moments, name_attempt, session.transcript, ticket.take_tool_call
         )
         relay = Relay(
             session, self.journal, client, upstream, self.saver, limits, self.clock, moments
@@ -250,7 +253,7 @@ class Completions:
     ) -> SessionPolicy:
         config = self.config.value
         interval = keep_alive_interval(request, config)
-        return SessionPolicy(
+        policy = SessionPolicy(
             client_gone=client_gone_policy(
                 request, config, agent.client_gone, has_key=KEY in request.headers
             ),
@@ -261,6 +264,7 @@ class Completions:
             max_answer_bytes=ticket.max_answer_bytes,
             max_tape_bytes=config.readers.max_tape_bytes,
         )
+        return policy if agent.tools is None else telling(policy, agent.tools, request.headers)
 
     def _writer(self, request: web.Request, chat: ChatRequest, asked: SessionRequest) -> Writer:
         if not chat.stream:

@@ -20,6 +20,7 @@ from db.store import (
 from service.callers.auth import owner_of
 from service.endpoints.asking import ask
 from service.endpoints.lists import Limits, json_response, list_object, not_found, paging_of
+from service.endpoints.tool_calls import messages_of
 
 NODES = Limits(default=100, most=1000)
 """A turn of a chat is two nodes."""
@@ -81,7 +82,16 @@ def node_object(node: ThreadNode) -> dict[str, Any]:
         "state": None if message is None else message.state,
         "message": None if message is None else message.message,
         "completion": None if completion is None else _completion(node, completion),
+        **_turns(node),
     }
+
+
+def _turns(node: ThreadNode) -> dict[str, Any]:
+    """The turns of an answer for which tools were called; nothing for any other node."""
+    if not node.tool_calls:
+        return {}
+    message = None if node.message is None else node.message.message
+    return {"messages": messages_of(message, node.tool_calls)}
 
 
 def _completion(node: ThreadNode, completion: StoredCompletion) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Shows completions as `chat.completion` objects, wherever they are: running, over and not stored yet,
 stored. Pure.
 
-Two fields are added to OpenAI's shape: `state` says how the answer ended and `error` why, since
-`finish_reason` is null if the model didn't finish. Never here: finding them.
+Fields are added to OpenAI's shape: `state` says how the answer ended and `error` why, since
+`finish_reason` is null if the model didn't finish; and `tool_calls` has the tools that were called for it.
+Never here: finding them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,10 @@ from typing import Any
 
 from attrs import evolve
 
-from db.store import CompletionView
+from db.store import CompletionView, StoredToolCall
+from service.endpoints.tool_calls import tool_call_object
 from service.wire import answer_object, completion_object, error_body
-from statemachine import SessionRecord, SessionRequest, State, StreamSession
+from statemachine import SessionRecord, SessionRequest, State, StreamSession, ToolCall
 
 _PARAMETERS = (
     "tool_choice",
@@ -41,7 +43,8 @@ def running_completion(request: SessionRequest, session: StreamSession) -> dict[
         ),
     }
     about = request.trace_id, request.parameters, request.tools, request.metadata
-    return _shown(answer, *about, session.state, None)
+    calls = () if session.work is None else session.work.begun
+    return _shown(answer, *about, session.state, None, calls)
 
 
 def ended_completion(record: SessionRecord) -> dict[str, Any]:
@@ -49,14 +52,14 @@ def ended_completion(record: SessionRecord) -> dict[str, Any]:
     request, failure = record.request, record.failure
     error = None if failure is None else error_body(failure)["error"]
     about = request.trace_id, request.parameters, request.tools, request.metadata
-    return _shown(completion_object(record), *about, record.state, error)
+    return _shown(completion_object(record), *about, record.state, error, record.tool_calls)
 
 
 def stored_completion(view: CompletionView) -> dict[str, Any]:
     """One that is stored."""
     row = view.completion
     about = row.trace_id, row.request, view.tools, row.metadata
-    return _shown(plain_completion(view), *about, row.state, row.error)
+    return _shown(plain_completion(view), *about, row.state, row.error, view.tool_calls)
 
 
 def plain_completion(view: CompletionView) -> dict[str, Any]:
@@ -82,7 +85,9 @@ def _shown(
     metadata: Mapping[str, Any] | None,
     state: State,
     error: Mapping[str, Any] | None,
+    calls: Sequence[StoredToolCall | ToolCall],
 ) -> dict[str, Any]:
+    called = {"tool_calls": [tool_call_object(call) for call in calls]} if calls else {}
     return {
         "service_tier": None,
         "system_fingerprint": None,
@@ -94,4 +99,5 @@ def _shown(
         "metadata": metadata or {},
         "state": state.value,
         "error": error,
+        **called,
     }

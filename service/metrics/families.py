@@ -105,6 +105,18 @@ _ALL = (
         "How often each agent was asked, retries included, and what came of it.",
     ),
     Family(
+        "verbatim_tool_calls_total",
+        "counter",
+        ("agent", "server", "outcome"),
+        "How many tools were called for answers, whose, and what became of the calls.",
+    ),
+    Family(
+        "verbatim_tool_call_seconds",
+        "histogram",
+        ("agent", "server"),
+        "How long a tool takes to answer.",
+    ),
+    Family(
         "verbatim_streams",
         "gauge",
         ("phase",),

@@ -89,6 +89,8 @@ class Counting(Watcher):
         self._refused = counter("verbatim_refused_total")
         self._gone = counter("verbatim_clients_gone_total")
         self._pings = counter("verbatim_keepalives_total")
+        self._calls = counter("verbatim_tool_calls_total")
+        self._call_seconds = histogram("verbatim_tool_call_seconds")
 
     def _kind(self, agent: str, model: str, stream: bool) -> _Kind:  # a label
         """The kind of these streams. `model` is a label."""
@@ -136,6 +138,8 @@ class Counting(Watcher):
         elif not request.stream:
             kind.first_token[bisect_left(BOUNDS, ttft_ms / 1000)] += 1
             kind.first_token[SUM] += ttft_ms / 1000
+        if record.tool_calls:
+            self._count_calls(record)
         if (usage := record.usage) is not None:
             labels = (agent, model), (record.usage_source.value, request.owner)
             self._count_tokens("input", usage.get("prompt_tokens"), *labels)
@@ -143,6 +147,13 @@ class Counting(Watcher):
             for kind_of_token, place, name in _DETAILS:
                 if isinstance(details := usage.get(place), dict):
                     self._count_tokens(kind_of_token, details.get(name), *labels)
+
+    def _count_calls(self, record: SessionRecord) -> None:
+        for call in record.tool_calls:
+            labels = (record.agent, call.server)
+            self._calls.add((*labels, str(call.outcome)))
+            if call.ended_at is not None:
+                self._call_seconds.observe(call.ended_at - call.asked_at, labels)
 
     def _count_tokens(
         self, kind: str, count: object, first: tuple[str, str], last: tuple[str, str]

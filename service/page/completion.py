@@ -17,6 +17,7 @@ from service.callers.auth import OWNER
 from service.edge.siblings import asked_elsewhere
 from service.endpoints.reading import Wanted
 from service.endpoints.showing import running_completion, stored_completion
+from service.page.called import called, stretches
 from service.page.doorway import Visitor
 from service.page.running import row_of
 from service.page.screens import Screens, look, nothing
@@ -179,7 +180,8 @@ class OneCompletion:
             here="Completions",
             running=running,
             row=row,
-            line=timeline_of(Asked(*running["asked"]), life, running["now"]),
+            line=timeline_of(Asked(*running["asked"]), life, running["now"], stretches(shown)),
+            calls=called(shown, shows_texts=self._watched.shows_texts),
             prompt=None if prompt is None else [self._message(message) for message in prompt],
             answers=choices or [self._message({"role": "assistant", "content": ""})],
             raw=await asyncio.to_thread(completion_text, shown),
@@ -217,7 +219,8 @@ class OneCompletion:
             row=row,
             error=_error(row, shows_texts=texts),
             finish_reason=row.finish_reason if texts else name_shown(row.finish_reason),
-            line=timeline_of(_asked(row), life, row.finished_at),
+            line=timeline_of(_asked(row), life, row.finished_at, stretches(shown)),
+            calls=called(shown, shows_texts=texts),
             remembers=life is not None,
             prompt=[self._message(message) for message in messages],
             prompt_is_whole=is_whole,

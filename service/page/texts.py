@@ -30,6 +30,10 @@ def without_texts(answer: Mapping[str, Any]) -> dict[str, Any]:
         }
         for choice in answer.get("choices", ())
     ]
+    if calls := answer.get("tool_calls"):
+        shown["tool_calls"] = [
+            {**call, "id": HIDDEN, "arguments": HIDDEN, "result": HIDDEN} for call in calls
+        ]
     shown["usage"] = _numbers(answer.get("usage"))
     if (error := answer.get("error")) is not None:
         code, kind = name_shown(error.get("code")), name_shown(error.get("type"))

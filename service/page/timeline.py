@@ -27,7 +27,7 @@ class Timeline:
     Attributes:
         seconds: from the left edge to the right one.
         ticks: the axis's labels, in seconds, evenly apart.
-        states: the lane of states; attempts, readers: the lanes of these.
+        states: the lane of states; attempts, calls, readers: the lanes of these.
         moments: (seconds since it was asked, what happened), in order; the same as words.
     """
 
@@ -35,8 +35,19 @@ class Timeline:
     ticks: Sequence[float] = ()
     states: list[Span] = Factory(list)
     attempts: list[Span] = Factory(list)
+    calls: list[Span] = Factory(list)
     readers: list[Span] = Factory(list)
     moments: list[tuple[float, str]] = Factory(list)
+
+
+@frozen
+class Stretch:
+    """Something that went on beside: `ended_at` is None while it does. Times are POSIX seconds."""
+
+    kind: str
+    began_at: float
+    ended_at: float | None
+    title: str
 
 
 @frozen
@@ -52,13 +63,16 @@ class Asked:
     agent: str
 
 
-def timeline_of(asked: Asked, life: dict[str, Any] | None, now: float) -> Timeline:
+def timeline_of(
+    asked: Asked, life: dict[str, Any] | None, now: float, calls: Sequence[Stretch] = ()
+) -> Timeline:
     """The picture of a life.
 
     Args:
         asked: what is known for sure.
         life: what is remembered (`Lives.of`); None: nothing is.
         now: the right edge of one that runs.
+        calls: of tools.
     """
     life = life or {"attempts": [], "gaps": [], "absences": [], "saved_at": None}
     end = now if asked.ended_at is None else asked.ended_at
@@ -69,6 +83,10 @@ def timeline_of(asked: Asked, life: dict[str, Any] | None, now: float) -> Timeli
     _draw_states(drawn, lane, asked, life, end)
     for number, attempt in enumerate(life["attempts"], 1):
         _draw_attempt(drawn, lane, number, attempt)
+    for call in calls:
+        until = end if call.ended_at is None else call.ended_at
+        drawn.calls.append(lane.span(call.kind, call.began_at, until, call.title))
+        drawn.moments.append((call.began_at - asked.at, f"called {call.title}"))
     absences = life["absences"]
     if not absences and asked.client_left_at is not None:
         absences = [(asked.client_left_at, None)]

@@ -58,6 +58,7 @@ class ApiKeyConfig(KeyConfig):
     tokens_per_minute: Count | None = None
     max_concurrent_streams: Count | None = None
     max_answer_bytes: Count | None = None
+    tool_calls_per_minute: Count | None = None
     keep_alive_interval_seconds: Seconds | None = None
 
 
@@ -74,6 +75,7 @@ class LimitsConfig:
     tokens_per_minute: Count | None = None
     max_concurrent_streams: Count | None = None
     max_answer_bytes: Count | None = 32 * 1024 * 1024
+    tool_calls_per_minute: Count | None = None
 
 
 def keys_from_environment(text: str) -> list[dict[str, str]]:

@@ -44,6 +44,22 @@ class Allowed:
     rule: Callable[[Any], bool]
 
 
+class Unfit(Exception):
+    """What a `Made` can't make a value of; `allowed` says in words what it can."""
+
+    def __init__(self, found: Any, allowed: str) -> None:
+        super().__init__(allowed)
+        self.found = found
+        self.allowed = allowed
+
+
+@frozen
+class Made:
+    """How a value is made of what the file says: `Annotated[Value, Made(make)]`. `make` may raise Unfit."""
+
+    make: Callable[[Any], Any]
+
+
 @frozen
 class Source:
     """Where a value came from, if not from the file. `is_number`: a number that comes as text."""
@@ -98,7 +114,8 @@ def structure(
         cls: an attrs class of checked fields.
         file: the name of the place that the tree came from.
         sources: key path → the other place that a value came from.
-        secret: paths of keys; at them, above them and below them no value is shown.
+        secret: paths of keys; at them, right above them and below them no value is shown, and further
+            above none that holds others.
 
     Raises:
         ConfigError: with every problem in the tree.
@@ -123,11 +140,20 @@ def _problems(
         keys = re.sub(r"\[\d+\]", "", path).split(".")
         source = next((sources[up] for up in _upwards(keys) if up in sources), Source(file))
         for key, found, allowed, safe_key, described in json.loads(words):
-            if any(all(map(str.__eq__, hidden, keys)) for hidden in secret):
+            if any(_conceals(hidden, keys, key, found) for hidden in secret):
                 key, found = safe_key, described
             full = ".".join(part for part in (path, key) if part)
             problems.append(Problem(source.name, full, found, allowed))
     return problems
+
+
+def _conceals(hidden: tuple[str, ...], keys: list[str], key: str, found: str) -> bool:
+    """Whether what was found at a path, or at a key below it, isn't shown, as it may be a secret that belongs
+    at `hidden`: at, below and right above it; and further above, if it has something in it."""
+    if not all(map(str.__eq__, hidden, keys)):
+        return False
+    has_parts = found[:1] in ("{", "[") and found not in ("{}", "[]")
+    return len(keys) + 1 >= len(hidden) or (has_parts and not key)
 
 
 def _upwards(keys: list[str]) -> Iterator[tuple[str, ...]]:
@@ -343,10 +369,13 @@ def _is_annotated(kind: Any) -> bool:
 def _structure_annotated(converter: Converter, kind: Any) -> Callable[[Any, Any], Any]:
     base, *notes = get_args(kind)
     rules = [note for note in notes if isinstance(note, Allowed)]
+    made = next((note for note in notes if isinstance(note, Made)), None)
 
     def check(given: Any, _: Any) -> Any:
         try:
-            value = converter.structure(given, base)
+            value = made.make(given) if made else converter.structure(given, base)
+        except Unfit as unfit:
+            raise _Refused(unfit.found, unfit.allowed) from None
         except _Refused as refused:
             raise _Refused(given, rules[-1].words if rules else refused.allowed) from None
         for rule in rules:

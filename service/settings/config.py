@@ -38,6 +38,8 @@ from service.settings.kinds import (
     http_url,
 )
 from service.settings.readers import IdempotencyConfig, ReadersConfig
+from service.settings.tools import SECRET as TOOLS_SECRET
+from service.settings.tools import Context, ContextFile, ToolsConfig, hidden, tools_problems
 from statemachine import ClientGone
 from statemachine.endings import CUT_OFF_REASONS
 
@@ -120,6 +122,7 @@ class ScriptedAgentConfig:
     first_token_delay_seconds: Annotated[float, from_0] = 0.0
     fail_after_tokens: Annotated[int, from_0] | None = None
     fail_with: Literal["reset", "stall", "error", "truncate", "malformed"] = "error"
+    tools: ToolsConfig | None = None
     timeouts: Timeouts = Timeouts()
     retries: Annotated[int, from_0] = 0
     fallbacks: tuple[Name, ...] = ()
@@ -137,7 +140,9 @@ class OpenAIAgentConfig:
     api_key_env: Name | None = "OPENAI_API_KEY"
     models: tuple[Name, ...] = ("*",)
     preamble: str | None = None
+    context: Context = ()
     parameters: dict[str, Any] = field(factory=dict)
+    tools: ToolsConfig | None = None
     timeouts: Timeouts = Timeouts()
     retries: Annotated[int, from_0] = 2
     circuit: CircuitConfig | None = CircuitConfig()
@@ -152,7 +157,9 @@ AgentConfig = ScriptedAgentConfig | OpenAIAgentConfig
 
 def _default_agents() -> tuple[AgentConfig, ...]:
     return (
-        ScriptedAgentConfig(name="demo", kind="scripted"),
+        ScriptedAgentConfig(
+            name="demo", kind="scripted", tools=ToolsConfig(builtin=("clock", "dice"))
+        ),
         OpenAIAgentConfig(name="openai", kind="openai"),
     )
 
@@ -249,7 +256,7 @@ def load_config(
         _set(tree, keys, value)
         sources[keys] = Source("command line")
     file = str(path or "defaults")
-    config = structure(tree, Config, file=file, sources=sources, secret=SECRET)
+    config = structure(tree, Config, file=file, sources=sources, secret=SECRET + TOOLS_SECRET)
     if environ.get("OPENAI_BASE_URL"):
         config = _with_base_url(config, environ["OPENAI_BASE_URL"])
     check_together(config, file, sources)
@@ -269,6 +276,9 @@ def dump_config(config: Config) -> str:
     for agent in tree["agents"]:
         if "base_url" in agent:
             agent["base_url"] = mask_password(agent["base_url"])
+        for server in (agent["tools"] or {}).get("servers", ()):
+            server.update(headers=hidden(server["headers"]), env=hidden(server["env"]))
+            server["url"] = server["url"] and mask_password(server["url"])
     for key in (*tree["auth"]["api_keys"], *tree["admin"]["api_keys"]):
         key.update({name: "***" for name in ("sha256", "old_sha256") if key[name]})
     return dump_yaml(tree)
@@ -320,6 +330,8 @@ def check_together(config: Config, file: str, sources: Mapping[tuple[str, ...], 
             problems.append(Problem(file, f"{path}.name", repr(agent.name), "a name used once"))
         if isinstance(agent, OpenAIAgentConfig) and (why := _unusable(agent.parameters)):
             problems.append(Problem(file, f"{path}.parameters", why[0], why[1]))
+        if agent.tools is not None:
+            problems += tools_problems(agent.tools, f"{path}.tools", file)
         for fallback in agent.fallbacks:
             if fallback not in names or fallback == agent.name:
                 others = ", ".join(name for name in names if name != agent.name) or "nothing"
@@ -362,4 +374,6 @@ def _unusable(parameters: Mapping[str, Any]) -> tuple[str, str] | None:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, ContextFile):
+        return value.path
     return str(value) if isinstance(value, ClientGone) else value

@@ -52,6 +52,7 @@ class Attempts:
         call: what to ask.
         moments: told of every attempt.
         name_attempt: makes the `traceparent` of each attempt; without it all have the call's.
+        asks_once: nothing is tried again, and nobody else is asked.
     """
 
     def __init__(
@@ -60,12 +61,15 @@ class Attempts:
         call: AgentCall,
         moments: Moments,
         name_attempt: Callable[[], str] | None = None,
+        *,
+        asks_once: bool = False,
     ) -> None:
         self._agent, *self._others = agents
         self._call: AgentCall | None = call
         self._model = call.request.model
         self._moments = moments
         self._name_attempt = name_attempt
+        self._asks_once = asks_once
         self._number = 1
         self._first_chunk_at: float | None = None
         self._retried_in_vain = False
@@ -73,6 +77,11 @@ class Attempts:
         self._waits: Iterator[float] | None = None
         self._open: AbstractAsyncContextManager[Answer] | None = None
         self._answer: Answer | None = None
+
+    @property
+    def agent(self) -> Agent:
+        """Who is asked, or has answered."""
+        return self._agent
 
     def read(self, sink: Sink | None = None) -> Coroutine[Any, Any, Sequence[Event]]:
         """The next events, at least one: those of one socket read, a new attempt, or the ending.
@@ -202,7 +211,8 @@ class Attempts:
 
     def _wait_before_retry(self, error: AgentError) -> float | None:
         """How long to wait before asking the same agent again, in seconds; None: don't."""
-        if not error.is_retryable or self._number > self._agent.retries or self._is_trial:
+        is_last = self._asks_once or self._number > self._agent.retries
+        if not error.is_retryable or is_last or self._is_trial:
             return None
         if self._agent.circuits.wait_seconds(self._model) and self._next_agent():
             return None

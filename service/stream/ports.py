@@ -1,11 +1,12 @@
-"""What a relay needs of the journal and the store, and how long it waits."""
+"""What a relay needs of the journal and the store, and of an upstream; and how long it waits."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
 
 from attrs import frozen
 
+from service.agents.protocol import Sink
 from statemachine import Event, SessionPolicy, SessionRecord, SessionRequest
 
 
@@ -34,6 +35,16 @@ class Journal(Protocol):
 
     async def settle(self, *, is_final: bool) -> None:
         """Return once what was appended is as safe as configured."""
+
+
+class Upstream(Protocol):
+    """Where an answer comes from; `service.stream.attempts` has the usual one."""
+
+    def read(self, sink: Sink | None = None) -> Coroutine[Any, Any, Sequence[Event]]:
+        """See `Attempts.read`."""
+
+    async def close(self) -> None:
+        """See `Attempts.close`."""
 
 
 class Saver(Protocol):

@@ -33,10 +33,9 @@ import structlog
 from aiohttp import web
 
 from service.clock import Clock
-from service.stream.attempts import Attempts
 from service.stream.client import ClientSide, runs_of
 from service.stream.moments import Moments
-from service.stream.ports import Journal, RelayLimits, Saver
+from service.stream.ports import Journal, RelayLimits, Saver, Upstream
 from service.stream.prompt import Prompt
 from service.stream.readers import Readers
 from service.stream.waiting import Turn, is_done_within
@@ -90,7 +89,7 @@ class Relay:
         session: StreamSession,
         journal: Journal,
         client: ClientSide,
-        upstream: Attempts,
+        upstream: Upstream,
         saver: Saver,
         limits: RelayLimits,
         clock: Clock,

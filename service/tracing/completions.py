@@ -1,4 +1,5 @@
-"""Makes spans of a completion's moments: a CLIENT span for each attempt, and one for its save.
+"""Makes spans of a completion's moments: a CLIENT span for each attempt, one for each tool that is called,
+and one for its save.
 
 A watcher like any other: it is told, and changes nothing. Never here: message text.
 """
@@ -10,7 +11,7 @@ from service.ids import random_hex
 from service.stream.moments import Asking, Attempt, Watcher
 from service.tracing.requests import CURRENT, RequestSpan, Send
 from service.tracing.spans import Kind, Span, Value, cut
-from statemachine import SessionRecord, SessionRequest, State
+from statemachine import Outcome, SessionRecord, SessionRequest, State, ToolCall
 
 FIRST_TOKEN = "first_token"
 MOST_SAVES = 10_000
@@ -72,8 +73,9 @@ class Completions(Watcher):
             self._running[request.completion_id] = _Completion(span)
 
     def asking(self, request: SessionRequest, asking: Asking) -> None:
-        """A CLIENT span begins, which the backend has heard of already."""
+        """A CLIENT span begins, which the backend has heard of already. That of the turn before ends."""
         if (completion := self._running.get(request.completion_id)) is not None:
+            self._end_attempt(completion, request, None, None)
             completion.attempt = _AttemptSpan(asking)
 
     def tried(self, request: SessionRequest, attempt: Attempt) -> None:
@@ -89,10 +91,12 @@ class Completions(Watcher):
             completion.attempt.first_token_ns = time.time_ns()
 
     def ended(self, record: SessionRecord) -> None:
-        """The attempt's span ends, and that of the save begins."""
+        """The attempt's span ends, and that of the save begins; tools have had theirs."""
         if (completion := self._running.get(record.completion_id)) is None:
             return
         completion.span.note_end(record)
+        for call in record.tool_calls:
+            self._send(_call_span(completion.span, call, record.finished_at))
         code = None if record.failure is None else record.failure.code
         self._end_attempt(completion, record.request, code, record)
         if len(self._saving) >= MOST_SAVES:
@@ -195,6 +199,35 @@ class Completions(Watcher):
                 seconds = (attempt.first_token_ns - attempt.started_ns) / 1e9
                 attributes["gen_ai.response.time_to_first_chunk"] = seconds
         return attributes
+
+
+def _call_span(span: RequestSpan, call: ToolCall, finished_at: float) -> Span:
+    """The span of a tool's call, without its arguments and its result."""
+    outcome = str(call.outcome)
+    ended_at = finished_at if call.ended_at is None else call.ended_at
+    attributes: dict[str, Value] = {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": cut(call.tool),
+        "gen_ai.tool.call.id": cut(call.call_id),
+        "gen_ai.tool.type": "function",
+        "verbatim.tool_server": cut(call.server),
+        "verbatim.turn": call.turn,
+        "verbatim.outcome": outcome,
+    }
+    is_error = call.outcome not in (Outcome.OK, Outcome.ABANDONED)
+    if is_error:
+        attributes["error.type"] = outcome
+    return Span(
+        span.trace.trace_id,
+        random_hex(16),
+        span.span_id,
+        f"execute_tool {cut(call.tool)}",
+        Kind.INTERNAL,
+        round(call.asked_at * 1e9),
+        round(ended_at * 1e9),
+        attributes,
+        is_error,
+    )
 
 
 def _answer_attributes(record: SessionRecord) -> dict[str, Value]:

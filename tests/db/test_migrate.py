@@ -27,6 +27,7 @@ ALL_TABLES = [
     "conversations",
     "deletions",
     "messages",
+    "tool_calls",
     "tool_sets",
 ]
 TABLES = (

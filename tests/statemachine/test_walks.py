@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statemachine import (
+    Activity,
     AttemptStarted,
     ChunkReceived,
     ChunkRun,
@@ -20,6 +21,7 @@ from statemachine import (
     Failure,
     IllegalTransition,
     OpenStream,
+    Outcome,
     RepeatedChunks,
     Save,
     SendChunk,
@@ -32,6 +34,9 @@ from statemachine import (
     StopUpstream,
     StreamSession,
     TimePassed,
+    ToolCallEnded,
+    ToolCallStarted,
+    TurnEnded,
     UpstreamFailed,
     UpstreamFinished,
     WaitExpired,
@@ -48,6 +53,9 @@ STEPS: tuple[Event, ...] = (
     text_after(text_chunk("first"), "more", "", "!"),
     ChunkReceived({"choices": [], "usage": {"completion_tokens": 1}}),
     AttemptStarted("demo", 60.0),
+    TurnEnded(1),
+    ToolCallStarted("call_1", 1, 0, "docs", "search", "{}"),
+    ToolCallEnded("call_1", Outcome.OK, "found", 5),
     UpstreamFinished(),
     UpstreamFailed(FAILURE),
     UpstreamFailed(BROKE_OFF),
@@ -96,7 +104,8 @@ def promises_hold(
     """One `Save` per ended life and none before; the text saved is the text received; nothing is
     sent before opening, after the save but its end, or while nobody is there."""
     session = StreamSession(
-        asked(include_usage=include_usage), SessionPolicy(client_gone=client_gone)
+        asked(include_usage=include_usage),
+        SessionPolicy(client_gone=client_gone, activity=Activity.FIELD),
     )
     now, text = 0.0, ""
     effects: list[Effect] = []

@@ -31,8 +31,9 @@ from service.agents.openai.reads import EventReader
 from service.agents.openai.redacting import Redactor, secrets_of
 from service.agents.openai.response import Response
 from service.agents.openai.unreachable import cause_of, connection_error
-from service.agents.protocol import AgentCall, AgentError, Target, refusal
+from service.agents.protocol import AgentCall, AgentError, AgentTools, Target, refusal
 from service.settings.config import OpenAIAgentConfig
+from service.settings.tools import instructions
 from service.wire import decode_json, encode_json, upstream_body
 from statemachine import Failure
 from statemachine.endings import BROKEN_OFF
@@ -60,21 +61,29 @@ class OpenAIAgent:
     Args:
         config: its part of the configuration.
         api_key: the backend's key; None for a backend that asks for none.
+        tools: see `Agent`.
         uses_shortcut: take repeated chunks by the shortcut (`statemachine.chunks`). Without it each
             is parsed and wakes its stream's task, which is the same, slower, and easier to follow.
     """
 
     def __init__(
-        self, config: OpenAIAgentConfig, api_key: str | None, *, uses_shortcut: bool = True
+        self,
+        config: OpenAIAgentConfig,
+        api_key: str | None,
+        tools: AgentTools | None = None,
+        *,
+        uses_shortcut: bool = True,
     ) -> None:
         self.name = config.name
         self.timeouts = config.timeouts
         self.retries = config.retries
         self.fallbacks = config.fallbacks
         self.client_gone = config.client_gone
+        self.tools = tools
         trial_seconds = config.timeouts.connect_seconds + config.timeouts.first_token_seconds
         self.circuits = Circuits(config.name, config.circuit, trial_seconds)
         self._config = config
+        self._instructions = instructions(config.preamble, config.context)
         self._uses_shortcut = uses_shortcut
         self._cut_off_reasons = frozenset(
             reason.strip().lower() for reason in config.cut_off_reasons
@@ -126,7 +135,7 @@ class OpenAIAgent:
             call.request,
             model=self._upstream_model(call),
             parameters=self._config.parameters,
-            preamble=self._config.preamble,
+            preamble=self._instructions,
         )
         try:
             response = await self._connection.post(
@@ -157,6 +166,8 @@ class OpenAIAgent:
         return self._models.has(model)
 
     async def close(self) -> None:
+        if self.tools is not None:
+            await self.tools.toolbox.close()
         await self._models.close()
         await self._connection.close()
 

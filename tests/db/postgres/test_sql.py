@@ -8,11 +8,12 @@ from attrs import fields
 from db.postgres import sql
 from db.postgres.sql import in_dollars
 from db.rows.history import TapedCompletion, ToolSetRow
-from db.store import StoredConversation, StoredMessage
+from db.store import StoredConversation, StoredMessage, StoredToolCall
 from tests.postgres import execute
 
 TABLES = {
     "conversations": (StoredConversation, sql.CONVERSATIONS),
+    "tool_calls": (StoredToolCall, sql.TOOL_CALLS),
     "tool_sets": (ToolSetRow, sql.TOOL_SETS),
     "completions": (TapedCompletion, sql.SAVED_COMPLETIONS),
     "messages": (StoredMessage, sql.MESSAGES),
@@ -39,11 +40,13 @@ def test_the_fields_that_are_stored_are_the_columns(database_url: str, table: st
     names = {"timestamptz": "timestamp with time zone"}
     optional = {field.name for field in fields(row) if type(None) in get_args(field.type)}
     expected = {
-        name: (names.get(kind, kind), name in optional or name == "content_raw")
+        name: (names.get(kind, kind), name in optional or name.endswith("_raw"))
         for name, kind in columns.items()
     }
     assert expected == columns_of(database_url, table)
-    assert {field.name for field in fields(row)} == expected.keys() - {"content_raw"}
+    assert {field.name for field in fields(row)} == {
+        name for name in expected if not name.endswith("_raw")
+    }
 
 
 def test_a_text_that_comes_back_exactly_has_a_column_beside_it() -> None:

@@ -8,6 +8,7 @@ from service.agents.directory import AgentDirectory
 from service.agents.openai.agent import OpenAIAgent
 from service.edge.errors import ApiError
 from service.settings.config import AgentConfig, ScriptedAgentConfig, load_config
+from service.settings.tools import ToolsConfig, ToolServerConfig
 from statemachine import (
     Failure,
 )
@@ -174,4 +175,25 @@ async def test_a_server_of_ones_own_needs_no_key(
     config = load_config(None, environ)
     directory = AgentDirectory.from_config(config.agents, environ)
     assert ("openai" in [agent.name for agent in directory.agents]) is is_on
+    await directory.close()
+
+
+@pytest.mark.parametrize(
+    ("environ", "off"),
+    [
+        ({}, {"a": "DOCS_TOKEN is not set"}),
+        ({"DOCS_TOKEN": ""}, {"a": "DOCS_TOKEN is not set"}),
+        ({"DOCS_TOKEN": "a\nb"}, {"a": "DOCS_TOKEN holds characters that no HTTP header can"}),
+        ({"DOCS_TOKEN": "secret"}, {}),
+    ],
+)
+async def test_agents_without_their_tools_variables_are_off(
+    environ: dict[str, str], off: dict[str, str]
+) -> None:
+    """A missing variable of a header turns the agent off, as a missing key does, and is named."""
+    headers = {"Authorization": "Bearer ${DOCS_TOKEN}"}
+    server = ToolServerConfig(name="docs", url="http://127.0.0.1:1/mcp", headers=headers)
+    config = openai_config(name="a", api_key_env=None, tools=ToolsConfig(servers=(server,)))
+    directory = AgentDirectory.from_config((config,), environ)
+    assert off == directory.off
     await directory.close()

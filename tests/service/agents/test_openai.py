@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from service.agents.openai.agent import OpenAIAgent
+from service.settings.tools import ContextFile
 from service.wire import encode_json
 from statemachine import (
     ChunkReceived,
@@ -102,6 +103,16 @@ async def test_a_request_is_the_clients_on_top_of_the_agents_parameters(
         "stream": True,
         "stream_options": {"include_usage": True},
     } == json.loads(backend.bodies[0])
+
+
+async def test_files_of_the_context_follow_the_preamble(
+    backend: Backend, make_agent: MakeAgent
+) -> None:
+    """The backend is told the agent's files in the preamble's message."""
+    agent = make_agent(preamble="Be kind.", context=(ContextFile("a.md", "Open at nine."),))
+    await collect(agent, call())
+    told = json.loads(backend.bodies[0])["messages"][0]
+    assert {"role": "system", "content": "Be kind.\n\nOpen at nine."} == told
 
 
 async def test_odd_text_reaches_the_backend(backend: Backend, make_agent: MakeAgent) -> None:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from service.app import ADMISSION
 from service.callers.charging import tokens_of
-from service.callers.limits import Account, Budget, Ticket, duration
+from service.callers.limits import Account, Budget, Ticket, duration, own_limits
 from service.edge.errors import ApiError
-from service.settings.access import AuthConfig, LimitsConfig
+from service.settings.access import ApiKeyConfig, AuthConfig, LimitsConfig
 from service.settings.config import ServerConfig
 from statemachine import ClientGone, SessionRecord
 from tests.service.callers.test_auth import ANNE, BOB, api_key, sdk
@@ -152,6 +152,22 @@ def test_a_ticket_counts_once() -> None:
     for tokens in (30, 50, 0):
         ticket.close(tokens)
     assert (0, 70) == (account.streams, account.tokens.left(0.0))
+
+
+def test_tools_calls_have_a_budget_of_their_own() -> None:
+    """Past it a ticket says how long there will be none, takes nothing, and other budgets are as before; an
+    entry's own figure wins."""
+    own = ApiKeyConfig(name="a", sha256="0" * 64, tool_calls_per_minute=2)
+    now = [0.0]
+    account = Account(own_limits(own, LimitsConfig(tool_calls_per_minute=100)))
+    ticket = Ticket(account, lambda: now[0])
+    assert [0, 0] == [ticket.take_tool_call() for _ in range(2)]
+    assert [30, 30] == [ticket.take_tool_call() for _ in range(2)]
+    assert not account.is_limited
+    now[0] = 30.0
+    assert [0, 30] == [ticket.take_tool_call() for _ in range(2)]
+    account.resize(LimitsConfig(), now[0])
+    assert 0 == ticket.take_tool_call()
 
 
 @pytest.mark.parametrize(

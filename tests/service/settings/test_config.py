@@ -73,6 +73,7 @@ FLEET = "a redis://, rediss:// or unix:// URL, or redis+sentinel:// or redis+clu
 REPLICA = "1 to 64 letters, digits and . _ -"
 SWITCH = [(wrong, "true or false") for wrong in (0, 1, "yes", "true", None, [True])]
 LEVELS = "debug or info or warning or error"
+SHOWN = "none or field or openwebui or auto"
 FAILURES = "reset or stall or error or truncate or malformed"
 
 # key: a value other than its default, and wrong values with what is said to be allowed instead
@@ -88,6 +89,13 @@ FOR_EVERY_AGENT: dict[str, Row] = {
     "fallbacks": (["second"], LISTS),
     "client_gone": ("finish", GONE_OR_NONE),
     "max_event_bytes": (1, COUNT),
+    "tools.builtin": (["dice", "clock"], LISTS),
+    "tools.allow_commands": (True, SWITCH),
+    "tools.max_turns": (1, COUNT),
+    "tools.concurrency": (1, COUNT),
+    "tools.on_error": ("stop", [(w, "tell_model or stop") for w in ("", "go", True, 1, None)]),
+    "tools.show": ("none", [(w, SHOWN) for w in ("", "all", False, 1, None)]),
+    "tools.show_detail": (True, SWITCH),
 }
 KEYS: dict[str, Row] = {
     "server.host": ("::1", NAMES),
@@ -133,6 +141,7 @@ KEYS: dict[str, Row] = {
     "limits.tokens_per_minute": (1, COUNT_OR_NONE),
     "limits.max_concurrent_streams": (1, COUNT_OR_NONE),
     "limits.max_answer_bytes": (None, COUNT_OR_NONE),
+    "limits.tool_calls_per_minute": (1, COUNT_OR_NONE),
     "admin.host": ("::1", NAMES),
     "admin.port": (0, [row for row in PORTS if row[0] is not None]),
     "admin.texts": ("hide", [(w, "show or hide") for w in ("", "no", True, 1, None)]),
@@ -204,7 +213,11 @@ def keys_of(cls: type, prefix: str = "") -> Iterator[str]:
         elif name not in (
             "admin.api_keys",
             "auth.api_keys",
-        ):  # what is below it is never shown: see test_auth.py
+            # what is below these is never shown, or made of files: see test_auth.py, test_tools.py
+            "agents.openai.context",
+            "agents.openai.tools.servers",
+            "agents.scripted.tools.servers",
+        ):
             yield name
 
 

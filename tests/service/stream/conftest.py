@@ -10,7 +10,7 @@ from attrs import evolve
 
 from service.agents.circuit import Circuits
 from service.agents.openai.reads import EventReader
-from service.agents.protocol import Agent, AgentCall, AgentError, Sink, Target
+from service.agents.protocol import Agent, AgentCall, AgentError, AgentTools, Sink, Target
 from service.settings.config import Timeouts
 from service.stream.attempts import Attempts
 from service.stream.moments import Attempt, Moments, Watcher, Watchers
@@ -73,6 +73,7 @@ class FakeAgent:
     """
 
     client_gone: ClientGone | None = None
+    tools: AgentTools | None = None
     fallbacks: tuple[str, ...] = ()
 
     def __init__(

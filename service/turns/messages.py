@@ -1,0 +1,61 @@
+"""Words what a model is asked in a later turn, as OpenAI writes it. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import evolve
+
+from service.tools.contract import Tool, ToolResult
+from service.turns.calling import Call
+from service.wire import ChatRequest
+
+
+def request_with(
+    request: ChatRequest, tools: Sequence[Tool], told: Sequence[dict[str, Any]] = ()
+) -> ChatRequest:
+    """The request, with these tools beside its own, and these messages behind its own. After messages the
+    client's `tool_choice` counts no more."""
+    body: dict[str, Any] = {**request.body}
+    messages = [*request.messages, *told]
+    offered: list[Any] = [*(request.tools or ()), *map(_offered, tools)]
+    body["messages"] = messages
+    if offered:
+        body["tools"] = offered
+    if told:
+        body.pop("tool_choice", None)
+    return evolve(request, body=body, messages=messages, tools=offered or None)
+
+
+def messages_after(
+    text: str, calls: Sequence[Call], results: Mapping[str, ToolResult]
+) -> list[dict[str, Any]]:
+    """What a turn adds to the conversation: what the model said and called, and what each call brought, in
+    the order of the calls."""
+    said = {
+        "role": "assistant",
+        "content": text or None,
+        "tool_calls": [
+            {
+                "id": call.call_id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments or "{}"},
+            }
+            for call in calls
+        ],
+    }
+    brought = [
+        {"role": "tool", "tool_call_id": call.call_id, "content": results[call.call_id].text}
+        for call in calls
+    ]
+    return [said, *brought]
+
+
+def _offered(tool: Tool) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "function": {
+            "name": tool.full_name,
+            "description": tool.description,
+            "parameters": dict(tool.parameters),
+        },
+    }
