@@ -180,6 +180,7 @@ class MemoryStore(MemoryOverview):
             self._messages.setdefault(answer.digest, []).append(answer)
         self._answers[completion_id] = new.answers
         self._completions[completion_id] = evolve(new.completion, metadata=row.metadata)
+        self._tool_calls[completion_id] = new.tool_calls
         self._tapes.pop(completion_id, None)
         if new.tape is not None:
             self._tapes[completion_id] = new.tape

@@ -37,6 +37,7 @@ _LOCK: Final = (
     f" WHERE completion_id = %(completion_id)s AND {_OPEN} FOR UPDATE"
 )
 _DELETE_ANSWERS: Final = "DELETE FROM messages WHERE completion_id = %(completion_id)s"
+_DELETE_CALLS: Final = "DELETE FROM tool_calls WHERE completion_id = %(completion_id)s"
 _KEPT: Final = frozenset(
     (
         "conversation_id",
@@ -99,6 +100,9 @@ async def _replace(cursor: Cursor, conversation_id: str, new: RecordRows) -> boo
     await cursor.execute(_DELETE_ANSWERS, key)
     if new.answers:
         await cursor.execute(await _worded(sql.INSERT_MESSAGES, sql.MESSAGES, new.answers))
+    await cursor.execute(_DELETE_CALLS, key)
+    if new.tool_calls:
+        await cursor.execute(await _worded(sql.INSERT_TOOL_CALLS, sql.TOOL_CALLS, new.tool_calls))
     await cursor.execute(await _worded(_UPDATE, _COLUMNS, [new.saved_completion]))
     await cursor.execute(_TOUCH_CONVERSATION, {**key, "at": new.completion.finished_at})
     log.info("longer record kept", completion_id=row.completion_id, chunks=row.chunk_count)

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from attrs import evolve
+
+from db.journal.replay import PROCESS_DIED
 from db.store import Paging, Store
-from statemachine import Outcome, SessionRecord, ToolCall, Turn
+from statemachine import Choice, Outcome, SessionRecord, State, ToolCall, Turn
 from tests.db.records import make_record, user
 
 NASTY = "NUL \0, lone \ud800, the escape ␛0000"
@@ -78,6 +81,24 @@ async def test_the_tree_has_them_too(store: Store) -> None:
     ]
     asked_why = [node for node in found.values() if node.parent_id == answers[0].node_id]
     assert ["Why?"] == [node.message and node.message.content for node in asked_why]
+
+
+async def test_the_longer_truth_brings_its_calls(store: Store) -> None:
+    """Where an answer is brought to an end twice, those of the record that stays are there, and once."""
+    failed: Any = {"state": State.FAILED, "failure": PROCESS_DIED, "whole": False, "tape": None}
+    longer = with_calls(user("Look"), chunk_count=9, **failed)
+    begun = evolve(longer.tool_calls[0], outcome=Outcome.UNKNOWN, ended_at=None, result=None)
+    shorter = evolve(
+        longer,
+        chunk_count=3,
+        tool_calls=(begun,),
+        choices=(Choice(0, {"role": "assistant", "content": "Let me look."}),),
+    )
+    await store.save([shorter])
+    await store.save([longer])
+    view = await store.view("alice", longer.completion_id)
+    assert view is not None
+    assert ["ok", "unknown"] == [call.outcome for call in view.tool_calls]
 
 
 async def test_deleting_an_answer_deletes_its_calls(store: Store) -> None:
