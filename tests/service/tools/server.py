@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -126,11 +127,16 @@ class ToolServer:
         self.sessions.clear()
         self._listeners.clear()
 
+    @property
+    def has_listener(self) -> bool:
+        return bool(self._listeners)
+
     async def tell_of_change(self) -> None:
         """Notify all who listen that the tools changed."""
         for listener in self._listeners:
             method = "notifications/tools/list_changed"
-            await listener.write(event({"jsonrpc": "2.0", "method": method}))
+            with suppress(ConnectionError):  # of who left
+                await listener.write(event({"jsonrpc": "2.0", "method": method}))
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.headers = request.headers
