@@ -25,12 +25,21 @@ class Exchange:
         is_sent: its first byte is on its way.
         status: of the response to it.
         had_session: it named a session of the server's.
+        is_without_session: the server says that it knows no such session.
     """
 
-    __slots__ = ("had_session", "is_sent", "is_watched", "is_written", "status")
+    __slots__ = (
+        "had_session",
+        "is_sent",
+        "is_watched",
+        "is_without_session",
+        "is_written",
+        "status",
+    )
 
     def __init__(self) -> None:
-        self.is_written = self.is_watched = self.is_sent = self.had_session = False
+        self.is_written = self.is_watched = self.is_sent = False
+        self.had_session = self.is_without_session = False
         self.status: int | None = None
 
     @property
@@ -56,7 +65,7 @@ def failure(code: int, message: str, exchange: Exchange) -> CallFailed:
     """
     status = exchange.status
     if status is not None and not 200 <= status < 300:
-        return _refused_by_http(status, code, message, exchange)
+        return _refused_by_http(status, message, exchange)
     if code == _TIMEOUT:
         return CallFailed(Fate.TIMEOUT, f"The tool did not answer in time. {NOT_KNOWN}")
     if code in (_CLOSED, _UNREADABLE):
@@ -73,8 +82,8 @@ def _is_odd_response(status: int, message: str) -> bool:
     return status == 202 or message.startswith("Unexpected content type")
 
 
-def _refused_by_http(status: int, code: int, message: str, exchange: Exchange) -> CallFailed:
-    if exchange.had_session and (status == 404 or (status == 400 and "session" in message.lower())):
+def _refused_by_http(status: int, message: str, exchange: Exchange) -> CallFailed:
+    if exchange.is_without_session:
         words = f"The tool's server has lost the session. {NOT_CALLED}"
         return CallFailed(Fate.SESSION_GONE, words)
     if 300 <= status < 400:

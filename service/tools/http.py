@@ -4,7 +4,7 @@ Never here: MCP (`service.tools.mcp`).
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx2
@@ -48,16 +48,27 @@ async def _watch(request: httpx2.Request) -> None:
 
 def _bound(most_bytes: int) -> Callable[[httpx2.Response], Any]:
     async def look(response: httpx2.Response) -> None:
-        exchange = EXCHANGE.get()
-        if exchange is not None and _is_call(response.request):
-            exchange.status = response.status_code
         is_packed = response.headers.get("content-encoding", "identity") != "identity"
         is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
         if is_packed or not is_stream:
             assert isinstance(response.stream, httpx2.AsyncByteStream)
             response.stream = _Bounded(response.stream, 0 if is_packed else most_bytes)
+        exchange = EXCHANGE.get()
+        if exchange is not None and _is_call(response.request):
+            exchange.status = response.status_code
+            if exchange.had_session:
+                exchange.is_without_session = await _says_no_session(response)
 
     return look
+
+
+async def _says_no_session(response: httpx2.Response) -> bool:
+    """Whether it is the answer to a session that the server doesn't know: 404 by MCP, and 400 with a word
+    about it from servers that are written after the TypeScript SDK's examples."""
+    if response.status_code == 400:
+        with suppress(httpx2.StreamError):
+            return b"session" in (await response.aread()).lower()
+    return response.status_code == 404
 
 
 class _Bounded(httpx2.AsyncByteStream):

@@ -177,10 +177,14 @@ async def test_a_server_that_goes_was_not_called(server: ToolServer, calls: Call
     assert ["one", "two"] == server.calls
 
 
-async def test_a_lost_session_is_begun_anew(server: ToolServer, calls: Calls, version: str) -> None:
+@pytest.mark.parametrize("is_like_examples", [False, True])
+async def test_a_lost_session_is_begun_anew(
+    server: ToolServer, calls: Calls, version: str, is_like_examples: bool
+) -> None:
     """A server that has forgotten its sessions didn't carry the call out: it is sent again, once."""
     assert Outcome.OK is (await calls.call(named("one"), {})).outcome
     server.sessions.clear()
+    server.is_like_examples = is_like_examples
     results = await asyncio.gather(*(calls.call(named("two"), {}) for _ in range(3)))
     assert ["two"] * 3 == [result.text for result in results]
     assert ["one", "two", "two", "two"] == server.calls
