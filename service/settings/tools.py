@@ -133,10 +133,10 @@ def instructions(preamble: str | None, context: Sequence[ContextFile]) -> str | 
     return "\n\n".join(texts) if texts else None
 
 
-def variables(server: ToolServerConfig) -> Iterator[str]:
-    """The variables of the environment that a server's headers and process name, each as often as it is
+def variables(values: Mapping[str, str]) -> Iterator[str]:
+    """The variables of the environment that headers, or those of a process, name, each as often as it is
     named."""
-    for value in (*server.headers.values(), *server.env.values()):
+    for value in values.values():
         yield from _VARIABLE.findall(value)
 
 

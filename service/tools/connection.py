@@ -5,16 +5,12 @@ else, so a task is made to be hit. Never here: what is called over the link.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
-from service.tools.link import Link, Open
+from service.tools.link import Link, NotConnected, Open
 
 _tasks = set[asyncio.Task[None]]()
 """The loop itself holds tasks weakly."""
-
-
-class NotConnected(Exception):
-    """There is no link, and nothing was called. The message says why, in few words, without secrets."""
 
 
 class Connection:
@@ -35,11 +31,11 @@ class Connection:
         self._changed = changed
         self._link: asyncio.Future[Link] = loop.create_future()
         self._link.add_done_callback(_look_at)  # nobody may be waiting for it
-        self._leave = False
+        self._why: str | None = None
         self._task = asyncio.create_task(self._own(), name="tool server")
         _tasks.add(self._task)
         self._task.add_done_callback(_tasks.discard)
-        self._alarm = loop.call_later(seconds, self._task.cancel)
+        self._alarm = loop.call_later(seconds, self._give_up, "it took too long")
 
     @property
     def is_over(self) -> bool:
@@ -58,12 +54,19 @@ class Connection:
 
     def leave(self) -> "asyncio.Task[None]":
         """Have the link closed, and return the task that does."""
-        self._leave = True
-        if not self._link.done():
-            self._task.cancel()
-        elif self._link.exception() is None:
-            self._link.result().over.set()
+        self._give_up("it is closed")
         return self._task
+
+    def _give_up(self, why: str) -> None:
+        if self._link.done():
+            self._end()
+        elif self._why is None:
+            self._why = why
+            self._task.cancel()
+
+    def _end(self) -> None:
+        if self._link.exception() is None:
+            self._link.result().over.set()
 
     async def wait(self) -> None:
         """Wait until it is over and closed."""
@@ -74,20 +77,18 @@ class Connection:
         try:
             async with self._open(self._changed) as link:
                 self._alarm.cancel()
-                self._link.set_result(link)
-                if self._leave:
-                    link.over.set()
-                await link.over.wait()
+                if self._why is None:
+                    self._link.set_result(link)
+                    await link.over.wait()
         except (Exception, BaseExceptionGroup, asyncio.CancelledError) as error:
-            # The latter is ours, from `leave` or the alarm, or the link's own; either way this task ends.
-            why = "; ".join(dict.fromkeys(type(cause).__name__ for cause in causes(error)))
+            # The latter is ours, from `_give_up`, or the link's own; either way this task ends.
+            why = _in_words(error)
         finally:
             self._alarm.cancel()
             if self._link.done():
-                if self._link.exception() is None:
-                    self._link.result().over.set()
+                self._end()
             else:
-                self._link.set_exception(NotConnected(why))
+                self._link.set_exception(NotConnected(self._why or why))
 
 
 async def closed(connections: Iterable[Connection], seconds: float) -> None:
@@ -101,13 +102,11 @@ async def closed(connections: Iterable[Connection], seconds: float) -> None:
                 task.cancel()
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """What an error is made of: those in a group, each; else itself."""
+def _in_words(error: BaseException) -> str:
+    """What an error is, or those in a group are, without what they say, which may be anything."""
     if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from causes(inner)
-    else:
-        yield error
+        return ", ".join(dict.fromkeys(_in_words(inner) for inner in error.exceptions))
+    return str(error) if isinstance(error, NotConnected) else type(error).__name__
 
 
 def _look_at(future: "asyncio.Future[Link]") -> None:

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
+NOT_CALLED = "The tool was not called."
+NOT_KNOWN = "Whether the tool did what it was asked is not known."
+
 
 @frozen
 class Offered:
@@ -67,6 +70,10 @@ class CallFailed(Exception):
         super().__init__(words)
         self.fate = fate
         self.words = words
+
+
+class NotConnected(Exception):
+    """There is no link, and nothing was called. The message says why, in few words, without secrets."""
 
 
 class Link(Protocol):

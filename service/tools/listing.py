@@ -6,9 +6,8 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import structlog
 
-from service.tools.connection import NotConnected
 from service.tools.contract import ToolsUnavailable
-from service.tools.link import Listing
+from service.tools.link import Listing, NotConnected
 from service.tools.names import ServerTool
 from statemachine import Failure
 from statemachine.backoff import backoff

@@ -30,9 +30,10 @@ def why_off(tools: ToolsConfig | None, environ: Mapping[str, str]) -> str | None
     if tools is None:
         return None
     for server in tools.servers:
-        for name in variables(server):
+        for name in (*variables(server.headers), *variables(server.env)):
             if not environ.get(name):
                 return f"{name} is not set"
+        for name in variables(server.headers):
             if not (environ[name].isascii() and environ[name].isprintable()):
                 return f"{name} holds characters that no HTTP header can"
     if tools.servers and not _is_installed("mcp"):

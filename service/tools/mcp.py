@@ -2,7 +2,7 @@
 
 1. A link is opened, used to list and closed in one task, its owner's: what breaks the way to the server ends
    the SDK's client by cancelling that task. Calls come from other tasks.
-2. Whether a call left this process is watched (`_Exchange`), since a broken client says of all its calls that
+2. Whether a call left this process is watched (`Exchange`), since a broken client says of all its calls that
    the connection was closed. Where nobody can tell, it may have left.
 3. A call goes out by `send_request`, not by the SDK's `call_tool`: that one asks for the list of tools
    afterwards where it misses one, and throws the result away if it can't have it or finds fault with it.
@@ -14,32 +14,35 @@ Never here: which server is asked when, and what its tools are called (`service.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from typing import Any, TextIO
 
-import httpx2
 from attrs import field, frozen
 from mcp import Client, MCPError, StdioServerParameters, stdio_client, types
 from mcp.client.streamable_http import streamable_http_client
 
 from service import __version__
-from service.tools.link import Answered, CallFailed, Enclosed, Fate, Listing, Offered
+from service.tools.fates import EXCHANGE, Exchange, broken, failure
+from service.tools.http import make_client, telling_status
+from service.tools.link import (
+    NOT_KNOWN,
+    Answered,
+    CallFailed,
+    Enclosed,
+    Fate,
+    Listing,
+    Offered,
+)
 
 MOST_BYTES = 32 * 1024 * 1024
 """Of a response of JSON, and of one event; what is larger isn't read. Besides what a result may have."""
 _MOST_PAGES = 100
-_TIMEOUT, _CLOSED, _UNREADABLE, _INVALID = -32001, -32000, -32700, -32600
-_LOST_BY_GATEWAYS = frozenset((408, 502, 504))
-"""Statuses by which one between says that it didn't hear the end."""
-_NOT_KNOWN = "Whether the tool did what it was asked is not known."
-_NOT_CALLED = "The tool was not called."
+_SHORTEST_SECRET = 6
+"""In characters: what is shorter is no secret, and may be any word."""
 _LOGGERS = ("mcp", "client")
 
 _info = types.Implementation(name="verbatim", version=__version__)
-_ssl = httpx2.create_ssl_context()
-"""One for all: making it takes a tenth of a second."""
 for _name in _LOGGERS:
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 
@@ -67,19 +70,16 @@ class Command:
 async def open_address(address: Address, changed: Callable[[], None]) -> AsyncIterator["McpLink"]:
     """See `service.tools.link.Open`. Redirects are followed within the server's origin only; proxies are
     those of the environment."""
-    most_bytes = max(MOST_BYTES, 6 * address.most_result_bytes)  # six bytes: `\\u0000`
-    async with httpx2.AsyncClient(
-        headers={"Accept-Encoding": "identity", **address.headers},
-        timeout=httpx2.Timeout(None, connect=address.connect_seconds),
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
-        event_hooks={"request": [_watch], "response": [_bound(most_bytes)]},
-        verify=_ssl,
-    ) as http:
+    most_bytes = max(MOST_BYTES, 6 * address.most_result_bytes)  # six bytes: `\u0000`
+    secrets = tuple(address.headers.values())
+    async with make_client(address.headers, address.connect_seconds, most_bytes) as http:
         transport = streamable_http_client(
             address.url, http_client=http, max_sse_event_size=most_bytes
         )
-        async with _connected(transport, changed, asyncio.Event()) as link:
-            yield link
+        with telling_status(http) as connected:
+            async with _connected(transport, changed, asyncio.Event(), secrets) as link:
+                connected()
+                yield link
 
 
 @asynccontextmanager
@@ -91,7 +91,8 @@ async def open_command(command: Command, changed: Callable[[], None]) -> AsyncIt
     over = asyncio.Event()
     with _nowhere() as nowhere:  # what it says there may be anything
         transport = _noticing(stdio_client(parameters, errlog=nowhere), over)
-        async with _connected(transport, changed, over) as link:
+        secrets = tuple(command.env.values())
+        async with _connected(transport, changed, over, secrets) as link:
             yield link
 
 
@@ -101,7 +102,7 @@ def _nowhere() -> TextIO:
 
 @asynccontextmanager
 async def _connected(
-    transport: Any, changed: Callable[[], None], over: asyncio.Event
+    transport: Any, changed: Callable[[], None], over: asyncio.Event, secrets: Sequence[str]
 ) -> AsyncIterator["McpLink"]:
     async def heard(message: object) -> None:
         if isinstance(message, types.ToolListChangedNotification):
@@ -113,7 +114,7 @@ async def _connected(
         _written(transport), cache=None, client_info=_info, message_handler=heard, mode="auto"
     )
     async with client:
-        yield McpLink(client, await _list_all(client), over)
+        yield McpLink(client, await _list_all(client), over, secrets)
 
 
 async def _list_all(client: Client) -> Listing:
@@ -135,11 +136,16 @@ async def _list_all(client: Client) -> Listing:
 class McpLink:
     """See `Link`."""
 
-    def __init__(self, client: Client, listing: Listing, over: asyncio.Event) -> None:
+    def __init__(
+        self, client: Client, listing: Listing, over: asyncio.Event, secrets: Sequence[str]
+    ) -> None:
         self.listing = listing
         self.protocol_version = client.protocol_version
         self.over = over
         self._client = client
+        # Of `Bearer x` also the latter.
+        words = {word for secret in secrets for word in (secret, secret.rpartition(" ")[2])}
+        self._secrets = sorted((word for word in words if len(word) >= _SHORTEST_SECRET), key=len)
 
     async def list_tools(self) -> Listing:
         return await _list_all(self._client)
@@ -148,23 +154,30 @@ class McpLink:
         request = types.CallToolRequest(
             params=types.CallToolRequestParams(name=name, arguments=dict(arguments))
         )
-        exchange = _Exchange()
-        token = _exchange.set(exchange)
+        exchange = Exchange()
+        token = EXCHANGE.set(exchange)
         try:
             result = await self._client.session.send_request(request, _Result, seconds)
         except MCPError as error:
-            raise _failure(error.code, error.message, exchange, seconds) from None
+            message = self._redacted(error.message)
+            raise failure(error.code, message, exchange) from None
         except ValueError:
-            words = f"The tool's answer could not be read. {_NOT_KNOWN}"
+            words = f"The tool's answer could not be read. {NOT_KNOWN}"
             raise CallFailed(Fate.UNKNOWN, words) from None
         except Exception as error:
-            raise _broken(exchange, type(error).__name__) from None
+            raise broken(exchange, type(error).__name__) from None
         finally:
-            _exchange.reset(token)
+            EXCHANGE.reset(token)
         if result.result_type == "input_required":
             raise CallFailed(Fate.REFUSED, _asks_for(result.input_requests))
         parts = tuple(_part(block) for block in result.content)
         return Answered(parts, result.structured_content, result.is_error)
+
+    def _redacted(self, message: str) -> str:
+        """A server's words without what it was told to know us by, which some quote."""
+        for secret in reversed(self._secrets):
+            message = message.replace(secret, "***")
+        return message
 
 
 class _Result(types.Result):
@@ -205,127 +218,6 @@ def _decoded_size(data: str) -> int:
     return len(data) * 3 // 4 - data[-2:].count("=")
 
 
-# --- what became of a call ------------------------------------------------------------------------
-
-
-class _Exchange:
-    """What is known of one call's way out and back.
-
-    Attributes:
-        is_written: the client took it.
-        is_watched: the HTTP client took it, and will tell when it leaves.
-        is_sent: its first byte is on its way.
-        status: of the response to it.
-        had_session: it named a session of the server's.
-    """
-
-    __slots__ = ("had_session", "is_sent", "is_watched", "is_written", "status")
-
-    def __init__(self) -> None:
-        self.is_written = self.is_watched = self.is_sent = self.had_session = False
-        self.status: int | None = None
-
-    @property
-    def surely_stayed(self) -> bool:
-        return not self.is_written or (self.is_watched and not self.is_sent)
-
-    async def trace(self, name: str, _: Mapping[str, Any]) -> None:
-        """httpcore's callback."""
-        if name.endswith("send_request_headers.started"):
-            self.is_sent = True
-
-
-_exchange: ContextVar[_Exchange | None] = ContextVar("tool_call", default=None)
-"""Of the call that a request belongs to: the SDK's transport sends in the context of who called, which
-`tests/service/tools/test_outcomes.py` would notice the end of."""
-
-
-def _is_call(request: httpx2.Request) -> bool:
-    return request.method == "POST" and b'"tools/call"' in request.content[:200]
-
-
-async def _watch(request: httpx2.Request) -> None:
-    exchange = _exchange.get()
-    if exchange is not None and _is_call(request):
-        exchange.is_watched = True
-        exchange.had_session = "mcp-session-id" in request.headers
-        request.extensions = {**request.extensions, "trace": exchange.trace}
-
-
-def _bound(most_bytes: int) -> Callable[[httpx2.Response], Any]:
-    async def look(response: httpx2.Response) -> None:
-        exchange = _exchange.get()
-        if exchange is not None and _is_call(response.request):
-            exchange.status = response.status_code
-        is_packed = response.headers.get("content-encoding", "identity") != "identity"
-        is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
-        if is_packed or not is_stream:
-            assert isinstance(response.stream, httpx2.AsyncByteStream)
-            response.stream = _Bounded(response.stream, 0 if is_packed else most_bytes)
-
-    return look
-
-
-class _Bounded(httpx2.AsyncByteStream):
-    """A body of so many bytes at most; of a larger one the SDK says that it can't be read."""
-
-    def __init__(self, inner: httpx2.AsyncByteStream, most_bytes: int) -> None:
-        self._inner = inner
-        self._left = most_bytes
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for data in self._inner:
-            self._left -= len(data)
-            if self._left < 0:
-                raise httpx2.StreamError("too large, or packed")
-            yield data
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-def _failure(code: int, message: str, exchange: _Exchange, seconds: float) -> CallFailed:
-    status = exchange.status
-    if status is not None and not 200 <= status < 300:
-        return _refused_by_http(status, code, message, exchange)
-    if code == _TIMEOUT:
-        words = f"The tool did not answer within {seconds:.3g} s. {_NOT_KNOWN}"
-        return CallFailed(Fate.TIMEOUT, words)
-    if code in (_CLOSED, _UNREADABLE):
-        return _broken(
-            exchange, "no answer" if code == _CLOSED else "an unreadable or too large answer"
-        )
-    if status is not None and code == _INVALID and _is_odd_response(status, message):
-        return _broken(exchange, "no answer in MCP")
-    return CallFailed(Fate.REFUSED, f"The tool's server refused the call: {message}")
-
-
-def _is_odd_response(status: int, message: str) -> bool:
-    """Whether the SDK's error stands for a good status with something else than an answer."""
-    return status == 202 or message.startswith("Unexpected content type")
-
-
-def _refused_by_http(status: int, code: int, message: str, exchange: _Exchange) -> CallFailed:
-    if status == 404 and exchange.had_session:
-        words = f"The tool's server has lost the session. {_NOT_CALLED}"
-        return CallFailed(Fate.SESSION_GONE, words)
-    if 300 <= status < 400:
-        words = f"The tool's server redirects elsewhere (HTTP {status}), which is not followed."
-        return CallFailed(Fate.REFUSED, words)
-    if status in _LOST_BY_GATEWAYS:
-        return _broken(exchange, f"HTTP {status}")
-    said = "" if message == "Server returned an error response" else f": {message}"
-    return CallFailed(Fate.REFUSED, f"The tool's server answered with HTTP {status}{said}")
-
-
-def _broken(exchange: _Exchange, what: str) -> CallFailed:
-    if exchange.surely_stayed:
-        words = f"The tool's server could not be reached. {_NOT_CALLED}"
-        return CallFailed(Fate.NOT_SENT, words)
-    words = f"The way to the tool's server broke ({what}). {_NOT_KNOWN}"
-    return CallFailed(Fate.UNKNOWN, words)
-
-
 # --- transports -----------------------------------------------------------------------------------
 
 
@@ -341,7 +233,7 @@ class _Noting:
         self._inner = inner
 
     async def send(self, item: Any) -> None:
-        exchange = _exchange.get()
+        exchange = EXCHANGE.get()
         if exchange is not None:
             exchange.is_written = True
         await self._inner.send(item)

@@ -14,8 +14,8 @@ from typing import Protocol
 import structlog
 
 from service.settings.tools import ToolServerConfig
-from service.tools.connection import Connection, NotConnected, closed
-from service.tools.link import Link, Listing, Open
+from service.tools.connection import Connection, closed
+from service.tools.link import Link, Listing, NotConnected, Open
 from service.tools.listing import KnownTools
 from service.tools.names import ServerTool, is_allowed, named
 from statemachine.backoff import backoff

@@ -16,9 +16,9 @@ from typing import Any
 import structlog
 
 from service.tools.builtin import Builtin
-from service.tools.connection import Connection, NotConnected, closed
+from service.tools.connection import Connection, closed
 from service.tools.contract import Calls, Tool, ToolResult
-from service.tools.link import CallFailed, Fate
+from service.tools.link import NOT_CALLED, NOT_KNOWN, CallFailed, Fate, NotConnected
 from service.tools.names import ServerTool
 from service.tools.results import answer_of, bounded, failure_of, why_unsendable
 from service.tools.servers import Server
@@ -29,6 +29,9 @@ log = structlog.get_logger(__name__)
 _GRACE_SECONDS = 1.0
 """What the client has to tell the server that a call was given up, before it isn't waited for."""
 _CLOSING_SECONDS = 5.0
+"""What a server has to end a session, before its connection is cut."""
+_ENDING_SECONDS = 8.0
+"""What a process has to end besides."""
 _NOT_SENT = frozenset((Fate.NOT_SENT, Fate.SESSION_GONE))
 
 
@@ -67,7 +70,8 @@ class ServersToolbox:
         try:
             yield calls
         finally:
-            self._later(calls.give_up())
+            if calls.is_used:
+                self._later(calls.give_up())
 
     def _later(self, work: Any) -> None:
         task = asyncio.create_task(work, name="close tools")
@@ -78,7 +82,7 @@ class ServersToolbox:
         for server in self._servers.values():
             self._later(server.close())
         if self._closing:
-            await asyncio.wait(self._closing, timeout=_CLOSING_SECONDS + _GRACE_SECONDS)
+            await asyncio.wait(self._closing, timeout=_ENDING_SECONDS)
         for task in self._closing:
             task.cancel()
 
@@ -99,11 +103,16 @@ class _Calls:
         self._running: set[asyncio.Task[ToolResult]] = set()
         self._forgotten: list[Connection] = []
 
+    @property
+    def is_used(self) -> bool:
+        """Whether there is anything to give up."""
+        return bool(self._running or self._connections or self._forgotten)
+
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
         if (server := self._servers.get(tool.server)) is None:
             return self._builtin.call(tool, arguments)
         if (why := why_unsendable(arguments)) is not None:
-            return _error(f"{why}. The tool was not called.")
+            return _failed(Outcome.ERROR, f"{why}. {NOT_CALLED}")
         await self._prepare()
         task = asyncio.create_task(self._call(server, tool, arguments), name="tool call")
         self._running.add(task)
@@ -113,7 +122,7 @@ class _Calls:
             await asyncio.wait((task,), timeout=seconds + _GRACE_SECONDS)
         finally:
             task.cancel()
-        return _outcome(task, seconds)
+        return _outcome(task)
 
     async def _call(self, server: Server, tool: Tool, arguments: Mapping[str, Any]) -> ToolResult:
         config, loop = server.config, asyncio.get_running_loop()
@@ -125,10 +134,8 @@ class _Calls:
                 connection = await self._connection(server, deadline - loop.time())
                 link = await connection.link(deadline - loop.time())
             except NotConnected as error:
-                words = (
-                    f"The tool's server could not be reached ({error}). The tool was not called."
-                )
-                return _error(words)
+                words = f"The tool's server could not be reached ({error}). {NOT_CALLED}"
+                return _failed(Outcome.ERROR, words)
             try:
                 seconds = max(0.001, deadline - loop.time())
                 return answer_of(await link.call(name, arguments, seconds), config.max_result_bytes)
@@ -164,16 +171,14 @@ class _Calls:
         await closed([*self._connections.values(), *self._forgotten], _CLOSING_SECONDS)
 
 
-def _outcome(task: "asyncio.Task[ToolResult]", seconds: float) -> ToolResult:
-    unsure = "Whether it did what it was asked is not known."
+def _outcome(task: "asyncio.Task[ToolResult]") -> ToolResult:
+    """What a call's task brought. One that was cancelled was so by the link: its caller is past this."""
     if not task.done():
-        words = f"The tool did not answer within {seconds:.3g} s. {unsure}"
-        return bounded(Outcome.TIMEOUT, words, len(words))
+        return _failed(Outcome.TIMEOUT, f"The tool did not answer in time. {NOT_KNOWN}")
     if task.cancelled() or task.exception() is not None:
-        words = f"The way to the tool's server broke. {unsure}"
-        return bounded(Outcome.UNKNOWN, words, len(words))
+        return _failed(Outcome.UNKNOWN, f"The way to the tool's server broke. {NOT_KNOWN}")
     return task.result()
 
 
-def _error(words: str) -> ToolResult:
-    return bounded(Outcome.ERROR, words, len(words.encode()))
+def _failed(outcome: Outcome, words: str) -> ToolResult:
+    return bounded(outcome, words, len(words.encode()))

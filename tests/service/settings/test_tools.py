@@ -189,7 +189,7 @@ def test_variables_are_filled_in(file: Path) -> None:
     """`${NAME}` is a variable's value, wherever it stands; one that isn't set is a KeyError."""
     headers = {"Authorization": "Bearer ${ONE}", "X-Two": "${ONE}/${TWO}", "X-Three": "$ONE {ONE}"}
     (server,) = tools_of(load(file, tools={"servers": [{**SERVER, "headers": headers}]})).servers
-    assert ["ONE", "ONE", "TWO"] == list(variables(server))
+    assert ["ONE", "ONE", "TWO"] == list(variables(server.headers))
     assert {
         "Authorization": "Bearer 1",
         "X-Two": "1/${ONE}",

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -87,6 +88,7 @@ class ToolServer:
         calls: names of the tools that were called, in order.
         asked: methods, in order.
         headers: of the last request.
+        is_like_examples: to a session that isn't there it answers 400, as the TypeScript SDK's examples do.
     """
 
     def __init__(self) -> None:
@@ -99,6 +101,7 @@ class ToolServer:
         self.asked: list[str] = []
         self.headers: Mapping[str, str] = {}
         self.sessions = set[str]()
+        self.is_like_examples = False
         self.port = 0
         self._listeners = list[web.StreamResponse]()
         self._numbers = itertools.count(1)
@@ -126,11 +129,16 @@ class ToolServer:
         self.sessions.clear()
         self._listeners.clear()
 
+    @property
+    def has_listener(self) -> bool:
+        return bool(self._listeners)
+
     async def tell_of_change(self) -> None:
         """Notify all who listen that the tools changed."""
         for listener in self._listeners:
             method = "notifications/tools/list_changed"
-            await listener.write(event({"jsonrpc": "2.0", "method": method}))
+            with suppress(ConnectionError):  # of who left
+                await listener.write(event({"jsonrpc": "2.0", "method": method}))
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.headers = request.headers
@@ -144,6 +152,8 @@ class ToolServer:
         self.asked.append(message["method"])
         if self.refusals:
             return web.Response(status=self.refusals.pop(0))
+        if session is not None and session not in self.sessions and self.is_like_examples:
+            return web.json_response({"error": "Bad Request: No valid session ID"}, status=400)
         if session is not None and session not in self.sessions:
             error = {
                 "code": -32001,
