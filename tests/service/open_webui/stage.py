@@ -15,6 +15,9 @@ from tests.trace_demo import free_port, get
 PATIENCE_SECONDS = 180.0
 """Its first start writes a database, which takes half a minute on a busy machine."""
 
+TASK_MODEL = "plain"
+"""The model that it asks for what isn't an answer."""
+
 _SETTINGS = {
     "USE_SLIM_DOCKER": "true",  # nothing that runs a model itself is imported
     "WEBUI_AUTH": "false",
@@ -23,11 +26,8 @@ _SETTINGS = {
     "ENABLE_VERSION_UPDATE_CHECK": "false",
     "ENABLE_OLLAMA_API": "false",
     "ENABLE_FORWARD_USER_INFO_HEADERS": "true",
-    # What it asks a model for besides: these would be completions too.
-    "ENABLE_TITLE_GENERATION": "false",
-    "ENABLE_TAGS_GENERATION": "false",
-    "ENABLE_FOLLOW_UP_GENERATION": "false",
-    "ENABLE_AUTOCOMPLETE_GENERATION": "false",
+    # Titles, tags and follow-ups: an agent with tools would call them for these too.
+    "TASK_MODEL_EXTERNAL": TASK_MODEL,
 }
 
 

@@ -16,9 +16,9 @@ from aiohttp import web
 
 from service.settings.config import ScriptedAgentConfig
 from service.settings.tools import ToolsConfig, ToolServerConfig
-from statemachine import Outcome, State
+from statemachine import Outcome, SessionRecord, State
 from tests.service.conftest import Service, ServiceMaker
-from tests.service.open_webui.stage import Chat, installed, running
+from tests.service.open_webui.stage import TASK_MODEL, Chat, installed, running
 from tests.service.page import stage
 from tests.service.page.pictures import PICTURES
 from tests.service.tools.server import Call, ToolServer, tool
@@ -29,6 +29,11 @@ QUESTION = "Roll the dice and tell the time"
 DEMO = ScriptedAgentConfig(
     name="demo", kind="scripted", models=("demo",), tools=ToolsConfig(builtin=("clock", "dice"))
 )
+PLAIN = ScriptedAgentConfig(
+    name=TASK_MODEL, kind="scripted", models=(TASK_MODEL,), reply="{}", tokens_per_second=1000.0
+)
+_TASKS = 3
+"""Title, follow-ups and tags."""
 _HOW = "apt-get install chromium, and: make open-webui"
 
 Opener = Callable[[Service, str], AbstractAsyncContextManager[Chat]]
@@ -62,7 +67,7 @@ async def open_chat(tmp_path: Path) -> AsyncIterator[Opener]:
 async def test_its_people_see_what_is_called(make_service: ServiceMaker, open_chat: Opener) -> None:
     """A status line for each call's beginning and end, the whole text, nothing called twice; and the same
     when the chat is opened again."""
-    service = await make_service(DEMO)
+    service = await make_service(DEMO, PLAIN)
     async with open_chat(service, "demo") as chat:
         await chat.ask(QUESTION)
         await chat.wait_for_end()
@@ -71,7 +76,8 @@ async def test_its_people_see_what_is_called(make_service: ServiceMaker, open_ch
         await chat.page.reload()
         await chat.wait_for_end()
         assert seen == (await chat.statuses(), await chat.paragraphs())
-    record = await service.kept.one()  # it asked once, so it called nothing itself
+        tasks, record = await asked(service, _TASKS)
+    assert [0] * _TASKS == [len(task.tool_calls) for task in tasks]
     assert (State.COMPLETED, True) == (record.state, record.whole)
     called = [(call.server, call.tool, call.outcome) for call in record.tool_calls]
     assert [("clock", "now", Outcome.OK), ("dice", "roll", Outcome.OK)] == called
@@ -79,6 +85,20 @@ async def test_its_people_see_what_is_called(make_service: ServiceMaker, open_ch
     assert ["clock: now …", "dice: roll …", "clock: now", "dice: roll"] == lines
     answers = ", ".join(str(call.result) for call in record.tool_calls)
     assert ["Let me look.", f"This is what I was told: {answers}."] == paragraphs
+
+
+async def asked(service: Service, tasks: int = 0) -> tuple[list[SessionRecord], SessionRecord]:
+    """What it asked the model for tasks, at least so many, and the one answer: had there been calls for it
+    to make, it would have asked again with their results."""
+    async with asyncio.timeout(30):
+        while True:
+            records = service.kept.records
+            found = [each for each in records if each.request.model == TASK_MODEL]
+            if len(found) >= tasks and len(found) < len(records):
+                break
+            await asyncio.sleep(0.1)
+    (record,) = (each for each in records if each.request.model != TASK_MODEL)
+    return found, record
 
 
 async def shoot(page: Any) -> None:
@@ -112,13 +132,13 @@ async def test_its_stop_button_abandons_a_call(
     """Stopped while a tool works: the record says so, the text so far is kept, nobody asks again."""
     tools = ToolsConfig(servers=(ToolServerConfig(name="clock", url=slow.url),))
     agent = ScriptedAgentConfig(name="slow", kind="scripted", models=("slow",), tools=tools)
-    service = await make_service(agent)
+    service = await make_service(agent, PLAIN)
     async with open_chat(service, "slow") as chat:
         await chat.ask("What time is it?")
         await chat.wait_for_status("clock: now …")
         await chat.page.get_by_role("button", name="Stop", exact=True).click()
         await chat.wait_for_end()
-        record = await service.kept.one()
+        _, record = await asked(service)
         assert ["Let me look."] == await chat.paragraphs()
     assert State.CLIENT_GONE is record.state
     assert [Outcome.ABANDONED] == [call.outcome for call in record.tool_calls]
