@@ -450,8 +450,8 @@ def test_markers_that_are_not_a_pair_are_refused(text: str) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_make_targets_exist(path: Path) -> None:
     """Every `make …` in a document is a target."""
-    targets = set(re.findall(r"^([a-z]+):", document("Makefile"), re.MULTILINE))
-    named = re.findall(r"(?:`|\$ |\d |unused |=1 |… )make ([a-z]+)", path.read_text("utf-8"))
+    targets = set(re.findall(r"^([a-z-]+):", document("Makefile"), re.MULTILINE))
+    named = re.findall(r"(?:`|\$ |\d |unused |=1 |… )make ([a-z-]+)", path.read_text("utf-8"))
     assert set(named) <= targets
 
 
