@@ -12,7 +12,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .DEFAULT_GOAL := help
 .PHONY: help run test core coverage check matrix format faults fleet-faults corpus dashboards deploy fleet image holdup proxies pgbouncer \
-	tools tool-servers browser pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
+	tools tool-servers browser open-webui pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
 	clean
 
 help: ## list the commands
@@ -64,6 +64,10 @@ corpus: $(VENV)/.dev-ready ## split, cut and kill each backend's dialect everywh
 
 browser: $(VENV)/.browser-ready ## try the page in a real Chromium (apt-get install chromium) and with axe
 	$(BIN)/python -m pytest -m browser -rs tests/service/page $(ARGS)
+
+open-webui: $(VENV)/.browser-ready $(VENV)-open-webui/.ready ## ask in a real Open WebUI, in a real Chromium
+	OPEN_WEBUI=$(VENV)-open-webui/bin/open-webui \
+	$(BIN)/python -m pytest -m open_webui -rs tests/service/open_webui $(ARGS)
 
 pictures: $(VENV)/.browser-ready ## take the documents' pictures of the page (docs/pictures), in a Chromium
 	$(BIN)/python -m tests.service.page.pictures
@@ -132,7 +136,7 @@ lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
 
 clean: ## remove .venv and caches; data under var/ stays
-	rm -rf $(VENV) $(VENV)-deploy $(VENV)-phoenix $(VENV)-tools .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-deploy $(VENV)-phoenix $(VENV)-tools $(VENV)-open-webui .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/it)." >&2; exit 1; }
@@ -173,6 +177,21 @@ $(VENV)-tools/.ready:
 	@$(VENV)-tools/bin/python -m pip install --quiet --disable-pip-version-check mcp-server-time==2026.10.19
 	@npm install --silent --no-audit --no-fund --prefix $(VENV)-tools \
 	@modelcontextprotocol/server-everything@2026.8.31
+	@touch $@
+
+# Open WebUI runs on Python 3.11 and 3.12 alone.
+OPEN_WEBUI_PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && \
+	{ echo $$python; break; }; done)
+OPEN_WEBUI_LIST := tests/service/open_webui/requirements.txt
+
+$(VENV)-open-webui/.ready: $(OPEN_WEBUI_LIST) benchmarks/contenders/openwebui.txt
+	@test -n "$(OPEN_WEBUI_PYTHON)" || \
+	{ echo "Open WebUI needs Python 3.11 or 3.12 (set OPEN_WEBUI_PYTHON=/path/to/it)." >&2; exit 1; }
+	@echo "Setting up Open WebUI in $(VENV)-open-webui (once; five minutes, 720 MB) ..."
+	@$(OPEN_WEBUI_PYTHON) -m venv $(VENV)-open-webui
+	@$(VENV)-open-webui/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	-r $(OPEN_WEBUI_LIST)
 	@touch $@
 
 $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
