@@ -33,10 +33,10 @@ async def test_a_stream_tells_of_its_calls(demo: Service) -> None:
     assert seen.text.startswith("Let me look.\n\nThis is what I was told:")
     reasons = [each["choices"][0]["finish_reason"] for each in seen.chunks]
     assert ["stop"] == [reason for reason in reasons if reason]
-    assert reasons[-1] == "stop"
+    assert "stop" == reasons[-1]
     record = await demo.kept.one()
     assert ["clock", "dice"] == [call.server for call in record.tool_calls]
-    assert record.choices[0].message["content"] == seen.text
+    assert seen.text == record.choices[0].message["content"]
 
 
 @pytest.mark.parametrize(
