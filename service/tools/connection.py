@@ -45,6 +45,13 @@ class Connection:
             self._link.exception() is not None or self._link.result().over.is_set()
         )
 
+    @property
+    def protocol_version(self) -> str | None:
+        """The revision of MCP that is spoken; None if it is over or not there yet."""
+        if self.is_over or not self._link.done():
+            return None
+        return self._link.result().protocol_version
+
     async def link(self, seconds: float) -> Link:
         """The link, once it is there. Raises NotConnected if there is none after so long, or never."""
         await asyncio.wait((self._link,), timeout=seconds)

@@ -1,6 +1,7 @@
 """Reaches one server: what tools it has, and connections to it.
 
-`AddressServer` makes a connection for each answer, since one that breaks takes all its calls along;
+`AddressServer` has a connection for each answer, since one that breaks takes all its calls along, and uses
+it again for another one if the server keeps nothing of either;
 `CommandServer` keeps one process, and begins it anew when it ends. Never here: the protocol
 (`service.tools.mcp`), and what is called (`service.tools.toolbox`).
 """
@@ -26,6 +27,11 @@ _START_SECONDS = 60.0
 """The least that a process may take to begin: it may be fetched first."""
 _STEADY_SECONDS = 60.0
 """A process that ran so long begins its back-off anew when it ends."""
+_IDLE_SECONDS, _MOST_IDLE = 30.0, 20
+"""How long connections are kept that no answer uses, and how many to one server."""
+_STATELESS_SINCE = "2026-07-28"
+"""The revision of MCP from which on a server keeps nothing of a client between two calls. Those before have
+sessions, in which an answer could find what another one's caller left."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0
 _CLOSING_SECONDS = 7.0
 """What a process may take to end: the SDK waits two seconds, three times."""
@@ -48,6 +54,9 @@ class Server(Protocol):
         """A connection to call by, which may still be connecting. Raises NotConnected if there can be none
         within so long."""
 
+    def give_back(self, connection: Connection) -> bool:
+        """Take a connection over that nobody calls by any more, for another answer. False: close it."""
+
     async def close(self) -> None:
         """Give back what is kept open, within seconds. Never raises."""
 
@@ -67,12 +76,33 @@ class AddressServer:
         self.known = KnownTools(config.name, self._ask, _chooser(config), clock)
         self._open = _learning(open, self.known)
         self._asking = set[Connection]()
+        self._idle: list[tuple[Connection, asyncio.TimerHandle]] = []
 
     async def connect(self, seconds: float) -> Connection:
+        while self._idle:
+            connection, alarm = self._idle.pop()
+            alarm.cancel()
+            if not connection.is_over:
+                return connection
+        return self._new()
+
+    def _new(self) -> Connection:
         return Connection(self._open, self.known.change, self.config.timeout_seconds)
 
+    def give_back(self, connection: Connection) -> bool:
+        version = connection.protocol_version
+        if version is None or version < _STATELESS_SINCE or len(self._idle) >= _MOST_IDLE:
+            return False
+        alarm = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_idle, connection)
+        self._idle.append((connection, alarm))
+        return True
+
+    def _end_idle(self, connection: Connection) -> None:
+        self._idle = [each for each in self._idle if each[0] is not connection]
+        connection.leave()
+
     async def _ask(self) -> Listing:
-        connection = await self.connect(self.config.timeout_seconds)
+        connection = self._new()  # which lists right after connecting
         self._asking.add(connection)
         try:
             return (await connection.link(self.config.timeout_seconds)).listing
@@ -81,7 +111,10 @@ class AddressServer:
 
     async def close(self) -> None:
         self.known.close()
-        await closed(self._asking, _CLOSING_SECONDS)
+        idle, self._idle = self._idle, []
+        for _, alarm in idle:
+            alarm.cancel()
+        await closed([*self._asking, *(each for each, _ in idle)], _CLOSING_SECONDS)
 
 
 class CommandServer:
@@ -117,6 +150,9 @@ class CommandServer:
         except TimeoutError:
             raise NotConnected("it ended, and begins again later") from None
         return self._current
+
+    def give_back(self, connection: Connection) -> bool:
+        return True  # it was nobody's own
 
     async def _keep(self) -> None:
         pauses = _new_pauses()

@@ -9,6 +9,7 @@ Never here: when a tool is called (`service.turns`), and how a server is reached
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -88,7 +89,7 @@ class ServersToolbox:
 
 
 class _Calls:
-    """See `Calls`: the connections of one answer, each made at the first call to its server."""
+    """See `Calls`: the connections of one answer, each had from the first call to its server on."""
 
     def __init__(
         self,
@@ -102,6 +103,8 @@ class _Calls:
         self._connections: dict[str, Connection] = {}
         self._running: set[asyncio.Task[ToolResult]] = set()
         self._forgotten: list[Connection] = []
+        self._unanswered = Counter[Connection]()
+        """How many calls over each have brought no answer, or not yet."""
 
     @property
     def is_used(self) -> bool:
@@ -138,7 +141,10 @@ class _Calls:
                 return _failed(Outcome.ERROR, words)
             try:
                 seconds = max(0.001, deadline - loop.time())
-                return answer_of(await link.call(name, arguments, seconds), config.max_result_bytes)
+                self._unanswered[connection] += 1
+                answered = await link.call(name, arguments, seconds)
+                self._unanswered[connection] -= 1
+                return answer_of(answered, config.max_result_bytes)
             except CallFailed as failed:
                 log.info("tool call failed", server=config.name, fate=failed.fate.name.lower())
                 if failed.fate in _NOT_SENT:
@@ -163,7 +169,12 @@ class _Calls:
             self._forgotten.append(connection)
 
     async def give_up(self) -> None:
-        """Give up what is under way and close all connections. Waits for servers, but not long."""
+        """Give up what is under way and close all connections, but those that another answer may use.
+        Waits for servers, but not long."""
+        if not self._running:
+            for name, connection in [*self._connections.items()]:
+                if not self._unanswered[connection] and self._servers[name].give_back(connection):
+                    del self._connections[name]
         for task in self._running:
             task.cancel()
         if self._running:
