@@ -43,9 +43,9 @@ _COPY_SECONDS = 1.0
 _CLOSE_SECONDS = 0.5
 
 _GONE = (RedisError, OSError, RuntimeError, AttributeError)
-"""What redis-py 8.1 raises where a connection is gone. The last two come of a cluster's client alone, if another
-call has closed the connection meanwhile: uvloop's "the handler is closed", and a writer that is None. Seen
-by `make fleet-faults ARGS="--only 'node killed'"`."""
+"""What redis-py 8.1 raises where a connection is gone. The last two come of a cluster's client alone, if
+another call has closed the connection meanwhile: uvloop's "the handler is closed", and a writer that is None.
+Seen by `make fleet-faults ARGS="--only 'node killed'"`."""
 
 _T = TypeVar("_T")
 
