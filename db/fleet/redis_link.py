@@ -42,6 +42,11 @@ _COPY_SECONDS = 1.0
 """How long the server waits for its replicas."""
 _CLOSE_SECONDS = 0.5
 
+_GONE = (RedisError, OSError, RuntimeError, AttributeError)
+"""What redis-py 8.1 raises where a connection is gone. The last two come of a cluster's client alone, if
+another call has closed the connection meanwhile: uvloop's "the handler is closed", and a writer that is None.
+Seen by `make fleet-faults ARGS="--only 'node killed'"`."""
+
 _T = TypeVar("_T")
 
 Told = tuple[str, tuple[Any, ...]]
@@ -112,7 +117,7 @@ class RedisLink:
                 await self._get_ready()
                 with cancelled_if_told():
                     result: _T = await call
-        except (RedisError, OSError) as error:
+        except _GONE as error:
             if asyncio.iscoroutine(call):
                 call.close()  # it may not have begun
             raise self._failed(error) from error

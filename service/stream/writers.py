@@ -111,7 +111,7 @@ class SseWriter:
         stream = _Stream()
         try:
             sink = await stream.prepare(self._request)
-        except (ConnectionError, AssertionError) as error:
+        except (ConnectionError, RuntimeError, AssertionError) as error:
             # aiohttp asserts on a transport that went away just before.
             raise ClientConnectionLost from error
         assert isinstance(sink, StreamWriter)
@@ -177,7 +177,7 @@ class SseWriter:
         assert self._sink is not None
         try:
             self._sink.send_headers()
-        except ConnectionError as error:
+        except (ConnectionError, RuntimeError) as error:  # the second is uvloop's
             raise ClientConnectionLost from error
 
     @property

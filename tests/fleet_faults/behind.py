@@ -114,7 +114,7 @@ async def _killed(stage: Stage, proxy: str) -> None:
 def _where_they_run(engine: EngineServers) -> Mapping[str, str]:
     """Each running completion's replica, as the engine knows it."""
     with redis.Redis(port=engine.servers[0].port) as client:
-        keys = list(client.scan_iter("verbatim:1:run:*", count=1000))
+        keys = list(client.scan_iter("verbatim:*:run:*", count=1000))
         told = client.mget(keys) if keys else []
     return {
         key.decode().partition("{")[2][:-1]: json.loads(value)[1]

@@ -388,7 +388,7 @@ def _id_of(trip: Trip) -> str | None:
     if trip.completion_id is None and trip.seens:
         raw = trip.seens[-1].raw
         begin = raw.find(b"chatcmpl-")
-        if begin >= 0 and len(raw) >= begin + 33:
+        if raw.startswith(b"HTTP/1.1 200") and begin >= 0 and len(raw) >= begin + 33:
             return raw[begin : begin + 33].decode()
     return trip.completion_id
 

@@ -7,8 +7,17 @@ from tests.fleet_faults.run import scenario
 from tests.fleet_faults.scenarios.replicas import NAMES, STREAMS
 from tests.fleet_faults.stage import LEASE_SECONDS, Stage
 
-AWAY = frozenset(("fleet_unavailable", "answer_unavailable", "journal_full", "idempotency_pending"))
-"""What those are told who read, or ask with a key, while the engine can't be asked."""
+AWAY = frozenset(
+    (
+        "fleet_unavailable",
+        "answer_unavailable",
+        "journal_full",
+        "idempotency_pending",
+        "position_ahead",
+    )
+)
+"""What those are told who read, or ask with a key, while the engine can't be asked, or takes nothing
+and falls behind the client that was there."""
 
 
 async def _begin(stage: Stage, fault: str) -> None:

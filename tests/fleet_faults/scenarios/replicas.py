@@ -4,6 +4,9 @@ adopts a dead one's answers is killed, too."""
 import asyncio
 import json
 
+import redis
+
+from db.fleet.keys import REPLICAS
 from tests.faults.plans import DIED, Outcome, failed
 from tests.fleet_faults.run import scenario
 from tests.fleet_faults.stage import LEASE_SECONDS, Stage
@@ -138,8 +141,6 @@ async def _adopter(stage: Stage, victim: str) -> str | None:
 
 
 def _names_of_tokens(stage: Stage) -> dict[str, str]:
-    import redis
-
     with redis.Redis(port=stage.engine.servers[0].port) as client:
-        told = client.hgetall("verbatim:1:replicas")
+        told = client.hgetall(REPLICAS)
     return {token.decode(): json.loads(value)["name"] for token, value in told.items()}
