@@ -21,6 +21,7 @@ def test_records_are_saved_in_one_place() -> None:
     ]
     assert [
         ("db/dead_letters.py", "store.save"),
-        ("db/postgres/store.py", "saving.save"),  # the step behind `PostgresStore.save`
+        ("db/postgres/extending.py", "saving.save"),  # the steps behind `PostgresStore.save`
+        ("db/postgres/store.py", "extending.save"),
         ("db/saver.py", "self._store.save"),
     ] == sorted(calls)

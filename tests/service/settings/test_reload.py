@@ -31,6 +31,7 @@ from service.settings.config import (
 )
 from service.settings.live import Live
 from service.settings.reload import Reloader, changed_keys, in_force, read_again
+from service.settings.tools import ToolsConfig
 from statemachine import ClientGone, SessionRecord, State
 from tests.service.conftest import Kept, Service, ServiceMaker, agent_for
 from tests.service.stage.backend import Backend, Exchange
@@ -51,7 +52,9 @@ ON_A_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
-DEMO = ScriptedAgentConfig(name="demo", kind="scripted")
+DEMO = ScriptedAgentConfig(
+    name="demo", kind="scripted", tools=ToolsConfig(builtin=("clock", "dice"))
+)
 
 
 def hang_up(process: Process) -> None:

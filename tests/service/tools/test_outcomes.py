@@ -84,8 +84,9 @@ async def test_a_client_is_one_answers_at_a_time(server: ToolServer, box: Toolbo
     hold.set()
 
 
-async def test_a_hundred_calls_at_once(server: ToolServer, calls: Calls) -> None:
+async def test_a_hundred_calls_at_once(server: ToolServer, make_box: MakeBox) -> None:
     """More calls at once than a client's usual connections, over one answer's client, are all answered."""
+    box = make_box(timeout_seconds=60.0)
     waiting = asyncio.Barrier(100)
 
     async def wait_for_all(call: Call) -> web.StreamResponse:
@@ -93,7 +94,8 @@ async def test_a_hundred_calls_at_once(server: ToolServer, calls: Calls) -> None
         return call.json(text(str(call.arguments["n"])))
 
     server.handlers["one"] = wait_for_all
-    results = await asyncio.gather(*(calls.call(named("one"), {"n": n}) for n in range(100)))
+    async with box.open() as calls:
+        results = await asyncio.gather(*(calls.call(named("one"), {"n": n}) for n in range(100)))
     assert [str(n) for n in range(100)] == [result.text for result in results]
     assert 1 == server.asked.count("tools/list")
 
