@@ -80,6 +80,7 @@ def _said(answer: tuple[int, Any]) -> tuple[int, Any]:
     return answer[0], answer[1]["cancelled"]
 
 
+@pytest.mark.fleet
 async def test_with_the_log_off_its_replica_is_named(
     start_replica: MakeReplica, open_door: Any, script: Backend
 ) -> None:
@@ -94,6 +95,7 @@ async def test_with_the_log_off_its_replica_is_named(
         assert (200, True) == _said(await theirs.cancel(first.completion_id))
 
 
+@pytest.mark.fleet
 async def test_a_replica_that_dies_leaves_no_reader_hanging(
     start_replica: MakeReplica, open_door: Any, script: Backend
 ) -> None:
@@ -152,6 +154,7 @@ async def test_streams_go_on_while_the_engine_is_away(
         assert first.events == second.events
 
 
+@pytest.mark.fleet
 async def test_what_is_shown_before_send_is_in_the_log_first(
     start_replica: MakeReplica, open_door: Any, script: Backend, own_redis: RedisServer
 ) -> None:
@@ -170,6 +173,7 @@ async def test_what_is_shown_before_send_is_in_the_log_first(
         await first.whole()
 
 
+@pytest.mark.fleet
 async def test_two_processes_of_one_name_are_noticed(
     start_replica: MakeReplica, open_door: Any, script: Backend
 ) -> None:
@@ -222,6 +226,7 @@ async def listed(door: Door) -> Any:
     return shown
 
 
+@pytest.mark.fleet
 async def test_a_deleted_answer_is_gone_everywhere(
     start_replica: MakeReplica, open_door: Any, script: Backend, own_redis: RedisServer
 ) -> None:
@@ -241,6 +246,7 @@ async def test_a_deleted_answer_is_gone_everywhere(
     assert not own_redis.holds(name)
 
 
+@pytest.mark.fleet
 async def test_a_stop_waits_for_no_engine(
     start_replica: MakeReplica,
     open_door: Any,
