@@ -197,7 +197,8 @@ def _fleet(app: web.Application, config: Config, siblings: Siblings | None) -> F
     fleet.listen(app[STREAMS].cancel)
     fleet.yield_by(app[STREAMS].cut_off)
     app[FLEET] = fleet
-    app[SHARED] = SharedAdmission(app[ADMISSION], fleet.engine, config.fleet.lease_seconds)
+    shared = SharedAdmission(app[ADMISSION], fleet.engine, config.fleet.lease_seconds)
+    app[SHARED] = fleet.fallbacks = shared
     return fleet
 
 

@@ -122,6 +122,9 @@ class SharedAdmission:
         engine: the fleet's.
         lease_seconds: how long a stream counts whose replica has died.
         clock: seconds that never run backwards, the admission's.
+
+    Attributes:
+        fallbacks: how often it began to limit by this replica's share alone.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class SharedAdmission:
         self._numbers = count(1)
         self._replicas, self._replicas_until = 1, 0.0
         self._is_away = False
+        self.fallbacks = 0
         self._renewed_at = float("-inf")
         self._has_work = asyncio.Event()
 
@@ -276,6 +280,7 @@ class SharedAdmission:
     def _fall_back(self, error: Exception) -> None:
         if not self._is_away:
             self._is_away = True
+            self.fallbacks += 1
             self._admission.divide(self._replicas)
             reason = str(error) or "no answer"
             log.error("limits not shared", reason=reason, replicas=self._replicas)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from service.app import ADMISSION, SHARED
+from service.app import ADMISSION, FLEET, SHARED
 from service.callers.sharing import SharedAdmission
 from service.settings.access import LimitsConfig
 from service.settings.config import JournalConfig
@@ -173,6 +173,7 @@ async def test_limits_are_divided_while_the_engine_is_away(
         assert "3" == answers[0].headers["x-ratelimit-limit-requests"]
         assert "rate_limited" == (await refused(each))[0]
         assert shared(each).is_away
+        assert 1 == each.app[FLEET].standing().fallbacks
     own_redis.start()
     await until(lambda: not shared(a).is_away and not shared(b).is_away)
     for each in (a, b):
