@@ -343,21 +343,22 @@ class Transcript:
     @property
     def finish_reason(self) -> str | None:
         """The first choice's finish reason, if it has come."""
-        first = self._choices.get(min(self._choices)) if self._choices else None
-        return first.finish_reason if first else None
+        return self._first.finish_reason if self._first else None
+
+    @property
+    def _first(self) -> _OpenChoice | None:
+        return self._choices[min(self._choices)] if self._choices else None
 
     # --- an answer of several turns ---------------------------------------------------------
 
     @property
     def text_length(self) -> int:
         """How many characters of the first choice's text have come."""
-        first = self._choices.get(min(self._choices)) if self._choices else None
-        return sum(map(len, first.content or ())) if first else 0
+        return sum(map(len, self._first.content or ())) if self._first else 0
 
     def text_from(self, start: int) -> str:
         """The first choice's text as far as it has come, from this character on."""
-        first = self._choices.get(min(self._choices)) if self._choices else None
-        return "".join(first.content or ())[start:] if first else ""
+        return "".join(self._first.content or ())[start:] if self._first else ""
 
     def take_usage(self) -> JsonObject | None:
         """What was used so far, and count anew: another turn follows."""

@@ -69,18 +69,22 @@ class Calling:
     """The calls of one turn.
 
     Args:
-        todo: them, at least one.
+        calls: them, at least one.
         tools: by which they are made.
         at_once: how many are made at the same time.
         may_call: see `MayCall`.
 
     Attributes:
+        calls: them.
         results: what each brought, by its id, as far as they have ended.
     """
 
-    def __init__(self, todo: Sequence[Call], tools: Calls, at_once: int, may_call: MayCall) -> None:
+    def __init__(
+        self, calls: Sequence[Call], tools: Calls, at_once: int, may_call: MayCall
+    ) -> None:
+        self.calls = calls
         self.results: dict[str, ToolResult] = {}
-        self._todo = deque(todo)
+        self._todo = deque(calls)
         self._tools = tools
         self._at_once = at_once
         self._may_call = may_call

@@ -177,7 +177,7 @@ class Gathering:
         says = [key for key, value in delta.items() if key != "role" and value]
         if "content" in says:
             return [*self._blank_line(run.payload), event]
-        if not self._is_first and not says and reason is None and _has_choice_only(run.payload):
+        if not self._is_first and not says and reason is None and find_usage(run.payload) is None:
             return []  # a role, which was told before
         return [event]
 
@@ -227,7 +227,3 @@ def _grow(call: Wanted, item: Mapping[str, Any]) -> int:
 
 def _with_choice(payload: JsonObject, choice: Mapping[str, Any]) -> JsonObject:
     return {**payload, "choices": [choice]}
-
-
-def _has_choice_only(payload: JsonObject) -> bool:
-    return find_usage(payload) is None

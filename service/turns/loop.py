@@ -22,7 +22,7 @@ from attrs import evolve, frozen
 from service.agents.protocol import Agent, AgentCall, Sink
 from service.stream.ports import Upstream
 from service.tools.contract import Calls, Tool, Toolbox, ToolsUnavailable
-from service.turns.calling import Call, Calling, MayCall, calls_of
+from service.turns.calling import Calling, MayCall, calls_of
 from service.turns.gathering import Gathering
 from service.turns.messages import messages_after, request_with
 from service.wire import InvalidRequest
@@ -95,7 +95,6 @@ class Turns:
         self._model: Upstream | None = None
         self._gathering: Gathering | None = None
         self._calling: Calling | None = None
-        self._todo: Sequence[Call] = ()
         self._open: AbstractAsyncContextManager[Calls] | None = None
         self._calls: Calls | None = None
         self._ending: list[Event] = []
@@ -212,7 +211,6 @@ class Turns:
             self._calls = await self._open.__aenter__()
         assert self._tools is not None
         todo = calls_of(self._number, gathering.calls, self._tools, self._names)
-        self._todo = todo
         self._calling = Calling(todo, self._calls, limits.concurrency, limits.may_call)
         return [TurnEnded(self._number), *self._calling.announce()]
 
@@ -225,8 +223,8 @@ class Turns:
         self._calling = None
         gathering = self._gathering
         assert gathering is not None
-        results = calling.results
-        failed = [call for call in self._todo if results[call.call_id].outcome is not Outcome.OK]
+        calls, results = calling.calls, calling.results
+        failed = [call for call in calls if results[call.call_id].outcome is not Outcome.OK]
         if failed and self._limits.stops_on_error:
             self._ending = [UpstreamFailed(_tool_failed(failed[0].name))]
         elif gathering.has_theirs:
@@ -235,7 +233,7 @@ class Turns:
             text = self._answer.text_from(self._text_begins)
             if gathering.has_text and self._text_begins:
                 text = text.removeprefix("\n\n")
-            told = messages_after(text, self._todo, results)
+            told = messages_after(text, calls, results)
             self._call = evolve(self._call, request=request_with(self._call.request, (), told))
         return events
 
