@@ -1,6 +1,6 @@
 """Cuts a reader's connection many times in one answer, and shows that it has every chunk of it, once.
 
-    python examples/cuts.py [--cuts 10] [--reader python|node] [BASE_URL]
+    python examples/cuts.py [--cuts 10] [--reader python|node] [--question TEXT] [BASE_URL]
 
 Between the reader (`examples/resuming.py`, or `resuming.mjs`) and the service stands a TCP proxy that
 cuts the connection: the first time before a byte of the answer has passed, then after a kilobyte each,
@@ -106,12 +106,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cut a reader's connection many times.")
     parser.add_argument("--cuts", type=int, default=10)
     parser.add_argument("--reader", choices=READERS, default="python")
+    parser.add_argument("--question", help="what is asked")
     default = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
     parser.add_argument("base_url", nargs="?", default=default)
     arguments = parser.parse_args()
     url = urlsplit(arguments.base_url)
     proxy = Proxy((url.hostname or "", url.port or 80), arguments.cuts)
     command = [*READERS[arguments.reader], f"http://127.0.0.1:{proxy.port}{url.path}"]
+    command += [arguments.question] if arguments.question else []
 
     cut: list[Any] = []
     uncut: list[Any] = []

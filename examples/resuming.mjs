@@ -1,11 +1,12 @@
 // Reads an answer to its true end, however often the connection breaks, with the official Node SDK.
 //
 //     npm install --prefix examples
-//     node examples/resuming.mjs [BASE_URL]
+//     node examples/resuming.mjs [BASE_URL [QUESTION]]
 //
 // `read` is what to take along; it works in browsers too. The base URL is that of a running service,
 // http://127.0.0.1:8000/v1 if neither the argument nor OPENAI_BASE_URL says another. Prints each chunk of
-// an answer of the agent `demo`, a line of JSON each. `examples/cuts.py` shows what it is good for.
+// an answer of the agent `demo`, a line of JSON each, those that tell of its tools included.
+// `examples/cuts.py` shows what it is good for.
 
 import OpenAI, { APIConnectionError, APIError, NotFoundError } from "openai";
 
@@ -61,12 +62,12 @@ function isWorthATry(error) {
   return status === 409 || status === 429 || status >= 500;
 }
 
-const [, program, url] = process.argv;
+const [, program, url, question] = process.argv;
 if (program === new URL(import.meta.url).pathname) {
   const client = new OpenAI({
     baseURL: url ?? process.env.OPENAI_BASE_URL ?? "http://127.0.0.1:8000/v1",
     apiKey: process.env.OPENAI_API_KEY ?? "unused",
   });
-  const messages = [{ role: "user", content: "Can you be read again?" }];
+  const messages = [{ role: "user", content: question ?? "Can you be read again?" }];
   for await (const chunk of read(client, { model: "demo", messages })) console.log(JSON.stringify(chunk));
 }

@@ -1,10 +1,11 @@
 """Reads an answer to its true end, however often the connection breaks, with the official Python SDK.
 
-    python examples/resuming.py [BASE_URL]
+    python examples/resuming.py [BASE_URL [QUESTION]]
 
 `read` is what to take along. The base URL is that of a running service, http://127.0.0.1:8000/v1 if
 neither the argument nor OPENAI_BASE_URL says another. Prints each chunk of an answer of the agent
-`demo`, a line of JSON each. `examples/cuts.py` shows what it is good for.
+`demo`, a line of JSON each, those that tell of its tools included. `examples/cuts.py` shows what it is
+good for.
 """
 
 import os
@@ -81,7 +82,7 @@ def main() -> None:
         api_key=os.environ.get("OPENAI_API_KEY", "unused"),
         timeout=40,  # seconds without a word or a keep-alive: the connection is dead
     )
-    question = "Can you be read again?"
+    question = sys.argv[2] if len(sys.argv) > 2 else "Can you be read again?"
     for chunk in read(client, model="demo", messages=[{"role": "user", "content": question}]):
         print(chunk.to_json(indent=None), flush=True)
 

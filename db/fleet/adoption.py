@@ -3,9 +3,10 @@
 Every replica looks who is dead; one of them takes that one's completions over, plays their logs as recovery
 plays a journal, and hands the records to its own saver. The rules:
 
-1. A replica is dead once its lease has run out and it didn't come back in the time in which the living
-   renew theirs. Whoever couldn't look for a while, since the engine was away or it was itself stopped,
-   gives everybody a whole lease: they may just be coming back, too.
+1. A replica is dead once its lease has run out twice: at the engine, and as it was last seen there by who
+   looks, so that an engine that forgets leases kills nobody: whoever lives has renewed its own by then.
+   Whoever couldn't look for a while, since the engine was away or it was itself stopped, gives everybody a
+   whole lease: they may just be coming back, too.
 2. A log is closed before it is read (`Engine.fence`). So what is adopted is all that there will ever be
    in it, and a replica that was only cut off learns so that a completion isn't its own any more.
 3. A completion that has no end in its log ends as `process_died`. Of a log with a gap only what is before it
@@ -28,7 +29,6 @@ from typing import TypeVar
 import structlog
 
 from db.fleet.contract import VERSION, Engine, FleetUnavailable, Replica
-from db.fleet.membership import RENEWALS
 from db.fleet.outbox import KEEP_SECONDS
 from db.fleet.tending import tend
 from db.journal.replay import Replay
@@ -45,8 +45,8 @@ _AT_ONCE_BYTES = 16 * 1024 * 1024
 _READS_AT_ONCE = 10
 _AGAIN_LEASES = 4
 """After so many leases it is looked again whether what couldn't be ended has been stored."""
-_LONGEST_PAUSE_SECONDS = 0.5
-"""Between two looks."""
+_PAUSE_SECONDS = 0.5
+"""Between two looks, or a sixth of a lease if that is less."""
 
 Save = Callable[[SessionRecord], "asyncio.Future[None]"]
 IsStored = Callable[[str], Awaitable[bool]]
@@ -68,6 +68,7 @@ class Adoption:
         adopted: completions that were brought to an end here so far.
         replicas: dead replicas whose completions were.
         adopting: completions that are being brought to one now.
+        strangers: the living of another version: name → version.
     """
 
     def __init__(
@@ -76,17 +77,18 @@ class Adoption:
         self.adopted = 0
         self.replicas = 0
         self.adopting = 0
+        self.strangers: Mapping[str, int] = {}
         self._engine = engine
         self._lease_seconds = lease_seconds
         self._save = save
         self._is_stored = is_stored
-        self._renewal_seconds = lease_seconds / RENEWALS
-        self._pause_seconds = min(self._renewal_seconds, _LONGEST_PAUSE_SECONDS)
-        self._missed_since: dict[str, float] = {}
+        self._pause_seconds = min(lease_seconds / 6, _PAUSE_SECONDS)
+        self._ends_at: dict[str, float] = {}
+        """Token → when its lease ends, as it was last seen."""
         self._looked_at = float("-inf")
         self._patient_until = 0.0
         self._not_before: dict[str, float] = {}
-        self._foreign: set[str] = set()
+        self._left_alone: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -111,35 +113,50 @@ class Adoption:
     async def _dead(self) -> Sequence[Replica]:
         """Those whose completions are to be seen to now."""
         replicas = await self._engine.replicas()
+        self._note_strangers(replicas)
         now = time.monotonic()
         if now > self._looked_at + self._lease_seconds / 2:  # less costs nobody a lease
             self._patient_until = now + self._lease_seconds
         self._looked_at = now
-        missed = {
-            each.token: each
-            for each in replicas
-            if not each.is_alive and each.token != self._engine.token
-        }
-        self._missed_since = {token: self._missed_since.get(token, now) for token in missed}
+        self._ends_at = {each.token: self._end_of(each, now) for each in replicas}
         self._not_before = {
-            token: at for token, at in self._not_before.items() if token in self._missed_since
+            token: at for token, at in self._not_before.items() if token in self._ends_at
         }
         if now < self._patient_until:
             return ()
-        longest = self._renewal_seconds + self._pause_seconds
         return [
-            missed[token]
-            for token, since in self._missed_since.items()
-            if now >= since + longest
-            and now >= self._not_before.get(token, 0.0)
-            and self._is_of_this_version(missed[token])
+            each
+            for each in replicas
+            if not each.is_alive
+            and each.token != self._engine.token
+            and now >= self._ends_at[each.token]
+            and now >= self._not_before.get(each.token, 0.0)
+            and self._is_of_this_version(each)
         ]
+
+    def _end_of(self, replica: Replica, now: float) -> float:
+        """When the lease ends that was last seen of it; that of one never seen alive may just be lost."""
+        if replica.is_alive:
+            return now + replica.lease_seconds
+        return self._ends_at.get(replica.token, now + self._lease_seconds)
+
+    def _note_strangers(self, replicas: Sequence[Replica]) -> None:
+        """Each that is new is said."""
+        known = self.strangers
+        self.strangers = {
+            each.name: each.version
+            for each in replicas
+            if each.is_alive and each.version != VERSION
+        }
+        for name, version in self.strangers.items():
+            if known.get(name) != version:
+                log.warning("replica of another version", replica=name, version=version)
 
     def _is_of_this_version(self, dead: Replica) -> bool:
         if dead.version == VERSION:
             return True
-        if dead.token not in self._foreign:
-            self._foreign.add(dead.token)
+        if dead.token not in self._left_alone:
+            self._left_alone.add(dead.token)
             log.warning("dead replica left alone", replica=dead.name, version=dead.version)
         return False
 

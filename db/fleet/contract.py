@@ -92,13 +92,18 @@ class Replica:
     Attributes:
         name, token: see the module.
         version: of what it writes, see `VERSION`.
-        is_alive: its lease holds.
+        lease_seconds: how long its lease holds yet; 0 once it has run out.
     """
 
     name: str
     token: str
     version: int
-    is_alive: bool
+    lease_seconds: float
+
+    @property
+    def is_alive(self) -> bool:
+        """Its lease holds."""
+        return self.lease_seconds > 0
 
 
 @frozen
@@ -176,9 +181,10 @@ class Engine(Protocol):
     async def length(self, completion_id: str) -> int:
         """How many lines a log has: the number that its next entry begins with; 0 if there is none."""
 
-    async def has_changed(self) -> bool:
-        """True if something that was acknowledged may be gone, as far as can be told now: since the last
-        call another server answers, one was restarted, or it was emptied. One caller at a time."""
+    async def lost_at(self) -> float:
+        """When it was last noticed, by `time.monotonic()`, that something that was acknowledged may be
+        gone, as far as can be told now: another server answers, one was restarted, or it was emptied, or
+        a log that had begun isn't there. -inf: never, by this replica. Everybody who asks is told."""
 
     async def mend(self, completion_id: str) -> int:
         """How many lines a log has, from its beginning and none missing. A log that goes on after a gap

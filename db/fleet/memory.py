@@ -91,6 +91,7 @@ class MemoryEngine:
         self._wait_replicas = wait_replicas
         self._version = version
         self._losses: int | None = None
+        self._lost_at = float("-inf")
         self.budgets: Budgets = MemoryBudgets(token, shared.accounts, shared.clock, self._reach)
         self.claims: SharedClaims = MemorySharedClaims(shared.claims, self._reach)
         self._nudges = 0
@@ -125,7 +126,7 @@ class MemoryEngine:
     async def replicas(self) -> Sequence[Replica]:
         shared = self._reach()
         return [
-            Replica(name, token, version, self._is_alive(token))
+            Replica(name, token, version, self._lease_left(token))
             for token, (name, version) in shared.known.items()
         ]
 
@@ -146,7 +147,10 @@ class MemoryEngine:
         shared.commands.pop(dead.token, None)
 
     def _is_alive(self, token: str) -> bool:
-        return self._shared.alive_until.get(token, 0.0) > self._shared.clock()
+        return self._lease_left(token) > 0
+
+    def _lease_left(self, token: str) -> float:
+        return max(0.0, self._shared.alive_until.get(token, 0.0) - self._shared.clock())
 
     # --- what runs --------------------------------------------------------------------------
 
@@ -159,6 +163,7 @@ class MemoryEngine:
             log = shared.logs[entry.completion_id]
             if entry.number and not log.entries:
                 lost.add(entry.completion_id)
+                self._lost_at = time.monotonic()
             elif log.is_closed:
                 if entry.number not in {each.number for each in log.entries}:
                     fenced.add(entry.completion_id)
@@ -183,9 +188,11 @@ class MemoryEngine:
         last = lines[-1] if lines else None
         return 0 if last is None else last.number + last.count
 
-    async def has_changed(self) -> bool:
+    async def lost_at(self) -> float:
         before, self._losses = self._losses, self._reach().losses
-        return before not in (None, self._losses)
+        if before not in (None, self._losses):
+            self._lost_at = time.monotonic()
+        return self._lost_at
 
     async def mend(self, completion_id: str) -> int:
         log = self._log(completion_id)

@@ -8,7 +8,7 @@ what is too much for memory meanwhile is read from the local journal, which has 
    back, the lines that its log lacks are read from the journal, until it has all.
 3. What has ended is told after its lines, so nobody finds a log without its end.
 4. An engine may lose what it had acknowledged, as in a failover. So it is looked every some seconds whether
-   another answers (`Engine.has_changed`), and after that, and after each failure, whether the log of all
+   another answers (`Engine.lost_at`), and after that, and after each failure, whether the log of all
    that runs is whole (`Engine.mend`); what is missing is sent from the journal.
 5. What the engine takes no more lines of is another replica's by now, which took this one for dead
    (`db.fleet.adoption`): nothing more of it is sent, and whoever shows it is told so, before anybody who
@@ -99,6 +99,7 @@ class Outbox:
         self._whole: dict[str, int] = {}
         """Completion → how many lines its log has, of those behind, as long as nothing has failed."""
         self._is_doubted = False
+        self._lost_at = float("-inf")
         self._fenced: set[str] = set()
         self._ended: dict[str, None] = {}
         self._added = self._sent = 0
@@ -197,7 +198,9 @@ class Outbox:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _look(self) -> None:
-        if await self._engine.has_changed():
+        lost_at = await self._engine.lost_at()
+        if lost_at > self._lost_at:
+            self._lost_at = lost_at
             log.warning("fleet may have lost lines", running=len(self._lengths))
             self._is_doubted = True
             self._note_work()

@@ -133,13 +133,13 @@ class RedisEngine:
         told = await self._link.call(self._client.hgetall(REPLICAS))
         known = [(text_of(token), json.loads(value)) for token, value in told.items()]
         keys = [key_of("alive", token, each["version"]) for token, each in known]
-        commands: list[Told] = [("EXISTS", (key,)) for key in keys]
-        alive = {
-            arguments[0]: _checked(result) == 1
+        commands: list[Told] = [("PTTL", (key,)) for key in keys]
+        left = {
+            arguments[0]: max(0, _checked(result)) / 1000  # below 0: there is no such key
             for (_, arguments), result in await self._link.pipelined(commands)
         }
         found = [
-            Replica(each["name"], token, each["version"], alive[key])
+            Replica(each["name"], token, each["version"], left[key])
             for key, (token, each) in zip(keys, known, strict=True)
         ]
         self._other_versions = {each.version for each in found} - {VERSION}
@@ -188,6 +188,8 @@ class RedisEngine:
                 refused[arguments[0], arguments[-5]] = result
             else:
                 _checked(result)
+        if lost:
+            self._mending.note_loss()
         return Appended(lost, await self._fenced(refused) if refused else ())
 
     async def _fenced(self, refused: Mapping[tuple[str, str], Refused]) -> set[str]:
@@ -238,8 +240,8 @@ class RedisEngine:
         entries = [entry_of(completion_id, *item) for item in found]
         return entries[0].number + entries[0].count if entries else 0
 
-    async def has_changed(self) -> bool:
-        return await self._mending.has_changed()
+    async def lost_at(self) -> float:
+        return await self._mending.lost_at()
 
     async def mend(self, completion_id: str) -> int:
         return await self._mending.mend(completion_id)

@@ -3,13 +3,16 @@
 1. Who is asked has an id of its own from each start on, and one from each time that it became the master.
    If one of them is another than at the last look, what was acknowledged may be gone, without any error:
    a failover that Sentinel was told to make took ten seconds of entries (Redis 6.2 to 8.2).
-2. A key of this replica's is gone when the engine was emptied.
+2. A key of this replica's is gone when the engine was emptied. In a cluster that tells of one node; another
+   that is emptied without a restart is noticed once a log isn't there that goes on.
 3. After a failover a log may have lost its tail and gone on all the same, since a stream takes every id that
    is above its last one. Such a log is deleted, in one step with finding it out.
 
 Never here: sending anything again.
 """
 
+import asyncio
+import time
 from collections.abc import Mapping
 
 from db.fleet.keys import key_of
@@ -41,7 +44,7 @@ end
 
 
 class RedisMending:
-    """See `Engine.has_changed` and `Engine.mend`.
+    """See `Engine.lost_at` and `Engine.mend`.
 
     Args:
         link: the way there.
@@ -53,15 +56,28 @@ class RedisMending:
         self._mark = key_of("mark", token)
         self._mend = link.script(_MEND)
         self._marks: Mapping[str, str] | None = None
+        self._lost_at = float("-inf")
+        self._looking = asyncio.Lock()
 
-    async def has_changed(self) -> bool:
-        """See `Engine.has_changed`. In a cluster a node that was emptied alone is not noticed."""
-        before = self._marks
+    def note_loss(self) -> None:
+        """Something is gone."""
+        self._lost_at = time.monotonic()
+
+    async def lost_at(self) -> float:
+        """See `Engine.lost_at`."""
+        async with self._looking:
+            if await self._has_changed():
+                self.note_loss()
+        return self._lost_at
+
+    async def _has_changed(self) -> bool:
+        """Since the last call."""
+        before, client = self._marks, self._link.client
         marks = await self._link.marks()
-        is_there = await self._link.call(self._link.client.get(self._mark)) is not None
+        is_there = await self._link.call(client.getex(self._mark, ex=_KEEP_SECONDS)) is not None
         # Not before: where there is no room, this is refused.
         if not is_there:
-            await self._link.call(self._link.client.set(self._mark, "1", ex=_KEEP_SECONDS))
+            await self._link.call(client.set(self._mark, "1", ex=_KEEP_SECONDS))
         self._marks = {**(before or {}), **marks}
         if before is None:
             return False

@@ -16,7 +16,6 @@ from db.fleet.claims import FleetClaims
 from db.fleet.journal import CopiedJournal
 from db.fleet.membership import Membership
 from db.fleet.outbox import PAUSE_SECONDS, Outbox
-from db.fleet.strangers import Strangers
 from db.journal import Fsync, Journal
 from service.fleet.listening import Cancel, Listener, Teller
 from service.fleet.mirrors import Mirrors
@@ -47,7 +46,7 @@ class Fleet:
     Attributes:
         engine: what all replicas share.
         replica: this one's name.
-        outbox, membership, mirrors, search, roster, strangers, whereabouts: see there.
+        outbox, membership, mirrors, search, roster, whereabouts: see there.
         copies_lines: others can read what runs here.
         listener: set by `listen`.
         tellers: what others may ask to be told; see `service.fleet.others`.
@@ -76,7 +75,6 @@ class Fleet:
         self.mirrors = Mirrors(self.engine, config.lease_seconds)
         self.search = Search(self.engine, self.membership, self.outbox, config.lease_seconds)
         self.roster = Roster(self.engine)
-        self.strangers = Strangers(self.engine, config.lease_seconds / 3)
         self.whereabouts = Whereabouts(self.engine, config.lease_seconds)
         self.listener: Listener | None = None
         self.tellers: dict[str, Teller] = {}
@@ -163,14 +161,12 @@ class Fleet:
         await asyncio.gather(self.engine.start(), self.membership.start())
         self.outbox.start()
         self.mirrors.start()
-        self.strangers.start()
         if self.listener is not None:
             self.listener.start()
         yield
         if self.listener is not None:
             await self.listener.stop()
         await self.roster.stop()
-        await self.strangers.stop()
         await self.mirrors.stop()
         await self.outbox.stop(_FLUSH_SECONDS)
         await self.membership.stop()

@@ -2,8 +2,9 @@
 
 1. Under `follow` others hear of a completion a moment after its client has: so who is not found is looked for
    again, for a quarter of a second.
-2. An engine that was emptied, or takes nothing, knows nothing of what runs. It is told apart by this
-   replica's own lease, which is there as long as the engine keeps what it is told.
+2. An engine that was emptied, or takes nothing, knows nothing of what runs. Whether it may have lost
+   something is asked after the last look, so that no loss comes between the two (`Engine.lost_at`); for a
+   while after one nobody is told that something isn't there.
 
 Never here: who may see what is found.
 """
@@ -13,7 +14,7 @@ import time
 
 from db.fleet import Engine, FleetUnavailable, Run
 from db.fleet.membership import Membership
-from db.fleet.outbox import Outbox
+from db.fleet.outbox import LOOK_SECONDS, Outbox
 from service.fleet.mirrors import Mirror
 
 _PAUSES_SECONDS = (0.02, 0.08, 0.15)
@@ -26,7 +27,8 @@ class Search:
     Args:
         engine: the fleet's.
         membership, outbox: this replica's; they know whether the engine takes what it is told.
-        lease_seconds: within it every replica tells an engine that has lost it what it runs.
+        lease_seconds: within it, and the time between two looks of an outbox, every replica tells an
+            engine that has lost it what it runs.
     """
 
     def __init__(
@@ -36,28 +38,26 @@ class Search:
         self._membership = membership
         self._outbox = outbox
         self._lease_seconds = lease_seconds
-        self._unsure_until = 0.0
+        self._refused_at = float("-inf")
 
     async def find(self, completion_id: str) -> Run | None:
         """Who runs it; None if nobody does. Raises FleetUnavailable, also where the engine doesn't know
         it and may have lost it."""
         if (run := await self._engine.find(completion_id)) is not None:
             return run
-        await self._look_at_memory()
         for pause in _PAUSES_SECONDS:
             await asyncio.sleep(pause)
             if (run := await self._engine.find(completion_id)) is not None:
                 return run
-        if time.monotonic() < self._unsure_until:
+        if time.monotonic() < await self._forgot_at() + self._lease_seconds + LOOK_SECONDS:
             raise FleetUnavailable("the engine may have lost what runs")
         return None
 
-    async def _look_at_memory(self) -> None:
-        """Does the engine know what it was told by this replica?"""
-        takes = self._membership.is_held and self._outbox.failure is None
-        known = {each.token for each in await self._engine.replicas() if each.is_alive}
-        if not takes or self._engine.token not in known:
-            self._unsure_until = time.monotonic() + self._lease_seconds
+    async def _forgot_at(self) -> float:
+        """When it last didn't know, or wouldn't take, what it is told."""
+        if not self._membership.is_held or self._outbox.failure is not None:
+            self._refused_at = time.monotonic()
+        return max(self._refused_at, await self._engine.lost_at())
 
 
 async def reach(mirror: Mirror, position: int) -> None:

@@ -19,7 +19,7 @@ from service.agents.protocol import AgentCall, Sink
 from statemachine import ChunkReceived, Event, Failure, UpstreamFailed
 
 _PIECE_BYTES, _MOST_LINES = 8192, 1000
-"""Of a read with more lines so many bytes are taken at a time: each line may be an event."""
+"""A read with more bytes and more lines is taken in pieces: each line may be an event."""
 
 
 class Backend(Protocol):
@@ -92,15 +92,15 @@ class OpenAIAnswer:
             if lane is not None:
                 lane.listener = listener
             try:
-                data = await (self._next_piece() if self._rest else self._body.readany())
+                data = await (self._next() if self._rest else self._body.readany())
             except (aiohttp.ClientError, OSError, Undecodable) as error:
                 error.__traceback__ = None  # aiohttp keeps the error, which would keep this frame
                 return self._reader.close(self._backend.body_failure(error))
             finally:
                 if lane is not None and lane.listener is listener:
                     lane.listener = None  # else the connection is another answer's by now
-            if len(data) > _PIECE_BYTES and _lines_in(data) > _MOST_LINES:
-                data, self._rest = data[:_PIECE_BYTES], data[_PIECE_BYTES:] + self._rest
+            if len(data) > _PIECE_BYTES and (size := _piece_of(data)) < len(data):
+                data, self._rest = data[:size], data[size:]
             events = self._reader.read(data) if data else self._end()
             if events:  # else the read completed none
                 self._has_spoken = True
@@ -109,10 +109,10 @@ class OpenAIAnswer:
             if self._is_packed and self._is_too_silent(data):
                 return self._reader.close(NO_STREAM)
 
-    async def _next_piece(self) -> bytes:
+    async def _next(self) -> bytes:
         """What is left of a read of very many lines; others have their turn first."""
         await asyncio.sleep(0)
-        data, self._rest = self._rest[:_PIECE_BYTES], self._rest[_PIECE_BYTES:]
+        data, self._rest = self._rest, b""
         return data
 
     def _end(self) -> list[Event]:
@@ -159,5 +159,12 @@ class OpenAIAnswer:
         return protocol if isinstance(protocol, LaneProtocol) else None
 
 
-def _lines_in(data: bytes) -> int:
-    return data.count(b"\n") + data.count(b"\r")
+def _piece_of(data: bytes) -> int:
+    """How many of these bytes to take at a time. As many as can be: a run of chunks that repeat each
+    other costs little, and each piece as much as a read."""
+    size = len(data)
+    while size > _PIECE_BYTES and (
+        data.count(b"\n", 0, size) + data.count(b"\r", 0, size) > _MOST_LINES
+    ):
+        size //= 2
+    return size

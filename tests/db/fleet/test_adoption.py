@@ -267,6 +267,27 @@ async def test_nobody_is_adopted_when_the_engine_was_emptied(
         await other.close()
 
 
+async def test_nobody_is_adopted_whose_lease_the_engine_forgot(
+    shared: Shared, tmp_path: Path
+) -> None:
+    """As a node of a cluster does that comes back empty: by the time that the lease would have ended
+    whoever lives has it again. The dead are adopted then, and no sooner."""
+    one, other = await two(shared, tmp_path)
+    try:
+        await one.run(ONE, "Hello")
+        await asyncio.sleep(LEASE_SECONDS * 2)
+        for _ in range(20):
+            shared.alive_until.clear()
+            await asyncio.sleep(LEASE_SECONDS / 10)
+        assert ([], []) == (other.shelf.records, one.lost)
+        await one.die()
+        shared.alive_until.clear()
+        await until(lambda: bool(other.shelf.records), seconds=2 * LEASE_SECONDS)
+    finally:
+        await one.close()
+        await other.close()
+
+
 class OfAnotherVersion(MemoryEngine):
     """Sees everybody else as of the next version."""
 

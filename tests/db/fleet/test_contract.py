@@ -1,6 +1,7 @@
 """What every engine promises, held against each of them."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -198,8 +199,28 @@ async def test_an_engine_that_goes_on_has_lost_nothing(make_engine: MakeEngine) 
     """However often that is asked, and whatever is written meanwhile."""
     engine = make_engine()
     for number in range(3):
-        assert not await engine.has_changed()
+        assert float("-inf") == await engine.lost_at()
         await engine.append([entry(number)])
+
+
+async def test_a_log_that_is_missed_is_a_loss(make_engine: MakeEngine) -> None:
+    """Everybody who asks is told when, also a second time."""
+    engine = make_engine()
+    await engine.append([entry(0)])
+    await engine.forget(ONE)
+    await engine.append([entry(1)])
+    lost_at = await engine.lost_at()
+    assert 0 <= time.monotonic() - lost_at < 5
+    assert lost_at == await engine.lost_at()
+
+
+async def test_it_is_told_how_long_a_lease_holds_yet(make_engine: MakeEngine) -> None:
+    """To others, and by the engine's clock."""
+    engine, other = make_engine(), make_engine()
+    await engine.join("a", 30)
+    (seen,) = await other.replicas()
+    assert seen.is_alive
+    assert 25 < seen.lease_seconds <= 30
 
 
 async def test_what_too_few_have_is_not_taken_for_appended(make_engine: MakeEngine) -> None:

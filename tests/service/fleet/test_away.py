@@ -3,6 +3,7 @@ waits for long."""
 
 import asyncio
 import time
+from asyncio import Future
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from db.fleet import VERSION, Engine, Entry, FleetUnavailable, Replica, Run, keys
 from db.fleet import redis as redis_engine
+from db.fleet.adoption import Adoption
 from db.fleet.redis import RedisEngine
 from db.fleet.redis_link import CALL_SECONDS, RedisLink
 from db.journal import Fsync
@@ -45,6 +47,19 @@ async def kept(fleet: Fleet) -> AsyncIterator[None]:
     finally:
         with pytest.raises(StopAsyncIteration):
             await anext(keeping)
+
+
+@asynccontextmanager
+async def looking_after(fleet: Fleet) -> AsyncIterator[Adoption]:
+    """It looks who is there, and saves nothing: nobody is dead."""
+
+    async def never(_: str) -> bool:
+        return False
+
+    adoption = Adoption(fleet.engine, 3.0, lambda _: Future(), never)
+    adoption.start()
+    yield adoption
+    await adoption.stop()
 
 
 async def seconds_of(doing: Awaitable[object]) -> float:
@@ -166,11 +181,11 @@ async def test_a_replica_of_another_version_is_named_and_left_alone(own_redis: R
         await other.call(lambda engine: engine.join("b", 30))
         await other.call(lambda engine: engine.append([Entry(ONE, 0, 1, b"?")], [run]))
         fleet = Fleet(FleetConfig(url=own_redis.url, replica="a"), None)
-        async with kept(fleet):
+        async with kept(fleet), looking_after(fleet) as adoption:
             async with asyncio.timeout(5):
-                while not fleet.strangers.versions:
+                while not adoption.strangers:
                     await asyncio.sleep(0.02)
-            assert {"b": VERSION + 1} == fleet.strangers.versions
+            assert {"b": VERSION + 1} == adoption.strangers
             elsewhere = Elsewhere(fleet)
             with pytest.raises(ApiError) as read:
                 async with elsewhere.reading("anne", ONE):
@@ -181,7 +196,7 @@ async def test_a_replica_of_another_version_is_named_and_left_alone(own_redis: R
             assert ["runs_elsewhere", "fleet_unavailable"] == [each.code for each in told]
             assert all("'b'" in each.message for each in told)
             assert await elsewhere.find("bob", ONE) is None
-            dead = Replica("b", "next", VERSION + 1, False)
+            dead = Replica("b", "next", VERSION + 1, lease_seconds=0)
             assert not await fleet.engine.take_over(dead, 30)
             assert [] == list(await fleet.engine.left_by("next"))
     finally:

@@ -9,10 +9,19 @@ from db.fleet import FleetUnavailable, Run
 from db.fleet.membership import Membership
 from db.fleet.memory import MemoryEngine, Shared
 from db.fleet.outbox import Outbox
+from db.fleet.redis import RedisEngine
+from db.fleet.redis_link import RedisLink
+from service.fleet import searching
 from service.fleet.searching import Search
+from tests.redis_servers import RedisServer
 
 LEASE_SECONDS = 0.3
 RUN = Run("chatcmpl-1", "alice", "b", "token-b")
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching, "LOOK_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -49,7 +58,8 @@ async def test_what_nobody_runs_is_not_there(search: Search) -> None:
 
 async def test_an_engine_that_forgot_is_not_believed(engine: MemoryEngine, search: Search) -> None:
     """Until everybody has had the time to tell it again."""
-    await engine.leave("a")
+    assert await search.find("chatcmpl-unknown") is None
+    engine._shared.losses += 1
     with pytest.raises(FleetUnavailable):
         await search.find("chatcmpl-unknown")
     async with asyncio.timeout(10):
@@ -59,3 +69,27 @@ async def test_an_engine_that_forgot_is_not_believed(engine: MemoryEngine, searc
                 break
             except FleetUnavailable:
                 await asyncio.sleep(0.05)
+
+
+async def test_who_has_joined_an_emptied_engine_again_still_does_not_believe_it(
+    own_redis: RedisServer,
+) -> None:
+    """Whoever runs what is looked for may not have told it yet."""
+    engine = RedisEngine(RedisLink(own_redis.url), "token-a")
+    membership = Membership(engine, "a", LEASE_SECONDS)
+    await membership.start()
+    search = Search(engine, membership, Outbox(engine, "a"), LEASE_SECONDS)
+    try:
+        assert await search.find(RUN.completion_id) is None
+        await engine.append([], [RUN])
+        await engine._link.call(engine._client.flushall())
+        await engine.join("a", 30)
+        with pytest.raises(FleetUnavailable, match="may have lost"):
+            await search.find(RUN.completion_id)
+        await engine.append([], [RUN])
+        found = await search.find(RUN.completion_id)
+        assert found is not None
+        assert "token-b" == found.token
+    finally:
+        await membership.stop()
+        await engine.close()

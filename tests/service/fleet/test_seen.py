@@ -110,9 +110,9 @@ async def test_another_version_is_told(join: Join) -> None:
     """Of the living alone."""
     standing = (await join("a")).app[FLEET].standing()
     others = [
-        Replica("new", "1" * 16, VERSION + 1, is_alive=True),
-        Replica("old", "2" * 16, VERSION - 1, is_alive=False),
-        Replica("same", "3" * 16, VERSION, is_alive=True),
+        Replica("new", "1" * 16, VERSION + 1, lease_seconds=9),
+        Replica("old", "2" * 16, VERSION - 1, lease_seconds=0),
+        Replica("same", "3" * 16, VERSION, lease_seconds=9),
     ]
     (told,) = degraded(standing, others)
     assert f"a replica of another version: 'new', {VERSION + 1}" in told

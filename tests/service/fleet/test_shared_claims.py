@@ -17,7 +17,7 @@ from tests.redis_servers import RedisServer
 from tests.service.callers.test_limits import end_at_once
 from tests.service.conftest import QUESTION, Kept, Service, ServiceMaker, agent_for
 from tests.service.fleet.conftest import LEASE_SECONDS, MakeReplica
-from tests.service.process.conftest import asked, broken
+from tests.service.process.conftest import asked, broken, reading
 from tests.service.readers.conftest import Told, until
 from tests.service.stage.backend import Backend
 
@@ -185,6 +185,8 @@ async def test_a_killed_replica_gives_its_places_back_and_keeps_its_keys(
         name = first.completion_id
         async with first_door.post() as response:
             assert (429, "too_many_streams") == await code_of(response)
+        async with reading(second_door, name) as along:
+            await along.until(1)  # else the engine may not have what the client was shown
         a.stop(signal.SIGKILL)
         await broken(first)
 

@@ -79,9 +79,9 @@ async def test_what_is_now_is_read() -> None:
     assert {} == await counting.gauges("0")
     counting.watch(fleet)
     fleet.replicas = (
-        Replica("a", "1", 1, is_alive=True),
-        Replica("b", "2", 1, is_alive=True),
-        Replica("c", "3", 1, is_alive=False),
+        Replica("a", "1", 1, lease_seconds=9),
+        Replica("b", "2", 1, lease_seconds=9),
+        Replica("c", "3", 1, lease_seconds=0),
     )
     figures = await counting.gauges("1")
     assert {("alive",): 2, ("dead",): 1} == figures["verbatim_fleet_replicas"]

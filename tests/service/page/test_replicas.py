@@ -14,10 +14,10 @@ def test_each_replica_has_one_row() -> None:
     here = told_of(evolve(WELL, replica="b", token="bbbbbb"), 3)
     there = told_of(evolve(WELL, replica="a", token="aaaaaa"), 0)
     known = [
-        Replica("a", "aaaaaa" + "0" * 10, 1, is_alive=True),
-        Replica("b", "bbbbbb" + "0" * 10, 1, is_alive=True),
-        Replica("c", "cccccc" + "0" * 10, 1, is_alive=True),
-        Replica("a", "dddddd" + "0" * 10, 1, is_alive=False),
+        Replica("a", "aaaaaa" + "0" * 10, 1, lease_seconds=9),
+        Replica("b", "bbbbbb" + "0" * 10, 1, lease_seconds=9),
+        Replica("c", "cccccc" + "0" * 10, 1, lease_seconds=9),
+        Replica("a", "dddddd" + "0" * 10, 1, lease_seconds=0),
     ]
     rows = replica_rows([here], Told((("a", there),), ("c",)), known)
     told = [(row["replica"], row["token"], row["state"], row.get("streams")) for row in rows]
