@@ -4,8 +4,9 @@ The local one is written first, always, and is the copy that counts.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from db.fleet.outbox import Outbox
@@ -71,6 +72,14 @@ class CopiedJournal(Journal):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_END_SECONDS):
                     await self._outbox.sent()
+
+    def when_settled(self, tell: Callable[[], None]) -> None:
+        """See `Journal.when_settled`."""
+        settled = partial(self._outbox.when_sent, tell) if self._sends_first else tell
+        if self._syncs_chunks:
+            super().when_settled(settled)
+        else:
+            settled()
 
     def _write(self, completion_id: str, entry: Entry, lines: bytes, count: int = 1) -> bool:
         number = entry.count

@@ -19,6 +19,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -98,15 +99,14 @@ class Outbox:
         """Completion → how many of its lines aren't held."""
         self._whole: dict[str, int] = {}
         """Completion → how many lines its log has, of those behind, as long as nothing has failed."""
-        self._is_doubted = False
-        self._lost_at = float("-inf")
+        self._is_doubted, self._lost_at = False, float("-inf")
         self._fenced: set[str] = set()
         self._ended: dict[str, None] = {}
         self._added = self._sent = 0
         self._has_work = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._waiters: list[tuple[int, Callable[[], None]]] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -167,8 +167,16 @@ class Outbox:
         if self._sent >= self._added:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((self._added, waiter))
+        self._waiters.append((self._added, partial(_release, waiter)))
         await waiter
+
+    def when_sent(self, tell: Callable[[], None]) -> None:
+        """Have this called once the engine has all that was added so far; at once if it has it. It must
+        not raise."""
+        if self._sent >= self._added:
+            tell()
+        else:
+            self._waiters.append((self._added, tell))
 
     def _note_work(self) -> None:
         self._is_idle.clear()
@@ -324,9 +332,9 @@ class Outbox:
             return  # what was sent is not all that was added before
         waiting = self._waiters
         self._waiters = [each for each in waiting if each[0] > self._sent]
-        for number, waiter in waiting:
-            if number <= self._sent and not waiter.done():
-                waiter.set_result(None)
+        for number, tell in waiting:
+            if number <= self._sent:
+                tell()
 
     def _note_caught_up(self, completion_id: str) -> None:
         self._whole.pop(completion_id, None)
@@ -359,6 +367,11 @@ class Outbox:
         for completion_id in [name for name in begins if name not in found]:
             log.warning("lines missing in the journal", completion_id=completion_id)
             self._note_caught_up(completion_id)
+
+
+def _release(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _entries_of(path: Path, begins: Mapping[str, int]) -> list[Entry]:

@@ -4,7 +4,7 @@ Has all that the service asks of a `Journal`, so that nobody has to ask whether 
 writes anything, and never waits.
 """
 
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 
 from statemachine import Event, SessionPolicy, SessionRecord, SessionRequest
 
@@ -31,6 +31,10 @@ class NoJournal:
 
     async def settle(self, *, is_final: bool) -> None:
         """Return at once: nothing waits for a disk."""
+
+    def when_settled(self, tell: Callable[[], None]) -> None:
+        """Call it: nothing waits for a disk."""
+        tell()
 
     def check(self) -> str | None:
         """None: new sessions can always begin."""

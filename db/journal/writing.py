@@ -13,14 +13,13 @@ shows where they lie. Never reads another process's journal, and never waits for
    their lines' numbers shows it as soon as there is room, and until then a file's name does.
 """
 
-import asyncio
 import contextlib
 import enum
 import fcntl
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import structlog
@@ -35,7 +34,8 @@ from db.journal.format import (
 from db.journal.reading import line_in
 from db.journal.repeats import first_record, start_of_text, text_record
 from db.journal.replay import Replay
-from db.journal.segments import INCOMPLETE, PROBE_BYTES, WHOLE, Segment, sync_all
+from db.journal.segments import INCOMPLETE, PROBE_BYTES, WHOLE, Segment
+from db.journal.syncing import Syncing
 from statemachine import (
     ChunkPattern,
     ChunkReceived,
@@ -127,15 +127,11 @@ class Journal:
         self._idle_bytes = min(_IDLE_SEGMENT_BYTES, max_bytes // 2)
         self._entries: dict[str, Entry] = {}
         self._segments: list[Segment] = []
-        self._full: list[int] = []
-        self._numbers = self._numbers_synced = 0
         self._rotate_from = 0
         self._failure: str | None = None
         self._refused_bytes = 0
         self._is_incomplete = False
-        self._appended = 0
-        self._synced = 0
-        self._syncing: asyncio.Task[None] | None = None
+        self._syncing = Syncing(self.directory, self._newest)
 
     def __repr__(self) -> str:
         return f"<Journal {self.directory}, {len(self._entries)} open, {self.size} bytes>"
@@ -256,7 +252,7 @@ class Journal:
         self.size += len(line)
         if self._failure is not None:
             self._note_success(len(line))
-        self._appended += 1
+        self._syncing.appended += 1
         return True
 
     def _note_refusal(self, error: OSError, size: int) -> None:
@@ -320,8 +316,11 @@ class Journal:
     # --- segments ---------------------------------------------------------------------------
 
     def _add_segment(self) -> None:
-        self._numbers += 1
-        self._segments.append(Segment(self.directory / f"{self._numbers:06}.jsonl"))
+        number = self._syncing.made = self._syncing.made + 1
+        self._segments.append(Segment(self.directory / f"{number:06}.jsonl"))
+
+    def _newest(self) -> int | None:
+        return self._segments[-1].fd if self._segments else None
 
     def _rotate(self) -> None:
         """Go on in a new segment; in the old one if none can be had (no descriptor is free)."""
@@ -334,7 +333,7 @@ class Journal:
             return
         self._rotate_from = 0
         if self._fsync is not Fsync.NEVER and old.fd is not None:
-            self._full.append(old.fd)
+            self._syncing.keep(old.fd)
             old.fd = None
         old.close()
         if not old.needed_by:
@@ -379,28 +378,15 @@ class Journal:
             return
         if not self._segments:
             return  # closed
-        wanted = self._appended
-        while self._synced < wanted:
-            if self._syncing is None:
-                self._syncing = asyncio.create_task(self._sync())
-            await asyncio.shield(self._syncing)
+        await self._syncing.wait()
 
-    async def _sync(self) -> None:
-        """Sync once for all that wait, in a thread, so that no other stream is held up."""
-        reached, numbers = self._appended, self._numbers
-        new = numbers != self._numbers_synced
-        directories = [self.directory, self.directory.parent] if new else []
-        try:
-            last = self._segments[-1].fd if self._segments else None
-            fds = [*self._full, *(() if last is None else (os.dup(last),))]
-            self._full = []
-            await asyncio.to_thread(sync_all, fds, directories)
-            self._numbers_synced = numbers
-        except OSError as error:
-            log.error("journal not synced", reason=str(error))
-        finally:
-            self._synced = max(self._synced, reached)
-            self._syncing = None
+    def when_settled(self, tell: Callable[[], None]) -> None:
+        """Have this called once what was appended so far is as safe as `fsync` asks for chunks; at once if
+        it is. It must not raise."""
+        if self.settles_chunks and self._segments:
+            self._syncing.when_done(tell)
+        else:
+            tell()
 
     # --- what others ask --------------------------------------------------------------------
 
@@ -473,9 +459,7 @@ class Journal:
             else:
                 self._delete(segment)
         self._segments.clear()
-        for fd in self._full:
-            os.close(fd)
-        self._full.clear()
+        self._syncing.close()
         if not self._entries:
             with contextlib.suppress(OSError):
                 for name in (WHOLE, INCOMPLETE, "lock"):

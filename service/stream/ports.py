@@ -1,7 +1,7 @@
 """What a relay needs of the journal and the store, and of an upstream; and how long it waits."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -35,6 +35,10 @@ class Journal(Protocol):
 
     async def settle(self, *, is_final: bool) -> None:
         """Return once what was appended is as safe as configured."""
+
+    def when_settled(self, tell: Callable[[], None]) -> None:
+        """Have this called once what was appended so far is as safe as configured for chunks; at once if
+        it is. It must not raise."""
 
 
 class Upstream(Protocol):

@@ -13,19 +13,19 @@ The rules:
    write.
 3. The next read waits until the effects of the last are carried out: the client's back-pressure
    reaches the upstream. No task, timer or future is made per chunk.
-4. One timer per session looks at what time has made due (`session.due`). It is set again when it
-   fires, not when a chunk comes. A client that takes nothing is cut off by its connection.
+4. One timer per session looks at what time has made due (`service.stream.timer`). A client that takes
+   nothing is cut off by its connection.
 5. An event from outside that ends the session interrupts whatever the relay waits for: the
    upstream's next bytes, or a client that doesn't read.
 6. The relay runs in a task of its own. A handler that aiohttp cancels tells it so and goes; the relay
    lives on until the record is saved.
 7. The session hears of the last reader that leaves, and of the first that comes after it. Those besides
    the first client read the tape by themselves (`service.stream.audience`).
-8. Whatever breaks in here ends the session as failed, so the text so far is kept.
+8. A chunk that must be safe before it is shown waits alone: who tells that it is safe has it shown.
+9. Whatever breaks in here ends the session as failed, so the text so far is kept.
 """
 
 import asyncio
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -38,6 +38,7 @@ from service.stream.moments import Moments
 from service.stream.ports import Journal, RelayLimits, Saver, Upstream
 from service.stream.prompt import Prompt
 from service.stream.readers import Readers
+from service.stream.timer import SessionTimer
 from service.stream.waiting import Turn, is_done_within
 from service.stream.writers import ClientConnectionLost
 from statemachine import (
@@ -58,7 +59,6 @@ from statemachine import (
 
 log = structlog.get_logger(__name__)
 
-_SHORTEST_TIMER_SECONDS = 0.001
 _OWN_FAULT = Failure("internal_error", "The service made a mistake and could not go on.")
 
 
@@ -105,6 +105,7 @@ class Relay:
         self._saver = saver
         self._limits = limits
         self._clock = clock
+        self._timer = SessionTimer(session, client, clock, self.post)
         self._moments = moments
         self.prompt = Prompt(session, journal)
         self._completion_id = session.request.completion_id
@@ -116,8 +117,6 @@ class Relay:
         self._milestones = 0
         self._has_first_token = self._is_running = self._interrupted = False
         self._ping_task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._ticks_at = 0.0
 
     def start(self) -> "asyncio.Task[web.StreamResponse]":
         """Begin, in a task of its own."""
@@ -148,7 +147,7 @@ class Relay:
 
     async def _run(self) -> web.StreamResponse:
         self._is_running = True
-        self._set_timer()
+        self._timer.set()
         try:
             await self._drive()
             await self._part()
@@ -158,8 +157,7 @@ class Relay:
             raise
         finally:
             self.readers.note_end(self.record)
-            if self._timer is not None:
-                self._timer.cancel()
+            self._timer.stop()
             try:
                 await self._upstream.close()
             finally:
@@ -200,7 +198,7 @@ class Relay:
     def is_clear(self) -> bool:
         """See `Sink`: nothing waits, nothing has ended, and the client has room."""
         return (
-            not (self._effects or self.session.state.is_final or self._settles_chunks)
+            not (self._effects or self.session.state.is_final)
             and not self._carrying.is_taken
             and (self._client.is_clear() or not self.readers.has_client)
         )
@@ -215,7 +213,11 @@ class Relay:
             effects = session.handle(event, now)
             if (audience := self.readers.audience) is not None:
                 audience.note_more()
-            if len(effects) == 1 and type(effects[0]) is SendChunk and self.readers.has_client:
+            if self._settles_chunks:
+                self._effects.extend(effects)
+                if self._effects:
+                    self._journal.when_settled(self._show_settled)
+            elif len(effects) == 1 and type(effects[0]) is SendChunk and self.readers.has_client:
                 self._client.send_now((effects[0].run,))
             else:
                 self._effects.extend(effects)
@@ -223,6 +225,17 @@ class Relay:
                     self._carry_out_beside()
             if session.milestones != self._milestones:
                 self._note_milestones()
+        except Exception:
+            log.exception("relay failed")
+            self.post(UpstreamFailed(_OWN_FAULT))
+
+    def _show_settled(self) -> None:
+        """What waited since `take` may be shown, unless it was by whoever ends or carries it."""
+        if self.session.state.is_final or self._carrying.is_taken:
+            return
+        try:
+            if not self._carry_out_now(is_settled=True):
+                self._carry_out_beside()
         except Exception:
             log.exception("relay failed")
             self.post(UpstreamFailed(_OWN_FAULT))
@@ -259,9 +272,13 @@ class Relay:
 
     # --- effects out ------------------------------------------------------------------------
 
-    def _carry_out_now(self) -> bool:
+    def _carry_out_now(self, *, is_settled: bool = False) -> bool:
         """Carry out the queue if it holds chunks alone and none of them has to wait; else nothing
-        of it. True if nothing is left: the way of nearly every chunk."""
+        of it. True if nothing is left: the way of nearly every chunk.
+
+        Args:
+            is_settled: what is in it is as safe as configured.
+        """
         effects = self._effects
         if not effects:
             return True
@@ -269,7 +286,7 @@ class Relay:
         if len(runs) < len(effects):
             return False
         if self.readers.has_client:
-            is_held_up = self._settles_chunks or self._carrying.is_taken
+            is_held_up = self._carrying.is_taken or (self._settles_chunks and not is_settled)
             if is_held_up or not (self.session.attached and self._client.is_clear()):
                 return False
             self._client.send_now(runs)
@@ -374,26 +391,5 @@ class Relay:
             self._has_first_token = True
             self._moments.reached_first_token((first_at - session.request.created_at) * 1000)
             self.prompt.let_go()
-        if session.wakes_at < self._ticks_at:  # never, if it is final
-            self._set_timer()
+        self._timer.hasten()
         return first_at is not None
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._ticks_at = self.session.wakes_at
-        if self._ticks_at < math.inf:
-            delay = max(self._ticks_at - self._clock(), _SHORTEST_TIMER_SECONDS)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
-
-    def _tick(self) -> None:
-        now = self._clock()
-        client = self._client
-        self.session.excuse_silence(now if client.holds_upstream else client.upstream_free_at)
-        event = self.session.due(now)
-        try:
-            if event is not None:
-                self.post(event)
-        finally:  # even after a mistake of ours, a stream must not be left without its deadlines
-            if not self.session.state.is_final:
-                self._set_timer()

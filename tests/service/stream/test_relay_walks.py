@@ -71,6 +71,7 @@ class World:
         self.settles_chunks = self.settles_ends = settles
         self._said = 0
         self._closed = 0
+        self._telling: list[asyncio.Task[None]] = []
         self._queue: asyncio.Queue[list[Event] | Exception] = asyncio.Queue()
         self._sink: Sink | None = None  # while the relay waits for the upstream
         self._is_reading = self._is_writing = False
@@ -114,6 +115,13 @@ class World:
         for _ in range(2):
             await asyncio.sleep(0)
         self.settled = appended
+
+    def when_settled(self, tell: Callable[[], None]) -> None:
+        async def wait() -> None:
+            await self.settle(is_final=False)
+            tell()
+
+        self._telling.append(asyncio.create_task(wait()))
 
     # --- the client -------------------------------------------------------------------------
 
