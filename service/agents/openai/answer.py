@@ -19,7 +19,8 @@ from service.agents.protocol import AgentCall, Sink
 from statemachine import ChunkReceived, Event, Failure, UpstreamFailed
 
 _PIECE_BYTES, _MOST_LINES = 8192, 1000
-"""A read with more bytes and more lines is taken in pieces: each line may be an event."""
+"""A read with more bytes and more lines is taken in pieces, unless its chunks repeat each other: each line
+may be an event."""
 
 
 class Backend(Protocol):
@@ -99,15 +100,21 @@ class OpenAIAnswer:
             finally:
                 if lane is not None and lane.listener is listener:
                     lane.listener = None  # else the connection is another answer's by now
-            if len(data) > _PIECE_BYTES and (size := _piece_of(data)) < len(data):
-                data, self._rest = data[:size], data[size:]
-            events = self._reader.read(data) if data else self._end()
+            events = self._read(data) if data else self._end()
             if events:  # else the read completed none
                 self._has_spoken = True
                 self._silent_bytes = 0
                 return self._with_headers(events) if type(events[-1]) is UpstreamFailed else events
             if self._is_packed and self._is_too_silent(data):
                 return self._reader.close(NO_STREAM)
+
+    def _read(self, data: bytes) -> list[Event]:
+        """The events of these bytes, or of as many of them as are taken at a time."""
+        if len(data) > _PIECE_BYTES and (size := _piece_of(data)) < len(data):
+            if events := self._reader.read_alike(data):
+                return events
+            data, self._rest = data[:size], data[size:]
+        return self._reader.read(data)
 
     async def _next(self) -> bytes:
         """What is left of a read of very many lines; others have their turn first."""
@@ -160,8 +167,7 @@ class OpenAIAnswer:
 
 
 def _piece_of(data: bytes) -> int:
-    """How many of these bytes to take at a time. As many as can be: a run of chunks that repeat each
-    other costs little, and each piece as much as a read."""
+    """How many of these bytes to take at a time. As many as can be: each piece costs as much as a read."""
     size = len(data)
     while size > _PIECE_BYTES and (
         data.count(b"\n", 0, size) + data.count(b"\r", 0, size) > _MOST_LINES

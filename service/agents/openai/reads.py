@@ -58,6 +58,12 @@ class EventReader:
         Never raises."""
         return self._with_ending([*map(ChunkReceived, self._runs(data))])
 
+    def read_alike(self, data: bytes) -> list[Event]:
+        """The same if they are nothing but repeated chunks, however many; else none, and nothing was
+        taken."""
+        run = self._decoder.take(data) if self._uses_shortcut else None
+        return [] if run is None else [ChunkReceived(run)]
+
     def close(self, broken: Failure | None = None) -> list[Event]:
         """The body has ended: the last events, the last of all the answer's ending.
 
