@@ -98,11 +98,11 @@ def simulate(storm: Storm, units: Units, given: Assumptions) -> Outcome:
         for _ in range(round(lost * storm.readers))
     ]
     for _ in range(storm.die):
-        # It was renewed up to a sixth of a lease before; who is missed is waited for that long, and each
-        # replica looks every half a second (db/fleet/membership.py, db/fleet/adoption.py).
+        # It was renewed up to a sixth of a lease before, and each replica looks every half a second
+        # (db/fleet/membership.py, db/fleet/adoption.py).
         renewal = given.lease_seconds / 6
-        begins = given.lease_seconds - chance.uniform(0.0, renewal) + renewal
-        begins += chance.uniform(given.look_seconds, 2 * given.look_seconds)
+        begins = given.lease_seconds - chance.uniform(0.0, renewal)
+        begins += chance.uniform(0.0, given.look_seconds)
         events.append((begins, chance.randrange(alive), round(each)))
     waits, ends = _run(events, servers, storm)
     waits.sort()

@@ -16,7 +16,7 @@ from benchmarks.contenders.contender import Contender, Missing, Place, Target
 from benchmarks.stand.running import agent, answers, environment, free_port, process, service
 from service import __version__
 
-__all__ = ["CONTENDERS", "Contender", "Missing", "Place", "Target", "our_config"]
+__all__ = ["CONTENDERS", "Contender", "Missing", "Place", "Target", "nginx", "our_config"]
 
 HERE = Path(__file__).parent
 _MOST_STREAMS = 10_000
@@ -62,7 +62,7 @@ def _passthrough(place: Place) -> AbstractContextManager[tuple[int, int]]:
 
 _NGINX = """
 daemon off;
-worker_processes 1;
+worker_processes {workers};
 worker_rlimit_nofile 20000;
 error_log stderr;
 pid {directory}/pid;
@@ -100,12 +100,14 @@ def _nginx_program() -> str:
 
 
 @contextmanager
-def _nginx(place: Place) -> Iterator[tuple[int, int]]:
+def nginx(place: Place, workers: int = 1, *, is_pinned: bool = True) -> Iterator[tuple[int, int]]:
+    """Port and process id of an nginx that passes everything on, with so many workers."""
     port, program = free_port(), _nginx_program()
     place.directory.mkdir(parents=True)
     place.directory.chmod(0o755)
     is_root = place.directory.stat().st_uid == 0
     config = _NGINX.format(
+        workers=workers,
         directory=place.directory,
         upstream_port=place.upstream_port,
         port=port,
@@ -115,7 +117,11 @@ def _nginx(place: Place) -> Iterator[tuple[int, int]]:
     path.write_text(config)
     command = [program, "-p", str(place.directory), "-c", str(path)]
     url = f"http://127.0.0.1:{port}/v1/models"
-    with process(command, place.directory, lambda _: port if answers(url) else None) as running:
+
+    def find_port(_: str) -> int | None:
+        return port if answers(url) else None
+
+    with process(command, place.directory, find_port, is_pinned=is_pinned) as running:
         yield running
 
 
@@ -206,7 +212,7 @@ CONTENDERS = {
             _passthrough,
             lambda: aiohttp.__version__,
         ),
-        Contender("nginx", "proxy_pass, unbuffered, one worker: the floor", _nginx, _nginx_version),
+        Contender("nginx", "proxy_pass, unbuffered, one worker: the floor", nginx, _nginx_version),
         Contender(
             "rust",
             "rig-core, axum, sqlx, saved at the end and when it breaks off",

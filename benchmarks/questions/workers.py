@@ -2,12 +2,16 @@
 
     python -m benchmarks.questions.workers                          # with 1 and with 2 workers
     python -m benchmarks.questions.workers --words 1 --streams 500  # a stream without its chunks
+    python -m benchmarks.questions.workers --proxied                # beside an nginx with as many
     python -m benchmarks.questions.workers --balance                # both ways to share a port
 
 Throughput: the built-in agent without any pace, streams that are read as fast as they come,
 PostgreSQL and journal on; so a worker is busy all the time. The client and PostgreSQL take CPU of
 the same machine (the title says how many cores it has): on two cores, two workers and the client
 share them. CPU per chunk tells what a core to itself would do.
+
+Proxied: both in front of the stand-in backend, which takes CPU too; streams as fast as they are taken, a
+chunk to a write. What more workers bring each, ours and nginx, compare with each other.
 
 Balance: two bare processes that accept connections and nothing else; all connect at once, or one
 after the other. `apiece` is a listening socket for each process (SO_REUSEPORT), `shared` is one
@@ -27,9 +31,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.comparison.loads import Load, spread
+from benchmarks.contenders import Place, Target, nginx, our_config
 from benchmarks.stand.figures import print_table
 from benchmarks.stand.machine import cpu_seconds
-from benchmarks.stand.running import Server, service
+from benchmarks.stand.plan import Plan
+from benchmarks.stand.running import Server, service, upstream
 
 _COOL_SECONDS = 0.3
 
@@ -123,6 +130,53 @@ def throughput(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     }
 
 
+# --- beside nginx ------------------------------------------------------------------------------
+
+
+async def _burst(target: Target, streams: int, chunks: int) -> Load:
+    load = await spread(target, Plan(chunks, 0, "small"), streams, 0.0, 30.0)
+    if load.complete < streams:
+        raise SystemExit(f"{streams - load.complete} streams of {target.name} broke off")
+    return load
+
+
+def proxied(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Chunks a second of ours and of nginx, by workers, and each one's ratio to its first number."""
+    turns: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        directory.chmod(0o755)
+        server, backend = Server(directory / "postgres"), stack.enter_context(upstream())
+        stack.callback(server.stop)
+        targets = []
+        for workers in options.workers:
+            places = [
+                Place(directory / f"{name}-{workers}", backend, server.dsn, 15.0, print)
+                for name in ("ours", "nginx")
+            ]
+            config = our_config(places[0])
+            config["server"]["workers"] = workers
+            started = (
+                stack.enter_context(service(places[0].directory, config, is_pinned=False)),
+                stack.enter_context(nginx(places[1], workers, is_pinned=False)),
+            )
+            targets += [
+                Target(place.directory.name, port, pid)
+                for place, (port, pid) in zip(places, started, strict=True)
+            ]
+        for number in range(options.rounds + 1):
+            for target in targets:
+                load = asyncio.run(_burst(target, options.streams, options.words))
+                if number:
+                    turns.setdefault(target.name, []).append(load.chunks / load.seconds)
+    rows = {}
+    for name, rates in turns.items():
+        first = turns[f"{name.partition('-')[0]}-{options.workers[0]}"]
+        ratios = [rate / base for rate, base in zip(rates, first, strict=True)]
+        rows[name] = {"chunks_per_second": median(rates), "times the first": median(ratios)}
+    return rows
+
+
 # --- balance ----------------------------------------------------------------------------------
 
 
@@ -202,6 +256,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, default=50, help="streams at once")
     parser.add_argument("--words", type=int, default=1000, help="chunks per answer")
+    parser.add_argument("--proxied", action="store_true", help="beside nginx, one backend for both")
     parser.add_argument("--balance", action="store_true", help="how connections spread")
     parser.add_argument("--connections", type=int, default=100, help="of --balance")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -210,6 +265,9 @@ def main() -> None:
     if options.balance:
         rows = balance(options.connections, options.rounds)
         title = f"{options.connections} connections to two processes: those of the one with fewer"
+    elif options.proxied:
+        rows = proxied(options)
+        title = f"by workers, before one backend; {options.streams} streams, {os.cpu_count()} cores"
     else:
         rows = throughput(options)
         title = f"by workers; {options.streams} streams of {options.words} chunks, {os.cpu_count()} cores"

@@ -113,6 +113,7 @@ class Account:
         """Change the limits; of the budgets the same part is used."""
         self.requests.scale(limits.requests_per_minute)
         self.tokens.scale(limits.tokens_per_minute)
+        self.tool_calls.scale(limits.tool_calls_per_minute)
         self.most_streams = limits.max_concurrent_streams
 
     def check(self, now: float) -> None:
@@ -310,7 +311,12 @@ def _limits_anything(limits: LimitsConfig) -> bool:
 def _part_of(limits: LimitsConfig, parts: int) -> LimitsConfig:
     if parts == 1:
         return limits
-    names = ("requests_per_minute", "tokens_per_minute", "max_concurrent_streams")
+    names = (
+        "requests_per_minute",
+        "tokens_per_minute",
+        "max_concurrent_streams",
+        "tool_calls_per_minute",
+    )
     whole = {name: getattr(limits, name) for name in names}
     return evolve(
         limits, **{name: max(1, limit // parts) for name, limit in whole.items() if limit}

@@ -7,9 +7,12 @@ account is a picture of what it has last said. The rules:
    what is used, and what comes back meanwhile is reckoned in.
 2. What is used after the fact, tokens and ended streams, is told by a task within milliseconds, of many
    owners at a time; or with the owner's next admission, so that nobody slips in between.
-3. A stream counts for a lease, and all that run are renewed three times in it. Nothing stops one whose
+3. Calls of tools are told in the same way, of an account of their own, which is looked at when an answer
+   begins. Nobody waits before a call, so some of those that are made at the same moment at several replicas
+   may be too many.
+4. A stream counts for a lease, and all that run are renewed three times in it. Nothing stops one whose
    lease ran out; it counts again with the next renewal.
-4. A caller waits for an engine that doesn't answer for `_PATIENCE_SECONDS` and no longer; then the limits,
+5. A caller waits for an engine that doesn't answer for `_PATIENCE_SECONDS` and no longer; then the limits,
    divided by the replicas last seen, are this process's own, and nobody waits, until the engine answers
    again. What was used meanwhile is told it then.
 """
@@ -23,15 +26,14 @@ from itertools import count
 
 import structlog
 from aiohttp import web
-from attrs import define, field
 
 from db.fleet import Engine, FleetUnavailable
 from db.fleet.budgets import MINUTE, Amounts, Standing, Used
 from db.fleet.tending import tend
 from service.callers.auth import owner_of
 from service.callers.limits import Account, Admission, Ticket, streams_taken, used_up
+from service.callers.shared_accounts import CALLS, SharedAccount, SharedCalls
 from service.edge.errors import ApiError
-from service.settings.access import LimitsConfig
 
 log = structlog.get_logger(__name__)
 
@@ -49,64 +51,27 @@ _FULL_SECONDS = 0.1
 ends: those elsewhere may end at any time."""
 
 
-@define
-class _Owner:
-    """What is known here of a limited caller.
-
-    Attributes:
-        requests, tokens, known_requests, known_tokens, ended: see `Used`.
-        running: its streams here.
-        full_until: when it is asked again whether one of its streams elsewhere has ended.
-    """
-
-    name: str
-    account: Account
-    requests: int = 0
-    tokens: int = 0
-    known_requests: int = 0
-    known_tokens: int = 0
-    ended: dict[str, None] = field(factory=dict)
-    running: dict[str, None] = field(factory=dict)
-    full_until: float = 0.0
-
-    @property
-    def has_told_all(self) -> bool:
-        """True if the engine knows of everything."""
-        told = self.known_requests, self.known_tokens
-        return not self.ended and told == (self.requests, self.tokens)
-
-    def used(self) -> Used:
-        sums = self.requests, self.tokens, self.known_requests, self.known_tokens
-        return Used(*sums, ended=tuple(self.ended))
-
-    def confirm(self, told: Used) -> None:
-        """The engine has heard this."""
-        self.known_requests = max(self.known_requests, told.requests)
-        self.known_tokens = max(self.known_tokens, told.tokens)
-        for stream in told.ended:
-            self.ended.pop(stream, None)
-
-    def picture(self, standing: Standing, told: Used, now: float) -> None:
-        """Have the account show this, and what was used since."""
-        requests, tokens = self.account.requests, self.account.tokens
-        if requests.per_minute is not None:
-            requests.set_full_in(standing.requests_full_in, now)
-            requests.take(self.requests - told.requests, now)
-        if tokens.per_minute is not None:
-            tokens.set_full_in(standing.tokens_full_in, now)
-            tokens.take(self.tokens - told.tokens, now)
-
-
 class SharedTicket(Ticket):
-    """See `Ticket`. Its end is told to all replicas."""
+    """See `Ticket`. Its end, and the calls of tools, are told to all replicas."""
 
-    __slots__ = ("_note_closed",)
+    __slots__ = ("_note_call", "_note_closed")
 
     def __init__(
-        self, account: Account, clock: Callable[[], float], note_closed: Callable[[int], None]
+        self,
+        account: Account,
+        clock: Callable[[], float],
+        note_closed: Callable[[int], None],
+        note_call: Callable[[], None],
     ) -> None:
         super().__init__(account, clock)
         self._note_closed = note_closed
+        self._note_call = note_call
+
+    def take_tool_call(self) -> float:
+        wait = super().take_tool_call()
+        if not wait:
+            self._note_call()
+        return wait
 
     def close(self, tokens: int = 0) -> None:
         if self._is_open:
@@ -138,7 +103,7 @@ class SharedAdmission:
         self._engine = engine
         self._lease_seconds = lease_seconds
         self._clock = clock
-        self._owners: dict[str, _Owner] = {}
+        self._owners: dict[str, SharedAccount] = {}
         self._untold: dict[str, None] = {}
         self._numbers = count(1)
         self._replicas, self._replicas_until = 1, 0.0
@@ -175,8 +140,9 @@ class SharedAdmission:
 
     async def _begin(self, request: web.Request, *, is_request: bool) -> Ticket:
         account = self._admission.account_of(request)
+        note_call = self._note_calls(owner_of(request), account)
         if not account.is_limited:
-            return Ticket(account, self._clock)
+            return SharedTicket(account, self._clock, lambda _: None, note_call)
         known = self._known(request, account)
         stream = f"{self._engine.token}:{next(self._numbers)}"
         try:
@@ -185,16 +151,17 @@ class SharedAdmission:
             self._note_ended(known, stream)
             raise
         known.running[stream] = None
-        return SharedTicket(account, self._clock, partial(self._note_closed, known, stream))
+        note_closed = partial(self._note_closed, known, stream)
+        return SharedTicket(account, self._clock, note_closed, note_call)
 
-    def _known(self, request: web.Request, account: Account) -> _Owner:
+    def _known(self, request: web.Request, account: Account) -> SharedAccount:
         owner = owner_of(request)
         known = self._owners.get(owner)
         if known is None:
-            known = self._owners[owner] = _Owner(owner, account)
+            known = self._owners[owner] = SharedAccount(owner, account)
         return known
 
-    async def _decide(self, known: _Owner, stream: str | None, *, is_request: bool) -> None:
+    async def _decide(self, known: SharedAccount, stream: str | None, *, is_request: bool) -> None:
         """Raises ApiError if this isn't admitted."""
         self._check(known, stream, is_request=is_request)
         if not self._is_away and await self._ask(known, stream, is_request=is_request):
@@ -210,7 +177,7 @@ class SharedAdmission:
             known.requests += known.account.requests.per_minute is not None
             self._note_untold(known)
 
-    def _check(self, known: _Owner, stream: str | None, *, is_request: bool) -> None:
+    def _check(self, known: SharedAccount, stream: str | None, *, is_request: bool) -> None:
         """Raises ApiError for what is known here to be used up."""
         account, now = known.account, self._clock()
         if stream is not None:
@@ -220,12 +187,10 @@ class SharedAdmission:
         if is_request:
             account.check_budget(account.requests, "request", now)
 
-    async def _ask(self, known: _Owner, stream: str | None, *, is_request: bool) -> bool:
+    async def _ask(self, known: SharedAccount, stream: str | None, *, is_request: bool) -> bool:
         """Ask the engine. False if it doesn't answer; raises ApiError if it refuses."""
-        account, told = known.account, known.used()
-        amounts = Amounts(
-            account.requests.per_minute, account.tokens.per_minute, account.most_streams
-        )
+        told = known.used()
+        amounts = known.amounts(self._admission)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 standing = await self._engine.budgets.admit(
@@ -248,7 +213,9 @@ class SharedAdmission:
             raise self._refusal(known, standing, amounts, now)
         return True
 
-    def _refusal(self, known: _Owner, standing: Standing, amounts: Amounts, now: float) -> ApiError:
+    def _refusal(
+        self, known: SharedAccount, standing: Standing, amounts: Amounts, now: float
+    ) -> ApiError:
         if standing.refusal == "streams":
             known.full_until = now + _FULL_SECONDS
             return streams_taken(amounts.streams or 0)
@@ -260,19 +227,35 @@ class SharedAdmission:
 
     # --- what is told after -----------------------------------------------------------------
 
-    def _note_closed(self, known: _Owner, stream: str, tokens: int) -> None:
+    def _note_closed(self, known: SharedAccount, stream: str, tokens: int) -> None:
         known.running.pop(stream, None)
         known.full_until = 0.0
         if known.account.tokens.per_minute is not None:
             known.tokens += tokens
         self._note_ended(known, stream)
 
-    def _note_ended(self, known: _Owner, stream: str) -> None:
+    def _note_calls(self, owner: str, account: Account) -> Callable[[], None]:
+        """Tells of a call of this caller's. What others' have left of them is asked for now."""
+        if account.tool_calls.per_minute is None:
+            return _nothing
+        name = owner + CALLS
+        known = self._owners.get(name)
+        if known is None:
+            known = self._owners[name] = SharedCalls(name, account)
+        self._untold[name] = None
+        self._has_work.set()
+        return partial(self._note_call, known)
+
+    def _note_call(self, known: SharedAccount) -> None:
+        known.tokens += 1
+        self._note_untold(known)
+
+    def _note_ended(self, known: SharedAccount, stream: str) -> None:
         if known.account.most_streams is not None:
             known.ended[stream] = None
         self._note_untold(known)
 
-    def _note_untold(self, known: _Owner) -> None:
+    def _note_untold(self, known: SharedAccount) -> None:
         if not known.has_told_all:
             self._untold[known.name] = None
             self._has_work.set()
@@ -319,7 +302,7 @@ class SharedAdmission:
             await self._renew()
             self._renewed_at = now
         names = list(self._owners if self._is_away else self._untold)
-        heard: list[tuple[_Owner, Used, Standing]] = []
+        heard: list[tuple[SharedAccount, Used, Standing]] = []
         for start in range(0, len(names), _MOST_AT_ONCE):
             heard += await self._settle(names[start : start + _MOST_AT_ONCE])
         if self._is_away:
@@ -345,14 +328,12 @@ class SharedAdmission:
             self._replicas = max(1, alive)
             self._replicas_until = now + 2 * self._lease_seconds
 
-    async def _settle(self, names: Sequence[str]) -> list[tuple[_Owner, Used, Standing]]:
+    async def _settle(self, names: Sequence[str]) -> list[tuple[SharedAccount, Used, Standing]]:
         asked: dict[str, tuple[Amounts, Used]] = {}
         for name in names:
             self._untold.pop(name, None)
-            asked[name] = (
-                _amounts(self._admission.whole_limits(name)),
-                self._owners[name].used(),
-            )
+            known = self._owners[name]
+            asked[name] = known.amounts(self._admission), known.used()
         try:
             standings = await self._engine.budgets.settle(asked)
         except BaseException:
@@ -366,7 +347,5 @@ class SharedAdmission:
         return heard
 
 
-def _amounts(limits: LimitsConfig) -> Amounts:
-    return Amounts(
-        limits.requests_per_minute, limits.tokens_per_minute, limits.max_concurrent_streams
-    )
+def _nothing() -> None:
+    """Of a caller whose calls nobody counts."""

@@ -15,8 +15,9 @@ import redis
 from service.app import ADMISSION, FLEET, SHARED
 from service.callers.sharing import SharedAdmission
 from service.settings.access import LimitsConfig
-from service.settings.config import JournalConfig
+from service.settings.config import JournalConfig, ScriptedAgentConfig
 from service.settings.fleet import FleetConfig
+from service.settings.tools import ToolsConfig
 from tests.redis_servers import RedisServer
 from tests.service.callers.test_limits import opened, refused, say_with_usage
 from tests.service.conftest import Service, ServiceMaker, Streamed, agent_for
@@ -24,7 +25,15 @@ from tests.service.readers.conftest import until
 from tests.service.stage.backend import Backend
 from tests.service.stream.test_client_gone import talk_until_closed
 
-MakePair = Callable[[LimitsConfig], Awaitable[tuple[Service, Service]]]
+MakePair = Callable[..., Awaitable[tuple[Service, Service]]]
+ROLL: Any = [{"role": "user", "content": "Roll the dice, and tell the time"}]
+TALKER = ScriptedAgentConfig(
+    name="demo",
+    kind="scripted",
+    models=("*",),
+    tokens_per_second=40,
+    tools=ToolsConfig(builtin=("clock", "dice")),
+)
 LEASE_SECONDS = 1.5
 
 
@@ -34,10 +43,10 @@ async def make_pair(
 ) -> AsyncIterator[MakePair]:
     """Two replicas that know of each other."""
 
-    async def make(limits: LimitsConfig) -> tuple[Service, Service]:
+    async def make(limits: LimitsConfig, agent: Any = None) -> tuple[Service, Service]:
         made = [
             await make_service(
-                agent_for(backend),
+                agent or agent_for(backend),
                 limits=limits,
                 fleet=FleetConfig(own_redis.url, name, lease_seconds=LEASE_SECONDS),
                 journal=JournalConfig(directory=str(tmp_path / name)),
@@ -104,6 +113,16 @@ async def test_tokens_are_charged_over_both(make_pair: MakePair, backend: Backen
     assert "rate_limited" == (await refused(b))[0]
     assert "rate_limited" == (await refused(a))[0]
     assert 2 == len(backend.exchanges)
+
+
+async def test_calls_of_tools_are_counted_over_both(make_pair: MakePair) -> None:
+    """What an answer at one replica has called is missing at the other."""
+    a, b = await make_pair(LimitsConfig(tool_calls_per_minute=3), TALKER)
+    for each in (a, b):
+        await each.stream(messages=ROLL)
+        await told(a, b)
+    calls = [[call.outcome for call in (await each.kept.one()).tool_calls] for each in (a, b)]
+    assert [["ok", "ok"], ["ok", "error"]] == calls
 
 
 async def test_streams_are_counted_over_both(make_pair: MakePair, backend: Backend) -> None:

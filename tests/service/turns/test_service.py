@@ -85,6 +85,18 @@ async def test_the_official_sdk_keeps_and_ignores_them(demo: Service) -> None:
     await client.close()
 
 
+async def test_the_sdks_own_folding_makes_one_answer_of_them(demo: Service) -> None:
+    """As `chat.completions.stream` and whatever is built on it does: text, one finish reason, no calls."""
+    client = openai.AsyncOpenAI(base_url=f"{demo.url}/v1", api_key="unused")
+    async with client.chat.completions.stream(model="demo", messages=ROLL) as stream:
+        kinds = {event.type async for event in stream}
+        (choice,) = (await stream.get_final_completion()).choices
+    assert {"chunk", "content.delta", "content.done"} == kinds
+    assert (await demo.kept.one()).choices[0].message["content"] == choice.message.content
+    assert (None, "stop") == (choice.message.tool_calls, choice.finish_reason)
+    await client.close()
+
+
 async def test_a_reader_resumes_in_the_middle_of_a_tools_work(demo: Service) -> None:
     """From any position, also from one between two calls: the same bytes."""
     seen = await demo.stream(model="demo", messages=ROLL)
