@@ -56,7 +56,7 @@ class RedisMending:
         self._mark = key_of("mark", token)
         self._mend = link.script(_MEND)
         self._marks: Mapping[str, str] | None = None
-        self._lost_at = float("-inf")
+        self._lost_at = self._looked_at = float("-inf")
         self._looking = asyncio.Lock()
 
     def note_loss(self) -> None:
@@ -64,10 +64,14 @@ class RedisMending:
         self._lost_at = time.monotonic()
 
     async def lost_at(self) -> float:
-        """See `Engine.lost_at`."""
+        """See `Engine.lost_at`. Those who ask while it is being looked share the next look."""
+        asked_at = time.monotonic()
         async with self._looking:
-            if await self._has_changed():
-                self.note_loss()
+            if self._looked_at < asked_at:
+                began_at = time.monotonic()
+                if await self._has_changed():
+                    self.note_loss()
+                self._looked_at = began_at
         return self._lost_at
 
     async def _has_changed(self) -> bool:

@@ -82,6 +82,21 @@ async def test_a_log_that_lost_lines_in_a_failover_is_whole_again(tmp_path: Path
         assert ["0 1 2 3 4 5 ", "0 1 2 3 4 "] == texts
 
 
+async def test_those_who_ask_together_share_a_look(own_redis: RedisServer) -> None:
+    """A thousand readers that come back at once don't wait for a thousand looks."""
+    engine = RedisEngine(RedisLink(own_redis.url), "token")
+    try:
+        await engine.lost_at()
+        with redis.Redis(port=own_redis.port) as client:
+            before: Any = client.info("commandstats")
+            await asyncio.gather(*(engine.lost_at() for _ in range(100)))
+            after: Any = client.info("commandstats")
+        looks = [told["cmdstat_getex"]["calls"] for told in (before, after)]
+        assert looks[1] - looks[0] in (1, 2)
+    finally:
+        await engine.close()
+
+
 async def test_what_has_ended_is_not_taken_for_running_after_a_failover(tmp_path: Path) -> None:
     """The engine may have lost that it ended; it is told again."""
     shared = Shared()
