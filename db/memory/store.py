@@ -12,7 +12,7 @@ from attrs import evolve
 
 from db.memory.overview import MemoryOverview
 from db.rows.columns import from_jsonb, to_jsonb
-from db.rows.extending import goes_on, has_more, may_be_replaced
+from db.rows.extending import goes_on, has_more, may_be_replaced, told_of
 from db.rows.history import RecordRows, rows_of
 from db.rows.messages import sent_copy
 from db.store import (
@@ -163,7 +163,8 @@ class MemoryStore(MemoryOverview):
         """Put a record in a row's place, if it is a longer truth."""
         completion_id = row.completion_id
         answers, tape = self._answers[completion_id], self._tapes.get(completion_id)
-        if not (may_be_replaced(row) and has_more(new, row.chunk_count)):
+        told_of_calls = told_of(self._tool_calls.get(completion_id, ()))
+        if not (may_be_replaced(row) and has_more(new, row.chunk_count, told_of_calls)):
             return
         if not goes_on(new, row, answers, tape):
             log.error("longer record contradicts the stored one", completion_id=completion_id)

@@ -27,12 +27,16 @@ from db.rows.tapes import TapeColumns
 log = structlog.get_logger(__name__)
 
 _OPEN: Final = f"state = 'failed' AND error->>'code' = '{PROCESS_DIED}' AND error->>'kind' IS NULL"
+_TOLD_OF_CALLS: Final = (
+    "(SELECT count(*) + count(*) FILTER (WHERE outcome <> 'unknown') FROM tool_calls"
+    " WHERE tool_calls.completion_id = completions.completion_id)"
+)
 _CANDIDATES: Final = (
-    "SELECT completion_id, conversation_id, chunk_count FROM completions"
+    f"SELECT completion_id, conversation_id, chunk_count, {_TOLD_OF_CALLS} FROM completions"
     f" WHERE completion_id = ANY (%(completion_ids)s::text[]) AND {_OPEN}"
 )
 _LOCK: Final = (
-    "SELECT tape::text, encode(tape_lengths, 'hex'),"
+    f"SELECT tape::text, encode(tape_lengths, 'hex'), {_TOLD_OF_CALLS},"
     f" {sql.select_list(sql.COMPLETIONS)} FROM completions"
     f" WHERE completion_id = %(completion_id)s AND {_OPEN} FOR UPDATE"
 )
@@ -68,10 +72,10 @@ async def save(cursor: Cursor, batch: Sequence[RecordRows], timeout_seconds: flo
     if not there:
         return
     rows = {each.completion.completion_id: each for each in there}
-    for completion_id, conversation_id, count in await reading.ask(
+    for completion_id, conversation_id, *count in await reading.ask(
         cursor, _CANDIDATES, completion_ids=list(rows)
     ):
-        if has_more(rows[completion_id], count):
+        if has_more(rows[completion_id], *count):
             await cursor.execute(sql.begin(ceil(timeout_seconds * 1000)))
             is_replaced = await _replace(cursor, conversation_id, rows[completion_id])
             await cursor.execute("COMMIT" if is_replaced else "ROLLBACK")
@@ -87,11 +91,11 @@ async def _replace(cursor: Cursor, conversation_id: str, new: RecordRows) -> boo
     found = await reading.ask(cursor, _LOCK, **key)
     if not found:
         return False  # deleted, or somebody else came first
-    tape, lengths, *columns = found[0]
+    tape, lengths, told_of_calls, *columns = found[0]
     row = sql.completion_from(columns)
     answers = [sql.message_from(each) for each in await reading.ask(cursor, sql.ANSWER, **key)]
     known = None if tape is None else TapeColumns(tape.encode(), lengths)
-    if not has_more(new, row.chunk_count):
+    if not has_more(new, row.chunk_count, told_of_calls):
         return False
     if not await asyncio.to_thread(goes_on, new, row, answers, known):
         log.error("longer record contradicts the stored one", completion_id=row.completion_id)

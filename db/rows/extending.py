@@ -4,7 +4,8 @@ A completion may be brought to an end twice: another replica adopts what a dead 
 the dead one's own journal, once its machine is back, may have more. The rules:
 
 1. Only a row that ended as `process_died` can be replaced: nobody knew how it went on.
-2. A record that has more chunks replaces it; or as many, and an end of its own.
+2. A record that has more chunks replaces it; or as many, and an end of its own, or more of what became of
+   calls of tools, which a client may not be told.
 3. A tape that somebody may have read is only ever extended: the row's is the beginning of the record's. Where
    one of both has none, the row's texts are the beginnings of the record's.
 """
@@ -15,8 +16,8 @@ from typing import Any, Final
 
 from db.rows.history import RecordRows
 from db.rows.tapes import TapeColumns, TapeDamaged, tape_of
-from db.store import CompletionView, StoredCompletion, StoredMessage
-from statemachine import State
+from db.store import CompletionView, StoredCompletion, StoredMessage, StoredToolCall
+from statemachine import Outcome, State
 from statemachine.chunks import PADDING
 from statemachine.tape import Cursor, Tape, WrittenChunk
 
@@ -30,16 +31,23 @@ def may_be_replaced(row: StoredCompletion) -> bool:
     return row.state is State.FAILED and _code(row.error) == PROCESS_DIED
 
 
-def has_more(new: RecordRows, chunk_count: int) -> bool:
+def has_more(new: RecordRows, chunk_count: int, told_of_calls: int) -> bool:
     """See rule 2.
 
     Args:
         chunk_count: the row's.
+        told_of_calls: what `told_of` says of its calls.
     """
     count = new.completion.chunk_count
-    return count > chunk_count or (
-        count == chunk_count and _code(new.completion.error) not in _NO_END
-    )
+    if count != chunk_count:
+        return count > chunk_count
+    has_end = _code(new.completion.error) not in _NO_END
+    return has_end or told_of(new.tool_calls) > told_of_calls
+
+
+def told_of(calls: Sequence[StoredToolCall]) -> int:
+    """How much is known of these: each call, and each outcome."""
+    return sum(2 if call.outcome != Outcome.UNKNOWN.value else 1 for call in calls)
 
 
 def goes_on(
@@ -70,7 +78,7 @@ def is_longer(new: RecordRows, known: RecordRows) -> bool:
     """The same of two records: whether one takes the other's place."""
     return (
         may_be_replaced(known.completion)
-        and has_more(new, known.completion.chunk_count)
+        and has_more(new, known.completion.chunk_count, told_of(known.tool_calls))
         and goes_on(new, known.completion, known.answers, known.tape)
     )
 

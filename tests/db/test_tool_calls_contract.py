@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from attrs import evolve
 
 from db.journal.replay import PROCESS_DIED
@@ -83,14 +84,16 @@ async def test_the_tree_has_them_too(store: Store) -> None:
     assert ["Why?"] == [node.message and node.message.content for node in asked_why]
 
 
-async def test_the_longer_truth_brings_its_calls(store: Store) -> None:
-    """Where an answer is brought to an end twice, those of the record that stays are there, and once."""
+@pytest.mark.parametrize("chunks", [3, 9])
+async def test_the_longer_truth_brings_its_calls(store: Store, chunks: int) -> None:
+    """Where an answer is brought to an end twice, those of the record that stays are there, and once; also
+    where a call's outcome is all that it has more, since clients aren't told of calls."""
     failed: Any = {"state": State.FAILED, "failure": PROCESS_DIED, "whole": False, "tape": None}
     longer = with_calls(user("Look"), chunk_count=9, **failed)
     begun = evolve(longer.tool_calls[0], outcome=Outcome.UNKNOWN, ended_at=None, result=None)
     shorter = evolve(
         longer,
-        chunk_count=3,
+        chunk_count=chunks,
         tool_calls=(begun,),
         choices=(Choice(0, {"role": "assistant", "content": "Let me look."}),),
     )
