@@ -213,7 +213,7 @@ class Relay:
             effects = session.handle(event, now)
             if (audience := self.readers.audience) is not None:
                 audience.note_more()
-            if self._settles_chunks:
+            if self._settles_chunks and not session.state.is_final:
                 self._effects.extend(effects)
                 if self._effects:
                     self._journal.when_settled(self._show_settled)

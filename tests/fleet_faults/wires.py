@@ -12,6 +12,8 @@ from typing import Protocol
 
 from attrs import frozen
 
+from tests.ways import Way
+
 REDIS, POSTGRES, CLIENTS = "redis", "postgres", "clients"
 Address = tuple[str, int]
 
@@ -150,79 +152,20 @@ def address_in(url: str) -> Address:
     return host, int(port)
 
 
-class Link:
-    """A way from a port to a target, on which bytes pass or wait.
+class Link(Way):
+    """A way on which bytes pass or wait.
 
     Attributes:
-        target: an address, or a Unix socket; None: nowhere yet.
         passes: cleared, nothing passes, ends of connections included; set again, what waited does.
     """
 
     def __init__(self, target: Address | Path | None, host: str = "127.0.0.1") -> None:
-        self.target = target
+        super().__init__(target, host)
         self.passes = asyncio.Event()
         self.passes.set()
-        self._host = host
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self, port: int = 0) -> "Link":
-        self._server = await asyncio.start_server(self._accept, self._host, port)
-        return self
+    async def open(self) -> None:
+        await self.passes.wait()
 
-    @property
-    def port(self) -> int:
-        assert self._server is not None
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            await self.passes.wait()
-            await self._serve(reader, writer)
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.transport.abort()
-            self._tasks.discard(task)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_target, to_target = await self._connect()
-        ways = {
-            asyncio.ensure_future(self._pass(reader, to_target)),
-            asyncio.ensure_future(self._pass(from_target, writer)),
-        }
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            to_target.transport.abort()
-
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if isinstance(self.target, Path):
-            return await asyncio.open_unix_connection(str(self.target))
-        if self.target is None:
-            raise ConnectionRefusedError
-        return await asyncio.open_connection(*self.target)
-
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while True:
-            data = await source.read(65536)
-            await self.passes.wait()
-            if not data:
-                return
-            sink.write(data)
-            await sink.drain()
+    async def hold(self) -> None:
+        await self.passes.wait()

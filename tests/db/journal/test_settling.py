@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,47 @@ async def test_those_who_wait_share_a_sync(tmp_path: Path, disk: SlowDisk) -> No
     await journal.settle(is_final=True)
     assert 2 == len(disk.synced)  # nothing new, nothing to wait for
     journal.close()
+
+
+async def test_whoever_wants_to_be_told_is_told_in_order_and_once_it_is_safe(
+    tmp_path: Path, disk: SlowDisk
+) -> None:
+    """What is appended during a sync is told of after the next, and what is safe already at once."""
+    journal = open_journal(tmp_path, Fsync.ALWAYS)
+    begin(journal, "a")
+    await journal.settle(is_final=False)
+    told: list[str] = []
+    journal.when_settled(partial(told.append, "at once"))
+    assert ["at once"] == told
+    disk.free.clear()
+    say(journal, "a", "x")
+    journal.when_settled(partial(told.append, "x"))
+    await asyncio.sleep(0.05)
+    say(journal, "a", "y")
+    journal.when_settled(partial(told.append, "y"))
+    await asyncio.sleep(0.05)
+    assert ["at once"] == told
+    disk.synced.clear()
+    disk.free.set()
+    await journal.settle(is_final=False)
+    await asyncio.sleep(0)
+    assert ["at once", "x", "y"] == told
+    assert ["000001.jsonl"] * 2 == disk.synced
+    journal.close()
+
+
+async def test_without_a_sync_before_chunks_everybody_is_told_at_once(tmp_path: Path) -> None:
+    """Also once the journal is closed."""
+    for fsync in (Fsync.NEVER, Fsync.TERMINAL, Fsync.ALWAYS):
+        journal = open_journal(tmp_path / fsync, fsync)
+        begin(journal, "a")
+        if fsync is Fsync.ALWAYS:
+            journal.close()
+        told: list[str] = []
+        journal.when_settled(partial(told.append, "told"))
+        assert ["told"] == told
+        if fsync is not Fsync.ALWAYS:
+            journal.close()
 
 
 async def test_a_waiter_that_is_cancelled_takes_no_one_along(

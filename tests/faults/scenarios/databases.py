@@ -192,7 +192,7 @@ for _weather in (Weather.BLACK_HOLE, Weather.RESET, Weather.COMMITS_LOST):
 
 
 async def _play_weather(stage: Stage, weather: Weather, moment: str, *, killed: bool) -> None:
-    proxy = await Proxy(stage.database.dsn, stage.database.sockets).start()
+    proxy = await Proxy(stage.database.sockets).start()
     try:
         service = await stage.serve(database__url=proxy.dsn)
         plans = _plans(stage, weather.value, moment, killed=killed)

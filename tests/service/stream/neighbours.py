@@ -1,7 +1,7 @@
 """A relay's hand-written neighbours: upstream, client, saver and watchers."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -172,6 +172,32 @@ class Broken(Watcher):
     reached_first_token = ended = saved = closed = began  # type: ignore[assignment]
 
 
+class SlowJournal(NoJournal):
+    """What it is given is safe once a test says so.
+
+    Attributes:
+        waiting: whoever is to be told then.
+    """
+
+    settles_chunks = settles_ends = True
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+        self.is_safe = asyncio.Event()
+
+    def when_settled(self, tell: Callable[[], None]) -> None:
+        self.waiting.append(tell)
+
+    async def settle(self, *, is_final: bool) -> None:
+        await self.is_safe.wait()
+
+    def note_safe(self) -> None:
+        self.is_safe.set()
+        waiting, self.waiting = self.waiting, []
+        for tell in waiting:
+            tell()
+
+
 class Stage:
     """A relay and its neighbours."""
 
@@ -180,6 +206,7 @@ class Stage:
         policy: SessionPolicy | None = None,
         limits: RelayLimits = LIMITS,
         watchers: Sequence[Watcher] = (),
+        journal: NoJournal | None = None,
     ) -> None:
         clock = steady_clock()
         self.upstream = FakeUpstream()
@@ -190,7 +217,7 @@ class Stage:
         upstream: Any = self.upstream
         self.relay = Relay(
             self.session,
-            NoJournal(),
+            journal or NoJournal(),
             ClientSide(self.writer, clock),
             upstream,
             self.saver,

@@ -16,7 +16,7 @@ from statemachine import (
     StopRequested,
     UpstreamFinished,
 )
-from tests.service.stream.neighbours import Stage, words
+from tests.service.stream.neighbours import SlowJournal, Stage, words
 from tests.statemachine.conftest import finish_chunk, text_after, text_chunk
 
 
@@ -102,3 +102,54 @@ async def test_a_fault_of_our_own_past_the_task_keeps_the_text() -> None:
     assert record.failure is not None
     assert "internal_error" == record.failure.code
     assert "ab" == record.choices[0].message["content"]
+
+
+async def listening(policy: SessionPolicy | None = None) -> tuple[Stage, SlowJournal]:
+    """An answer whose first word was shown, and whose journal takes its time from now on."""
+    journal = SlowJournal()
+    journal.is_safe.set()
+    stage = Stage(policy, journal=journal).start()
+    stage.upstream.say(*words("a"))
+    await stage.settle()
+    stage.writer.takes_at_once = True
+    journal.is_safe.clear()
+    return stage, journal
+
+
+async def test_a_chunk_is_shown_once_it_is_safe() -> None:
+    """By whoever says so, and nothing comes past it meanwhile."""
+    stage, journal = await listening()
+    stage.upstream.sink.take(text_after(text_chunk("a"), "b"))
+    assert not stage.upstream.sink.is_clear()
+    assert "send at once b" not in stage.writer.calls
+    journal.note_safe()
+    assert "send at once b" == stage.writer.calls[-1]
+    assert stage.upstream.sink.is_clear()
+    stage.upstream.say(ChunkReceived(finish_chunk()), UpstreamFinished())
+    record = await stage.end()
+    assert "ab" == record.choices[0].message["content"]
+
+
+@pytest.mark.parametrize("event", [ClientLeft(), StopRequested(), DrainExpired()])
+async def test_what_is_safe_after_the_end_is_not_shown_twice(event: Event) -> None:
+    """An end waits for it too, and shows it if there is still anybody to show it to."""
+    stage, journal = await listening()
+    stage.upstream.sink.take(text_after(text_chunk("a"), "b"))
+    stage.relay.post(event)
+    await stage.settle()
+    journal.note_safe()
+    record = await stage.end()
+    assert "ab" == record.choices[0].message["content"]
+    shown = [call for call in stage.writer.calls if call.endswith(" b")]
+    assert len(shown) == (0 if isinstance(event, ClientLeft) else 1)
+
+
+async def test_an_answer_that_grows_too_large_past_the_task_ends_at_once() -> None:
+    """Whether or not its chunks wait for the journal, and whatever the upstream does."""
+    policy = SessionPolicy(max_answer_bytes=1000)
+    stage, journal = await listening(policy)
+    journal.is_safe.set()
+    stage.upstream.sink.take(text_after(text_chunk("a"), "b" * 2000))
+    record = await stage.end()
+    assert record.failure is not None
+    assert "answer_too_large" == record.failure.code
