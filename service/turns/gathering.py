@@ -46,7 +46,7 @@ class Gathering:
     """One turn of a model.
 
     Args:
-        is_ours: whether a name is a tool's of ours.
+        is_ours: whether a call with this name, "" if it is yet to come, is for us to make.
         is_first: it is the answer's first turn; of a later one the role isn't told again.
         follows_text: text has come before this turn, so a blank line goes before its own.
 
@@ -155,6 +155,8 @@ class Gathering:
         if isinstance(known, Wanted) and call_id and known.call_id not in ("", call_id):
             known, key = None, (index, call_id)  # another call, which has the same index
         self._last = key
+        if isinstance(known, Wanted) and name and not known.name:
+            known.name = name
         if known is None:
             if self._is_ours(name):
                 known = Wanted(call_id, name)

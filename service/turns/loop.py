@@ -9,13 +9,15 @@
    another turn begins. Whatever is told is written down before the next `read`: a call before it is made,
    its result before the model sees it.
 3. Only the first turn's model may be asked twice, or another in its place (`Attempts`).
-4. The client's own tools end the answer, once those of ours that were called beside them have run.
+4. The client's own tools end the answer, once those of ours that were called beside them have run. Of a
+   tool that nobody has the model is told that there is none.
 5. An answer that may go on no longer ends as failed, and says why.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -84,6 +86,8 @@ class Turns:
     ) -> None:
         self._ask = ask
         self._tools: dict[str, Tool] | None = None
+        self._theirs: set[str] | None = set()
+        """The client's tools; None if some of them have names that aren't known."""
         self._call = call
         self._toolbox = toolbox
         self._answer = answer
@@ -173,9 +177,9 @@ class Turns:
     def _offer(self, tools: Sequence[Tool]) -> None:
         """Have the model know these. Raises InvalidRequest if the client has a tool of the same name."""
         self._tools = {tool.full_name: tool for tool in tools}
-        for position, theirs in enumerate(self._call.request.tools or ()):
-            function = theirs.get("function") if isinstance(theirs, dict) else None
-            name = function.get("name") if isinstance(function, dict) else None
+        names = [_name_of(theirs) for theirs in self._call.request.tools or ()]
+        self._theirs = None if None in names else {name for name in names if name is not None}
+        for position, name in enumerate(names):
             if name in self._tools:
                 message = f"The agent has a tool {name!r} of its own; please name yours otherwise."
                 raise InvalidRequest(message, f"tools[{position}].function.name")
@@ -191,8 +195,11 @@ class Turns:
         )
 
     def _is_ours(self, name: str) -> bool:
+        """Also of a name that nobody has, and of one that is yet to come where the client has no tools."""
         assert self._tools is not None
-        return name in self._tools
+        if name in self._tools or self._theirs is None:
+            return name in self._tools
+        return name not in self._theirs if name else not self._theirs
 
     async def _end_turn(self, gathering: Gathering) -> list[Event]:
         """The turn wants tools of ours."""
@@ -236,6 +243,13 @@ class Turns:
             told = messages_after(text, calls, results)
             self._call = evolve(self._call, request=request_with(self._call.request, (), told))
         return events
+
+
+def _name_of(tool: Any) -> str | None:
+    """The name by which a model calls a client's tool; None for a kind that isn't known."""
+    function = tool.get("function") if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _is_whole_anyway(failure: Failure, gathering: Gathering) -> bool:

@@ -195,12 +195,13 @@ async def test_a_model_that_goes_on_and_on_is_stopped(tools: Tools) -> None:
 
 
 THEIRS = ("call_c", "weather", '{"at": "home"}')
+OFFERED: Any = [{"type": "function", "function": {"name": "weather"}}]
 
 
 async def test_the_clients_own_tools_end_the_answer(tools: Tools) -> None:
     """As ever, without a turn more."""
     model = Model(wants(THEIRS))
-    answer = Answer(model, tools, LIMITS)
+    answer = Answer(model, tools, LIMITS, tools=OFFERED)
     record = await answer.to_its_end()
     assert [] == tools.made
     assert (State.COMPLETED, "tool_calls") == (record.state, record.finish_reason)
@@ -211,7 +212,7 @@ async def test_the_clients_own_tools_end_the_answer(tools: Tools) -> None:
 async def test_ours_run_before_the_clients_own_end_the_answer(tools: Tools) -> None:
     """The client sees its own call alone, numbered from 0."""
     model = Model(wants(SEARCHED, THEIRS, text="Let me look."))
-    answer = Answer(model, tools, LIMITS)
+    answer = Answer(model, tools, LIMITS, tools=OFFERED)
     record = await answer.to_its_end()
     assert ["docs__search"] == [name for name, _ in tools.made]
     assert (State.COMPLETED, "tool_calls") == (record.state, record.finish_reason)
@@ -224,6 +225,46 @@ async def test_ours_run_before_the_clients_own_end_the_answer(tools: Tools) -> N
     last = [each for each in shown(answer) if each["choices"][0].get("finish_reason")]
     assert [last[-1]] == last
     assert 1 == len(model.asked)
+
+
+@pytest.mark.parametrize("offered", [None, OFFERED])
+async def test_a_tool_that_nobody_has_is_not_passed_to_the_client(
+    tools: Tools, offered: Any
+) -> None:
+    """The model is told, and goes on; the call is kept as one that failed."""
+    model = Model(wants(("call_a", "docs__serch", "{}")), says("Sorry."))
+    answer = Answer(model, tools, LIMITS, tools=offered)
+    record = await answer.to_its_end()
+    assert ([], "stop", "Sorry.") == (
+        tools.made,
+        record.finish_reason,
+        record.choices[0].message["content"],
+    )
+    (call,) = record.tool_calls
+    assert (Outcome.ERROR, "There is no tool 'docs__serch'.") == (call.outcome, call.result)
+    assert "tool_calls" not in record.choices[0].message
+
+
+async def test_a_name_may_come_after_its_id(tools: Tools) -> None:
+    """Where the client has no tools, the call can only be ours."""
+    pieces = [
+        {"index": 0, "id": "call_a", "type": "function", "function": {"arguments": ""}},
+        {"index": 0, "function": {"name": "dice__roll", "arguments": '{"sides":'}},
+        {"index": 0, "function": {"arguments": " 6}"}},
+    ]
+    turn = [ChunkReceived(chunk({"tool_calls": [piece]})) for piece in pieces]
+    ended = [ChunkReceived(finish_chunk("tool_calls")), UpstreamFinished()]
+    record = await Answer(Model([*turn, *ended], says("Six.")), tools, LIMITS).to_its_end()
+    assert [("dice__roll", {"sides": 6})] == tools.made
+    assert "Six." == record.choices[0].message["content"]
+
+
+async def test_with_tools_of_an_unknown_kind_any_name_may_be_the_clients(tools: Tools) -> None:
+    """As OpenAI's custom ones: who calls them isn't told here."""
+    offered = [{"type": "custom", "custom": {"name": "weather"}}]
+    answer = Answer(Model(wants(THEIRS)), tools, LIMITS, tools=offered)
+    record = await answer.to_its_end()
+    assert (State.COMPLETED, "tool_calls") == (record.state, record.finish_reason)
 
 
 async def test_pieces_of_calls_come_together(tools: Tools) -> None:
