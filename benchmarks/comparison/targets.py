@@ -55,6 +55,13 @@ def _paced(results: Results) -> Iterator[Target]:
     ):
         what = f"paced: CPU per chunk ≤ {words}"
         yield _ratio(results, what, limit, _fair_case(results, other), "cpu_us_per_chunk", other)
+    steady = "steady_cpu_us_per_chunk"
+    for other, limit, words in (
+        ("aiohttp", 1.15, "1.15 × aiohttp's"),
+        ("nginx", 1.6, "1.6 × nginx's"),
+    ):
+        what = f"paced: steady CPU per chunk ≤ {words}"
+        yield _ratio(results, what, limit, "paced-100", steady, other)
     with_it, without = (
         results.figure("paced-100", name, "cpu_us_per_chunk") for name in ("ours", "bare")
     )
@@ -79,6 +86,8 @@ def _burst(results: Results) -> Iterator[Target]:
     for shape, words in (("big", "many chunks to a write"), ("small", "one chunk to a write")):
         what = f"burst, {words}: CPU per chunk ≤ 2 × nginx's"
         yield _ratio(results, what, 2.0, f"burst-{shape}", "cpu_us_per_chunk", "nginx")
+        what = f"burst, {words}: CPU per chunk ≤ aiohttp's"
+        yield _ratio(results, what, 1.0, f"burst-{shape}", "cpu_us_per_chunk", "aiohttp")
 
 
 def _arrival(results: Results) -> Iterator[Target]:
@@ -94,3 +103,5 @@ def _absolute(results: Results) -> Iterator[Target]:
     idle = next((case for case in results.rounds if case.startswith("idle-")), "")
     found = results.figure(idle, "ours", "kb_per_stream")
     yield Target("idle: ≤ 40 KiB per open stream", found, 40.0, idle)
+    what = "idle: memory of an open stream ≤ aiohttp's"
+    yield _ratio(results, what, 1.0, idle, "kb_per_stream", "aiohttp")
