@@ -282,8 +282,7 @@ class Saver:
         try:
             await self._save(records)
         except Exception as error:
-            # Beside RecordRejected and TooMuch only our own mistakes get here. They must not end the
-            # saver.
+            # Beside RecordRejected and TooMuch only our own mistakes. They must not end the saver.
             if len(batch) > 1:
                 middle = len(batch) // 2
                 await self._commit(batch[:middle])
@@ -345,26 +344,27 @@ class Saver:
 
         Raises:
             TooMuch: the store is well, and couldn't save them in as many tries as they get.
-            RecordRejected: one of them can never be kept.
+            RecordRejected: one of them can never be kept. Anything else: a mistake of ours, made twice.
         """
         if not records:
             return
         tries_left = 1 if len(records) > 1 else _TRIES_ALONE
         waits = backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, random)
         for attempt in count(1):
-            is_refused = False
             try:
                 await self._store.save(records)
-            except (StoreUnavailable, RecordRejected) as error:
-                reason, is_refused = str(error), isinstance(error, RecordRejected)
+            except Exception as error:
+                failure, is_refused = error, isinstance(error, RecordRejected)
+                is_own = not isinstance(error, (StoreUnavailable, RecordRejected))
+                reason = type(error).__name__ if is_own else str(error)
             else:
                 self._failure = None
                 if attempt > 1:
                     log.info("saving again", attempts=attempt)
                 return
             is_well = await self._is_store_well()
-            if is_refused and is_well:
-                raise RecordRejected(reason)
+            if is_well and (is_refused or (is_own and attempt > 1)):
+                raise failure
             self._failure = reason
             log.warning("save postponed", attempt=attempt, unsaved=self.unsaved, reason=reason)
             if is_well:

@@ -136,9 +136,10 @@ class Adoption:
 
     def _end_of(self, replica: Replica, now: float) -> float:
         """When the lease ends that was last seen of it; that of one never seen alive may just be lost."""
-        if replica.is_alive:
-            return now + replica.lease_seconds
-        return self._ends_at.get(replica.token, now + self._lease_seconds)
+        known = self._ends_at.get(replica.token)
+        if replica.is_alive:  # a copy that became the master may lack the last renewals
+            return max(known or 0.0, now + replica.lease_seconds)
+        return now + self._lease_seconds if known is None else known
 
     def _note_strangers(self, replicas: Sequence[Replica]) -> None:
         """Each that is new is said."""

@@ -28,8 +28,9 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
 from db.cancelling import cancelled_if_told
 from db.postgres import changing, extending, readiness, reading, saving, sql
-from db.postgres.address import CURRENT_WAY, Current, Route, Way, shown
-from db.postgres.faults import is_of_this_host, store_error
+from db.postgres.address import Current, Route, Way, shown
+from db.postgres.connecting import Connector
+from db.postgres.faults import store_error
 from db.postgres.overview import Overseeing
 from db.postgres.sending import Sender
 from db.postgres.spare import Spare
@@ -111,7 +112,7 @@ class PostgresStore(Overseeing):
         self._spare = Spare()
         self._is_closed = False
         self._max_size = pool_max_size
-        self._route = Route({})
+        self._connector = Connector(Route({}), pool_max_size)
         self._where = "no address yet"
         self._timeout_seconds = timeout_seconds
         # Half of the connections, so that a crowd of readers never keeps an answer waiting.
@@ -138,8 +139,9 @@ class PostgresStore(Overseeing):
         """
         parts = {"application_name": "verbatim-chat", **parsed(dsn), "client_encoding": "UTF8"}
         self._where = shown(parts)
-        self._route = Route(parts)
-        names = () if self._route.is_fixed else fields_dict(Way)
+        route = Route(parts)
+        self._connector = Connector(route, self._max_size)
+        names = () if route.is_fixed else fields_dict(Way)
         chosen: dict[str, Any] = {name: Current(name) for name in names}
         self._pool = await aiopg.create_pool(
             make_dsn(**parts),
@@ -364,22 +366,7 @@ class PostgresStore(Overseeing):
         if spare is not None:
             return spare
         with self._spare.asking_the_pool():
-            return await self._acquire_of_pool(self._pool)
-
-    async def _acquire_of_pool(self, pool: aiopg.Pool) -> aiopg.Connection:
-        if pool.freesize or pool.size >= self._max_size or self._route.is_fixed:
-            return await pool.acquire()
-        failure: Exception | None = None
-        async for way in self._route.ways():
-            CURRENT_WAY.set(way)
-            try:
-                return await pool.acquire()
-            except (psycopg2.Error, OSError) as error:
-                failure = error
-                if not is_of_this_host(str(error)):
-                    break
-        assert failure is not None  # there is a way, or an error
-        raise failure
+            return await self._connector.acquire(self._pool)
 
     def _release(self, connection: aiopg.Connection) -> None:
         raw = connection.raw

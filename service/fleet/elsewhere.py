@@ -55,8 +55,10 @@ class Elsewhere:
                 run = await self.fleet.search.find(completion_id)
                 if run is None or run.token == engine.token:
                     return None
-                # What is stored is read there, where it may have been deleted since.
-                return run if await engine.is_under_way(run) else None
+                if await engine.is_under_way(run):
+                    return run
+                await self.fleet.search.be_sure()
+                return None  # what is stored is read there, where it may have been deleted since
         except (FleetUnavailable, TimeoutError):
             raise ApiError(FLEET_UNAVAILABLE) from None
 

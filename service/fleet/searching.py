@@ -49,9 +49,14 @@ class Search:
             await asyncio.sleep(pause)
             if (run := await self._engine.find(completion_id)) is not None:
                 return run
+        await self.be_sure()
+        return None
+
+    async def be_sure(self) -> None:
+        """Return if what the engine has just said not to know isn't there. Raises FleetUnavailable if it may
+        have lost it."""
         if time.monotonic() < await self._forgot_at() + self._lease_seconds + LOOK_SECONDS:
             raise FleetUnavailable("the engine may have lost what runs")
-        return None
 
     async def _forgot_at(self) -> float:
         """When it last didn't know, or wouldn't take, what it is told."""

@@ -165,9 +165,12 @@ class Relay:
 
     async def _drive(self) -> None:
         """Until the session has ended: read, admit, carry out."""
-        session = self.session
+        session, has_begun = self.session, not self._settles_chunks
         while not session.state.is_final:
             try:
+                if not has_begun:  # nobody is asked of whom whoever brings it back doesn't know
+                    await self._journal.settle(is_final=False)
+                    has_begun = True
                 self._admit_all(await self._upstream.read(self))
                 is_first_token = self._note_milestones()
                 if not (self._carry_out_now() or session.state.is_final):

@@ -14,7 +14,11 @@ from attrs import frozen
 
 from service.tools.contract import SEPARATOR, Calls, Tool, ToolResult
 from service.turns.gathering import Wanted
+from service.wire.measuring import has_more_values
 from statemachine import Event, Outcome, ToolCallEnded, ToolCallStarted
+
+MOST_VALUES = 30_000
+"""In a call's arguments: as many as in one event of a model's."""
 
 MayCall = Callable[[], float]
 """Counts a call against its caller's limit: seconds to wait if it is used up, and then it isn't counted."""
@@ -130,19 +134,23 @@ class Calling:
 
     async def _made(self, call: Call) -> ToolResult:
         if call.tool is None:
-            return _refused(f"There is no tool {call.name!r}.")
-        arguments = _arguments_of(call.arguments)
+            return _refused(f"There is no tool {call.name[:100]!r}.")
+        arguments = arguments_of(call.arguments)
         if arguments is None:
-            return _refused("The arguments are not a JSON object.")
+            return _refused("The arguments are not a JSON object, or too large a one.")
         if wait := self._may_call():
             return _refused(f"Too many tools were called; more may be in {wait:.0f} s.")
         return await self._tools.call(call.tool, arguments)
 
 
-def _arguments_of(source: str) -> dict[str, Any] | None:
+def arguments_of(source: str) -> dict[str, Any] | None:
+    """A call's arguments; none at all are an empty object. None if they are no object, or one of so many
+    values that reading it would hold up everybody else."""
     if not source.strip():
         return {}
     try:
+        if has_more_values(source.encode(errors="replace"), MOST_VALUES):
+            return None
         value = json.loads(source)
     except (ValueError, RecursionError):
         return None

@@ -19,7 +19,7 @@ _FINISHED_BY_CALLS = frozenset(("tool_calls", "function_call", "stop", "tool_use
 MOST_CALLS = 128
 """In one turn."""
 MOST_CHARACTERS = 4 * 1024 * 1024
-"""Of all arguments of one turn: servers take no more in one call."""
+"""Of all arguments of one turn, names and ids included: servers take no more in one call."""
 
 
 @define
@@ -160,6 +160,7 @@ class Gathering:
         if known is None:
             if self._is_ours(name):
                 known = Wanted(call_id, name)
+                self._size += len(call_id) + len(name)
                 self.calls.append(known)
             else:
                 known = self._theirs

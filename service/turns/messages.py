@@ -1,13 +1,16 @@
 """Words what a model is asked in a later turn, as OpenAI writes it. Pure."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
 
 from service.tools.contract import Tool, ToolResult
-from service.turns.calling import Call
+from service.turns.calling import Call, arguments_of
 from service.wire import ChatRequest
+
+_UNFIT, _LONGEST_NAME = re.compile(r"[^A-Za-z0-9_-]"), 64
 
 
 def request_with(
@@ -30,7 +33,8 @@ def messages_after(
     text: str, calls: Sequence[Call], results: Mapping[str, ToolResult]
 ) -> list[dict[str, Any]]:
     """What a turn adds to the conversation: what the model said and called, and what each call brought, in
-    the order of the calls."""
+    the order of the calls. Names and arguments that backends refuse, which the model made up, are made fit:
+    what each call brought says what was wrong."""
     said = {
         "role": "assistant",
         "content": text or None,
@@ -38,7 +42,7 @@ def messages_after(
             {
                 "id": call.call_id,
                 "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments or "{}"},
+                "function": {"name": _fit(call.name), "arguments": _object(call.arguments)},
             }
             for call in calls
         ],
@@ -48,6 +52,16 @@ def messages_after(
         for call in calls
     ]
     return [said, *brought]
+
+
+def _fit(name: str) -> str:
+    """A name as OpenAI's API takes it."""
+    return _UNFIT.sub("_", name)[:_LONGEST_NAME] or "unnamed"
+
+
+def _object(arguments: str) -> str:
+    """Arguments as vLLM and others take them, which parse them."""
+    return arguments if arguments.strip() and arguments_of(arguments) is not None else "{}"
 
 
 def _offered(tool: Tool) -> dict[str, Any]:

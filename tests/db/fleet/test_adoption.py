@@ -288,6 +288,24 @@ async def test_nobody_is_adopted_whose_lease_the_engine_forgot(
         await other.close()
 
 
+async def test_nobody_is_adopted_whose_last_renewals_the_engine_forgot(
+    shared: Shared, tmp_path: Path
+) -> None:
+    """As a copy does that becomes the master and was late: what was seen before counts."""
+    one, other = await two(shared, tmp_path)
+    other.adoption._pause_seconds = LEASE_SECONDS / 30
+    try:
+        await one.run(ONE, "Hello")
+        await asyncio.sleep(LEASE_SECONDS * 2)
+        for _ in range(10):
+            shared.alive_until["a"] = shared.clock() + 0.05
+            await asyncio.sleep(LEASE_SECONDS / 2)
+        assert ([], []) == (other.shelf.records, one.lost)
+    finally:
+        await one.close()
+        await other.close()
+
+
 class OfAnotherVersion(MemoryEngine):
     """Sees everybody else as of the next version."""
 

@@ -1,6 +1,7 @@
 """What only a real server can do to a call of the store: vanish, restart, hang, be cancelled."""
 
 import asyncio
+import contextvars
 import os
 import signal
 import socket
@@ -44,6 +45,19 @@ async def test_dead_pooled_connections_are_not_surfaced(
         execute(database_url, f"SELECT pg_terminate_backend({pid})")
     record = make_record()
     await store.save([record])
+    assert await store.find(record.completion_id) is not None
+
+
+async def test_whoever_comes_first_after_all_connections_died_gets_a_new_one(
+    store: PostgresStore, database_url: str
+) -> None:
+    """Also a task that never connected before, as the saver's is until its first save; and once the server
+    was restarted."""
+    await fill_pool(store)
+    for pid in backends(database_url):
+        execute(database_url, f"SELECT pg_terminate_backend({pid})")
+    record = make_record()
+    await asyncio.create_task(store.save([record]), context=contextvars.Context())
     assert await store.find(record.completion_id) is not None
 
 

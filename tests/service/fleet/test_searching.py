@@ -11,8 +11,12 @@ from db.fleet.memory import MemoryEngine, Shared
 from db.fleet.outbox import Outbox
 from db.fleet.redis import RedisEngine
 from db.fleet.redis_link import RedisLink
+from service.edge.errors import ApiError
 from service.fleet import searching
+from service.fleet.elsewhere import Elsewhere
+from service.fleet.parts import Fleet
 from service.fleet.searching import Search
+from service.settings.fleet import FleetConfig
 from tests.redis_servers import RedisServer
 
 LEASE_SECONDS = 0.3
@@ -69,6 +73,32 @@ async def test_an_engine_that_forgot_is_not_believed(engine: MemoryEngine, searc
                 break
             except FleetUnavailable:
                 await asyncio.sleep(0.05)
+
+
+class EmptiedBetween(MemoryEngine):
+    """Loses everything right after it was asked who runs something."""
+
+    async def find(self, completion_id: str) -> Run | None:
+        run = await super().find(completion_id)
+        self._shared.logs.clear()
+        self._shared.losses += 1
+        return run
+
+
+async def test_an_engine_that_is_emptied_between_two_questions_is_not_believed() -> None:
+    """Who runs it was known, and a moment later not even that it does."""
+    engine = EmptiedBetween("token-a", Shared())
+    config = FleetConfig(url="redis://127.0.0.1:1", replica="a", lease_seconds=LEASE_SECONDS)
+    fleet = Fleet(config, None, engine)
+    await engine.lost_at()
+    await engine.append([], [RUN])
+    await fleet.membership.start()
+    try:
+        with pytest.raises(ApiError) as told:
+            await Elsewhere(fleet).find(RUN.owner, RUN.completion_id)
+        assert "fleet_unavailable" == told.value.failure.code
+    finally:
+        await fleet.membership.stop()
 
 
 async def test_who_has_joined_an_emptied_engine_again_still_does_not_believe_it(

@@ -153,3 +153,18 @@ async def test_an_answer_that_grows_too_large_past_the_task_ends_at_once() -> No
     record = await stage.end()
     assert record.failure is not None
     assert "answer_too_large" == record.failure.code
+
+
+async def test_nobody_is_asked_before_the_beginning_is_safe() -> None:
+    """Else a repeat, after a crash, would ask a second time. Who leaves meanwhile waits for nothing."""
+    journal = SlowJournal()
+    stage, other = (Stage(journal=journal).start() for _ in range(2))
+    await stage.settle()
+    was_asked = stage.upstream.is_reading
+    other.relay.post(ClientLeft())
+    journal.note_safe()
+    await stage.settle()
+    assert (False, True) == (was_asked, stage.upstream.is_reading)
+    assert "client_gone" == (await other.end()).state.value
+    stage.upstream.say(*words("a"), ChunkReceived(finish_chunk()), UpstreamFinished())
+    assert "completed" == (await stage.end()).state.value

@@ -245,6 +245,41 @@ async def test_a_tool_that_nobody_has_is_not_passed_to_the_client(
     assert "tool_calls" not in record.choices[0].message
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "sent"),
+    [
+        ("get weather", "{}", ("get_weather", "{}")),
+        ("", "{}", ("unnamed", "{}")),
+        ("n" * 100, '{"a": 1}', ("n" * 64, '{"a": 1}')),
+        ("docs__search", '{"q": ', ("docs__search", "{}")),
+        ("docs__search", "[]", ("docs__search", "{}")),
+        ("docs__search", "  ", ("docs__search", "{}")),
+        ("docs__search", '{"q": [' + "1," * 40_000 + "1]}", ("docs__search", "{}")),
+    ],
+)
+async def test_what_a_model_made_up_does_not_end_the_answer(
+    tools: Tools, name: str, arguments: str, sent: tuple[str, str]
+) -> None:
+    """Backends refuse such names and arguments in a conversation, so the model reads fit ones, and what was
+    wrong in the result. The record has them as they were."""
+    model = Model(wants(("call_a", name, arguments)), says("Sorry."))
+    record = await Answer(model, tools, LIMITS).to_its_end()
+    assert "stop" == record.finish_reason
+    (call,) = model.asked[1].messages[-2]["tool_calls"]
+    assert sent == (call["function"]["name"], call["function"]["arguments"])
+    assert arguments == record.tool_calls[0].arguments
+
+
+@pytest.mark.parametrize("call", [("c" * 5_000_000, "x", "{}"), ("call_a", "x" * 5_000_000, "{}")])
+async def test_names_and_ids_count_as_what_a_model_wants(
+    tools: Tools, call: tuple[str, str, str]
+) -> None:
+    """They are kept, and sent back to it."""
+    record = await Answer(Model(wants(call)), tools, LIMITS).to_its_end()
+    assert record.failure is not None
+    assert "more calls of tools than can be made" in record.failure.message
+
+
 async def test_a_name_may_come_after_its_id(tools: Tools) -> None:
     """Where the client has no tools, the call can only be ours."""
     pieces = [
