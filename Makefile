@@ -26,7 +26,10 @@ TRACING := $(if $(OTEL_EXPORTER_OTLP_ENDPOINT)$(OTEL_EXPORTER_OTLP_TRACES_ENDPOI
 FLEET := $(if $(FLEET_URL)$(shell sed -n '/^fleet:/,/^[^ \#]/p' config.yaml 2>/dev/null | \
 	grep "^[^\#]*url: *[\"']*[a-z+]*://"),$(VENV)/.fleet-ready)
 
-run: $(VENV)/.run-ready $(TRACING) $(FLEET) ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
+# An agent has tools of servers, and what asks those is an extra.
+TOOLS := $(if $(shell grep "^[^\#]*servers:" config.yaml 2>/dev/null),$(VENV)/.tools-ready)
+
+run: $(VENV)/.run-ready $(TRACING) $(FLEET) $(TOOLS) ## serve on http://127.0.0.1:8000 (flags: make run ARGS="--port 9000")
 	@exec $(BIN)/python run.py $(ARGS)
 
 test: $(VENV)/.dev-ready ## run every test (some: make test ARGS="tests/db -k save")
@@ -158,6 +161,11 @@ $(VENV)/.fleet-ready: setup.cfg constraints.txt | $(VENV)/.run-ready
 	@$(INSTALL) --editable '.[embedded,fast,fleet]'
 	@touch $@
 
+$(VENV)/.tools-ready: setup.cfg constraints.txt | $(VENV)/.run-ready
+	@echo "Adding the client of tools' servers to $(VENV) (once) ..."
+	@$(INSTALL) --editable '.[embedded,fast,tools]'
+	@touch $@
+
 $(VENV)-phoenix/.ready:
 	@echo "Setting up Phoenix in $(VENV)-phoenix (once; a minute, 850 MB) ..."
 	@$(PYTHON) -m venv $(VENV)-phoenix
@@ -202,7 +210,7 @@ $(VENV)/.core-ready: constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) with the development tools (once; about a minute) ..."
 	@$(INSTALL) --editable '.[embedded,fast,fleet,tools,tracing,dev]'
-	@touch $(VENV)/.run-ready $(VENV)/.tracing-ready $(VENV)/.fleet-ready $(VENV)/.core-ready $@
+	@touch $(VENV)/.run-ready $(VENV)/.tracing-ready $(VENV)/.fleet-ready $(VENV)/.tools-ready $(VENV)/.core-ready $@
 
 $(VENV)/.browser-ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.dev-ready
 	@echo "Adding what drives a browser to $(VENV) (once) ..."

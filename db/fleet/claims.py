@@ -163,8 +163,9 @@ class FleetClaims:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 return await call
         except (FleetUnavailable, TimeoutError) as error:
+            why = str(error).rstrip(".") or "no answer"
             raise ClaimsElsewhere(
-                f"What other machines have claimed can't be told now: {error or 'no answer'}."
+                f"What other machines have claimed can't be told now: {why}."
             ) from error
 
     async def _in_order(self, key: bytes, call: Callable[[], Awaitable[_T]]) -> _T:

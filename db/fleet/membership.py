@@ -40,6 +40,7 @@ class Membership:
         self._engine = engine
         self._lease_seconds = lease_seconds
         self._held_until = 0.0
+        self._has_asked = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -84,7 +85,11 @@ class Membership:
         except FleetUnavailable as error:
             if was_held and not self.is_held:
                 log.error("fleet lease ran out", replica=self.name, reason=str(error))
+            elif not self._has_asked:
+                log.error("fleet away", reason=str(error))
+            self._has_asked = True
             return
+        self._has_asked = True
         self._held_until = asked_at + self._lease_seconds
         was_rival, self.rival = self.rival, holder != self._engine.token
         if self.rival and not was_rival:

@@ -61,6 +61,10 @@ _NOBODYS_SECONDS = 86_400.0
 _T = TypeVar("_T")
 
 
+_NO_WAY = (psycopg2.Error, OSError)
+"""What comes of trying to connect where nobody answers."""
+
+
 def parsed(dsn: str) -> dict[str, str]:
     """The parts of a libpq URL or key=value string. Raises `StoreUnavailable` if it is neither."""
     try:
@@ -112,7 +116,7 @@ class PostgresStore(Overseeing):
         self._spare = Spare()
         self._is_closed = False
         self._max_size = pool_max_size
-        self._connector = Connector(Route({}), pool_max_size)
+        self._connector = Connector(Route({}), pool_max_size, _NO_WAY)
         self._where = "no address yet"
         self._timeout_seconds = timeout_seconds
         # Half of the connections, so that a crowd of readers never keeps an answer waiting.
@@ -140,7 +144,7 @@ class PostgresStore(Overseeing):
         parts = {"application_name": "verbatim-chat", **parsed(dsn), "client_encoding": "UTF8"}
         self._where = shown(parts)
         route = Route(parts)
-        self._connector = Connector(route, self._max_size)
+        self._connector = Connector(route, self._max_size, _NO_WAY)
         names = () if route.is_fixed else fields_dict(Way)
         chosen: dict[str, Any] = {name: Current(name) for name in names}
         self._pool = await aiopg.create_pool(

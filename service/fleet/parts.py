@@ -180,7 +180,7 @@ def _engine(config: FleetConfig, token: str) -> Engine:
     except ImportError as error:
         raise FleetUnusable(
             "fleet.url is set, but the package redis isn't installed: "
-            "pip install 'verbatim-chat[fleet]'"
+            "in a checkout start it by: make run; or pip install '.[fleet]'"
         ) from error
     assert config.url is not None
     try:

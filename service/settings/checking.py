@@ -350,6 +350,8 @@ def _is_literal(kind: Any) -> bool:
 
 
 def _structure_literal(value: Any, kind: Any) -> Any:
+    if value is False and "off" in get_args(kind):
+        return "off"  # which YAML reads as false unless it is quoted
     if value not in get_args(kind):
         raise _Refused(value, " or ".join(map(str, get_args(kind))))
     return value

@@ -37,7 +37,7 @@ def why_off(tools: ToolsConfig | None, environ: Mapping[str, str]) -> str | None
             if not (environ[name].isascii() and environ[name].isprintable()):
                 return f"{name} holds characters that no HTTP header can"
     if tools.servers and not _is_installed("mcp"):
-        return "its tools need the package mcp (pip install 'verbatim-chat[tools]')"
+        return "its tools need the package mcp (in a checkout: make run, or pip install '.[tools]')"
     return None
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_REMEDY = "pip install 'verbatim-chat[tracing]', or in a checkout start it by: make run"
+_REMEDY = "in a checkout start it by: make run; or pip install '.[tracing]'"
 
 
 def is_wanted(environ: Mapping[str, str]) -> bool:

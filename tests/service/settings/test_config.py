@@ -152,7 +152,7 @@ KEYS: dict[str, Row] = {
     "fleet.replica": ("a", [(w, REPLICA) for w in ("", "a b", "a" * 65, 5, True)]),
     "fleet.journal": (
         "off",
-        [(w, "off or follow or before_send") for w in ("on", "", False, 1, None)],
+        [(w, "off or follow or before_send") for w in ("on", "", True, 1, None)],
     ),
     "fleet.wait_replicas": (1, [(w, "a number from 0") for w in (-1, 0.5, "", True, None)]),
     "fleet.lease_seconds": (0.5, SECONDS),
@@ -272,6 +272,12 @@ def test_each_key_can_be_set_in_the_file(file: Path, key: str) -> None:
     assert expected == found
     assert type(found) is type(expected)
     assert default is None or found != value_of(default, key)
+
+
+def test_off_need_not_be_quoted(file: Path) -> None:
+    """YAML reads it as false."""
+    file.write_text("fleet: {journal: off}\n")
+    assert "off" == load_config(file, {}).fleet.journal
 
 
 def test_a_circuit_can_be_turned_off(file: Path) -> None:

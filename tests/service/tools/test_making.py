@@ -84,7 +84,9 @@ def test_a_missing_package_turns_tools_off(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(making, "distribution", missing)
     why = why_off(ToolsConfig(servers=(SERVER,)), {})
-    assert "its tools need the package mcp (pip install 'verbatim-chat[tools]')" == why
+    assert (
+        "its tools need the package mcp (in a checkout: make run, or pip install '.[tools]')" == why
+    )
     assert None is why_off(ToolsConfig(builtin=("clock",)), {})
     assert None is why_off(None, {})
 

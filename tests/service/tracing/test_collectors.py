@@ -252,7 +252,7 @@ async def test_without_the_extra_the_service_says_what_to_install(
     environ = {"KEY": "k", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     service = await make_service(agent_for(backend), environ=environ)
     (line,) = lines_of(log_lines, "traces off")
-    assert "verbatim-chat[tracing]" in line["remedy"]
+    assert "'.[tracing]'" in line["remedy"]
     assert (await service.stream()).is_done
 
 
