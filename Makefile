@@ -185,7 +185,7 @@ $(VENV)-tools/.ready:
 # LlamaIndex wants an older openai than the others have.
 CLIENTS := tests/clients
 $(VENV)-clients/.ready: $(CLIENTS)/requirements.txt $(CLIENTS)/llama-index.txt $(CLIENTS)/package-lock.json
-	@echo "Setting up clients in $(VENV)-clients and $(CLIENTS)/node_modules (once; three minutes, 700 MB) ..."
+	@echo "Setting up clients in $(VENV)-clients and $(CLIENTS)/node_modules (once; three minutes, 1.1 GB) ..."
 	@$(PYTHON) -m venv $(VENV)-clients
 	@$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	-r $(CLIENTS)/requirements.txt
