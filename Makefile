@@ -12,7 +12,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .DEFAULT_GOAL := help
 .PHONY: help run test core coverage check matrix format faults fleet-faults corpus dashboards deploy fleet image holdup proxies pgbouncer \
-	tools tool-servers browser open-webui pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
+	tools tool-servers clients browser open-webui pictures fuzz bench instructions phoenix key psql dead-letters architecture docs wheel lock \
 	clean
 
 help: ## list the commands
@@ -102,6 +102,9 @@ tools: $(VENV)/.dev-ready ## kill a service at every point of an answer with too
 tool-servers: $(VENV)/.dev-ready $(VENV)-tools/.ready ## call the tools of published MCP servers (needs npm)
 	TOOL_SERVERS_PATH=$(VENV)-tools $(BIN)/python -m pytest -m tool_servers tests/service/tools $(ARGS)
 
+clients: $(VENV)/.dev-ready $(VENV)-clients/.ready ## have published clients ask an agent with tools (needs npm)
+	CLIENTS_PATH=$(VENV)-clients $(BIN)/python -m pytest -m clients -rs tests/clients $(ARGS)
+
 fuzz: $(VENV)/.dev-ready ## try the API with five minutes of made-up requests (with an API key: ARGS=--key)
 	$(BIN)/python -m tests.service.stage.fuzz_api $(ARGS)
 
@@ -139,7 +142,7 @@ lock: $(VENV)/.dev-ready ## write the versions in use into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
 
 clean: ## remove .venv and caches; data under var/ stays
-	rm -rf $(VENV) $(VENV)-deploy $(VENV)-phoenix $(VENV)-tools $(VENV)-open-webui .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-deploy $(VENV)-phoenix $(VENV)-tools $(VENV)-open-webui $(VENV)-clients tests/clients/node_modules .venv-3.* build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/it)." >&2; exit 1; }
@@ -185,6 +188,19 @@ $(VENV)-tools/.ready:
 	@$(VENV)-tools/bin/python -m pip install --quiet --disable-pip-version-check mcp-server-time==2026.10.19
 	@npm install --silent --no-audit --no-fund --prefix $(VENV)-tools \
 	@modelcontextprotocol/server-everything@2026.8.31
+	@touch $@
+
+# LlamaIndex wants an older openai than the others have.
+CLIENTS := tests/clients
+$(VENV)-clients/.ready: $(CLIENTS)/requirements.txt $(CLIENTS)/llama-index.txt $(CLIENTS)/package-lock.json
+	@echo "Setting up clients in $(VENV)-clients and $(CLIENTS)/node_modules (once; three minutes, 1.1 GB) ..."
+	@$(PYTHON) -m venv $(VENV)-clients
+	@$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	-r $(CLIENTS)/requirements.txt
+	@$(PYTHON) -m venv $(VENV)-clients/llama-index
+	@$(VENV)-clients/llama-index/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	-r $(CLIENTS)/llama-index.txt
+	@npm ci --silent --no-audit --no-fund --prefix $(CLIENTS)
 	@touch $@
 
 # Open WebUI runs on Python 3.11 and 3.12 alone.
