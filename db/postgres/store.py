@@ -370,7 +370,8 @@ class PostgresStore(Overseeing):
         if spare is not None:
             return spare
         with self._spare.asking_the_pool():
-            return await self._connector.acquire(self._pool)
+            connection: aiopg.Connection = await self._connector.acquire(self._pool)
+            return connection
 
     def _release(self, connection: aiopg.Connection) -> None:
         raw = connection.raw
