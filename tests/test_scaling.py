@@ -45,7 +45,8 @@ def test_a_storm_is_the_same_for_the_same_seed() -> None:
     storm = Storm(10_000, die=2)
     first, again = (simulate(storm, UNITS, GIVEN) for _ in range(2))
     assert first == again != simulate(evolve(storm, seed=2), UNITS, GIVEN)
-    assert first.adopted_last >= first.adopted_first > GIVEN.lease_seconds
+    soonest = GIVEN.lease_seconds * 5 / 6  # it was renewed up to a sixth of a lease before
+    assert first.adopted_last >= first.adopted_first > soonest
     assert first.join_last >= first.join_p50 > 0.99 * storm.join_ms / 1e3 / (1 - GIVEN.use)
 
 
