@@ -81,8 +81,11 @@ def timeline_of(
     drawn.ticks = [drawn.seconds * part / 4 for part in range(5)]
     lane = _Lane(asked.at, drawn.seconds)
     _draw_states(drawn, lane, asked, life, end)
+    turn = 1
     for number, attempt in enumerate(life["attempts"], 1):
-        _draw_attempt(drawn, lane, number, attempt)
+        # What follows an answer is no retry: the model was told what its tools brought.
+        _draw_attempt(drawn, lane, f"attempt {number}" if turn == 1 else f"turn {turn}", attempt)
+        turn += not attempt["error"]
     for call in calls:
         until = end if call.ended_at is None else call.ended_at
         drawn.calls.append(lane.span(call.kind, call.began_at, until, call.title))
@@ -131,15 +134,15 @@ def _draw_states(
         drawn.moments.append((asked.ended_at - asked.at, word))
 
 
-def _draw_attempt(drawn: Timeline, lane: _Lane, number: int, attempt: dict[str, Any]) -> None:
+def _draw_attempt(drawn: Timeline, lane: _Lane, name: str, attempt: dict[str, Any]) -> None:
     began, seconds = attempt["began_at"], attempt["seconds"]
     error, agent = attempt["error"], attempt["agent"]
     became = f"failed: {error}" if error else "first token"
-    title = f"attempt {number}, {agent}, {seconds:.2f} s, {became}"
+    title = f"{name}, {agent}, {seconds:.2f} s, {became}"
     kind = "failed" if error else "completed"
     drawn.attempts.append(lane.span(kind, began, began + seconds, title))
-    if number > 1 or error:
-        told = f"attempt {number} at {agent} " + (f"failed: {error}" if error else "answered")
+    if name != "attempt 1" or error:
+        told = f"{name} at {agent} " + (f"failed: {error}" if error else "answered")
         drawn.moments.append((began + seconds - lane.began_at, told))
 
 

@@ -173,6 +173,18 @@ def test_a_life_is_laid_out_along_its_axis() -> None:
     assert [(0.0, "asked of demo"), (2.0, "first token"), (10.0, "completed")] == line.moments
 
 
+def test_a_model_that_is_asked_again_with_results_is_no_retry() -> None:
+    """Its later requests are named for their turns."""
+    attempts = [
+        {"agent": "a", "began_at": 100.0 + number, "seconds": 0.5, "error": error}
+        for number, error in enumerate(("upstream_error", None, None))
+    ]
+    life = {"attempts": attempts, "gaps": [], "absences": [], "saved_at": None}
+    told = [word for _, word in timeline_of(ASKED, life, 110.0).moments if " at a " in word]
+    expected = ("attempt 1 at a failed: upstream_error", "attempt 2 at a answered")
+    assert [*expected, "turn 2 at a answered"] == told
+
+
 def test_a_life_with_everything() -> None:
     """Attempts, gaps, absences and the save, each in its lane and in words."""
     life = {
