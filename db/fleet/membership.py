@@ -79,17 +79,16 @@ class Membership:
 
     async def _renew(self) -> None:
         asked_at = time.monotonic()
-        was_held = self.is_held
+        was_held, has_asked = self.is_held, self._has_asked
+        self._has_asked = True
         try:
             holder = await self._engine.join(self.name, self._lease_seconds)
         except FleetUnavailable as error:
             if was_held and not self.is_held:
                 log.error("fleet lease ran out", replica=self.name, reason=str(error))
-            elif not self._has_asked:
+            elif not has_asked:
                 log.error("fleet away", reason=str(error))
-            self._has_asked = True
             return
-        self._has_asked = True
         self._held_until = asked_at + self._lease_seconds
         was_rival, self.rival = self.rival, holder != self._engine.token
         if self.rival and not was_rival:

@@ -167,7 +167,7 @@ class Outbox:
         if self._sent >= self._added:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((self._added, partial(_release, waiter)))
+        self.when_sent(partial(_release, waiter))
         await waiter
 
     def when_sent(self, tell: Callable[[], None]) -> None:

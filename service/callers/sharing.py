@@ -132,7 +132,8 @@ class SharedAdmission:
         """See `Admission.admit_repeat`."""
         account = self._admission.account_of(request)
         if account.is_limited:
-            await self._decide(self._known(request, account), None, is_request=True)
+            known = self._known(SharedAccount, owner_of(request), account)
+            await self._decide(known, None, is_request=True)
 
     async def begin(self, request: web.Request) -> Ticket:
         """See `Admission.begin`. Cancelling it gives the stream back."""
@@ -143,7 +144,7 @@ class SharedAdmission:
         note_call = self._note_calls(owner_of(request), account)
         if not account.is_limited:
             return SharedTicket(account, self._clock, lambda _: None, note_call)
-        known = self._known(request, account)
+        known = self._known(SharedAccount, owner_of(request), account)
         stream = f"{self._engine.token}:{next(self._numbers)}"
         try:
             await self._decide(known, stream, is_request=is_request)
@@ -154,11 +155,10 @@ class SharedAdmission:
         note_closed = partial(self._note_closed, known, stream)
         return SharedTicket(account, self._clock, note_closed, note_call)
 
-    def _known(self, request: web.Request, account: Account) -> SharedAccount:
-        owner = owner_of(request)
-        known = self._owners.get(owner)
+    def _known(self, kind: type[SharedAccount], name: str, account: Account) -> SharedAccount:
+        known = self._owners.get(name)
         if known is None:
-            known = self._owners[owner] = SharedAccount(owner, account)
+            known = self._owners[name] = kind(name, account)
         return known
 
     async def _decide(self, known: SharedAccount, stream: str | None, *, is_request: bool) -> None:
@@ -238,11 +238,8 @@ class SharedAdmission:
         """Tells of a call of this caller's. What others' have left of them is asked for now."""
         if account.tool_calls.per_minute is None:
             return _nothing
-        name = owner + CALLS
-        known = self._owners.get(name)
-        if known is None:
-            known = self._owners[name] = SharedCalls(name, account)
-        self._untold[name] = None
+        known = self._known(SharedCalls, owner + CALLS, account)
+        self._untold[known.name] = None
         self._has_work.set()
         return partial(self._note_call, known)
 

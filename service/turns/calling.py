@@ -14,11 +14,8 @@ from attrs import frozen
 
 from service.tools.contract import SEPARATOR, Calls, Tool, ToolResult
 from service.turns.gathering import Wanted
-from service.wire.measuring import has_more_values
+from service.wire.measuring import MOST_VALUES, has_more_values
 from statemachine import Event, Outcome, ToolCallEnded, ToolCallStarted
-
-MOST_VALUES = 30_000
-"""In a call's arguments: as many as in one event of a model's."""
 
 MayCall = Callable[[], float]
 """Counts a call against its caller's limit: seconds to wait if it is used up, and then it isn't counted."""
@@ -81,6 +78,7 @@ class Calling:
     Attributes:
         calls: them.
         results: what each brought, by its id, as far as they have ended.
+        unreadable: the ids of those whose arguments aren't a JSON object that can be read.
     """
 
     def __init__(
@@ -88,6 +86,7 @@ class Calling:
     ) -> None:
         self.calls = calls
         self.results: dict[str, ToolResult] = {}
+        self.unreadable: set[str] = set()
         self._todo = deque(calls)
         self._tools = tools
         self._at_once = at_once
@@ -133,9 +132,11 @@ class Calling:
         )
 
     async def _made(self, call: Call) -> ToolResult:
+        arguments = _arguments_of(call.arguments)  # once, each in its task: they may be long
+        if arguments is None:
+            self.unreadable.add(call.call_id)
         if call.tool is None:
             return _refused(f"There is no tool {call.name[:100]!r}.")
-        arguments = arguments_of(call.arguments)
         if arguments is None:
             return _refused("The arguments are not a JSON object, or too large a one.")
         if wait := self._may_call():
@@ -143,7 +144,7 @@ class Calling:
         return await self._tools.call(call.tool, arguments)
 
 
-def arguments_of(source: str) -> dict[str, Any] | None:
+def _arguments_of(source: str) -> dict[str, Any] | None:
     """A call's arguments; none at all are an empty object. None if they are no object, or one of so many
     values that reading it would hold up everybody else."""
     if not source.strip():

@@ -240,7 +240,7 @@ class Turns:
             text = self._answer.text_from(self._text_begins)
             if gathering.has_text and self._text_begins:
                 text = text.removeprefix("\n\n")
-            told = messages_after(text, calls, results)
+            told = messages_after(text, calls, results, calling.unreadable)
             self._call = evolve(self._call, request=request_with(self._call.request, (), told))
         return events
 

@@ -1,13 +1,13 @@
 """Words what a model is asked in a later turn, as OpenAI writes it. Pure."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
 
 from service.tools.contract import Tool, ToolResult
-from service.turns.calling import Call, arguments_of
+from service.turns.calling import Call
 from service.wire import ChatRequest
 
 _UNFIT, _LONGEST_NAME = re.compile(r"[^A-Za-z0-9_-]"), 64
@@ -30,11 +30,18 @@ def request_with(
 
 
 def messages_after(
-    text: str, calls: Sequence[Call], results: Mapping[str, ToolResult]
+    text: str,
+    calls: Sequence[Call],
+    results: Mapping[str, ToolResult],
+    unreadable: Collection[str],
 ) -> list[dict[str, Any]]:
     """What a turn adds to the conversation: what the model said and called, and what each call brought, in
     the order of the calls. Names and arguments that backends refuse, which the model made up, are made fit:
-    what each call brought says what was wrong."""
+    what each call brought says what was wrong.
+
+    Args:
+        unreadable: the ids of calls whose arguments are no JSON object.
+    """
     said = {
         "role": "assistant",
         "content": text or None,
@@ -42,7 +49,10 @@ def messages_after(
             {
                 "id": call.call_id,
                 "type": "function",
-                "function": {"name": _fit(call.name), "arguments": _object(call.arguments)},
+                "function": {
+                    "name": _fit(call.name),
+                    "arguments": "{}" if call.call_id in unreadable else _object(call.arguments),
+                },
             }
             for call in calls
         ],
@@ -60,8 +70,8 @@ def _fit(name: str) -> str:
 
 
 def _object(arguments: str) -> str:
-    """Arguments as vLLM and others take them, which parse them."""
-    return arguments if arguments.strip() and arguments_of(arguments) is not None else "{}"
+    """Arguments as vLLM and others take them, which parse them: none at all are an empty object."""
+    return arguments if arguments.strip() else "{}"
 
 
 def _offered(tool: Tool) -> dict[str, Any]:

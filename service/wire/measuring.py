@@ -8,6 +8,10 @@ What the text means is read elsewhere; of one that isn't JSON the measures mean 
 from collections.abc import Iterator
 from itertools import accumulate
 
+MOST_VALUES = 30_000
+"""Keys and values of what a model's backend says at once: an event, or a call's arguments. Whatever goes
+through more of them would hold up everybody else. A chunk of a hundred tokens, each with the probabilities of
+twenty others, has some 25,000."""
 _PIECE_BYTES = 256 * 1024
 _OPENING = b"[{,:"
 """Before each key and each value but the outermost stands one of these, and nowhere else."""

@@ -23,7 +23,7 @@ from service.agents.openai.pattern import PatternReader
 from service.agents.openai.redacting import NOTHING_SECRET, Redactor
 from service.agents.openai.shapes import as_chunk, is_completion
 from service.wire import decode_json
-from service.wire.measuring import has_more_values
+from service.wire.measuring import MOST_VALUES, has_more_values
 from statemachine import Failure, RepeatedChunks, UpstreamFailed, UpstreamFinished
 from statemachine.chunks import NEW_LINE
 from statemachine.endings import BODY_ENDED, BROKEN_OFF
@@ -38,9 +38,6 @@ INCOMPLETE = BODY_ENDED
 good end after all."""
 NO_STREAM = Failure("upstream_malformed", "The model's backend did not answer with a stream.")
 """The ending of a body that is something else."""
-MOST_VALUES = 30_000
-"""Keys and values of one event. Whatever goes through more of them would hold up everybody else. A chunk
-of a hundred tokens, each with the probabilities of twenty others, has some 25,000."""
 _TOO_MUCH = "The model's backend sent more than a chunk can hold."
 _PINGS = frozenset((b"ping", b"heartbeat", b"keep-alive", b"keepalive", b"keep_alive"))
 _PING_TYPES = [name.decode() for name in _PINGS]

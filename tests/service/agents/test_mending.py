@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from openai.lib.streaming._deltas import accumulate_delta
 
-from service.agents.openai.decoder import MOST_VALUES, SseDecoder
+from service.agents.openai.decoder import SseDecoder
+from service.wire.measuring import MOST_VALUES
 from statemachine import Transcript, UpstreamFailed, UpstreamFinished
 from statemachine.endings import CUT_OFF_REASONS
 from statemachine.transcript import MOST_CHOICES, MOST_ITEMS
